@@ -260,7 +260,9 @@ class New:
 
     def rows(self, tok: Tensor) -> New:
         """The tokens where ``tok`` (``[N]`` bool) holds."""
-        pick = lambda x: None if x is None else x[tok]  # noqa: E731
+        def pick(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[tok]
+
         full = None if self.full is None else self.full.rows(tok)
         return New(self.logp[tok], pick(self.entropy), pick(self.value), full)
 

@@ -1,0 +1,113 @@
+"""How loss terms become one loss.
+
+An algorithm is a list of terms::
+
+    loss = sum_i coef_i(step) * sum_s norm_is * sum_{t in s} term_i(new, batch)_t
+
+A term is a frozen dataclass with ``__call__``: its fields are its YAML keys, and its pickle travels to the workers.
+The weights ``norm`` come from the *whole* batch of an optimizer step (:func:`normalise`), so adding up micro-batches
+and ranks gives the full-batch loss exactly, however the batch was cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from rlkit.types import SOURCES, Batch, New, Source, Stats
+
+Reduce = Literal["token", "seq", "sum", "const", "prompt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """Base of every loss term. A user's loss is a subclass with ``__call__``, in the user's own file.
+
+    Attributes:
+        coef: a float, or a Coefficient that changes it over the run.
+        reduce: how per-token costs become one number.
+            ``token``: mean over all tokens of the batch (DAPO).
+            ``seq``: mean over sequences of the mean over tokens (GRPO).
+            ``sum``: mean over sequences of the sum over tokens (REINFORCE).
+            ``const``: like ``sum``, divided by ``const`` (Dr.GRPO: the maximal response length).
+            ``prompt``: mean over prompts of the mean over all tokens of the prompt's group (ScaleRL).
+            A per-sequence cost ``[S]`` counts as the same cost on each of its tokens under ``token``, ``seq`` and
+            ``prompt``, and once under ``sum`` and ``const``.
+        const: the divisor of ``reduce: const``.
+        on: which rows the term reads: sampled by the policy, stored reference rows, or data set rows.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    coef: Any = 1.0
+    reduce: Reduce = "token"
+    const: float = 1.0
+    on: Source = "policy"
+
+    def __call__(self, new: New, b: Batch) -> Tensor:
+        """The cost: ``[N]`` per token or ``[S]`` per sequence."""
+        raise NotImplementedError(f"{type(self).__name__} has no __call__(new, batch)")
+
+    @property
+    def name(self) -> str:
+        """The term's name in metrics."""
+        return type(self).__name__
+
+
+def needs(parts: Iterable[Any]) -> frozenset[str]:
+    """The union of what terms, advantages and penalties read; decides what the learner computes."""
+    return frozenset().union(*(part.needs for part in parts))
+
+
+def normalise(objective: Sequence[Term], b: Batch) -> Tensor:
+    """The weight of each token of each sequence in each term's mean, over the whole batch of one optimizer step.
+
+    Shapes:
+        returns ``[terms, S]``; 0 on rows that a term does not read.
+    """
+    tokens = torch.bincount(b.seq, minlength=b.S).to(torch.float64)
+    out = torch.zeros(len(objective), b.S, dtype=torch.float64)
+    for i, term in enumerate(objective):
+        keep = (b.source == SOURCES.index(term.on)) & (tokens > 0)
+        if not bool(keep.any()):
+            continue
+        n = keep.sum()
+        if term.reduce == "token":
+            weight = torch.ones_like(tokens) / tokens[keep].sum()
+        elif term.reduce == "seq":
+            weight = 1.0 / (n * tokens.clamp(min=1))
+        elif term.reduce in ("sum", "const"):
+            weight = torch.ones_like(tokens) / (n * (term.const if term.reduce == "const" else 1.0))
+        else:
+            per_group = tokens.new_zeros(b.G).index_add(0, b.group[keep], tokens[keep])
+            weight = 1.0 / ((per_group > 0).sum() * per_group[b.group].clamp(min=1))
+        out[i] = torch.where(keep, weight, 0.0)
+    return out.to(b.reward.dtype)
+
+
+def loss(objective: Sequence[Term], new: New, b: Batch, coefs: Sequence[float]) -> tuple[Tensor, Stats]:
+    """This shard's share of the loss, and what each term contributed; shares add up over micro-batches and ranks."""
+    assert b.norm is not None, "normalise() fills batch.norm before the batch is cut"
+    total = new.logp.sum() * 0.0
+    stats = Stats()
+    for i, (term, coef) in enumerate(zip(objective, coefs, strict=True)):
+        keep = b.norm[i] > 0
+        if not bool(keep.any()):
+            continue
+        sub = b.rows(keep)
+        assert sub.norm is not None
+        cost = term(new.rows(keep[b.seq]), sub)
+        weight_S = sub.norm[i]
+        if cost.shape[0] == sub.S and cost.shape[0] != sub.N:
+            once = term.reduce in ("sum", "const")
+            value = (cost * (weight_S if once else weight_S * sub.seq_len())).sum()
+        else:
+            value = (cost * weight_S[sub.seq]).sum()
+        total = total + coef * value
+        stats.add(f"loss/{term.name}", float(value.detach()), "sum")
+    stats.add("loss/total", float(total.detach()), "sum")
+    return total, stats
