@@ -300,6 +300,13 @@ class Stats:
             self.add(name, mean, how, weight)
         return self
 
+    def scaled(self, prefix: str, factor: float) -> Stats:
+        """A copy in which the sums under ``prefix`` are multiplied, e.g. by 1 / optimizer steps."""
+        out = Stats()
+        out._data = {name: (how, value * factor if how == "sum" and name.startswith(prefix) else value, weight)
+                     for name, (how, value, weight) in self._data.items()}
+        return out
+
     def update(self, values: Mapping[str, float]) -> Stats:
         for k, v in values.items():
             self.add(k, v, "last")

@@ -1,0 +1,167 @@
+"""The learners and the engines of a run behind two plain classes, in this process or on Ray.
+
+``LearnerGroup`` and ``EngineGroup`` have explicit methods and do all planning. What differs between a notebook and a
+cluster is only how a method of a worker is called: :class:`LocalWorkers` or :class:`RayWorkers`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rlkit.learner.plan import cut, optimizer_steps
+from rlkit.run import Run
+from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
+
+
+class Workers(Protocol):
+    """Workers of one kind; ``call`` runs a method on all of them at once, ``one`` on a single one."""
+
+    size: int
+
+    def call(self, method: str, *args: Any, each: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
+        """Results of ``method`` on every worker; ``each`` gives every worker its own arguments."""
+        ...
+
+    def handles(self, method: str, *args: Any) -> list[Any]:
+        """Like ``call``, but results may stay where they were made; pass them on to another group's ``call``."""
+        ...
+
+    def one(self, index: int, method: str, *args: Any) -> Any: ...
+
+    def close(self) -> None: ...
+
+
+class LocalWorkers:
+    """One worker: an object of this process."""
+
+    size = 1
+
+    def __init__(self, worker: Any) -> None:
+        self.worker = worker
+
+    def call(self, method: str, *args: Any, each: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
+        return [getattr(self.worker, method)(*(each[0] if each else args))]
+
+    def handles(self, method: str, *args: Any) -> list[Any]:
+        return self.call(method, *args)
+
+    def one(self, index: int, method: str, *args: Any) -> Any:
+        return getattr(self.worker, method)(*args)
+
+    def close(self) -> None:
+        if hasattr(self.worker, "close"):
+            self.worker.close()
+
+
+class LearnerGroup:
+    """All learner ranks. Batches are planned and cut here, from the whole batch."""
+
+    def __init__(self, workers: Workers, run: Run, needs: frozenset[str]) -> None:
+        self.workers, self.run, self.needs = workers, run, needs
+        self._buckets: list[list[str]] | None = None
+
+    def annotate(self, b: Batch, which: Sequence[str]) -> None:
+        """Fills ``b.logp[...]`` (``old``, ``ref``) and ``b.value`` for the names in ``which``."""
+        if not which:
+            return
+        shards, rows = cut(b, self.workers.size, self.run.learner.max_tokens)
+        results = self.workers.call("annotate", each=[(micros, tuple(which)) for micros in shards])
+        start = torch.bincount(b.seq, minlength=b.S).cumsum(0)
+        start = torch.cat([start.new_zeros(1), start])
+        index = torch.cat([torch.arange(int(start[s]), int(start[s + 1])) for part in rows for s in part.tolist()])
+        for name in which:
+            x = torch.empty(b.N)
+            x[index] = torch.cat([r[name] for r in results])
+            if name == "value":
+                b.value = x
+            else:
+                b.logp[name] = x
+
+    def update(self, b: Batch, coefs: Sequence[float], seed: int) -> Stats:
+        """All optimizer steps of one rollout batch."""
+        section, stats = self.run.learner, Stats()
+        steps = optimizer_steps(b, self.run.objective, epochs=section.epochs, count=section.minibatches,
+                                ranks=self.workers.size, max_tokens=section.max_tokens, seed=seed)
+        for shards in steps:
+            for part in self.workers.call("step", each=[(micros, tuple(coefs)) for micros in shards]):
+                stats.merge(part)
+        return stats.scaled("loss/", 1 / len(steps))
+
+    def after_step(self, step: int, stats: Stats) -> None:
+        self.workers.call("after_step", step, stats)
+
+    def buckets(self) -> list[list[str]]:
+        if self._buckets is None:
+            self._buckets = self.workers.call("buckets")[0]
+        return self._buckets
+
+    def gather(self, names: Sequence[str]) -> Any:
+        """A handle of whole tensors by name; give it to :meth:`EngineGroup.load`."""
+        return self.workers.handles("gather", names)[0]
+
+    def logprobs(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
+        """The learner's log-probs of each rollout's sampled tokens."""
+        b = Batch.from_rollouts(rollouts)
+        self.annotate(b, ("old",))
+        return [x.tolist() for x in b.logp["old"].split(torch.bincount(b.seq, minlength=b.S).tolist())]
+
+    def save(self, folder: str) -> None:
+        self.workers.call("save", folder)
+
+    def load(self, folder: str) -> None:
+        self.workers.call("load", folder)
+
+    def export(self, folder: str) -> None:
+        self.workers.call("export", folder)
+
+    def close(self) -> None:
+        self.workers.close()
+
+
+class EngineGroup:
+    """All engines. A prompt group goes to the engine with the fewest running groups."""
+
+    def __init__(self, workers: Workers) -> None:
+        self.workers = workers
+        self._running = [0] * workers.size
+        self._lock = threading.Lock()
+        self._turn = itertools.count()
+
+    def generate(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
+        with self._lock:
+            first = next(self._turn) % self.workers.size
+            i = min(range(self.workers.size), key=lambda k: (self._running[k], (k - first) % self.workers.size))
+            self._running[i] += 1
+        try:
+            return self.workers.one(i, "generate", prompt, n, sampling)
+        finally:
+            with self._lock:
+                self._running[i] -= 1
+
+    def generate_on(self, index: int, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
+        """On one given engine; the parity probe asks each of them."""
+        return self.workers.one(index, "generate", prompt, n, sampling)
+
+    def score(self, rollouts: Sequence[Rollout], temperature: float) -> list[list[float]]:
+        return self.workers.one(0, "score", rollouts, temperature)
+
+    def begin_update(self, mode: str) -> None:
+        self.workers.call("begin_update", mode)
+
+    def load(self, tensors: Mapping[str, Tensor] | Any) -> None:
+        self.workers.call("load", tensors)
+
+    def end_update(self, version: int) -> None:
+        self.workers.call("end_update", version)
+
+    def stats(self) -> list[dict[str, float]]:
+        return self.workers.call("stats")
+
+    def close(self) -> None:
+        self.workers.close()

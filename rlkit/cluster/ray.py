@@ -1,0 +1,162 @@
+"""The part of rlkit that knows Ray: starting or joining a cluster, and actors around learners and engines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rlkit.learner.backend import free_port, rank_environment
+from rlkit.run import Cluster, Run
+
+
+def import_ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    try:
+        import ray
+    except ImportError:
+        raise ValueError("cluster: is set, but ray is not installed. Install it with: pip install 'rlkit[cpu]' (or "
+                         "rlkit[gpu]), or set cluster: null to run in one process.") from None
+    return ray
+
+
+def connect(cluster: Cluster) -> None:
+    """Starts a local cluster, or joins the one at ``cluster.address``; checks that the run fits on it.
+
+    Raises:
+        ValueError: the cluster does not answer, or it has too few CPUs or GPUs.
+    """
+    ray = import_ray()
+    if not ray.is_initialized():
+        common: dict[str, Any] = {"include_dashboard": False, "log_to_driver": bool(os.environ.get("RLKIT_RAY_LOGS")),
+                                  "logging_level": "ERROR", "configure_logging": True}
+        if cluster.address is None:
+            ray.init(address="local", object_store_memory=_store_bytes(), **common)
+        else:
+            common.pop("include_dashboard")
+            try:
+                ray.init(address=cluster.address, **common)
+            except (ConnectionError, OSError, ValueError, RuntimeError) as error:
+                raise ValueError(f"cluster.address: no Ray cluster answers at {cluster.address!r} "
+                                 f"({str(error).splitlines()[0]}). Start one with `ray start --head`, correct the "
+                                 "address, or set cluster.address: null to start a local one.") from error
+    check_resources(cluster, ray.cluster_resources())
+
+
+def _store_bytes() -> int:
+    """Room for a few copies of a small model; Ray's default takes 30 % of the machine."""
+    import psutil
+
+    return int(max(200 << 20, min(psutil.virtual_memory().total // 10, 8 << 30)))
+
+
+def gpus_per_device(cluster: Cluster, resources: dict[str, float]) -> float:
+    return (1.0 if resources.get("GPU", 0) else 0.0) if cluster.gpus is None else cluster.gpus
+
+
+def check_resources(cluster: Cluster, resources: dict[str, float]) -> None:
+    """Raises ValueError if the engines and learners of the run do not fit on the cluster."""
+    gpus = gpus_per_device(cluster, resources)
+    workers = cluster.engines + cluster.learners
+    want_cpu = cluster.cpus * workers
+    want_gpu = gpus * (cluster.engines * cluster.tensor_parallel + cluster.learners)
+    layout = (f"{cluster.engines} engine(s) of {cluster.tensor_parallel} device(s) and {cluster.learners} learner(s)")
+    if want_cpu > resources.get("CPU", 0) + 1e-6:
+        raise ValueError(f"cluster: {layout} need {want_cpu:g} CPUs, but the cluster has {resources.get('CPU', 0):g}. "
+                         f"Use fewer workers, or set cluster.cpus to at most {resources.get('CPU', 0) / workers:.2g} "
+                         "so that they share.")
+    if want_gpu > resources.get("GPU", 0) + 1e-6:
+        raise ValueError(f"cluster: {layout} need {want_gpu:g} GPUs, but the cluster has {resources.get('GPU', 0):g}. "
+                         "Use fewer workers, or set cluster.gpus to a fraction so that they share devices.")
+
+
+class RayWorkers:
+    """Actors of one kind. A call that fails, or that answers later than ``timeout``, ends the run with its cause."""
+
+    def __init__(self, actors: Sequence[Any], timeout: float, what: str) -> None:
+        self.actors, self.size, self.timeout, self.what = list(actors), len(actors), timeout, what
+
+    def call(self, method: str, *args: Any, each: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
+        refs = [a.do.remote(method, *(each[i] if each else args)) for i, a in enumerate(self.actors)]
+        return self.get(refs, method)
+
+    def handles(self, method: str, *args: Any) -> list[Any]:
+        return [a.do.remote(method, *args) for a in self.actors]
+
+    def one(self, index: int, method: str, *args: Any) -> Any:
+        return self.get([self.actors[index].do.remote(method, *args)], method, timeout=None)[0]
+
+    def get(self, refs: list[Any], method: str, timeout: float | None = -1) -> list[Any]:
+        """Results of ``refs``; errors of workers come back as what was raised there."""
+        ray = import_ray()
+        try:
+            return ray.get(refs, timeout=self.timeout if timeout == -1 else timeout)
+        except ray.exceptions.GetTimeoutError:
+            raise TimeoutError(f"{self.what}.{method} gave no answer within {self.timeout:g} s. A worker hangs or is "
+                               "still waiting for resources; raise cluster.timeout if it is only slow.") from None
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            raise cause from error
+        except ray.exceptions.RayActorError as error:
+            raise RuntimeError(f"a {self.what} worker died during {method}: {str(error).strip().splitlines()[0]} "
+                               "Its log is in Ray's session folder; `rlkit train ... --resume` continues from the last "
+                               "checkpoint.") from error
+
+    def close(self) -> None:
+        ray = import_ray()
+        for actor in self.actors:
+            ray.kill(actor, no_restart=True)
+
+
+class Host:
+    """The one actor class: holds a learner rank or an engine, and calls its methods by name."""
+
+    def address(self) -> tuple[str, int]:
+        """Where rank 0 listens for the others."""
+        return import_ray().util.get_node_ip_address(), free_port()
+
+    def build(self, make: Callable[..., Any], env: dict[str, str], *args: Any, **kwargs: Any) -> Any:
+        """Makes the worker; ``env`` is set before anything heavy is imported."""
+        os.environ.update(env)
+        self.worker = make(*args, **kwargs)
+        return self.worker.ready()
+
+    def do(self, method: str, *args: Any) -> Any:
+        return getattr(self.worker, method)(*args)
+
+
+def make_learner(run: Run, model_path: str, needs: frozenset[str], rank: int, world: int) -> Any:
+    import torch
+
+    assert run.cluster is not None
+    if not torch.cuda.is_available():
+        torch.set_num_threads(max(1, int(run.cluster.cpus)))
+    from rlkit.learner.learner import Learner
+
+    return Learner(run, model_path, needs, rank, world)
+
+
+def start(run: Run, model_path: str, needs: frozenset[str], make_engine: Callable[..., Any],
+          engine_env: dict[str, str], engine_args: dict[str, Any]) -> tuple[RayWorkers, RayWorkers]:
+    """Actors for all learners and engines of a run, built side by side: ``(learners, engines)``."""
+    ray = import_ray()
+    cluster = run.cluster
+    assert cluster is not None
+    gpus = gpus_per_device(cluster, ray.cluster_resources())
+    host = ray.remote(Host)
+    quiet = {"env_vars": {"OMP_NUM_THREADS": str(max(1, int(cluster.cpus))), "TOKENIZERS_PARALLELISM": "false"}}
+    engines = [host.options(num_cpus=cluster.cpus, num_gpus=gpus * cluster.tensor_parallel, max_concurrency=512,
+                            runtime_env={"env_vars": {**quiet["env_vars"], **engine_env}}).remote()
+               for _ in range(cluster.engines)]
+    learners = [host.options(num_cpus=cluster.cpus, num_gpus=gpus, runtime_env=quiet).remote()
+                for _ in range(cluster.learners)]
+    groups = (RayWorkers(learners, cluster.timeout, "learner"), RayWorkers(engines, cluster.timeout, "engine"))
+    building = [e.build.remote(make_engine, engine_env, model_path, **engine_args) for e in engines]
+    master, port = groups[0].get([learners[0].address.remote()], "address")[0]
+    building += [a.build.remote(make_learner, rank_environment(rank, cluster.learners, master, port), run, model_path,
+                                needs, rank, cluster.learners) for rank, a in enumerate(learners)]
+    groups[0].get(building, "start")
+    return groups

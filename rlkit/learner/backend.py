@@ -1,0 +1,206 @@
+"""What executes an optimizer step: plain torch in one process, or a DeepSpeed engine on one or several ranks.
+
+Both take losses whose micro-batches and ranks *add up* (they are normalised over the whole batch), clip the global
+gradient norm, step the learning-rate schedule, and give access to whole parameters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from rlkit.run import LearnerSection
+
+OURS = {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
+        "optimizer", "scheduler", "fp16"}
+
+
+def lr_factor(section: LearnerSection, total: int) -> Callable[[int], float]:
+    """The learning rate of optimizer step ``k`` as a multiple of ``lr``: linear warm-up, then the schedule."""
+
+    def factor(k: int) -> float:
+        if k < section.warmup_steps:
+            return (k + 1) / section.warmup_steps
+        done = min(1.0, (k - section.warmup_steps) / max(1, total - section.warmup_steps))
+        if section.schedule == "linear":
+            return section.final_lr + (1 - section.final_lr) * (1 - done)
+        if section.schedule == "cosine":
+            return section.final_lr + (1 - section.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
+        return 1.0
+
+    return factor
+
+
+def make_optimizer(model: nn.Module, section: LearnerSection, total: int) -> tuple[Any, Any]:
+    """AdamW over the trainable parameters (no weight decay on vectors: norms and biases), and its schedule."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in trainable if p.ndim >= 2], "weight_decay": section.weight_decay},
+              {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=section.lr, betas=section.betas,
+                                  eps=section.eps)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(section, total))
+
+
+class TorchBackend:
+    """One process, no sharding: for notebooks, debuggers and tests."""
+
+    def __init__(self, model: nn.Module, section: LearnerSection, total_steps: int) -> None:
+        self.module, self.section, self.total_steps = model, section, total_steps
+        self.reset_optimizer()
+
+    def reset_optimizer(self) -> None:
+        self.optimizer, self.schedule = make_optimizer(self.module, self.section, self.total_steps)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """``last``: this is the step's last micro-batch."""
+        loss.backward()
+
+    def step(self) -> float:
+        """One optimizer step; returns the gradient norm before clipping."""
+        norm = torch.nn.utils.clip_grad_norm_([p for p in self.module.parameters() if p.grad is not None],
+                                              self.section.max_grad_norm or math.inf)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        return float(norm)
+
+    @property
+    def lr(self) -> float:
+        return float(self.schedule.get_last_lr()[0])
+
+    def whole(self, parameters: Iterable[nn.Parameter]) -> contextlib.AbstractContextManager[Any]:
+        """Inside, the given parameters are whole on every rank."""
+        return contextlib.nullcontext()
+
+    def save(self, folder: Path) -> None:
+        trainable = {n: p.detach() for n, p in self.module.named_parameters() if p.requires_grad}
+        torch.save({"model": trainable, "optimizer": self.optimizer.state_dict(),
+                    "schedule": self.schedule.state_dict()}, folder / "learner.pt")
+
+    def load(self, folder: Path) -> None:
+        state = torch.load(folder / "learner.pt", map_location="cpu", weights_only=True)
+        named = dict(self.module.named_parameters())
+        with torch.no_grad():
+            for name, value in state["model"].items():
+                named[name].copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+
+
+class DeepSpeedBackend:
+    """A DeepSpeed engine on this rank of ``world`` ranks. The user's ``deepspeed:`` section is handed on as it is."""
+
+    def __init__(self, model: nn.Module, section: LearnerSection, total_steps: int, options: Mapping[str, Any],
+                 bf16: bool, world: int) -> None:
+        deepspeed = import_deepspeed()
+        if not torch.distributed.is_initialized():
+            deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo",
+                                       auto_mpi_discovery=False, verbose=False)
+        optimizer, schedule = make_optimizer(model, section, total_steps)
+        zero = {"stage": 0, "overlap_comm": torch.cuda.is_available(), **options.get("zero_optimization", {})}
+        config = {
+            "train_micro_batch_size_per_gpu": 1,
+            # Boundaries are set by hand, micro-batch by micro-batch; any number above 1 makes ZeRO accumulate.
+            "gradient_accumulation_steps": 2,
+            "gradient_clipping": section.max_grad_norm,
+            "steps_per_print": 2**31,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            **({"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}} if bf16 else {}),
+            **options,
+            "zero_optimization": zero,
+        }
+        self.world, self.stage = world, int(zero["stage"])
+        self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=schedule, config=config)
+        self.module = self.engine.module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.engine(*args, **kwargs)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        self.engine.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages over ranks; rlkit's losses are shares of one global mean and must be added.
+        self.engine.backward(loss * self.world, scale_wrt_gas=False)
+
+    def step(self) -> float:
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm() or 0.0)
+
+    @property
+    def lr(self) -> float:
+        return float(self.engine.get_lr()[0])
+
+    def whole(self, parameters: Iterable[nn.Parameter]) -> contextlib.AbstractContextManager[Any]:
+        if self.stage < 3:
+            return contextlib.nullcontext()
+        return import_deepspeed().zero.GatheredParameters(list(parameters))
+
+    def save(self, folder: Path) -> None:
+        self.engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False, exclude_frozen_parameters=True)
+
+    def load(self, folder: Path) -> None:
+        path, _ = self.engine.load_checkpoint(str(folder), tag="deepspeed", load_module_strict=False)
+        if path is None:
+            raise ValueError(f"{folder}: DeepSpeed found no checkpoint there; it was made with another number of "
+                             "learners or another ZeRO stage, or it is incomplete.")
+
+
+def check_deepspeed_options(options: Mapping[str, Any]) -> None:
+    """Refuses keys that rlkit sets from its own sections, so that no value is silently overridden."""
+    taken = sorted(OURS & set(options))
+    if taken:
+        raise ValueError(f"deepspeed.{taken[0]}: rlkit sets this itself. Use learner.max_tokens, learner.minibatches, "
+                         "learner.max_grad_norm, learner.lr, learner.schedule and model.dtype instead.")
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, quiet, without the just-in-time build of its shared-memory collective."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        import deepspeed
+        from deepspeed.utils import logger
+    except ImportError:
+        raise ValueError("deepspeed is not installed. Install it with: pip install 'rlkit[cpu]' (or rlkit[gpu])") from None
+    logger.setLevel("ERROR")
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def rank_environment(rank: int, world: int, address: str, port: int) -> dict[str, str]:
+    """What torch.distributed and DeepSpeed read; each rank is alone on its device."""
+    return {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": address,
+            "MASTER_PORT": str(port)}
+
+
+def in_buckets(parameters: Iterable[tuple[str, int]], limit: int) -> Iterator[list[str]]:
+    """Groups names so that each group holds about ``limit`` bytes, in order."""
+    bucket: list[str] = []
+    size = 0
+    for name, nbytes in parameters:
+        if bucket and size + nbytes > limit:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(name)
+        size += nbytes
+    if bucket:
+        yield bucket

@@ -1,0 +1,229 @@
+"""One learner rank: log-probs, optimizer steps, whole weights, and its part of a checkpoint.
+
+A rank never sees the whole batch. It gets the micro-batches that :mod:`rlkit.learner.plan` cut for it, with their
+weights in the global mean; adding up what the ranks return gives the result of the whole batch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rlkit.learner.backend import DeepSpeedBackend, TorchBackend, free_port, in_buckets, rank_environment
+from rlkit.learner.model import PolicyModel, add_lora, evaluate_new, load_lm
+from rlkit.learner.reference import ReferenceState
+from rlkit.objective import loss
+from rlkit.types import Batch, Stats
+
+if TYPE_CHECKING:
+    from rlkit.run import Run
+
+BUCKET_BYTES = 64 << 20
+
+
+class Learner:
+    """Rank ``rank`` of ``world``. ``needs``: what the run's terms, advantage and penalties read."""
+
+    def __init__(self, run: Run, model_path: str, needs: frozenset[str], rank: int = 0, world: int = 1) -> None:
+        self.run, self.model_path, self.needs, self.rank, self.world = run, model_path, needs, rank, world
+        self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        bf16 = run.model.dtype == "bfloat16"
+        lm = load_lm(model_path, dtype=torch.bfloat16 if bf16 else torch.float32, attention=run.model.attention)
+        if run.peft is not None:
+            lm = add_lora(lm, run.peft, run.seed)
+        if run.learner.gradient_checkpointing:
+            lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            lm.enable_input_require_grads()
+        self.policy = PolicyModel(lm, value_head="value" in needs, fp32_head=run.model.fp32_head).to(self.device)
+        self.policy.train()
+        total = run.steps * run.learner.epochs * run.learner.minibatches
+        if run.deepspeed is None:
+            self.backend: Any = TorchBackend(self.policy, run.learner, total)
+        else:
+            if "RANK" not in os.environ:
+                os.environ.update(rank_environment(0, 1, "127.0.0.1", free_port()))
+            self.backend = DeepSpeedBackend(self.policy, run.learner, total, run.deepspeed, bf16, world)
+        self.reference: ReferenceState | None = None
+        if "ref" in needs and run.reference is not None:
+            self.reference = run.reference.build(self)
+
+    # -- log-probs ------------------------------------------------------------------------------------------------
+
+    def annotate(self, micros: Sequence[Batch], which: Sequence[str]) -> dict[str, Tensor]:
+        """Log-probs (``old``, ``ref``) or values (``value``) of this rank's rows, one after the other, ``[n]``."""
+        out: dict[str, list[Tensor]] = {name: [] for name in which}
+        for micro in micros:
+            b = micro.map(lambda t: t.to(self.device))
+            if "ref" in out:
+                assert self.reference is not None
+                self._keep(out["ref"], micro, self.reference.logprobs(b, self.run.sampling))
+            if "old" in out or "value" in out:
+                with torch.no_grad():
+                    new = evaluate_new(self.backend, b, self.run.sampling, frozenset(which) & {"value"})
+                if "old" in out:
+                    self._keep(out["old"], micro, new.logp)
+                if new.value is not None and "value" in out:
+                    self._keep(out["value"], micro, new.value)
+        return {name: torch.cat(parts) if parts else torch.empty(0) for name, parts in out.items()}
+
+    @staticmethod
+    def _keep(parts: list[Tensor], micro: Batch, x: Tensor) -> None:
+        if not micro.meta.get("idle"):
+            parts.append(x.detach().float().cpu())
+
+    # -- training -------------------------------------------------------------------------------------------------
+
+    def step(self, micros: Sequence[Batch], coefs: Sequence[float]) -> Stats:
+        """One optimizer step from this rank's micro-batches.
+
+        Raises:
+            FloatingPointError: a loss that is not finite; weights are untouched.
+        """
+        stats = Stats()
+        for k, micro in enumerate(micros):
+            b = micro.map(lambda t: t.to(self.device))
+            new = evaluate_new(self.backend, b, self.run.sampling, self.needs)
+            # With one update per batch the policy has not moved yet: its log-probs before the update are these.
+            b.logp.setdefault("old", new.logp.detach())
+            value, shares = loss(self.run.objective, new, b, coefs)
+            if not torch.isfinite(value):
+                raise FloatingPointError(self._diagnose(shares, new.logp, b))
+            self.backend.backward(value, last=k == len(micros) - 1)
+            if not micro.meta.get("idle"):
+                stats.merge(shares)
+                describe(stats, new.logp.detach(), b)
+        norm = self.backend.step()
+        stats.add("learner/grad_norm", norm, "max")
+        stats.add("learner/lr", self.backend.lr, "max")
+        return stats
+
+    def _diagnose(self, shares: Stats, logp: Tensor, b: Batch) -> str:
+        bad = [name for name, v in shares.as_dict().items() if not math.isfinite(v) and name != "loss/total"]
+        anchors = [name for name, x in b.logp.items() if not bool(torch.isfinite(x).all())]
+        found = f"log-probs under training are {'not ' if not bool(torch.isfinite(logp).all()) else ''}finite"
+        return (f"the loss is not finite in {', '.join(bad) or 'the total'}; {found}"
+                + (f"; stored log-probs that are not finite: {', '.join(anchors)}" if anchors else "")
+                + ". No step was taken. Lower learner.lr or the term's coefficient, or look at the rows of this step.")
+
+    def reset_optimizer(self) -> None:
+        """Forgets the optimizer's moments and restarts its schedule; weights stay."""
+        if isinstance(self.backend, TorchBackend):
+            self.backend.reset_optimizer()
+            return
+        raise ValueError("reference.reset_optimizer is not available under DeepSpeed, whose engine owns the optimizer "
+                         "state. Set reset_optimizer: false, or train with deepspeed: null.")
+
+    def after_step(self, step: int, stats: Stats) -> None:
+        if self.reference is not None:
+            self.reference.after_step(step, stats)
+
+    # -- weights --------------------------------------------------------------------------------------------------
+
+    def full_weights(self, names: Sequence[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Whole tensors under their Hugging Face names, adapters merged. A collective: every rank iterates."""
+        for name, parameters, value in self._exports():
+            if names is None or name in names:
+                with torch.no_grad(), self.backend.whole(parameters):
+                    yield name, value().detach()
+
+    def _exports(self) -> Iterator[tuple[str, list[Tensor], Any]]:
+        """(name, the parameters it is made of, how to compute it)."""
+        base = self.policy.base
+        if self.run.peft is None:
+            for name, p in base.named_parameters():
+                yield name, [p], (lambda p=p: p)
+            return
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        for name, module in base.named_modules():
+            if isinstance(module, BaseTunerLayer):
+                yield (f"{name}.weight", list(module.parameters()),
+                       lambda m=module: m.base_layer.weight + m.get_delta_weight(m.active_adapters[0]))
+                if getattr(module.base_layer, "bias", None) is not None:
+                    yield f"{name}.bias", [module.base_layer.bias], (lambda m=module: m.base_layer.bias)
+        for name, p in base.named_parameters():
+            if "lora_" not in name and ".base_layer." not in name:
+                yield name, [p], (lambda p=p: p)
+
+    def buckets(self) -> list[list[str]]:
+        """Names of all exported tensors, grouped to about 64 MiB."""
+        sizes = []
+        for name, parameters, _ in self._exports():
+            p = max(parameters, key=_numel)
+            sizes.append((name, _numel(p) * p.element_size()))
+        return list(in_buckets(sizes, BUCKET_BYTES))
+
+    def gather(self, names: Sequence[str]) -> dict[str, Any] | None:
+        """One bucket of whole tensors as numpy arrays on rank 0 (None elsewhere). A collective.
+
+        bfloat16 has no numpy type and travels as its bits: the engine reads them back by ``torch.view``.
+        """
+        out = {}
+        for name, tensor in self.full_weights(names):
+            if self.rank == 0:
+                out[name] = tensor.float().cpu().numpy()
+        return out if self.rank == 0 else None
+
+    # -- files ----------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str) -> None:
+        """This rank's part of a checkpoint."""
+        self.backend.save(Path(folder))
+        if self.rank == 0 and self.reference is not None:
+            torch.save(self.reference.state_dict(), Path(folder) / "reference.pt")
+
+    def load(self, folder: str) -> None:
+        self.backend.load(Path(folder))
+        if self.reference is not None:
+            self.reference.load_state_dict(torch.load(Path(folder) / "reference.pt", weights_only=True))
+
+    def export(self, folder: str) -> None:
+        """The model in Hugging Face format; with LoRA the merged model, and the adapter in ``adapter/``."""
+        state = {name: tensor.cpu().clone() for name, tensor in self.full_weights()}
+        if self.run.peft is not None:
+            adapter = [p for n, p in self.policy.lm.named_parameters() if "lora_" in n]
+            with self.backend.whole(adapter):
+                if self.rank == 0:
+                    lora = {n: p.detach().cpu().clone() for n, p in self.policy.lm.named_parameters() if "lora_" in n}
+                    self.policy.lm.save_pretrained(str(Path(folder) / "adapter"), state_dict=lora)
+        if self.rank != 0:
+            return
+        if self.run.peft is None:
+            self.policy.base.save_pretrained(folder, state_dict=state)
+        else:
+            # The wrapped modules carry the adapter's names; a fresh model of the same shape has the plain ones.
+            plain = load_lm(self.model_path, dtype=next(iter(state.values())).dtype)
+            plain.save_pretrained(folder, state_dict=state)
+
+    def ready(self) -> dict[str, Any]:
+        """What was built; asked once, at the start."""
+        trainable = sum(_numel(p) for p in self.policy.parameters() if p.requires_grad)
+        return {"device": str(self.device), "parameters": sum(_numel(p) for p in self.policy.parameters()),
+                "trainable": trainable}
+
+
+def _numel(p: Tensor) -> int:
+    return int(getattr(p, "ds_numel", p.numel()))       # ZeRO-3 leaves an empty shell on each rank
+
+
+def describe(stats: Stats, logp: Tensor, b: Batch) -> None:
+    """What every run shows about its three KLs, as sums over tokens that reduce to means over the batch."""
+    n = float(b.N)
+    if not n:
+        return
+    gap = (logp - b.logp["behav"]).abs()
+    stats.add("mismatch/mean", gap.mean(), "mean", n)
+    stats.add("mismatch/max", gap.max(), "max")
+    log_ratio = logp - b.logp["old"]
+    stats.add("ratio/max", log_ratio.max().exp(), "max")
+    stats.add("kl/old", (torch.expm1(log_ratio) - log_ratio).mean(), "mean", n)
+    if "ref" in b.logp:
+        log_u = b.logp["old"] - b.logp["ref"]
+        stats.add("kl/ref", log_u.mean(), "mean", n)
+        stats.add("kl/ref_k3", (torch.expm1(-log_u) + log_u).mean(), "mean", n)

@@ -1,0 +1,119 @@
+"""The model under training: a Hugging Face causal LM whose forward pass answers in flat action tokens.
+
+The only shift by a position in rlkit is in :meth:`PolicyModel.forward`: the hidden state at position ``t - 1`` predicts
+the token at ``t``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlkit.learner.head import LMHead
+from rlkit.types import Batch, New, Sampling
+
+
+def load_lm(path: str | Path, dtype: torch.dtype = torch.float32, attention: str | None = None) -> Any:
+    """Loads a causal LM from a folder or from the hub.
+
+    Raises:
+        ValueError: the path is not a model, with the reason.
+    """
+    from transformers import AutoModelForCausalLM
+
+    options = {} if attention is None else {"attn_implementation": attention}
+    try:
+        lm = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ValueError(f"model.path: {str(path)!r} could not be loaded as a causal language model: "
+                         f"{str(error).splitlines()[0]}") from error
+    config = lm.config
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            raise ValueError(f"model.path: {path} transforms its logits ({name} = {getattr(config, name)}); rlkit computes "
+                             "log-probabilities from hidden states and supports models with a plain output layer.")
+    if not isinstance(lm.get_output_embeddings(), nn.Linear):
+        raise ValueError(f"model.path: {path} has no linear output layer; rlkit needs one.")
+    config.use_cache = False
+    return lm
+
+
+def add_lora(lm: Any, options: dict[str, Any], seed: int) -> Any:
+    """Wraps ``lm`` with a LoRA adapter; ``options`` go to ``peft.LoraConfig`` as they are.
+
+    Raises:
+        ValueError: peft is missing, or it refuses the options.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise ValueError("peft: is set, but peft is not installed. Install it with: pip install peft") from None
+    torch.manual_seed(seed)                     # every rank must draw the same adapter
+    try:
+        return get_peft_model(lm, LoraConfig(**{"task_type": "CAUSAL_LM", **options}))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"peft: {str(error).splitlines()[0]}") from error
+
+
+class PolicyModel(nn.Module):
+    """A language model (with a LoRA adapter or not) and an optional value head.
+
+    ``forward`` takes packed sequences and returns log-probs of the action tokens of the distribution that was sampled
+    from: after temperature, top-k and top-p.
+    """
+
+    def __init__(self, lm: Any, value_head: bool = False, fp32_head: bool = False) -> None:
+        super().__init__()
+        self.lm = lm
+        self.base.set_output_embeddings(LMHead.adopt(self.base.get_output_embeddings()))
+        self.fp32_head = fp32_head
+        self.value_head: nn.Linear | None = None
+        if value_head:
+            self.value_head = nn.Linear(self.base.config.hidden_size, 1)
+            nn.init.zeros_(self.value_head.weight)
+            nn.init.zeros_(self.value_head.bias)
+            self.value_head.to(self.base.get_output_embeddings().weight.dtype)
+
+    @property
+    def base(self) -> Any:
+        """The Hugging Face model itself, without the adapter's wrapper."""
+        return self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
+
+    def forward(self, ids: Tensor, length: Tensor, action: Tensor, sampling: Sampling, entropy: bool = False,
+                value: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Log-probs ``[N]``, entropies (``[N]`` or empty) and values (``[N]`` or None).
+
+        Shapes:
+            ids ``[L]`` packed tokens; length ``[S]``, sums to ``L``; action ``[N]`` indices into ``[L]``.
+        """
+        hidden = self._hidden(ids, length)                                          # [L, H]
+        at = hidden[action - 1]                                                     # the one shift
+        logp, ent = self.base.get_output_embeddings()(
+            at, target=ids[action], temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
+            entropy=entropy, fp32=self.fp32_head)
+        values = self.value_head(at)[:, 0].float() if value and self.value_head is not None else None
+        return logp, ent, values
+
+    def _hidden(self, ids: Tensor, length: Tensor) -> Tensor:
+        """Last hidden states ``[L, H]``.
+
+        Rows are padded on the right: attention is causal, so no real token ever sees padding and no mask is needed.
+        """
+        rows, longest = length.shape[0], int(length.max())
+        row = torch.repeat_interleave(torch.arange(rows, device=ids.device), length)
+        start = (length.cumsum(0) - length)[row]
+        column = torch.arange(ids.shape[0], device=ids.device) - start
+        padded = ids.new_zeros(rows, longest)
+        padded[row, column] = ids
+        hidden: Tensor = self.base.get_decoder()(input_ids=padded, use_cache=False).last_hidden_state
+        return hidden[row, column]
+
+
+def evaluate_new(model: Any, b: Batch, sampling: Sampling, needs: frozenset[str]) -> New:
+    """Runs ``model`` (a :class:`PolicyModel` or an engine around one) on a micro-batch."""
+    want_value = "value" in needs
+    logp, entropy, value = model(b.ids, b.length, b.action, sampling, entropy="entropy" in needs, value=want_value)
+    return New(logp, entropy if "entropy" in needs else None, value)

@@ -1,0 +1,110 @@
+"""How one rollout batch becomes optimizer steps, ranks and micro-batches.
+
+Everything is decided on the driver from the whole batch, so results do not depend on the number of ranks or on the
+size of a micro-batch: the weights of every mean (:func:`rlkit.objective.normalise`) are fixed before the batch is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rlkit.objective import Term, normalise
+from rlkit.types import Batch
+
+
+def minibatches(b: Batch, epochs: int, count: int, seed: int) -> list[Tensor]:
+    """Row indices of each optimizer step: ``count`` minibatches an epoch, prompt groups never split.
+
+    Raises:
+        ValueError: fewer prompt groups than minibatches.
+    """
+    groups = torch.unique(b.group)
+    if count > len(groups):
+        raise ValueError(f"learner.minibatches is {count}, but the batch has only {len(groups)} prompt groups; "
+                         "groups are never split. Lower it, or raise rollout.prompts_per_step.")
+    generator = torch.Generator().manual_seed(seed)
+    out = []
+    for _ in range(epochs):
+        order = groups[torch.randperm(len(groups), generator=generator)] if count > 1 else groups
+        out.extend(torch.isin(b.group, part).nonzero()[:, 0] for part in order.tensor_split(count))
+    return out
+
+
+def pack(length: Tensor, ranks: int, max_tokens: int) -> list[list[list[int]]]:
+    """Cuts rows into micro-batches: ``out[rank][k]`` is a list of rows, with equally many ``k`` on every rank.
+
+    Longest rows first, each into the lightest micro-batch, so that tokens are balanced over ranks and steps. A
+    micro-batch holds at most ``max_tokens`` padded tokens (or one row that is longer than that).
+    """
+    order = torch.argsort(length, descending=True).tolist()
+    sizes = length.tolist()
+    blocks: list[list[int]] = []
+    for row in order:                                   # equal lengths end up together, so padding is small
+        block = blocks[-1] if blocks else None
+        if block and sizes[block[0]] * (len(block) + 1) <= max_tokens:
+            block.append(row)
+        else:
+            blocks.append([row])
+    while len(blocks) % ranks:                          # every rank runs equally many collectives
+        widest = max(range(len(blocks)), key=lambda i: len(blocks[i]))
+        if len(blocks[widest]) < 2:
+            break
+        rows = blocks.pop(widest)
+        blocks[widest:widest] = [rows[0::2], rows[1::2]]
+    out: list[list[list[int]]] = [[] for _ in range(ranks)]
+    load = [0] * ranks
+    blocks.sort(key=lambda rows: -sum(sizes[r] for r in rows))
+    per_rank = -(-len(blocks) // ranks)
+    for rows in blocks:
+        rank = min((r for r in range(ranks) if len(out[r]) < per_rank), key=lambda r: load[r])
+        out[rank].append(sorted(rows))
+        load[rank] += sum(sizes[r] for r in rows)
+    for micro in out:
+        micro.extend([] for _ in range(per_rank - len(micro)))
+    return out
+
+
+def cut(b: Batch, ranks: int, max_tokens: int) -> tuple[list[list[Batch]], list[Tensor]]:
+    """The micro-batches of each rank, and for each rank the rows (in order) that they hold.
+
+    A rank without rows for its last micro-batch gets one row with weight zero: it takes part in the collectives and
+    adds nothing.
+    """
+    assert b.length is not None
+    plan = pack(b.length, ranks, max_tokens)
+    shards: list[list[Batch]] = []
+    rows: list[Tensor] = []
+    for micro in plan:
+        shards.append([take(b, m) if m else _idle(b) for m in micro])
+        rows.append(torch.tensor([r for m in micro for r in m], dtype=torch.long))
+    return shards, rows
+
+
+def take(b: Batch, rows: Sequence[int]) -> Batch:
+    keep = torch.zeros(b.S, dtype=torch.bool)
+    keep[list(rows)] = True
+    out = b.rows(keep)
+    out.meta = {}
+    return out
+
+
+def _idle(b: Batch) -> Batch:
+    assert b.length is not None
+    out = take(b, [int(b.length.argmin())])
+    out.norm = None if out.norm is None else torch.zeros_like(out.norm)
+    out.meta = {"idle": True}
+    return out
+
+
+def optimizer_steps(b: Batch, objective: Sequence[Term], *, epochs: int, count: int, ranks: int, max_tokens: int,
+                    seed: int) -> list[list[list[Batch]]]:
+    """``out[step][rank]`` is the list of micro-batches; ``norm`` is that of the whole minibatch."""
+    out = []
+    for rows in minibatches(b, epochs, count, seed):
+        mini = take(b, rows.tolist())
+        mini.norm = normalise(objective, mini)
+        out.append(cut(mini, ranks, max_tokens)[0])
+    return out

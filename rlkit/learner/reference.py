@@ -1,0 +1,253 @@
+"""Where the reference log-probs come from, and how the reference follows the policy.
+
+A config object names the rule; :meth:`build` makes the state on a learner rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rlkit.learner.model import PolicyModel, evaluate_new, load_lm
+from rlkit.types import Batch, Sampling, Stats
+
+if TYPE_CHECKING:
+    from rlkit.learner.learner import Learner
+
+NOTHING: frozenset[str] = frozenset()
+
+
+class Reference(Protocol):
+    """The config object of a reference."""
+
+    def build(self, learner: Learner) -> ReferenceState: ...
+
+
+class ReferenceState(Protocol):
+    """A reference on a learner rank."""
+
+    def logprobs(self, b: Batch, sampling: Sampling) -> Tensor:
+        """Log-probs ``[N]`` of the batch's action tokens, without gradient."""
+        ...
+
+    def after_step(self, step: int, stats: Stats) -> None:
+        """Called on every rank after each training step."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class AdapterOff:
+    """The policy with its LoRA adapter switched off: the base model, with no second copy of it."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+
+    def logprobs(self, b: Batch, sampling: Sampling) -> Tensor:
+        with torch.no_grad(), self.learner.policy.lm.disable_adapter():
+            return evaluate_new(self.learner.backend, b, sampling, NOTHING).logp
+
+    def after_step(self, step: int, stats: Stats) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class OwnWeights:
+    """A second model of the same shape.
+
+    ``offload`` keeps it in (pinned) host memory and moves it to the device for each pass.
+    """
+
+    def __init__(self, learner: Learner, path: str | None, offload: bool = False) -> None:
+        self.learner, self.offload = learner, offload and learner.device.type == "cuda"
+        run = learner.run
+        lm = load_lm(path or learner.model_path, dtype=getattr(torch, run.model.dtype), attention=run.model.attention)
+        self.model = PolicyModel(lm, fp32_head=run.model.fp32_head).requires_grad_(False).eval()
+        if self.offload:
+            for p in self.model.parameters():
+                p.data = p.data.pin_memory()
+        else:
+            self.model.to(learner.device)
+
+    @contextlib.contextmanager
+    def on_device(self) -> Any:
+        if not self.offload:
+            yield
+            return
+        host = {n: p.data for n, p in self.model.named_parameters()}
+        for p in self.model.parameters():
+            p.data = p.data.to(self.learner.device, non_blocking=True)
+        try:
+            yield
+        finally:
+            for n, p in self.model.named_parameters():
+                p.data = host[n]
+
+    def logprobs(self, b: Batch, sampling: Sampling) -> Tensor:
+        with torch.no_grad(), self.on_device():
+            return evaluate_new(self.model, b, sampling, NOTHING).logp
+
+    def blend(self, weight: float) -> None:
+        """``ref <- (1 - weight) * ref + weight * policy``, one parameter at a time."""
+        own = dict(self.model.base.named_parameters())
+        with torch.no_grad():
+            for name, tensor in self.learner.full_weights():
+                own[name].lerp_(tensor.to(own[name]), weight)
+
+    def after_step(self, step: int, stats: Stats) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """The model that training started from (``path: null``) or another checkpoint, never changed.
+
+    With LoRA and no ``path``, the adapter is switched off instead of loading a second model.
+    """
+
+    path: str | None = None
+    offload: bool = False
+
+    def build(self, learner: Learner) -> ReferenceState:
+        if learner.run.peft is not None and self.path is None:
+            return AdapterOff(learner)
+        return OwnWeights(learner, self.path, self.offload)
+
+
+class _Following(OwnWeights):
+    """A reference whose weights follow the policy; they are part of the checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self.model.base.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.base.load_state_dict(state["weights"])
+
+
+class _EMAState(_Following):
+    def __init__(self, learner: Learner, spec: EMA) -> None:
+        super().__init__(learner, spec.path, spec.offload)
+        self.spec = spec
+
+    def after_step(self, step: int, stats: Stats) -> None:
+        if step % self.spec.every == 0:
+            self.blend(1 - self.spec.decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMA:
+    """``ref <- decay * ref + (1 - decay) * policy`` every ``every`` steps (WARP 2406.16768, GRPO-CARE 2506.16141)."""
+
+    decay: float = 0.99
+    every: int = 1
+    path: str | None = None
+    offload: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"reference.decay is {self.decay}; it must be in [0, 1): 1 would never follow the policy.")
+        if self.every < 1:
+            raise ValueError(f"reference.every is {self.every}; it must be at least 1.")
+
+    def build(self, learner: Learner) -> ReferenceState:
+        return _EMAState(learner, self)
+
+
+class _ResetState(_Following):
+    def __init__(self, learner: Learner, spec: HardReset) -> None:
+        super().__init__(learner, spec.path, spec.offload)
+        self.spec, self.average, self.best, self.stalled, self.resets = spec, 0.0, -float("inf"), 0, 0
+
+    def _due(self, step: int, stats: Stats) -> bool:
+        spec = self.spec
+        due = bool(spec.every) and step % spec.every == 0
+        if spec.kl_above is not None and "kl/ref" in stats:
+            self.average = 0.9 * self.average + 0.1 * stats["kl/ref"]
+            due |= self.average > spec.kl_above
+        if spec.patience is not None and "eval/score" in stats:
+            improved = stats["eval/score"] > self.best
+            self.best, self.stalled = max(self.best, stats["eval/score"]), 0 if improved else self.stalled + 1
+            due |= self.stalled >= spec.patience
+        return due
+
+    def after_step(self, step: int, stats: Stats) -> None:
+        if not self._due(step, stats):
+            return
+        self.blend(1.0)
+        self.average, self.stalled, self.resets = 0.0, 0, self.resets + 1
+        if self.spec.reset_optimizer:
+            self.learner.reset_optimizer()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "average": self.average, "best": self.best, "stalled": self.stalled,
+                "resets": self.resets}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.average, self.best = state["average"], state["best"]
+        self.stalled, self.resets = state["stalled"], state["resets"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardReset:
+    """``ref <- policy`` every ``every`` steps, or when a moving average of the KL (nats per token) passes ``kl_above``,
+    or when ``patience`` evaluations bring no better score (ProRL 2505.24864); optionally with a fresh optimizer.
+    """
+
+    every: int = 0
+    kl_above: float | None = None
+    patience: int | None = None
+    reset_optimizer: bool = False
+    path: str | None = None
+    offload: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.every and self.kl_above is None and self.patience is None:
+            raise ValueError("reference HardReset never resets: set `every` (steps), `kl_above` (nats per token) or "
+                             "`patience` (evaluations). For a reference that never changes use type: Frozen.")
+
+    def build(self, learner: Learner) -> ReferenceState:
+        return _ResetState(learner, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Soup:
+    """The (weighted) average of several checkpoints of one architecture (SALSA; the weights are [memory])."""
+
+    paths: tuple[str, ...]
+    weights: tuple[float, ...] | None = None
+    offload: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.paths) < 2:
+            raise ValueError(f"reference Soup needs at least two `paths`; found {len(self.paths)}.")
+        if self.weights is not None and len(self.weights) != len(self.paths):
+            raise ValueError(f"reference Soup has {len(self.paths)} paths but {len(self.weights)} weights.")
+
+    def build(self, learner: Learner) -> ReferenceState:
+        state = OwnWeights(learner, self.paths[0], self.offload)
+        weights = self.weights or (1 / len(self.paths),) * len(self.paths)
+        own = dict(state.model.base.named_parameters())
+        with torch.no_grad():
+            for p in own.values():
+                p.mul_(weights[0])
+            for path, weight in zip(self.paths[1:], weights[1:], strict=True):
+                for name, p in load_lm(path, dtype=getattr(torch, learner.run.model.dtype)).named_parameters():
+                    own[name].add_(p.to(own[name]), alpha=weight)
+        return state

@@ -1,0 +1,223 @@
+"""The run: every section of a YAML file as a frozen dataclass. A field is a YAML key, and a default lives only here."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rlkit.data import Data
+from rlkit.objective import Term
+from rlkit.objective.advantages import Advantage, GroupNorm
+from rlkit.objective.corrections import Correction
+from rlkit.objective.penalties import Penalty
+from rlkit.learner.reference import Frozen, Reference
+from rlkit.rewards import RewardSpec
+from rlkit.types import Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyModel:
+    """A small random model with a character tokenizer for the task's alphabet: what runs without any download."""
+
+    family: Literal["qwen2", "qwen3", "llama"] = "qwen2"
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmUp:
+    """Supervised training on the task's demonstrations before RL starts. ``batch`` is in sequences."""
+
+    steps: int = 200
+    batch: int = 64
+    lr: float = 2e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Where training starts: a folder or hub name (``path``), or a tiny model that the run makes (``make``)."""
+
+    path: str | None = None
+    make: TinyModel | None = None
+    warm_up: WarmUp | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: str | None = None
+    fp32_head: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.make is None):
+            raise ValueError("model needs exactly one of `path` (a folder or hub name) and `make` (a tiny model "
+                             "that the run makes itself).")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSection:
+    """How responses are collected.
+
+    Attributes:
+        engine: ``vllm``, or ``hf`` (transformers only; for debuggers and machines without vLLM).
+        prompts: prompt groups a step. n: responses a prompt.
+        max_lag: steps that generation may run ahead of training; 0 is strictly on-policy.
+        pause: what a weight update does to running requests: ``wait`` for them, ``keep`` them going (each token
+            carries its own version), or ``abort`` them.
+        max_waste: groups that may be dropped and replaced in one step, as a multiple of ``prompts``.
+    """
+
+    engine: Literal["vllm", "hf"] = "vllm"
+    prompts: int = 32
+    n: int = 8
+    max_lag: int = 0
+    pause: Literal["wait", "keep", "abort"] = "wait"
+    max_waste: float = 10.0
+    max_model_len: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "n"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"rollout.{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.max_lag < 0:
+            raise ValueError(f"rollout.max_lag is {self.max_lag}; it must be at least 0 (0 is on-policy).")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerSection:
+    """The optimizer and how a batch is cut.
+
+    Attributes:
+        lr: peak learning rate. schedule: its shape after ``warmup_steps`` (linear warm-up), down to ``final_lr`` * lr.
+        epochs, minibatches: optimizer steps a rollout batch = epochs * minibatches.
+        max_tokens: padded tokens of one micro-batch on one rank; changes memory and speed, never the result.
+    """
+
+    lr: float = 1e-6
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = 0
+    final_lr: float = 0.0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    max_grad_norm: float = 1.0
+    epochs: int = 1
+    minibatches: int = 1
+    max_tokens: int = 16384
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "minibatches", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"learner.{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.lr < 0:
+            raise ValueError(f"learner.lr is {self.lr}; it must not be negative.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Runs on Ray. ``address: null`` starts a local cluster; else ``auto`` or ``host:port`` of an existing one.
+
+    Attributes:
+        engines: number of vLLM engines, each of ``tensor_parallel`` devices. learners: number of training ranks.
+        cpus: logical CPUs of each actor. gpus: GPUs of each learner and of each engine device; null takes 1 where the
+            cluster has GPUs, else 0.
+        timeout: seconds to wait for the cluster, for actors, and for a weight sync.
+        probe_every: steps between two parity probes (engine against learner); the first is always made.
+    """
+
+    address: str | None = None
+    engines: int = 1
+    tensor_parallel: int = 1
+    learners: int = 1
+    cpus: float = 1.0
+    gpus: float | None = None
+    timeout: float = 300.0
+
+    def __post_init__(self) -> None:
+        for name in ("engines", "tensor_parallel", "learners"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"cluster.{name} is {getattr(self, name)}; it must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """The parity probe: engine and learner must agree on log-probs after a weight sync, else the run stops.
+
+    Attributes:
+        every: steps between probes; the first sync is always probed; 0 probes only that one.
+        tolerance: largest mean |difference| in nats. null: 1e-3 in float32, 0.05 in bfloat16.
+    """
+
+    every: int = 50
+    tolerance: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSection:
+    """Held-out evaluation: before, every ``every`` steps (0: only before and after), and after training."""
+
+    every: int = 0
+    prompts: int = 128
+    n: int = 1
+    temperature: float | None = None        # null: the training temperature
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSection:
+    """``every`` steps (0: only the last step); the newest ``keep`` are kept."""
+
+    every: int = 0
+    keep: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSection:
+    """``metrics.jsonl`` is always written. ``rollouts``: sampled responses kept per step."""
+
+    tensorboard: bool = True
+    wandb: dict[str, Any] | None = None     # handed to wandb.init as it is
+    rollouts: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training run. ``rk.load("x.yaml")`` makes one; ``run.replace(...)`` changes one."""
+
+    name: str = "run"
+    out: str = "runs"
+    seed: int = 0
+    steps: int = 100
+    model: Model
+    data: Data
+    rewards: tuple[RewardSpec, ...] = ()
+    on_reward_error: Literal["mask", "raise", "zero"] = "mask"
+    sampling: Sampling = Sampling()
+    rollout: RolloutSection = RolloutSection()
+    advantage: Advantage = field(default_factory=GroupNorm)
+    objective: tuple[Term, ...] = ()
+    reward_penalties: tuple[Penalty, ...] = ()
+    correction: Correction | None = None
+    reference: Reference | None = field(default_factory=Frozen)
+    learner: LearnerSection = LearnerSection()
+    deepspeed: dict[str, Any] | None = None
+    peft: dict[str, Any] | None = None
+    vllm: dict[str, Any] = field(default_factory=dict)
+    cluster: Cluster | None = None
+    probe: Probe = Probe()
+    eval: EvalSection = EvalSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    log: LogSection = LogSection()
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise ValueError(f"steps is {self.steps}; it must not be negative.")
+        if not self.objective:
+            raise ValueError("objective is empty: name at least one loss term, e.g. objective: [{type: PPOClip}].")
+
+    def replace(self, **changes: Any) -> Run:
+        """A copy with other values; plain functions are accepted as ``rewards``."""
+        if "rewards" in changes:
+            changes["rewards"] = tuple(r if isinstance(r, RewardSpec) else RewardSpec(r) for r in changes["rewards"])
+        if "objective" in changes:
+            changes["objective"] = tuple(changes["objective"])
+        return dataclasses.replace(self, **changes)
