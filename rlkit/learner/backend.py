@@ -136,8 +136,11 @@ class DeepSpeedBackend:
         self.engine.backward(loss * self.world, scale_wrt_gas=False)
 
     def step(self) -> float:
+        norm = None
+        if self.stage == 0:                     # this one engine clips without telling the norm
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
         self.engine.step()
-        return float(self.engine.get_global_grad_norm() or 0.0)
+        return float(self.engine.get_global_grad_norm() if norm is None else norm)
 
     @property
     def lr(self) -> float:

@@ -1,0 +1,56 @@
+"""Supervised training on demonstrations: what a tiny model gets before RL, so that it can be rewarded at all."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlkit.learner.backend import TorchBackend
+from rlkit.learner.model import PolicyModel, evaluate_new, load_lm
+from rlkit.learner.plan import optimizer_steps
+from rlkit.objective import loss
+from rlkit.objective.losses import NLL
+from rlkit.run import LearnerSection, WarmUp
+from rlkit.types import Batch, Prompt, Rollout, Sampling
+
+
+def demonstration_batch(pairs: Sequence[tuple[Prompt, list[int]]]) -> Batch:
+    """Prompts with the response tokens to imitate."""
+    return Batch.from_rollouts([
+        Rollout(prompt, tokens, [True] * len(tokens), [0.0] * len(tokens), [0] * len(tokens), "stop", source="dataset",
+                group=i) for i, (prompt, tokens) in enumerate(pairs)])
+
+
+def warm_up(path: Path, spec: WarmUp, prompts: Sequence[Prompt], demonstrate: Callable[[Prompt, random.Random], str],
+            tokenizer: Any, seed: int, report: Callable[[int, float], None]) -> float:
+    """Trains the model in ``path`` in place for ``spec.steps`` steps; returns the last loss (nats per token).
+
+    ``demonstrate(prompt, rng)`` writes a response; the end-of-sequence token is appended here.
+    """
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    model = PolicyModel(load_lm(path)).train()
+    section = LearnerSection(lr=spec.lr, schedule="linear", warmup_steps=min(10, spec.steps), final_lr=0.1)
+    backend = TorchBackend(model, section, spec.steps)
+    objective = (NLL(on="dataset"),)
+    value = float("nan")
+    for step in range(spec.steps):
+        rows = [rng.choice(prompts) for _ in range(spec.batch)]
+        texts = [demonstrate(p, rng) for p in rows]
+        pairs = [(p, [*tokenizer(t, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id])
+                 for p, t in zip(rows, texts, strict=True)]
+        [[micros]] = optimizer_steps(demonstration_batch(pairs), objective, epochs=1, count=1, ranks=1,
+                                     max_tokens=section.max_tokens, seed=0)
+        value = 0.0
+        for k, micro in enumerate(micros):
+            share, _ = loss(objective, evaluate_new(backend, micro, Sampling(), frozenset()), micro, (1.0,))
+            backend.backward(share, last=k == len(micros) - 1)
+            value += float(share.detach())
+        backend.step()
+        report(step + 1, value)
+    model.base.save_pretrained(path)
+    return value
