@@ -109,7 +109,9 @@ class Batch:
     reward: Tensor                          # [S]
     logp: dict[str, Tensor] = field(default_factory=dict)     # "behav" always; "old", "ref", ... on demand    [N]
     value: Tensor | None = None             # [N]
+    token_reward: Tensor | None = None      # [N] reward of single tokens (KL penalties), beside the sequence's own
     adv: Tensor | None = None               # [N]
+    returns: Tensor | None = None           # [N] what the value function is trained towards
     weight: Tensor | None = None            # [N] detached train/inference correction, see objective.corrections
     cols: dict[str, Tensor] = field(default_factory=dict)     # numeric prompt columns, e.g. v_star            [S]
     norm: Tensor | None = None              # [terms, S] weight of each token of a sequence in each term's mean
@@ -158,6 +160,10 @@ class Batch:
             return self
         tok = keep[self.seq]
         new = keep.cumsum(0) - 1
+
+        def pick(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[tok]
+
         out = dataclasses.replace(
             self,
             seq=new[self.seq][tok],
@@ -165,9 +171,11 @@ class Batch:
             source=self.source[keep],
             reward=self.reward[keep],
             logp={k: v[tok] for k, v in self.logp.items()},
-            value=None if self.value is None else self.value[tok],
-            adv=None if self.adv is None else self.adv[tok],
-            weight=None if self.weight is None else self.weight[tok],
+            value=pick(self.value),
+            token_reward=pick(self.token_reward),
+            adv=pick(self.adv),
+            returns=pick(self.returns),
+            weight=pick(self.weight),
             cols={k: v[keep] for k, v in self.cols.items()},
             norm=None if self.norm is None else self.norm[:, keep],
             meta={},

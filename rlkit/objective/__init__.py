@@ -67,7 +67,8 @@ def normalise(objective: Sequence[Term], b: Batch) -> Tensor:
     """The weight of each token of each sequence in each term's mean, over the whole batch of one optimizer step.
 
     Shapes:
-        returns ``[terms, S]``; 0 on rows that a term does not read.
+        returns ``[terms, S]``; 0 on rows that a term does not read. A coefficient that differs between sequences
+        (``per_sequence``) is folded in here.
     """
     tokens = torch.bincount(b.seq, minlength=b.S).to(torch.float64)
     out = torch.zeros(len(objective), b.S, dtype=torch.float64)
@@ -85,6 +86,9 @@ def normalise(objective: Sequence[Term], b: Batch) -> Tensor:
         else:
             per_group = tokens.new_zeros(b.G).index_add(0, b.group[keep], tokens[keep])
             weight = 1.0 / ((per_group > 0).sum() * per_group[b.group].clamp(min=1))
+        scale = getattr(term.coef, "per_sequence", None)
+        if scale is not None:
+            weight = weight * scale(b)
         out[i] = torch.where(keep, weight, 0.0)
     return out.to(b.reward.dtype)
 

@@ -1,0 +1,311 @@
+"""Coefficients of terms and penalties: constants, schedules and controllers.
+
+A coefficient is a frozen config object. Its state is a small dict of numbers, kept by the trainer, logged every step and
+saved with every checkpoint; ``start`` makes it and ``next`` turns it into that of the following step. Nothing mutates a config.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from rlkit.types import Batch, Stats
+
+State = dict[str, float]
+
+
+@runtime_checkable
+class Coefficient(Protocol):
+    """``state["value"]`` is the coefficient; other keys are what the controller remembers or shows."""
+
+    def start(self) -> State: ...
+
+    def next(self, state: State, step: int, stats: Stats) -> State:
+        """The state for step ``step`` (0-based), given what the step before it measured."""
+        ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    value: float
+
+    def start(self) -> State:
+        return {"value": self.value}
+
+    def next(self, state: State, step: int, stats: Stats) -> State:
+        return state
+
+
+@dataclass(frozen=True)
+class Linear:
+    """From ``start_value`` to ``end_value`` over ``steps`` steps, then constant (KDRL 2506.02208 anneals 5e-3 to 1e-3)."""
+
+    start_value: float
+    end_value: float
+    steps: int
+
+    def at(self, step: int) -> float:
+        done = min(1.0, step / max(1, self.steps))
+        return self.start_value + (self.end_value - self.start_value) * done
+
+    def start(self) -> State:
+        return {"value": self.at(0)}
+
+    def next(self, state: State, step: int, stats: Stats) -> State:
+        return {"value": self.at(step)}
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Half a cosine from ``start_value`` to ``end_value`` over ``steps`` steps, then constant."""
+
+    start_value: float
+    end_value: float
+    steps: int
+
+    def at(self, step: int) -> float:
+        done = min(1.0, step / max(1, self.steps))
+        return self.end_value + (self.start_value - self.end_value) * 0.5 * (1 + math.cos(math.pi * done))
+
+    def start(self) -> State:
+        return {"value": self.at(0)}
+
+    def next(self, state: State, step: int, stats: Stats) -> State:
+        return {"value": self.at(step)}
+
+
+@dataclass(frozen=True)
+class Step:
+    """``values[k]`` from step ``at[k-1]`` on; ``values[0]`` before."""
+
+    values: tuple[float, ...]
+    at: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.values) != len(self.at) + 1 or list(self.at) != sorted(self.at):
+            raise ValueError(f"Step needs one more value than boundaries, boundaries ascending; found {self.values} and "
+                             f"{self.at}.")
+
+    def start(self) -> State:
+        return {"value": self.values[0]}
+
+    def next(self, state: State, step: int, stats: Stats) -> State:
+        return {"value": self.values[sum(step >= b for b in self.at)]}
+
+
+Unit = Literal["token", "sequence"]
+
+
+def _kl(stats: Stats, anchor: str, per: Unit) -> float:
+    return stats.get(f"kl/{anchor}" if per == "token" else f"kl/{anchor}_sequence")
+
+
+def _check_target(name: str, target: float) -> None:
+    if not target > 0:
+        raise ValueError(f"{name}.target is {target}; a KL target must be positive (nats): the policy can only stay at "
+                         "KL 0 by not learning.")
+
+
+@dataclass(frozen=True)
+class AdaptiveKL:
+    """Ziegler's proportional controller: ``c <- c (1 + clip(KL/target - 1, -0.2, 0.2) n / horizon)``.
+
+    ``n`` is the number of sequences since the last update. Published targets are per sequence (6 nats).
+
+    Source: Ziegler et al. 1909.08593, section 2.2.
+    """
+
+    init: float = 0.05
+    target: float = 6.0
+    horizon: float = 10000.0
+    per: Unit = "sequence"
+    anchor: str = "ref"
+
+    def __post_init__(self) -> None:
+        _check_target("AdaptiveKL", self.target)
+
+    def start(self) -> State:
+        return {"value": self.init, "target": self.target}
+
+    def next(self, state: State, step: int, stats: Stats) -> State:
+        kl = _kl(stats, self.anchor, self.per)
+        if math.isnan(kl):
+            return state
+        error = min(0.2, max(-0.2, kl / self.target - 1))
+        value = state["value"] * (1 + error * stats.get("batch/sequences", 1.0) / self.horizon)
+        return {"value": value, "target": self.target, "measured": kl, "error": kl / self.target - 1}
+
+
+@dataclass(frozen=True)
+class KLBudget:
+    """Holds the KL at ``target`` nats: PI control of ``log c`` with anti-windup.
+
+    ``e = clip(KL / target - 1, -1, 1)``, ``log c = log init + kp e + ki sum(e)``; the integral stands still while ``c`` is at
+    ``low`` or ``high`` and the error pushes it further out.
+    """
+
+    target: float
+    init: float = 0.01
+    kp: float = 0.5
+    ki: float = 0.1
+    low: float = 1e-6
+    high: float = 10.0
+    per: Unit = "token"
+    anchor: str = "ref"
+
+    def __post_init__(self) -> None:
+        _check_target("KLBudget", self.target)
+        if not 0 < self.low <= self.init <= self.high:
+            raise ValueError(f"KLBudget needs 0 < low <= init <= high; found {self.low}, {self.init}, {self.high}.")
+
+    def start(self) -> State:
+        return {"value": self.init, "target": self.target, "integral": 0.0}
+
+    def next(self, state: State, step: int, stats: Stats) -> State:
+        kl = _kl(stats, self.anchor, self.per)
+        if math.isnan(kl):
+            return state
+        error = min(1.0, max(-1.0, kl / self.target - 1))
+        integral = state["integral"] + error
+        log_c = math.log(self.init) + self.kp * error + self.ki * integral
+        value = min(self.high, max(self.low, math.exp(min(log_c, 50.0))))
+        saturated = (value == self.high and error > 0) or (value == self.low and error < 0)
+        return {"value": value, "target": self.target, "integral": state["integral"] if saturated else integral,
+                "measured": kl, "error": error}
+
+
+@dataclass(frozen=True)
+class DualAscent:
+    """The Lagrange multiplier of ``KL <= target``: ``c <- max(0, c + lr (KL - target))``."""
+
+    target: float
+    init: float = 0.01
+    lr: float = 0.01
+    high: float = 10.0
+    per: Unit = "token"
+    anchor: str = "ref"
+
+    def __post_init__(self) -> None:
+        _check_target("DualAscent", self.target)
+
+    def start(self) -> State:
+        return {"value": self.init, "target": self.target}
+
+    def next(self, state: State, step: int, stats: Stats) -> State:
+        kl = _kl(stats, self.anchor, self.per)
+        if math.isnan(kl):
+            return state
+        value = min(self.high, max(0.0, state["value"] + self.lr * (kl - self.target)))
+        return {"value": value, "target": self.target, "measured": kl, "error": kl - self.target}
+
+
+@dataclass(frozen=True)
+class AccuracyScaled:
+    """``base * (tanh(accuracy) + 1) / 2``, accuracy = the batch's mean reward in [0, 1]: weak on hard batches.
+
+    The batch's own accuracy scales its own update (``current``); the state shows the last one.
+
+    Source: FG-ExPO 2605.11403, accuracy-conditioned KL scaling.
+    """
+
+    base: float = 0.02
+
+    def start(self) -> State:
+        return {"value": self.base}
+
+    def next(self, state: State, step: int, stats: Stats) -> State:
+        return {"value": self.base, "accuracy": stats.get("reward/mean")}
+
+    def per_sequence(self, b: Batch) -> Tensor:
+        accuracy = b.reward.clamp(0, 1).mean()
+        return ((torch.tanh(accuracy) + 1) / 2).expand(b.S)
+
+
+@dataclass(frozen=True)
+class DifficultyWeighted:
+    """APO's DADS: ``base * (1 - exp(-e (1 - d)))`` on responses with positive advantage, ``d`` = 1 - pass rate of the group.
+
+    Responses with a negative advantage, and groups with d of exactly 0 or 1, keep weight 1.
+
+    Source: APO 2506.21655 (released code).
+    """
+
+    base: float = 1e-3
+
+    def start(self) -> State:
+        return {"value": self.base}
+
+    def next(self, state: State, step: int, stats: Stats) -> State:
+        return state
+
+    def per_sequence(self, b: Batch) -> Tensor:
+        from rlkit.objective.advantages import group_mean
+
+        assert b.adv is not None
+        p = group_mean(b, (b.reward > 0.5).to(b.reward.dtype))
+        weight = 1 - torch.exp(-math.e * p)
+        return torch.where((b.seq_mean(b.adv) > 0) & (p > 0) & (p < 1), weight, torch.ones_like(weight))
+
+
+@dataclass(frozen=True)
+class RewardMasked:
+    """``base`` only on incorrect responses (``by: response``) or on groups without a correct one (``by: group``).
+
+    Source: KDRL 2506.02208, reward-guided masking.
+    """
+
+    base: float = 1e-3
+    by: Literal["response", "group"] = "response"
+
+    def start(self) -> State:
+        return {"value": self.base}
+
+    def next(self, state: State, step: int, stats: Stats) -> State:
+        return state
+
+    def per_sequence(self, b: Batch) -> Tensor:
+        correct = (b.reward > 0.5).to(b.reward.dtype)
+        solved = correct if self.by == "response" else (b.group_sum(correct) > 0).to(correct.dtype)[b.group]
+        return 1 - solved
+
+
+def as_coefficient(x: Any) -> Coefficient:
+    """A plain number becomes a Constant."""
+    if isinstance(x, int | float):
+        return Constant(float(x))
+    assert isinstance(x, Coefficient), x
+    return x
+
+
+class Coefficients:
+    """The states of all coefficients of a run, in the order of terms and penalties."""
+
+    def __init__(self, parts: Iterable[Any]) -> None:
+        self.parts = list(parts)
+        self.specs = [as_coefficient(part.coef) for part in self.parts]
+        self.states = [spec.start() for spec in self.specs]
+
+    def values(self) -> list[float]:
+        return [s["value"] for s in self.states]
+
+    def update(self, step: int, stats: Stats) -> None:
+        self.states = [spec.next(s, step, stats) for spec, s in zip(self.specs, self.states, strict=True)]
+
+    def metrics(self) -> dict[str, float]:
+        out = {}
+        for part, state in zip(self.parts, self.states, strict=True):
+            for key, v in state.items():
+                out[f"coef/{part.name}" + ("" if key == "value" else f"/{key}")] = v
+        return out
+
+    def state_dict(self) -> list[State]:
+        return self.states
+
+    def load_state_dict(self, states: list[State]) -> None:
+        assert len(states) == len(self.specs), "the checkpoint has other terms"
+        self.states = states

@@ -1,0 +1,118 @@
+"""Corrections of the mismatch between the engine that sampled and the learner that trains.
+
+``c_t = exp(log old - log behav)``, the learner's own log-probs against the engine's, both frozen. A correction fills
+``Batch.weight [N]``; policy-gradient terms multiply their cost by it. Terms whose ratio is already against ``behav``
+(ISGradient, CISPO, DPPO, PMD) carry the correction themselves and do not multiply twice.
+
+Means keep the denominator of the whole batch: masking a token removes its cost and does not inflate the others.
+
+Source: section 33 of the methods notes: TIS (verl, TRL), icepop, seq-mask-TIS and geometric forms (prime-rl, OpenRLHF, slime).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from rlkit.types import Batch, Stats
+
+NEEDS = frozenset({"old", "behav"})
+
+
+class Correction(Protocol):
+    @property
+    def needs(self) -> frozenset[str]: ...
+
+    def __call__(self, b: Batch) -> Tensor:
+        """The weight of each token, ``[N]``."""
+        ...
+
+
+def _log_c(b: Batch) -> Tensor:
+    return (b.logp["old"] - b.logp["behav"]).clamp(-20, 20)
+
+
+def _bounds(name: str, low: float, high: float) -> None:
+    if not 0 <= low < high:
+        raise ValueError(f"{name}: bounds must satisfy 0 <= low < high; found {low} and {high}.")
+
+
+@dataclass(frozen=True)
+class TruncatedIS:
+    """TIS: ``min(c, cap)`` per token, or ``min(prod_t c_t, cap)`` per sequence."""
+
+    cap: float = 2.0
+    level: Literal["token", "sequence"] = "token"
+    needs = NEEDS
+
+    def __call__(self, b: Batch) -> Tensor:
+        log_c = _log_c(b)
+        if self.level == "sequence":
+            log_c = b.seq_sum(log_c).clamp(-20, 20)[b.seq]
+        return log_c.exp().clamp(max=self.cap)
+
+
+@dataclass(frozen=True)
+class IcePop:
+    """``c`` inside ``[low, high]``, else 0."""
+
+    low: float = 0.5
+    high: float = 5.0
+    needs = NEEDS
+
+    def __post_init__(self) -> None:
+        _bounds("IcePop", self.low, self.high)
+
+    def __call__(self, b: Batch) -> Tensor:
+        c = _log_c(b).exp()
+        return c * ((c >= self.low) & (c <= self.high))
+
+
+@dataclass(frozen=True)
+class SequenceMask:
+    """Keeps a sequence iff ``exp`` of the mean (``geometric``) or the sum (``product``) of ``log c`` is in ``[low, high]``.
+
+    Kept tokens weigh ``c`` (``weigh: true``, seq-mask-TIS) or 1 (Geo-RS).
+    """
+
+    low: float = 0.999
+    high: float = 1.002
+    of: Literal["geometric", "product"] = "geometric"
+    weigh: bool = True
+    needs = NEEDS
+
+    def __post_init__(self) -> None:
+        _bounds("SequenceMask", self.low, self.high)
+
+    def __call__(self, b: Batch) -> Tensor:
+        log_c = _log_c(b)
+        whole = (b.seq_mean(log_c) if self.of == "geometric" else b.seq_sum(log_c).clamp(-20, 20)).exp()
+        keep = ((whole >= self.low) & (whole <= self.high))[b.seq]
+        return keep * (log_c.exp() if self.weigh else torch.ones_like(log_c))
+
+
+@dataclass(frozen=True)
+class K3Mask:
+    """Keeps a sequence iff the mean over its tokens of k3(behav‖old) = ``c - 1 - log c`` is at most ``bound``."""
+
+    bound: float = 0.01
+    needs = NEEDS
+
+    def __call__(self, b: Batch) -> Tensor:
+        log_c = _log_c(b)
+        return (b.seq_mean(torch.expm1(log_c) - log_c) <= self.bound)[b.seq].to(log_c.dtype)
+
+
+def correction_stats(b: Batch, stats: Stats) -> None:
+    """Mean and largest difference, effective sample size, masked share."""
+    log_c = b.logp["old"] - b.logp["behav"]
+    c = log_c.clamp(-20, 20).exp()
+    stats.add("correction/mean_difference", log_c.abs().mean())
+    stats.add("correction/max_difference", log_c.abs().max(), "max")
+    stats.add("correction/ess", c.sum() ** 2 / (c**2).sum() / max(1, b.N))
+    if b.weight is not None:
+        stats.add("correction/masked", (b.weight == 0).to(torch.float32).mean())
+        stats.add("correction/mean_weight", b.weight.mean())

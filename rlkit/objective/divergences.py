@@ -1,0 +1,262 @@
+"""f-divergences and KL estimators as loss terms; what each one optimises stands beside its name.
+
+Convention: ``D_f(pi‖q) = E_q[f(u)]``, ``u = pi / q``, ``f`` convex, ``f(1) = 0``; ``q`` is the anchor. One identity serves every
+sampling policy ``mu``::
+
+    grad D_f(pi‖q) = E_mu[ (pi / mu) f'(u) grad log pi ]
+
+so the score form below is exact on-policy, off-policy, and on rows sampled from the anchor itself. It is the
+token-level divergence given the visited prefixes; the sequence-level KL needs reward-to-go (``KLReward``).
+
+Slopes are bounded, outputs are never clamped: clamping an output makes the gradient zero exactly where the policy is
+farthest away.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from rlkit.objective import Term
+from rlkit.types import Batch, New
+
+Anchor = Literal["ref", "old", "behav", "teacher"]
+BOUND = 20.0                # log-ratios are bounded here before they are exponentiated: e^40 is still a float32
+
+
+class Generator(Protocol):
+    """A divergence of the user's own: two functions of ``a = log u``."""
+
+    def value(self, a: Tensor) -> Tensor:
+        """``f(u) / u``, the value under samples of pi."""
+        ...
+
+    def slope(self, a: Tensor) -> Tensor:
+        """``f'(u)``, the coefficient of the score."""
+        ...
+
+
+@dataclass(frozen=True)
+class _F:
+    value: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
+
+
+def _softplus(a: Tensor) -> Tensor:
+    return torch.nn.functional.softplus(a)
+
+
+def _js_value(a: Tensor) -> Tensor:                 # log(2u/(1+u)) and log(2/(1+u)) without exponentials of both signs
+    return 0.5 * ((math.log(2) - _softplus(-a)) + (-a).exp() * (math.log(2) - _softplus(a)))
+
+
+TABLE: dict[str, Generator] = {
+    # KL(pi‖q); the unnormalised form has the low-variance coefficient log u (0 at u = 1)
+    "reverse_kl": _F(lambda a: a, lambda a: a + 1),
+    "reverse_ukl": _F(lambda a: a - 1 + (-a).exp(), lambda a: a),
+    # KL(q‖pi)
+    "forward_kl": _F(lambda a: -a * (-a).exp(), lambda a: -(-a).exp()),
+    "forward_ukl": _F(lambda a: 1 - (-a).exp() - a * (-a).exp(), lambda a: -torch.expm1(-a)),
+    # halves of KL to the middle
+    "js": _F(_js_value, lambda a: 0.5 * (math.log(2) - _softplus(-a))),
+    "jeffreys": _F(lambda a: -torch.expm1(-a) * a, lambda a: a - torch.expm1(-a)),
+    "chi2": _F(lambda a: torch.expm1(a) * -torch.expm1(-a), lambda a: 2 * torch.expm1(a)),
+    "reverse_chi2": _F(lambda a: torch.expm1(-a) ** 2, lambda a: -torch.expm1(-2 * a)),
+    "hellinger": _F(lambda a: torch.expm1(-a / 2) ** 2, lambda a: -torch.expm1(-a / 2)),
+    "tv": _F(lambda a: 0.5 * torch.expm1(-a).abs(), lambda a: 0.5 * a.sign()),
+}
+
+
+def alpha(order: float) -> Generator:
+    """Cressie-Read: ``f = (u^a - a u - (1 - a)) / (a (a - 1))``; order 1 is KL(pi‖q), order 0 is KL(q‖pi)."""
+    if order in (0.0, 1.0):
+        return TABLE["forward_ukl" if order == 0 else "reverse_ukl"]
+    c = order * (order - 1)
+    return _F(lambda a: (((order - 1) * a).exp() - order - (1 - order) * (-a).exp()) / c,
+              lambda a: torch.expm1((order - 1) * a) / (order - 1))
+
+
+def tsallis(q: float) -> Generator:
+    """``f = (u^q - u) / (q - 1)``; q = 1 is KL(pi‖q), q = 2 is chi-square(pi‖q). Source: Tsallis KL [memory]."""
+    if q == 1:
+        return TABLE["reverse_ukl"]
+    return _F(lambda a: torch.expm1((q - 1) * a) / (q - 1), lambda a: q * torch.expm1((q - 1) * a) / (q - 1))
+
+
+def generalised_js(beta: float) -> Generator:
+    """``beta KL(pi‖m) + (1 - beta) KL(q‖m)``, ``m = beta pi + (1 - beta) q`` (GKD 2306.13649)."""
+
+    def log_m(a: Tensor) -> Tensor:                 # log(beta u + 1 - beta)
+        return torch.logaddexp(a + math.log(beta), torch.full_like(a, math.log(1 - beta)))
+
+    return _F(lambda a: beta * (a - log_m(a)) - (1 - beta) * (-a).exp() * log_m(a), lambda a: beta * (a - log_m(a)))
+
+
+def skew_forward(lam: float) -> Generator:
+    """``KL(q ‖ lam q + (1 - lam) pi)``: bounded where pi vanishes."""
+
+    def log_m(a: Tensor) -> Tensor:
+        return torch.logaddexp(a + math.log(1 - lam), torch.full_like(a, math.log(lam)))
+
+    return _F(lambda a: -(-a).exp() * log_m(a), lambda a: (1 - lam) * (1 - (-log_m(a)).exp()))
+
+
+def skew_reverse(lam: float) -> Generator:
+    """``KL(pi ‖ lam pi + (1 - lam) q)``: saturates where q vanishes."""
+
+    def log_m(a: Tensor) -> Tensor:
+        return torch.logaddexp(a + math.log(lam), torch.full_like(a, math.log(1 - lam)))
+
+    return _F(lambda a: a - log_m(a), lambda a: (a - log_m(a)) + (1 - lam) * (-log_m(a)).exp() - (1 - lam))
+
+
+PARAMETRIC: dict[str, tuple[Callable[[float], Generator], Callable[[float], bool], str]] = {
+    "alpha": (alpha, math.isfinite, "a finite number"),
+    "tsallis": (tsallis, lambda q: 0 < q <= 4, "in (0, 4]"),
+    "generalised_js": (generalised_js, lambda b: 0 < b < 1, "in (0, 1)"),
+    "skew_forward": (skew_forward, lambda x: 0 < x < 1, "in (0, 1)"),
+    "skew_reverse": (skew_reverse, lambda x: 0 < x < 1, "in (0, 1)"),
+}
+
+
+def generator(f: str | Generator, parameter: float | None) -> Generator:
+    """The divergence by name, or the user's own.
+
+    Raises:
+        ValueError: unknown name, or a parameter missing, not wanted, or outside its domain.
+    """
+    if not isinstance(f, str):
+        return f
+    if f in TABLE:
+        if parameter is not None:
+            raise ValueError(f"divergence {f!r} has no parameter; found {parameter}.")
+        return TABLE[f]
+    if f not in PARAMETRIC:
+        raise ValueError(f"there is no divergence {f!r}; there are {', '.join([*TABLE, *PARAMETRIC])}, or an object with "
+                         "`value` and `slope`.")
+    make, valid, domain = PARAMETRIC[f]
+    if parameter is None or not valid(parameter):
+        raise ValueError(f"divergence {f!r} needs `parameter` {domain}; found {parameter}.")
+    return make(parameter)
+
+
+def importance(new: New, b: Batch, kind: str, cap: float | None, floor: float | None) -> Tensor:
+    """``pi / mu``, with gradient: of the token, or of the sequence up to and including the token (its prefix product).
+
+    ``cap`` truncates; with ``floor`` weights outside ``[floor, cap]`` become 0 instead.
+    """
+    if kind == "none":
+        return (new.logp - new.logp.detach()).exp()     # 1, with the score as gradient
+    r = new.logp - b.logp["behav"]
+    if kind == "sequence":
+        total = r.cumsum(0)
+        first = torch.searchsorted(b.seq, b.seq)
+        r = total - (total - r)[first]
+    w = r.clamp(-BOUND, BOUND).exp()
+    if floor is not None:
+        return w * ((w >= floor) & (w <= (math.inf if cap is None else cap))).detach()
+    return w if cap is None else w * (w.detach().clamp(max=cap) / w.detach())
+
+
+@dataclass(frozen=True)
+class Divergence(Term):
+    """An f-divergence ``D_f(pi‖anchor)`` whose expected gradient is exact under the sampling policy.
+
+    ``form: score`` has the coefficient ``sg(w f'(u))`` on the score. ``form: differentiable`` differentiates ``w f(u) / u``, as
+    RPG does: per sample the same gradient. The logged value is ``w f(u) / u``.
+
+    Attributes:
+        f: a name of the table, or an object with ``value`` and ``slope``. parameter: of alpha, tsallis, generalised_js, skew_*.
+        importance: ``token`` (default), ``none`` (exact only on-policy), or ``sequence`` (prefix product).
+        cap, floor: truncate or mask the importance weight; biased, smaller variance.
+
+    Source: identity and table: methods of RPG 2505.17508 section 3 and f-DPG 2302.08215; DPH-RL 2509.07430 on anchor rows.
+    """
+
+    f: Any = "reverse_kl"
+    anchor: Anchor = "ref"
+    parameter: float | None = None
+    form: Literal["score", "differentiable"] = "score"
+    importance: Literal["none", "token", "sequence"] = "token"
+    cap: float | None = None
+    floor: float | None = None
+
+    def __post_init__(self) -> None:
+        generator(self.f, self.parameter)
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({self.anchor} if self.importance == "none" else {self.anchor, "behav"})
+
+    @property
+    def name(self) -> str:
+        f = self.f if isinstance(self.f, str) else type(self.f).__name__
+        return f"{f}({self.anchor})"
+
+    def __call__(self, new: New, b: Batch) -> Tensor:
+        g = generator(self.f, self.parameter)
+        a = (new.logp - b.logp[self.anchor]).clamp(-BOUND, BOUND) if self.form == "differentiable" else \
+            (new.logp.detach() - b.logp[self.anchor]).clamp(-BOUND, BOUND)
+        w = importance(new, b, self.importance, self.cap, self.floor)
+        if self.form == "differentiable":
+            return w * g.value(a)
+        score = (w.detach() * g.slope(a)) * new.logp
+        return (w.detach() * g.value(a)) + score - score.detach()
+
+
+@dataclass(frozen=True)
+class KL(Term):
+    """Schulman's estimators as people put them into losses; ``log u = log pi - log anchor``, samples from pi.
+
+    ==========  ==========  ==============================================  ===========================================
+    estimator   importance  cost                                            expected gradient (on-policy)
+    ==========  ==========  ==============================================  ===========================================
+    k2          none        (log u)^2 / 2                                   KL(pi‖anchor)
+    k2          token       sg(w) (log u)^2 / 2                             KL(pi‖anchor), off-policy too
+    k3          none        1/u - 1 + log u                                 **KL(anchor‖pi)**: GRPO as published
+    k3          token       w (1/u - 1 + log u), w differentiable           KL(pi‖anchor), off-policy too
+    k1          token       w log u, w differentiable                       KL(pi‖anchor), off-policy too; noisier
+    k1          none        refused: its expected gradient is zero
+    k3+         none        value of k3, gradient of k2                     KL(pi‖anchor)
+    ==========  ==========  ==============================================  ===========================================
+
+    Source: exact enumeration (tests), agreeing with 2506.09477, 2510.01555 and 2512.21852.
+    """
+
+    estimator: Literal["k1", "k2", "k3", "k3+"] = "k3"
+    anchor: Anchor = "ref"
+    importance: Literal["none", "token"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.estimator == "k1" and self.importance == "none":
+            raise ValueError(
+                "KL(estimator='k1') in a loss has expected gradient zero: it would regularise nothing. Use 'k2' (gradient of "
+                "KL(pi‖ref)), 'k3' (gradient of KL(ref‖pi)), importance: token, or put k1 into the reward: "
+                "reward_penalties: [{type: KLReward}].")
+        if self.estimator == "k3+" and self.importance != "none":
+            raise ValueError("KL(estimator='k3+') has no importance weight; use k3 with importance: token.")
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({self.anchor} if self.importance == "none" else {self.anchor, "behav"})
+
+    @property
+    def name(self) -> str:
+        return f"KL_{self.estimator}({self.anchor})"
+
+    def __call__(self, new: New, b: Batch) -> Tensor:
+        a = new.logp - b.logp[self.anchor]
+        k2 = 0.5 * a**2
+        bounded = a.clamp(-BOUND, BOUND)
+        k3 = torch.expm1(-bounded) + bounded
+        # Beyond the bound k3 goes on linearly with the slope it has there, instead of standing still.
+        k3 = k3 - torch.expm1(-bounded.detach()) * (a - bounded)
+        if self.importance == "none":
+            return {"k2": k2, "k3": k3, "k3+": k2 - k2.detach() + k3.detach()}[self.estimator]
+        w = importance(new, b, "token", None, None)
+        return {"k1": w * a, "k2": w.detach() * k2, "k3": w * k3}[self.estimator]
