@@ -1,0 +1,44 @@
+"""Prompts: where they come from, how they are rendered, and in which order they are seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rlkit.data.curriculum import DropRule, Sampler, Shuffle
+from rlkit.data.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The ``data:`` section.
+
+    Attributes:
+        task: a built-in procedural task; or
+        train, test: a ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file, or the name of a data set on the hub.
+        size, test_size: rows of the task, or at most so many rows of the files (null: all).
+        columns: which columns of a file hold the prompt and the answer, e.g. ``{prompt: question, answer: solution}``.
+        template: how a question becomes a prompt: a name under ``rlkit/data/templates`` or a file with ``{question}``.
+        max_prompt_tokens: longer prompts are dropped and counted (``too_long: drop``) or refused (``too_long: raise``).
+        sampler: the order of prompts. drop: which finished groups are replaced by others.
+    """
+
+    task: Task | None = None
+    train: str | None = None
+    test: str | None = None
+    size: int | None = None
+    test_size: int | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    template: str = "plain"
+    max_prompt_tokens: int = 1024
+    too_long: Literal["drop", "raise"] = "drop"
+    sampler: Sampler = field(default_factory=Shuffle)
+    drop: tuple[DropRule, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.task is None) == (self.train is None):
+            raise ValueError("data needs exactly one of `task` (a built-in task) and `train` (a file or hub name).")
+        if self.task is not None and self.size is None:
+            object.__setattr__(self, "size", 2000)
+        if self.task is not None and self.test_size is None:
+            object.__setattr__(self, "test_size", 200)

@@ -1,0 +1,270 @@
+"""Built-in procedural tasks with verifiable answers: what runs without any download.
+
+A task is a frozen dataclass. Rows are functions of (seed, split, index), and the training and test splits share no question.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, ClassVar, Literal, Protocol
+
+Split = Literal["train", "test"]
+Row = dict[str, Any]
+
+
+class Task(Protocol):
+    """What a procedural task offers."""
+
+    alphabet: ClassVar[str]
+
+    def rows(self, split: Split, n: int) -> list[Row]:
+        """``n`` rows with ``id``, ``prompt``, ``answer`` and further columns."""
+        ...
+
+    def demonstration(self, row: Mapping[str, Any], rng: random.Random) -> str:
+        """A response for a supervised warm-up; wrong on purpose as often as the task says."""
+        ...
+
+    def verify(self, response: str, row: Mapping[str, Any]) -> bool: ...
+
+
+def in_test(question: str) -> bool:
+    """A question belongs to the test split by its own hash, so the splits are disjoint whatever is drawn."""
+    return hashlib.sha256(question.encode()).digest()[0] < 52          # about one in five
+
+
+def draw(seed: int, split: Split, n: int, question: Any) -> list[tuple[Any, ...]]:
+    """The first ``n`` distinct questions of a split; ``question(rng)`` returns a tuple whose first entry is the text.
+
+    Raises:
+        ValueError: the task has fewer than ``n`` different questions in that split.
+    """
+    rng = random.Random(f"{seed}/{split}")
+    out: dict[str, tuple[Any, ...]] = {}
+    for attempt in itertools.count():
+        if len(out) == n:
+            return list(out.values())
+        if attempt > 200 * (n + 50):
+            raise ValueError(f"the task has only {len(out)} different {split} questions at these levels; {n} were asked for. "
+                             "Lower `size` or add levels.")
+        q = question(rng)
+        if in_test(q[0]) == (split == "test"):
+            out.setdefault(q[0], q)
+    raise AssertionError
+
+
+def answer_of(response: str) -> str:
+    """The final answer of a worked response: what follows the last ``=``, or all of it."""
+    return response.rsplit("=", 1)[-1].strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """``a+b=`` and ``a-b=`` with answers of a few characters. Level k has numbers of up to k digits; level 4 adds three numbers.
+
+    Attributes:
+        levels: which levels rows come from, in equal parts.
+        mistakes: share of demonstrations with a wrong answer, so that RL has something left to learn.
+    """
+
+    alphabet: ClassVar[str] = "0123456789+-="
+    levels: tuple[int, ...] = (1, 2)
+    mistakes: float = 0.6
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        bad = [k for k in self.levels if k not in (1, 2, 3, 4)]
+        if bad or not self.levels:
+            raise ValueError(f"Arithmetic.levels is {list(self.levels)}; levels are 1, 2, 3 (digits) and 4 (three numbers).")
+        if not 0 <= self.mistakes <= 1:
+            raise ValueError(f"Arithmetic.mistakes is {self.mistakes}; it must be a share in [0, 1].")
+
+    def _question(self, rng: random.Random) -> tuple[str, str, int]:
+        level = rng.choice(self.levels)
+        digits = min(level, 3) if level < 4 else 2
+        numbers = [rng.randrange(10**digits) for _ in range(3 if level == 4 else 2)]
+        signs = [rng.choice("+-") for _ in numbers[1:]]
+        text = str(numbers[0]) + "".join(f"{s}{x}" for s, x in zip(signs, numbers[1:], strict=True))
+        total = numbers[0] + sum(x if s == "+" else -x for s, x in zip(signs, numbers[1:], strict=True))
+        return text + "=", str(total), level
+
+    def rows(self, split: Split, n: int) -> list[Row]:
+        return [{"id": f"arithmetic/{split}/{q}", "prompt": q, "answer": a, "level": level}
+                for q, a, level in draw(self.seed, split, n, self._question)]
+
+    def demonstration(self, row: Mapping[str, Any], rng: random.Random) -> str:
+        answer = int(row["answer"])
+        return str(answer + rng.choice((-10, -2, -1, 1, 2, 10)) if rng.random() < self.mistakes else answer)
+
+    def verify(self, response: str, row: Mapping[str, Any]) -> bool:
+        return answer_of(response) == row["answer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modular:
+    """``ax+b=c mod m`` for a prime ``m``: the one ``x`` in ``0..m-1`` is the answer. Levels choose m = 7, 11, 23."""
+
+    alphabet: ClassVar[str] = "0123456789x+=% "
+    levels: tuple[int, ...] = (1,)
+    mistakes: float = 0.6
+    seed: int = 0
+
+    def _question(self, rng: random.Random) -> tuple[str, str, int]:
+        level = rng.choice(self.levels)
+        m = {1: 7, 2: 11, 3: 23}[level]
+        a, b, x = rng.randrange(1, m), rng.randrange(m), rng.randrange(m)
+        return f"{a}x+{b}={(a * x + b) % m}%{m} ", str(x), level
+
+    def rows(self, split: Split, n: int) -> list[Row]:
+        return [{"id": f"modular/{split}/{q.strip()}", "prompt": q, "answer": a, "level": level}
+                for q, a, level in draw(self.seed, split, n, self._question)]
+
+    def demonstration(self, row: Mapping[str, Any], rng: random.Random) -> str:
+        m = {1: 7, 2: 11, 3: 23}[row["level"]]
+        return str(rng.randrange(m)) if rng.random() < self.mistakes else str(row["answer"])
+
+    def verify(self, response: str, row: Mapping[str, Any]) -> bool:
+        return response.strip() == row["answer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Countdown:
+    """Reach the target with all given numbers and ``+ - *``: ``3 5 2>13:`` has several solutions, e.g. ``3+5*2``.
+
+    Many different responses are right, so diversity (pass@k, distinct answers) can be measured. Level k has k + 1 numbers.
+    """
+
+    alphabet: ClassVar[str] = "0123456789+-*() >:"
+    levels: tuple[int, ...] = (2,)
+    top: int = 9
+    mistakes: float = 0.3
+    seed: int = 0
+
+    def _question(self, rng: random.Random) -> tuple[str, str, int, list[int], int]:
+        level = rng.choice(self.levels)
+        numbers = [rng.randint(1, self.top) for _ in range(level + 1)]
+        text = self._expression(numbers, rng)
+        target = evaluate(text)
+        return f"{' '.join(map(str, numbers))}>{target}:", text, level, numbers, int(target)
+
+    @staticmethod
+    def _expression(numbers: list[int], rng: random.Random) -> str:
+        order = rng.sample(numbers, len(numbers))
+        return str(order[0]) + "".join(rng.choice("+-*") + str(x) for x in order[1:])
+
+    def rows(self, split: Split, n: int) -> list[Row]:
+        return [{"id": f"countdown/{split}/{q}", "prompt": q, "answer": a, "level": level, "numbers": numbers, "target": target}
+                for q, a, level, numbers, target in draw(self.seed, split, n, self._question)]
+
+    def solutions(self, row: Mapping[str, Any]) -> list[str]:
+        """All solutions without parentheses, in a fixed order."""
+        found = set()
+        for order in set(itertools.permutations(row["numbers"])):
+            for signs in itertools.product("+-*", repeat=len(order) - 1):
+                text = str(order[0]) + "".join(f"{s}{x}" for s, x in zip(signs, order[1:], strict=True))
+                if evaluate(text) == row["target"]:
+                    found.add(text)
+        return sorted(found)
+
+    def demonstration(self, row: Mapping[str, Any], rng: random.Random) -> str:
+        if rng.random() < self.mistakes:
+            return self._expression(list(row["numbers"]), rng)
+        return rng.choice(self.solutions(row))
+
+    def verify(self, response: str, row: Mapping[str, Any]) -> bool:
+        text = response.strip()
+        try:
+            return evaluate(text) == row["target"] and sorted(numbers_of(text)) == sorted(row["numbers"])
+        except ValueError:
+            return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sorting:
+    """``472>`` asks for the digits in ascending order. Level k has k + 2 digits."""
+
+    alphabet: ClassVar[str] = "0123456789>"
+    levels: tuple[int, ...] = (1, 2)
+    mistakes: float = 0.6
+    seed: int = 0
+
+    def _question(self, rng: random.Random) -> tuple[str, str, int]:
+        level = rng.choice(self.levels)
+        digits = "".join(rng.choice("0123456789") for _ in range(level + 2))
+        return digits + ">", "".join(sorted(digits)), level
+
+    def rows(self, split: Split, n: int) -> list[Row]:
+        return [{"id": f"sorting/{split}/{q}", "prompt": q, "answer": a, "level": level}
+                for q, a, level in draw(self.seed, split, n, self._question)]
+
+    def demonstration(self, row: Mapping[str, Any], rng: random.Random) -> str:
+        answer = str(row["answer"])
+        return "".join(rng.sample(answer, len(answer))) if rng.random() < self.mistakes else answer
+
+    def verify(self, response: str, row: Mapping[str, Any]) -> bool:
+        return response.strip() == row["answer"]
+
+
+def numbers_of(text: str) -> list[int]:
+    return [int(x) for x in "".join(c if c.isdigit() else " " for c in text).split()]
+
+
+def evaluate(text: str) -> Fraction:
+    """The value of an expression of integers, ``+ - * ( )``, by recursive descent; nothing is ever passed to ``eval``.
+
+    Raises:
+        ValueError: not such an expression.
+    """
+    if len(text) > 200:
+        raise ValueError("expression too long")
+    tokens: list[str] = []
+    for c in text.replace(" ", ""):
+        if c.isdigit() and tokens and tokens[-1].isdigit():
+            tokens[-1] += c
+        elif c.isdigit() or c in "+-*()":
+            tokens.append(c)
+        else:
+            raise ValueError(f"unexpected {c!r}")
+    at = 0
+
+    def peek() -> str:
+        return tokens[at] if at < len(tokens) else ""
+
+    def take() -> str:
+        nonlocal at
+        at += 1
+        return tokens[at - 1] if at <= len(tokens) else ""
+
+    def atom() -> Fraction:
+        token = take()
+        if token.isdigit():
+            return Fraction(int(token))
+        if token == "(":
+            value = total()
+            if take() != ")":
+                raise ValueError("missing )")
+            return value
+        raise ValueError(f"unexpected {token!r}")
+
+    def product() -> Fraction:
+        value = atom()
+        while peek() == "*":
+            take()
+            value *= atom()
+        return value
+
+    def total() -> Fraction:
+        value = product()
+        while peek() in ("+", "-") and peek():
+            value = value + product() if take() == "+" else value - product()
+        return value
+
+    value = total()
+    if at != len(tokens):
+        raise ValueError(f"unexpected {peek()!r}")
+    return value

@@ -1,0 +1,331 @@
+"""Calling reward functions safely: by name, in worker processes, with a time-out that kills.
+
+A reward is a plain function::
+
+    def correct(response, answer, level=1):              # `level` is a column of the data set
+        return float(response.strip() == answer)         # or {"correct": 1.0, "format": 0.2}: the reward is the sum
+
+Parameters are filled by name from ``prompt``, ``response``, ``answer``, ``tokens``, ``finish``, ``id`` and every data column. It may be
+``async``. It runs in a worker process; one that hangs is killed with its process, and a new one takes its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import math
+import multiprocessing
+import os
+import queue
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rlkit.types import Rollout
+
+BUILTIN = {"math": "rlkit.rewards.math:reward", "exact": "rlkit.rewards.text:exact"}
+ALWAYS = ("prompt", "response", "answer", "tokens", "finish", "id")
+
+
+class RewardError(RuntimeError):
+    """A reward function raised or timed out and ``on_reward_error`` is ``raise``."""
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """One reward: a function, or where it is: ``my_file.py:fn``, ``package.module:fn``, or a built-in name.
+
+    ``timeout`` is in seconds, per response.
+    """
+
+    fn: Any
+    weight: float = 1.0
+    timeout: float = 10.0
+    name: str | None = None
+
+    @property
+    def label(self) -> str:
+        if self.name:
+            return self.name
+        return self.fn.rsplit(":", 1)[-1] if isinstance(self.fn, str) else str(getattr(self.fn, "__name__", type(self.fn).__name__))
+
+
+def import_function(where: str, base: Path | None = None) -> Callable[..., Any]:
+    """The function at ``file.py:name`` or ``module:name``, or a built-in reward.
+
+    Raises:
+        ValueError: nothing there, with what is.
+    """
+    target = BUILTIN.get(where, where)
+    place, _, name = target.rpartition(":")
+    if not place:
+        raise ValueError(f"rewards: {where!r} is not a built-in reward ({', '.join(BUILTIN)}); write my_file.py:function or "
+                         "package.module:function.")
+    try:
+        module = _load_file(Path(base or ".") / place) if place.endswith(".py") else importlib.import_module(place)
+    except FileNotFoundError:
+        raise ValueError(f"rewards: there is no file {place!r} (looked in {Path(base or '.').resolve()}).") from None
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise ValueError(f"rewards: importing {place!r} failed at {last.filename}:{last.lineno}: "
+                         f"{type(error).__name__}: {error}") from error
+    fn = getattr(module, name, None)
+    if not callable(fn):
+        here = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
+        raise ValueError(f"rewards: {place!r} has no function {name!r}; it has {', '.join(here) or 'none'}.")
+    return fn
+
+
+def _load_file(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    spec = importlib.util.spec_from_file_location(f"rlkit_user_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def inputs_of(r: Rollout) -> dict[str, Any]:
+    """Everything a reward may ask for by name."""
+    return {**r.prompt.columns, "prompt": r.prompt.text, "response": r.text, "answer": r.prompt.answer, "tokens": r.tokens,
+            "finish": r.finish, "id": r.prompt.id}
+
+
+def parameters(fn: Callable[..., Any], available: Sequence[str], label: str) -> list[str]:
+    """Names to pass.
+
+    Raises:
+        ValueError: a parameter without default that no column fills.
+    """
+    names: list[str] = []
+    for p in inspect.signature(fn).parameters.values():
+        if p.kind is p.VAR_KEYWORD:
+            return [*available]
+        if p.name in available:
+            names.append(p.name)
+        elif p.default is p.empty and p.kind is not p.VAR_POSITIONAL:
+            raise ValueError(f"reward {label!r} has a parameter {p.name!r} that nothing fills; there are "
+                             f"{', '.join(sorted(available))}. Rename it, give it a default, or add the column to the data.")
+    return names
+
+
+def normalise_result(value: Any) -> dict[str, float] | None:
+    """Components by name; a plain number is the component ``""``; None means that the response cannot be scored."""
+    if value is None:
+        return None
+    items = value.items() if isinstance(value, Mapping) else [("", value)]
+    out = {}
+    for key, v in items:
+        try:
+            out[str(key)] = float(v)
+        except (TypeError, ValueError):
+            raise TypeError(f"returned {v!r} ({type(v).__name__}); a reward is a number, a dict of numbers, or None") from None
+        if not math.isfinite(out[str(key)]):
+            raise ValueError(f"returned {v!r}; a reward must be finite")
+    return out
+
+
+def _worker(connection: Any, payload: bytes) -> None:
+    """The worker process: receives lists of calls, answers each as ``("ok", parts)`` or ``("error", text)``."""
+    import cloudpickle
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    functions = [import_function(f) if isinstance(f, str) else f for f in cloudpickle.loads(payload)]
+    loop = asyncio.new_event_loop()
+    connection.send("ready")
+    while True:
+        try:
+            index, arguments = connection.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            value = functions[index](**arguments)
+            if inspect.isawaitable(value):
+                value = loop.run_until_complete(value)
+            answer = ("ok", normalise_result(value))
+        except BaseException as error:
+            tail = traceback.extract_tb(error.__traceback__)
+            place = f" at {Path(tail[-1].filename).name}:{tail[-1].lineno}" if tail else ""
+            answer = ("error", f"{type(error).__name__}: {error}{place}")
+        connection.send(answer)
+
+
+class _Process:
+    """One worker process and its pipe."""
+
+    def __init__(self, payload: bytes) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, child = context.Pipe()
+        self.process = context.Process(target=_worker, args=(child, payload), daemon=True)
+        with _main_not_reimported():
+            self.process.start()
+        child.close()
+        self.ready = False
+
+    def call(self, index: int, arguments: Mapping[str, Any], timeout: float) -> tuple[str, Any]:
+        if not self.ready:
+            if not self.connection.poll(120):
+                return "error", "the reward process did not start within 120 s"
+            self.connection.recv()
+            self.ready = True
+        self.connection.send((index, arguments))
+        if not self.connection.poll(timeout):
+            return "timeout", f"no answer within {timeout:g} s"
+        return self.connection.recv()
+
+    def kill(self) -> None:
+        with contextlib.suppress(OSError):
+            self.connection.close()
+        self.process.kill()
+        self.process.join(5)
+
+
+@contextlib.contextmanager
+def _main_not_reimported() -> Iterator[None]:
+    """A spawned worker runs the caller's script again to find its functions; ours come by cloudpickle instead."""
+    import sys
+
+    main = sys.modules["__main__"]
+    saved = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+    try:
+        for name in saved:
+            setattr(main, name, None)
+        if hasattr(main, "__file__"):
+            del main.__file__
+        yield
+    finally:
+        for name, value in saved.items():
+            setattr(main, name, value)
+
+
+class Scorer:
+    """Fills ``reward``, ``parts`` and ``error`` of rollouts. Thread-safe; calls from many collector threads run side by side.
+
+    ``on_error``: a reward that raises, hangs or returns something else is counted and reported with its prompt;
+    ``mask`` leaves the reward nan (the response is not trained on), ``raise`` stops the run, ``zero`` gives 0.
+    """
+
+    def __init__(self, rewards: Sequence[RewardSpec], *, on_error: Literal["mask", "raise", "zero"] = "mask", workers: int = 1,
+                 base: Path | None = None, report: Callable[[str], None] = print) -> None:
+        self.rewards, self.on_error, self.base, self.report = tuple(rewards), on_error, base, report
+        self.workers, self.counts = max(1, workers), Counter[str]()
+        self._names: list[list[str]] = []
+        self._idle: queue.LifoQueue[_Process] = queue.LifoQueue()
+        self._slots = threading.Semaphore(self.workers)
+        self._lock = threading.Lock()
+        self._payload = b""
+        self._reported = 0
+        self.busy = 0.0
+
+    def check(self, columns: Sequence[str]) -> None:
+        """Imports every reward and matches its parameters with the data, before anything expensive starts.
+
+        Raises:
+            ValueError: a reward that cannot be imported, or a parameter that nothing fills.
+        """
+        try:
+            import cloudpickle
+        except ImportError:
+            raise ValueError("rewards run in worker processes, which needs cloudpickle. Install it with: pip install "
+                             "cloudpickle") from None
+        available = sorted({*ALWAYS, *columns})
+        functions = []
+        self._names = []
+        for spec in self.rewards:
+            fn = import_function(spec.fn, self.base) if isinstance(spec.fn, str) else spec.fn
+            self._names.append(parameters(fn, available, spec.label))
+            portable = isinstance(spec.fn, str) and ".py:" not in spec.fn
+            if not portable and not isinstance(spec.fn, str):
+                module = inspect.getmodule(fn)
+                if module is not None and module.__name__ != "__main__" and module.__name__ not in _installed():
+                    cloudpickle.register_pickle_by_value(module)
+            if isinstance(spec.fn, str) and ".py:" in spec.fn:
+                path, _, name = spec.fn.rpartition(":")
+                functions.append(f"{(Path(self.base or '.') / path).resolve()}:{name}")
+            else:
+                functions.append(spec.fn)
+        self._payload = cloudpickle.dumps(functions)
+
+    def score(self, rollouts: Sequence[Rollout]) -> None:
+        """Scores all of them; returns when the last one is scored.
+
+        Raises:
+            RewardError: under ``on_error="raise"``.
+        """
+        start = time.perf_counter()
+        for r in rollouts:
+            inputs = inputs_of(r)
+            total = 0.0
+            for index, spec in enumerate(self.rewards):
+                status, value = self._call(index, {n: inputs[n] for n in self._names[index] if n in inputs}, spec.timeout)
+                self.counts["calls"] += 1
+                if status == "ok" and value is None:
+                    status, value = "unscorable", "the reward returned None"
+                if status == "ok":
+                    for key, v in value.items():
+                        r.parts[f"{spec.label}/{key}" if key else spec.label] = v
+                    total += spec.weight * sum(value.values())
+                    continue
+                self._failed(r, spec, status, value)
+                if self.on_error == "mask":
+                    total = math.nan
+            r.reward = total
+        with self._lock:
+            self.busy += time.perf_counter() - start
+
+    def _failed(self, r: Rollout, spec: RewardSpec, status: str, why: str) -> None:
+        with self._lock:
+            self.counts[status] += 1
+            self.counts[f"{status}/{spec.label}"] += 1
+            self._reported += 1
+            first = self._reported <= 5
+        r.error = f"{spec.label}: {status}: {why}"
+        message = (f"reward {spec.label!r} {'timed out' if status == 'timeout' else 'failed'} on prompt {r.prompt.id}: {why}; "
+                   f"response {r.text[:80]!r}")
+        if self.on_error == "raise":
+            raise RewardError(message + ". Mend it, or set on_reward_error: mask.")
+        if first:
+            more = " Further failures are only counted (metrics reward/errors, and `error` in rollouts.jsonl)." if self._reported == 5 else ""
+            self.report(f"warning: {message}.{more}")
+
+    def _call(self, index: int, arguments: Mapping[str, Any], timeout: float) -> tuple[str, Any]:
+        with self._slots:
+            try:
+                worker = self._idle.get_nowait()
+            except queue.Empty:
+                worker = _Process(self._payload)
+            try:
+                status, value = worker.call(index, arguments, timeout)
+            except (EOFError, OSError, BrokenPipeError):
+                status, value = "error", f"the reward's process died (exit code {worker.process.exitcode})"
+                worker.kill()
+                return status, value
+            if status == "timeout":
+                worker.kill()
+            else:
+                self._idle.put(worker)
+            return status, value
+
+    def metrics(self) -> dict[str, float]:
+        return {"reward/errors": float(self.counts["error"] + self.counts["unscorable"]), "reward/timeouts": float(self.counts["timeout"])}
+
+    def close(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._idle.get_nowait().kill()
+
+
+def _installed() -> set[str]:
+    """Modules that a worker can import by name."""
+    import sys
+
+    return {name for name, m in sys.modules.items() if "site-packages" in str(getattr(m, "__file__", "")) or name.startswith("rlkit")}
