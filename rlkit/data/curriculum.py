@@ -10,9 +10,11 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from rlkit.types import Prompt, Rollout
+if TYPE_CHECKING:
+    from rlkit.types import Prompt, Rollout      # types only: a reward's process must not import torch
+
 
 
 class SamplerState(Protocol):

@@ -268,3 +268,14 @@ def evaluate(text: str) -> Fraction:
     if at != len(tokens):
         raise ValueError(f"unexpected {peek()!r}")
     return value
+
+
+@dataclass(frozen=True)
+class TaskReward:
+    """The task's own verifier as a reward: 1 or 0."""
+
+    task: Task
+    __name__: ClassVar[str] = "correct"
+
+    def __call__(self, response: str, answer: Any, **columns: Any) -> float:
+        return float(self.task.verify(response, {**columns, "answer": answer}))

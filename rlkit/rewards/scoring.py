@@ -27,9 +27,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from rlkit.types import Rollout
+if TYPE_CHECKING:
+    from rlkit.types import Rollout      # types only: a reward's process must not import torch
+
 
 BUILTIN = {"math": "rlkit.rewards.math:reward", "exact": "rlkit.rewards.text:exact"}
 ALWAYS = ("prompt", "response", "answer", "tokens", "finish", "id")
@@ -135,7 +137,7 @@ def normalise_result(value: Any) -> dict[str, float] | None:
 
 
 def _worker(connection: Any, payload: bytes) -> None:
-    """The worker process: receives lists of calls, answers each as ``("ok", parts)`` or ``("error", text)``."""
+    """A worker process: receives lists of calls, answers each as ``("ok", parts)`` or ``("error", text)``."""
     import cloudpickle
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")

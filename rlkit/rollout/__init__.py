@@ -1,0 +1,1 @@
+"""Sampling responses: engines and the collector that keeps them busy."""

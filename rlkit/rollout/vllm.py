@@ -1,0 +1,253 @@
+"""vLLM in this process, stepped by one background thread.
+
+Requests and weight updates reach the thread through a queue, so an update always happens between two steps of the engine, and
+concurrent callers are batched continuously. The same class serves a notebook and a Ray actor.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from rlkit.rollout.engine import UpdateMode, check_length, request_seed
+from rlkit.types import Prompt, Rollout, Sampling
+
+
+def environment() -> dict[str, str]:
+    """Variables that must be set before vLLM is imported."""
+    import torch
+
+    env = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1",
+           "TOKENIZERS_PARALLELISM": "false"}
+    if not torch.cuda.is_available():
+        # Compilation costs more than a small model gains from it on a CPU.
+        env["TORCHDYNAMO_DISABLE"] = "1"
+    return env
+
+
+def engine_arguments(model: str, *, seed: int, dtype: str, max_model_len: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What vLLM's EngineArgs get: defaults of rlkit, then the user's ``vllm:`` section.
+
+    Raises:
+        ValueError: an option that contradicts what training needs.
+    """
+    import torch
+
+    if options.get("logprobs_mode", "processed_logprobs") != "processed_logprobs":
+        raise ValueError(f"vllm.logprobs_mode is {options['logprobs_mode']!r}; rlkit needs processed_logprobs: log-probs of the "
+                         "distribution that was sampled from, after temperature and top-p.")
+    for key, where in (("model", "model.path"), ("seed", "seed"), ("dtype", "model.dtype"), ("max_model_len", "rollout.max_model_len"),
+                       ("tensor_parallel_size", "cluster.tensor_parallel"), ("weight_transfer_config", "nothing: rlkit sets it")):
+        if key in options:
+            raise ValueError(f"vllm.{key}: rlkit sets this itself; use {where}.")
+    defaults: dict[str, Any] = {"disable_log_stats": True}
+    if not torch.cuda.is_available():
+        defaults |= {"enforce_eager": True, "kv_cache_memory_bytes": 64 << 20, "block_size": 32}
+    return {**defaults, "model": model, "seed": seed, "dtype": dtype, "max_model_len": max_model_len,
+            "logprobs_mode": "processed_logprobs", **options}
+
+
+class VLLMEngine:
+    """See :class:`rlkit.rollout.engine.Engine`."""
+
+    def __init__(self, model: str, *, seed: int = 0, dtype: str = "float32", max_model_len: int = 1024,
+                 options: Mapping[str, Any] | None = None, tensor_parallel: int = 1) -> None:
+        for key, value in environment().items():
+            os.environ.setdefault(key, value)
+        arguments = engine_arguments(model, seed=seed, dtype=dtype, max_model_len=max_model_len, options=options or {})
+        try:
+            from vllm.config import WeightTransferConfig
+            from vllm.engine.arg_utils import EngineArgs
+            from vllm.v1.engine.llm_engine import LLMEngine
+        except ImportError as error:
+            raise ValueError(f"vLLM could not be imported ({error}). Install it with: pip install 'rlkit[cpu]' (or rlkit[gpu]), or "
+                             "set rollout.engine: hf.") from None
+        from rlkit.rollout.vllm_weights import BACKEND, register
+
+        register()
+        self.limit = max_model_len
+        self.engine = LLMEngine.from_engine_args(EngineArgs(
+            tensor_parallel_size=tensor_parallel, weight_transfer_config=WeightTransferConfig(backend=BACKEND), **arguments))
+        self.version = 0
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._waiting: dict[str, Future[Any]] = {}
+        self._held: list[Callable[[], None]] = []
+        self._updating = False
+        self._ids = itertools.count()
+        self._tokens, self._busy, self._started = 0, 0.0, time.perf_counter()
+        self._set_version(0)
+        self._thread = threading.Thread(target=self._loop, name="vllm", daemon=True)
+        self._thread.start()
+
+    # -- the engine's thread ----------------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        while True:
+            running = self.engine.has_unfinished_requests() and not self._updating
+            try:
+                while True:
+                    job = self._inbox.get(block=not running)
+                    if job is None:
+                        return
+                    job()
+                    running = self.engine.has_unfinished_requests() and not self._updating
+            except queue.Empty:
+                pass
+            start = time.perf_counter()
+            try:
+                outputs = self.engine.step()
+            except Exception as error:                  # the engine is lost: tell every caller instead of hanging them
+                for future in self._waiting.values():
+                    future.set_exception(RuntimeError(f"vLLM failed: {type(error).__name__}: {error}"))
+                self._waiting.clear()
+                return
+            self._busy += time.perf_counter() - start
+            for output in outputs:
+                if output.finished and output.request_id in self._waiting:
+                    self._waiting.pop(output.request_id).set_result(output)
+
+    def _submit(self, job: Callable[[], Any]) -> Any:
+        """Runs ``job`` on the engine's thread and returns its result."""
+        future: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(job())
+            except Exception as error:
+                future.set_exception(error)
+
+        if not self._thread.is_alive():
+            raise RuntimeError("the vLLM engine has stopped after an error")
+        self._inbox.put(run)
+        return future.result()
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    def generate(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        check_length(prompt, sampling, self.limit)
+
+        def params() -> Any:                            # made when the request is admitted: the seed knows the version
+            return SamplingParams(
+                n=n, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k or -1,
+                max_tokens=sampling.max_tokens, stop=list(sampling.stop) or None, logprobs=0,
+                seed=request_seed(sampling, prompt, self.version), output_kind=RequestOutputKind.FINAL_ONLY)
+
+        output = self._request(prompt.token_ids, params)
+        rollouts = [self._rollout(prompt, c) for c in sorted(output.outputs, key=lambda c: c.index)]
+        self._tokens += sum(len(r.tokens) for r in rollouts)
+        return rollouts
+
+    def _request(self, token_ids: Sequence[int], params: Callable[[], Any]) -> Any:
+        future: Future[Any] = Future()
+        name = str(next(self._ids))
+
+        def admit() -> None:
+            if self._updating:                          # new requests belong to the new weights
+                self._held.append(admit)
+                return
+            self._waiting[name] = future
+            try:
+                self.engine.add_request(name, {"prompt_token_ids": list(token_ids)}, params())
+            except Exception as error:
+                self._waiting.pop(name)
+                future.set_exception(ValueError(f"vLLM refused the request: {error}"))
+
+        if not self._thread.is_alive():
+            raise RuntimeError("the vLLM engine has stopped after an error")
+        self._inbox.put(admit)
+        return future.result()
+
+    def _rollout(self, prompt: Prompt, c: Any) -> Rollout:
+        tokens = list(c.token_ids)
+        version = [self.version] * len(tokens)
+        for span in c.weight_versions or ():
+            version[span.start:span.end] = [int(span.version)] * (span.end - span.start)
+        finish = {"stop": "stop", "length": "length"}.get(c.finish_reason, "abort")
+        logp = [entry[token].logprob for token, entry in zip(tokens, c.logprobs or (), strict=True)]
+        return Rollout(prompt, tokens, [True] * len(tokens), logp, version, finish, text=c.text)  # type: ignore[arg-type]
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        out = []
+        for r in rollouts:
+            ids = [*r.prompt.token_ids, *r.tokens]
+            params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0.0, output_kind=RequestOutputKind.FINAL_ONLY)
+            answer = self._request(ids, lambda params=params: params)
+            first = len(r.prompt.token_ids)
+            out.append([answer.prompt_logprobs[t][ids[t]].logprob for t in range(first, len(ids))])
+        return out
+
+    # -- weights ----------------------------------------------------------------------------------------------------
+
+    def begin_update(self, mode: UpdateMode) -> None:
+        def pause() -> None:
+            if mode == "wait":
+                self._drain()
+            elif mode == "abort":
+                self._abort()
+            self._updating = True
+            self.engine.collective_rpc("start_weight_update")
+
+        self._submit(pause)
+
+    def _drain(self) -> None:
+        while self.engine.has_unfinished_requests():
+            for output in self.engine.step():
+                if output.finished and output.request_id in self._waiting:
+                    self._waiting.pop(output.request_id).set_result(output)
+
+    def _abort(self) -> None:
+        names = list(self._waiting)
+        for output in self.engine.step() if self.engine.has_unfinished_requests() else ():
+            if output.finished and output.request_id in self._waiting:
+                self._waiting.pop(output.request_id).set_result(output)
+        self.engine.abort_request([n for n in names if n in self._waiting])
+        for name in [n for n in names if n in self._waiting]:
+            self._waiting.pop(name).set_exception(Aborted("the request was aborted by a weight update"))
+
+    def load(self, tensors: Mapping[str, Any]) -> None:
+        import torch
+
+        as_tensors = {k: torch.from_numpy(v) if not isinstance(v, torch.Tensor) else v for k, v in tensors.items()}
+        self._submit(lambda: self.engine.collective_rpc("update_weights", kwargs={"update_info": {"tensors": as_tensors}}))
+
+    def end_update(self, version: int) -> None:
+        def resume() -> None:
+            self.engine.collective_rpc("finish_weight_update")
+            self._set_version(version)
+            self.engine.reset_prefix_cache()
+            self._updating = False
+            held, self._held = self._held, []
+            for admit in held:
+                admit()
+
+        self._submit(resume)
+
+    def _set_version(self, version: int) -> None:
+        self.version = version
+        self.engine.set_weight_version(str(version))
+
+    def ready(self) -> dict[str, Any]:
+        return {"engine": "vllm", "max_model_len": self.limit}
+
+    def stats(self) -> dict[str, float]:
+        return {"tokens": float(self._tokens), "busy": self._busy, "alive": time.perf_counter() - self._started}
+
+    def close(self) -> None:
+        self._inbox.put(None)
+        self._thread.join(10)
+
+
+class Aborted(RuntimeError):
+    """The request was aborted by a weight update; the collector asks for the group again."""
