@@ -1,0 +1,96 @@
+"""One collector for on-policy, k-steps-off and in-flight training: only ``max_lag`` and the weight sync's mode differ."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+from rlkit.types import Prompt, Rollout, Sampling
+
+
+class Generates(Protocol):
+    def generate(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]: ...
+
+
+class Scores(Protocol):
+    def score(self, rollouts: Sequence[Rollout]) -> None: ...
+
+
+class Collector:
+    """Keeps prompt groups in flight and hands out ``prompts`` finished ones a step, in the order in which they started.
+
+    Group ``i`` may start once ``i < (version + 1 + max_lag) * prompts + dropped``: with ``max_lag=0`` generation is strictly
+    on-policy, with ``k`` it runs up to ``k`` steps ahead. Groups leave in start order, so that short answers do not win.
+    Rewards are computed in the same thread as their group, while other groups still generate.
+    """
+
+    def __init__(self, engine: Generates, scorer: Scores, sampler: Any, *, prompts: int, n: int, sampling: Sampling, max_lag: int = 0,
+                 drop: Sequence[Callable[[Sequence[Rollout]], str | None]] = (), max_waste: float = 10.0) -> None:
+        self.engine, self.scorer, self.sampler = engine, scorer, sampler
+        self.prompts, self.n, self.sampling, self.max_lag = prompts, n, sampling, max_lag
+        self.drop, self.max_waste = tuple(drop), max_waste
+        self.pool = ThreadPoolExecutor(prompts * (1 + max_lag) * 2, thread_name_prefix="group")
+        self.pending: deque[Future[list[Rollout]]] = deque()
+        self.started = self.dropped = self.base = 0
+        self.reasons: Counter[str] = Counter()
+        self.waited = 0.0
+
+    def start_at(self, version: int) -> None:
+        """A resumed run's first step: groups of earlier steps need not be made again."""
+        self.base = version
+
+    def _admit(self, version: int) -> None:                     # the whole staleness rule
+        while self.started < (version - self.base + 1 + self.max_lag) * self.prompts + self.dropped:
+            self.pending.append(self.pool.submit(self._run_group, next(self.sampler)))
+            self.started += 1
+
+    def _run_group(self, prompt: Prompt) -> list[Rollout]:
+        group = self.engine.generate(prompt, self.n, self.sampling)
+        self.scorer.score(group)
+        return group
+
+    def next(self, version: int) -> list[Rollout]:
+        """The rollouts of the next step; ``rollout.group`` numbers the prompt groups from 0.
+
+        Errors of engines and rewards surface here. Responses without a reward are left out.
+
+        Raises:
+            RuntimeError: more than ``max_waste * prompts`` groups of one step were dropped.
+        """
+        out: list[Rollout] = []
+        kept = dropped_now = 0
+        start = time.perf_counter()
+        while kept < self.prompts:
+            self._admit(version)
+            group = self.pending.popleft().result()
+            self.sampler.observe(group)
+            scored = [r for r in group if not math.isnan(r.reward)]
+            why = "no_reward" if not scored else next(filter(None, (rule(scored) for rule in self.drop)), None)
+            if why is None:
+                for r in scored:
+                    r.group = kept
+                out.extend(scored)
+                kept += 1
+                continue
+            self.dropped += 1
+            dropped_now += 1
+            self.reasons[why] += 1
+            if dropped_now > self.max_waste * self.prompts:
+                counts = ", ".join(f"{k}: {v}" for k, v in self.reasons.most_common())
+                raise RuntimeError(
+                    f"{dropped_now} groups were dropped in one step to find {kept} of {self.prompts} to train on ({counts}; last "
+                    f"prompt: {group[0].prompt.id}{', ' + group[0].error if group[0].error else ''}). The task is too easy or too "
+                    "hard for the model, or rewards fail. Raise rollout.max_waste, change data.drop, or choose other prompts.")
+        self.waited = time.perf_counter() - start
+        return out
+
+    def metrics(self) -> dict[str, float]:
+        return {"rollout/dropped": float(self.dropped), **{f"rollout/dropped_{k}": float(v) for k, v in self.reasons.items()},
+                **self.sampler.metrics()}
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=False, cancel_futures=True)
