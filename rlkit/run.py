@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlkit.data import Data
+from rlkit.learner.reference import Frozen, Reference
 from rlkit.objective import Term
 from rlkit.objective.advantages import Advantage, GroupNorm
 from rlkit.objective.corrections import Correction
 from rlkit.objective.penalties import Penalty
-from rlkit.learner.reference import Frozen, Reference
 from rlkit.rewards import RewardSpec
 from rlkit.types import Sampling
 
@@ -122,7 +122,6 @@ class Cluster:
         cpus: logical CPUs of each actor. gpus: GPUs of each learner and of each engine device; null takes 1 where the
             cluster has GPUs, else 0.
         timeout: seconds to wait for the cluster, for actors, and for a weight sync.
-        probe_every: steps between two parity probes (engine against learner); the first is always made.
     """
 
     address: str | None = None
@@ -191,22 +190,23 @@ class Run:
     data: Data
     rewards: tuple[RewardSpec, ...] = ()
     on_reward_error: Literal["mask", "raise", "zero"] = "mask"
-    sampling: Sampling = Sampling()
-    rollout: RolloutSection = RolloutSection()
+    sampling: Sampling = field(default_factory=Sampling)
+    rollout: RolloutSection = field(default_factory=RolloutSection)
     advantage: Advantage = field(default_factory=GroupNorm)
     objective: tuple[Term, ...] = ()
     reward_penalties: tuple[Penalty, ...] = ()
     correction: Correction | None = None
     reference: Reference | None = field(default_factory=Frozen)
-    learner: LearnerSection = LearnerSection()
+    learner: LearnerSection = field(default_factory=LearnerSection)
     deepspeed: dict[str, Any] | None = None
     peft: dict[str, Any] | None = None
     vllm: dict[str, Any] = field(default_factory=dict)
     cluster: Cluster | None = None
-    probe: Probe = Probe()
-    eval: EvalSection = EvalSection()
-    checkpoint: CheckpointSection = CheckpointSection()
-    log: LogSection = LogSection()
+    probe: Probe = field(default_factory=Probe)
+    eval: EvalSection = field(default_factory=EvalSection)
+    checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    log: LogSection = field(default_factory=LogSection)
+    base: str = "."                         # the folder of the configuration: paths of rewards are relative to it
 
     def __post_init__(self) -> None:
         if self.steps < 0:

@@ -1,60 +1,203 @@
 """The straight line: prompts -> rollouts -> rewards -> log-probs -> advantages -> loss -> update -> weight sync.
 
-Read :func:`train`; everything else in this file builds its parts or writes down what happened.
+:func:`train` is the program; what follows it writes down what happened.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import resource
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from rlkit.build import Parts, build
-from rlkit.log import RunLog, duration
-from rlkit.objective import needs
+from rlkit.checkpoint import Checkpoints
+from rlkit.cluster.sync import probe_parity
+from rlkit.log import duration
+from rlkit.objective.corrections import correction_stats
 from rlkit.objective.penalties import apply_penalties
 from rlkit.run import Run
 from rlkit.types import Batch, Rollout, Stats
 
 
 def train(run: Run, *, resume: bool = False, quiet: bool = False) -> Path:
-    """Trains as ``run`` says and returns the run folder; ``folder/"final"`` is the model.
+    """Trains as ``run`` says and returns the run folder; ``folder / "final"`` is the model.
 
     With ``resume`` the newest run of this name continues from its last complete checkpoint.
 
     Raises:
-        ValueError: something is wrong with the configuration, the data, a reward or the cluster; says what to do.
+        ValueError: something is wrong with the configuration, the data, a reward or the cluster, and what to do.
     """
     with build(run, resume=resume, quiet=quiet) as p:
-        step = p.restore()
+        step = restore(p, resume)
         p.sync.publish(step)
-        p.probe(step)
-        p.evaluate(step)
+        probe(p, step)
+        evaluate(p, step)
         while step < run.steps:
             clock = Clock()
             with clock("generate"):
                 rollouts = p.collector.next(step)
             with clock("annotate"):
-                batch = make_batch(run, rollouts)
+                batch = Batch.from_rollouts(rollouts, columns(run))
                 p.learners.annotate(batch, p.before_update)
                 if run.correction is not None:
-                    run.correction(batch)
-                apply_penalties(run.reward_penalties, batch, p.coefficients.of_penalties())
+                    batch.weight = run.correction(batch)
+                apply_penalties(run.reward_penalties, p.penalties.values(), batch)
                 batch.adv = run.advantage(batch)
             with clock("update"):
-                stats = p.learners.update(batch, p.coefficients.of_terms(), seed=run.seed + step)
+                stats = p.learners.update(batch, p.terms.values(), seed=run.seed + step)
             step += 1
             with clock("sync"):
-                p.sync.publish(step)
-            stats.merge(summarize(rollouts, batch, clock)).update(p.collector.metrics())
+                stats.merge(p.sync.publish(step))
+            summarize(p, stats, rollouts, batch, clock)
             p.learners.after_step(step, stats)
-            p.coefficients.update(stats)
-            p.after_step(step, stats, rollouts)
-        return p.finish(step)
-'''
+            p.terms.update(step, stats)
+            p.penalties.update(step, stats)
+            after_step(p, step, stats, rollouts)
+        return finish(p, step)
+
+
+def columns(run: Run) -> list[str]:
+    """Numeric data columns that some term reads (``needs`` has ``col:NAME``)."""
+    return sorted({n[4:] for part in (*run.objective, run.advantage) for n in part.needs if n.startswith("col:")})
+
+
+class Clock:
+    """Seconds by stage of one step."""
+
+    def __init__(self) -> None:
+        self.start, self.stages = time.perf_counter(), dict[str, float]()
+
+    @contextlib.contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.stages[stage] = self.stages.get(stage, 0.0) + time.perf_counter() - start
+
+
+def summarize(p: Parts, stats: Stats, rollouts: Sequence[Rollout], batch: Batch, clock: Clock) -> None:
+    """Everything a step measured, under ``stage/name``."""
+    tokens = sum(len(r.tokens) for r in rollouts)
+    rewards = batch.reward
+    log_behav = batch.logp["behav"]
+    values = {
+        "reward/mean": float(rewards.mean()),
+        "reward/std": float(rewards.std(correction=0)),
+        "entropy/sampled": float(-log_behav.mean()),        # unbiased: the expectation of -log mu under mu
+        "length/mean": tokens / len(rollouts),
+        "length/max": float(max(len(r.tokens) for r in rollouts)),
+        "length/truncated": sum(r.finish == "length" for r in rollouts) / len(rollouts),
+        "batch/sequences": float(len(rollouts)),
+        "batch/tokens": float(batch.N),
+    }
+    for name in sorted({k for r in rollouts for k in r.parts}):
+        scored = [r.parts[name] for r in rollouts if name in r.parts]
+        values[f"reward/{name}"] = sum(scored) / len(scored)
+    if "ref" in batch.logp and "old" in batch.logp:
+        log_u = batch.logp["old"] - batch.logp["ref"]
+        values["kl/ref_sequence"] = float(batch.seq_sum(log_u).mean())
+    elif "ref" in batch.logp:
+        values["kl/ref_sequence"] = float(batch.seq_sum(log_behav - batch.logp["ref"]).mean())
+    if p.run.correction is not None:
+        correction_stats(batch, stats)
+    total = time.perf_counter() - clock.start
+    values |= {f"time/{k}": v for k, v in clock.stages.items()}
+    values |= {"time/step": total, "speed/tokens_per_second": tokens / total,
+               "memory/driver_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    stats.update({k: v for k, v in values.items() if k not in stats})
+    stats.update(p.collector.metrics() | p.scorer.metrics() | p.terms.metrics() | p.penalties.metrics())
+
+
+def after_step(p: Parts, step: int, stats: Stats, rollouts: Sequence[Rollout]) -> None:
+    """Log, probe, evaluate and save on their cadence."""
+    run = p.run
+    if run.probe.every and step % run.probe.every == 0:
+        stats.merge(probe(p, step))
+    values = stats.as_dict()
+    p.log.metrics(step, values)
+    p.log.rollouts(step, rollouts)
+    p.log.progress(step, values)
+    if run.eval.every and step % run.eval.every == 0 and step < run.steps:
+        evaluate(p, step)
+    if (run.checkpoint.every and step % run.checkpoint.every == 0) or step == run.steps:
+        save(p, step)
+
+
+def probe(p: Parts, version: int) -> Stats:
+    tolerance = p.run.probe.tolerance
+    if tolerance is None:
+        tolerance = 1e-3 if p.run.model.dtype == "float32" else 0.05
+    return probe_parity(p.learners, p.engines, p.train_prompts[:2], p.sampling, tolerance, version)
+
+
+def evaluate(p: Parts, step: int) -> float:
+    """Mean reward on held-out prompts, written to ``eval.jsonl``; repeated steps of a resumed run are replaced."""
+    section, start = p.run.eval, time.perf_counter()
+    if not p.test_prompts:
+        return math.nan
+    temperature = p.sampling.temperature if section.temperature is None else section.temperature
+    sampling = dataclasses.replace(p.sampling, temperature=temperature)
+
+    def one(prompt: object) -> list[Rollout]:
+        group = p.engines.generate(prompt, section.n, sampling)  # type: ignore[arg-type]
+        p.scorer.score(group)
+        return group
+
+    with ThreadPoolExecutor(64) as pool:
+        rollouts = [r for group in pool.map(one, p.test_prompts) for r in group]
+    scored = [r.reward for r in rollouts if not math.isnan(r.reward)]
+    score = sum(scored) / len(scored) if scored else math.nan
+    path = p.folder / "eval.jsonl"
+    lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] < step] if path.exists() else []
+    lines.append(json.dumps({"step": step, "score": score, "prompts": len(p.test_prompts), "n": section.n, "temperature": temperature,
+                             "seconds": time.perf_counter() - start}))
+    path.write_text("\n".join(lines) + "\n")
+    if p.log.tensorboard is not None:
+        p.log.tensorboard.add_scalar("eval/score", score, step)
+    p.log.say(("\n" if p.log.live and step else "") + f"held-out score at step {step}: {score:.3f} ({len(p.test_prompts)} prompts)")
+    return score
+
+
+def save(p: Parts, step: int) -> None:
+    driver = {"sampler": p.collector.sampler.state_dict(), "terms": p.terms.state_dict(), "penalties": p.penalties.state_dict(),
+              "dropped": p.collector.dropped}
+    p.checkpoints.save(step, driver, p.learners.save)
+
+
+def restore(p: Parts, resume: bool) -> int:
+    """The step to continue from."""
+    latest = p.checkpoints.latest() if resume else None
+    if latest is None:
+        return 0
+    step, driver = Checkpoints.read(latest)
+    p.learners.load(str(latest))
+    p.collector.sampler.load_state_dict(driver["sampler"])
+    p.collector.start_at(step)
+    p.terms.load_state_dict(driver["terms"])
+    p.penalties.load_state_dict(driver["penalties"])
+    return step
+
+
+def finish(p: Parts, step: int) -> Path:
+    """Exports the model, evaluates it, and says what was learned and where everything lies."""
+    final = p.folder / "final"
+    p.learners.export(str(final))
+    p.tokenizer.save_pretrained(final)
+    after = evaluate(p, step)
+    history = [json.loads(line) for line in (p.folder / "eval.jsonl").read_text().splitlines()] if p.test_prompts else []
+    seconds = time.monotonic() - p.started
+    summary = {"steps": step, "seconds": seconds, "eval_before": history[0]["score"] if history else None,
+               "eval_after": None if math.isnan(after) else after, "final": str(final)}
+    (p.folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    p.log.say(f"\nDone: {step} steps in {duration(seconds)}.")
+    if history:
+        p.log.say(f"  learned      held-out score {history[0]['score']:.3f} -> {after:.3f}")
+    p.log.say(f"  model        {final} (Hugging Face format)\n"
+              f"  everything   {p.folder}/: config.yaml, metrics.jsonl, rollouts.jsonl, eval.jsonl, tensorboard/, checkpoints/\n"
+              f"  next         rlkit sample {final} --prompt {p.train_prompts[0].text!r}")
+    return p.folder

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from rlkit.types import Prompt, Rollout      # types only: a reward's process must not import torch
+    from rlkit.types import Prompt, Rollout  # types only: a reward's process must not import torch
 
 
 

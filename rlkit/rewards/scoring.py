@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from rlkit.types import Rollout      # types only: a reward's process must not import torch
+    from rlkit.types import Rollout  # types only: a reward's process must not import torch
 
 
 BUILTIN = {"math": "rlkit.rewards.math:reward", "exact": "rlkit.rewards.text:exact"}

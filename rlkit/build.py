@@ -1,0 +1,268 @@
+"""From a configuration to the parts of a running program: the only place that knows whether a run is local or on Ray.
+
+Checks come first, in the order of their price: the configuration by itself, rewards and data, the cluster, and only then models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlkit.checkpoint import Checkpoints
+from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers
+from rlkit.cluster.sync import WeightSync
+from rlkit.config import to_yaml
+from rlkit.data.prompts import load_prompts, preview
+from rlkit.data.tasks import TaskReward
+from rlkit.data.tiny import make_tiny
+from rlkit.learner.backend import check_deepspeed_options
+from rlkit.log import RunLog, environment, run_folder
+from rlkit.objective import needs
+from rlkit.objective.advantages import is_group
+from rlkit.objective.coefficients import Coefficients
+from rlkit.rewards import RewardSpec, Scorer
+from rlkit.rollout.collector import Collector
+from rlkit.run import Run
+from rlkit.types import Prompt, Sampling
+
+
+@dataclass
+class Parts:
+    """Everything that :func:`rlkit.trainer.train` drives."""
+
+    run: Run
+    folder: Path
+    log: RunLog
+    tokenizer: Any
+    train_prompts: list[Prompt]
+    test_prompts: list[Prompt]
+    scorer: Scorer
+    learners: LearnerGroup
+    engines: EngineGroup
+    sync: WeightSync
+    collector: Collector
+    terms: Coefficients
+    penalties: Coefficients
+    checkpoints: Checkpoints
+    before_update: tuple[str, ...]          # log-probs that must be known on the driver before the update
+    sampling: Sampling
+    started: float = field(default_factory=time.monotonic)
+
+
+def needed(run: Run) -> frozenset[str]:
+    """What terms, advantage, penalties and correction read."""
+    parts = [*run.objective, run.advantage, *run.reward_penalties, *([run.correction] if run.correction else [])]
+    return needs(parts)
+
+
+def check(run: Run) -> None:
+    """Impossible combinations that single sections cannot see, before anything is loaded.
+
+    Raises:
+        ValueError: with the reason and the remedy.
+    """
+    need = needed(run)
+    if "ref" in need and run.reference is None:
+        users = ", ".join(type(t).__name__ for t in (*run.objective, *run.reward_penalties) if "ref" in t.needs)
+        raise ValueError(f"{users} compares with the reference (anchor: ref), but reference is null. Set reference: {{type: Frozen}}, "
+                         "or another anchor.")
+    if "teacher" in need:
+        raise ValueError("a term is anchored to a teacher, but this run has none. Use anchor: ref with reference: {type: Frozen, path: "
+                         "TEACHER} for a teacher of the same vocabulary.")
+    if is_group(run.advantage) and run.rollout.n < 2:
+        raise ValueError(f"advantage {type(run.advantage).__name__} compares the responses of one prompt, but rollout.n is "
+                         f"{run.rollout.n}. Set rollout.n to 2 or more, or use advantage: Plain, ReinforcePlusPlus or GAE.")
+    if "returns" in need and "value" not in run.advantage.needs:
+        raise ValueError("ValueMSE trains a value function that nothing uses: set advantage: {type: GAE}.")
+    if run.model.dtype == "bfloat16" and run.deepspeed is None:
+        raise ValueError("model.dtype: bfloat16 needs DeepSpeed, which keeps float32 master weights. Add deepspeed: "
+                         "{zero_optimization: {stage: 1}}, or set model.dtype: float32.")
+    if run.cluster is not None and run.cluster.learners > 1 and run.deepspeed is None:
+        raise ValueError(f"cluster.learners is {run.cluster.learners}, but deepspeed is null: several ranks need DeepSpeed. Add "
+                         "deepspeed: {zero_optimization: {stage: 1}}.")
+    if run.deepspeed is not None:
+        check_deepspeed_options(run.deepspeed)
+    if run.model.warm_up is not None and run.data.task is None:
+        raise ValueError("model.warm_up learns from a task's demonstrations, but data has no `task`.")
+    if run.model.make is not None and run.data.task is None:
+        raise ValueError("model.make makes a model for the alphabet of a task, but data has no `task`. Use model.path.")
+    if not run.rewards and run.data.task is None:
+        raise ValueError("rewards is empty. Name a reward, e.g. rewards: [math] or rewards: [my_file.py:my_reward].")
+    if run.sampling.temperature == 0:
+        raise ValueError("sampling.temperature is 0: greedy responses of one prompt are all equal and teach nothing. Use 1.0.")
+    if run.cluster is None and run.rollout.max_lag and run.rollout.engine == "hf":
+        raise ValueError("rollout.max_lag above 0 needs an engine of its own to overlap with: set cluster: {} or rollout.engine: vllm.")
+    if any(getattr(t, "whole_groups", False) for t in run.objective) and run.cluster is not None and run.cluster.learners > 1:
+        raise ValueError("a term compares the responses of a prompt (REBEL): it needs cluster.learners: 1.")
+
+
+def prepare_model(run: Run, folder: Path, log: RunLog) -> str:
+    """The path of the model to start from; makes and warms it up where the configuration says so."""
+    if run.model.path is not None and run.model.warm_up is None:
+        return run.model.path
+    path = folder / "start"
+    if (path / "done").exists():
+        return str(path)
+    task = run.data.task
+    assert task is not None
+    if run.model.make is not None:
+        m = run.model.make
+        make_tiny(path, task.alphabet, family=m.family, hidden=m.hidden, layers=m.layers, heads=m.heads, kv_heads=m.kv_heads, seed=run.seed)
+    else:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        AutoModelForCausalLM.from_pretrained(run.model.path).save_pretrained(path)
+        AutoTokenizer.from_pretrained(run.model.path).save_pretrained(path)
+    if run.model.warm_up is not None:
+        from transformers import AutoTokenizer
+
+        from rlkit.learner.warm_up import warm_up
+
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        prompts = load_prompts(run.data, "train", tokenizer)
+        start, total = time.monotonic(), run.model.warm_up.steps
+
+        def report(step: int, loss: float) -> None:
+            if step % max(1, total // 4) == 0:
+                log.say(f"  warm-up step {step}/{total}: loss {loss:.3f} nats per token")
+
+        log.say(f"Supervised warm-up on {len(prompts)} demonstrations:")
+        warm_up(path, run.model.warm_up, prompts, lambda p, rng: task.demonstration({**p.columns, "answer": p.answer}, rng), tokenizer,
+                run.seed, report)
+        log.say(f"  done in {time.monotonic() - start:.0f} s")
+    (path / "done").touch()
+    return str(path)
+
+
+def context_length(run: Run, prompts: Sequence[Prompt]) -> int:
+    """Room for the longest prompt and its response."""
+    longest = max(len(p.token_ids) for p in prompts)
+    return run.rollout.max_model_len or longest + run.sampling.max_tokens + 8
+
+
+def make_engine(model_path: str, *, kind: str, seed: int, dtype: str, max_model_len: int, options: dict[str, Any],
+                tensor_parallel: int) -> Any:
+    if kind == "hf":
+        from rlkit.rollout.hf import HFEngine
+
+        return HFEngine(model_path, dtype=dtype, max_model_len=max_model_len)
+    from rlkit.rollout.vllm import VLLMEngine
+
+    return VLLMEngine(model_path, seed=seed, dtype=dtype, max_model_len=max_model_len, options=options, tensor_parallel=tensor_parallel)
+
+
+def load_tokenizer(path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"model.path: no tokenizer could be loaded from {path!r}: {str(error).splitlines()[0]}") from error
+
+
+@contextlib.contextmanager
+def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Parts]:
+    """All parts of a run; closes them at the end, whatever happens."""
+    quiet_libraries()
+    check(run)
+    need = needed(run)
+    folder = run_folder(run, resume)
+    checkpoints = Checkpoints(folder / "checkpoints", run.checkpoint.keep)
+    latest = checkpoints.latest() if resume else None
+    first_step = Checkpoints.read(latest)[0] if latest else 0
+    with contextlib.ExitStack() as stack:
+        rewards = run.rewards or (RewardSpec(TaskReward(run.data.task)),)
+        scorer = Scorer(rewards, on_error=run.on_reward_error, workers=max(1, (os.cpu_count() or 2) // 2), base=Path(run.base))
+        stack.callback(scorer.close)
+        if run.cluster is not None:                 # before the run folder is made: a cluster that does not answer leaves nothing behind
+            from rlkit.cluster.ray import connect
+
+            connect(run.cluster)
+        if run.model.make is None:
+            load_tokenizer(str(run.model.path))
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "config.yaml").exists():
+            (folder / "config.yaml").write_text(to_yaml(run))
+        stamp = environment()
+        with (folder / "environment.jsonl").open("a") as f:
+            f.write(json.dumps(stamp) + "\n")
+        log = RunLog(run, folder, first_step, quiet)
+        stack.callback(log.close)
+        log.say(f"rlkit: {run.name}, {run.steps} steps, in {folder}" + (f", from step {first_step}" if resume else ""))
+        model_path = prepare_model(run, folder, log)
+        tokenizer = load_tokenizer(model_path)
+        train_prompts = load_prompts(run.data, "train", tokenizer, log.say)
+        test_prompts = load_prompts(run.data, "test", tokenizer, log.say)[:run.eval.prompts]
+        scorer.report = log.say
+        scorer.check([c for c in train_prompts[0].columns])
+        log.say(preview(train_prompts, tokenizer))
+        sampling = run.sampling if run.sampling.seed is not None else _seeded(run.sampling, run.seed)
+        learners, engines = _workers(run, model_path, need, context_length(run, [*train_prompts, *test_prompts]), log)
+        stack.callback(learners.close)
+        stack.callback(engines.close)
+        sampler = run.data.sampler.build(train_prompts, run.seed)
+        collector = Collector(engines, scorer, sampler, prompts=run.rollout.prompts, n=run.rollout.n, sampling=sampling,
+                              max_lag=run.rollout.max_lag, drop=run.data.drop, max_waste=run.rollout.max_waste)
+        stack.callback(collector.close)
+        yield Parts(
+            run, folder, log, tokenizer, train_prompts, test_prompts, scorer, learners, engines,
+            WeightSync(learners, engines, run.rollout.pause), collector, Coefficients(run.objective), Coefficients(run.reward_penalties),
+            checkpoints, before_update(run, need), sampling)
+
+
+def _seeded(sampling: Sampling, seed: int) -> Sampling:
+    import dataclasses
+
+    return dataclasses.replace(sampling, seed=seed)
+
+
+def before_update(run: Run, need: frozenset[str]) -> tuple[str, ...]:
+    """Log-probs and values to compute before the update, and no others.
+
+    With one optimizer step a batch, the learner's log-probs in that step *are* the old ones: no extra pass. Penalties, corrections and
+    distilling advantages read them on the driver, and several steps need those from before the first.
+    """
+    several = run.learner.epochs * run.learner.minibatches > 1
+    on_driver = bool(run.reward_penalties) or run.correction is not None
+    old = ("old",) if on_driver or (several and "old" in need) else ()
+    return (*old, *(name for name in ("ref", "value") if name in need))
+
+
+def _workers(run: Run, model_path: str, need: frozenset[str], max_model_len: int, log: RunLog) -> tuple[LearnerGroup, EngineGroup]:
+    options = {"kind": run.rollout.engine, "seed": run.seed, "dtype": run.model.dtype, "max_model_len": max_model_len, "options": run.vllm,
+               "tensor_parallel": run.cluster.tensor_parallel if run.cluster else 1}
+    start = time.monotonic()
+    trainer = "torch" if run.deepspeed is None else f"DeepSpeed ZeRO-{run.deepspeed.get('zero_optimization', {}).get('stage', 0)}"
+    if run.cluster is None:
+        from rlkit.learner.learner import Learner
+
+        log.say(f"Starting in this process: {run.rollout.engine} engine, {trainer} learner ...")
+        learner = LocalWorkers(Learner(run, model_path, need))
+        engine = LocalWorkers(make_engine(model_path, **options))
+        groups = LearnerGroup(learner, run, need), EngineGroup(engine)
+    else:
+        from rlkit.cluster.ray import start as start_on_ray
+        from rlkit.rollout.vllm import environment as vllm_environment
+
+        log.say(f"Starting on Ray: {run.cluster.engines} {run.rollout.engine} engine(s), {run.cluster.learners} {trainer} learner(s) ...")
+        env = vllm_environment() if run.rollout.engine == "vllm" else {}
+        learner_actors, engine_actors = start_on_ray(run, model_path, need, make_engine, env, options)
+        groups = LearnerGroup(learner_actors, run, need), EngineGroup(engine_actors)
+    log.say(f"  ready in {time.monotonic() - start:.0f} s")
+    return groups
+
+
+def quiet_libraries() -> None:
+    """No progress bars and no advice from libraries between the rows of the table."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
