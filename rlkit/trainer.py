@@ -17,12 +17,14 @@ from pathlib import Path
 
 from rlkit.build import Parts, build
 from rlkit.checkpoint import Checkpoints
+from rlkit.cluster.groups import EngineGroup
 from rlkit.cluster.sync import probe_parity
 from rlkit.log import duration
 from rlkit.objective.corrections import correction_stats
 from rlkit.objective.penalties import apply_penalties
+from rlkit.rewards import Scorer
 from rlkit.run import Run
-from rlkit.types import Batch, Rollout, Stats
+from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
 
 
 def train(run: Run, *, resume: bool = False, quiet: bool = False) -> Path:
@@ -143,13 +145,7 @@ def evaluate(p: Parts, step: int) -> float:
     temperature = p.sampling.temperature if section.temperature is None else section.temperature
     sampling = dataclasses.replace(p.sampling, temperature=temperature)
 
-    def one(prompt: object) -> list[Rollout]:
-        group = p.engines.generate(prompt, section.n, sampling)  # type: ignore[arg-type]
-        p.scorer.score(group)
-        return group
-
-    with ThreadPoolExecutor(64) as pool:
-        rollouts = [r for group in pool.map(one, p.test_prompts) for r in group]
+    rollouts = sample_and_score(p.engines, p.scorer, p.test_prompts, section.n, sampling)
     scored = [r.reward for r in rollouts if not math.isnan(r.reward)]
     score = sum(scored) / len(scored) if scored else math.nan
     path = p.folder / "eval.jsonl"
@@ -161,6 +157,18 @@ def evaluate(p: Parts, step: int) -> float:
         p.log.tensorboard.add_scalar("eval/score", score, step)
     p.log.say(("\n" if p.log.live and step else "") + f"held-out score at step {step}: {score:.3f} ({len(p.test_prompts)} prompts)")
     return score
+
+
+def sample_and_score(engines: EngineGroup, scorer: Scorer, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[Rollout]:
+    """``n`` scored responses to every prompt, in the order of the prompts."""
+
+    def one(prompt: Prompt) -> list[Rollout]:
+        group = engines.generate(prompt, n, sampling)
+        scorer.score(group)
+        return group
+
+    with ThreadPoolExecutor(64) as pool:
+        return [r for group in pool.map(one, prompts) for r in group]
 
 
 def save(p: Parts, step: int) -> None:

@@ -1,0 +1,166 @@
+"""``rlkit train | eval | sample | show | submit``. A user's mistake ends with one message and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Exit codes: 0 done, 1 the run failed, 2 something in the input is wrong, 130 interrupted."""
+    arguments = parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, FloatingPointError, TimeoutError) as error:
+        if os.environ.get("RLKIT_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; `--resume` continues from the last checkpoint.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="rlkit", description="KL-regularized RL post-training of language models.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        p = commands.add_parser(name, help=text, description=text)
+        p.set_defaults(run=run)
+        return p
+
+    p = command("train", train, "Train as a configuration says.")
+    p.add_argument("config")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. steps=200 learner.lr=1e-5 objective.1.coef=0.02")
+    p.add_argument("--resume", action="store_true", help="continue the newest run of this name from its last checkpoint")
+
+    p = command("show", show, "Print the resolved configuration, where each value came from, and what each term needs.")
+    p.add_argument("config")
+    p.add_argument("overrides", nargs="*", metavar="key=value")
+
+    p = command("eval", evaluate, "Score a model on the held-out prompts of a configuration.")
+    p.add_argument("config")
+    p.add_argument("overrides", nargs="*", metavar="key=value")
+    p.add_argument("--model", required=True, help="a model folder, a hub name, or a run folder")
+    p.add_argument("-n", type=int, default=1, help="responses a prompt (default 1)")
+    p.add_argument("--out", help="write every response to this JSONL file")
+
+    p = command("sample", sample, "Sample responses of a model.")
+    p.add_argument("model", help="a model folder, a hub name, or a run folder")
+    p.add_argument("--prompt", action="append", required=True, help="may be repeated")
+    p.add_argument("-n", type=int, default=4)
+    p.add_argument("--temperature", type=float, default=1.0)
+    p.add_argument("--top-p", type=float, default=1.0)
+    p.add_argument("--max-tokens", type=int, default=64)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--engine", choices=("vllm", "hf"), default="hf")
+
+    p = command("submit", submit, "Send `rlkit train CONFIG` to a Ray cluster as a job.")
+    p.add_argument("config")
+    p.add_argument("overrides", nargs="*", metavar="key=value")
+    p.add_argument("--address", required=True, help="the Ray dashboard, e.g. http://head:8265")
+    p.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
+    return top
+
+
+def train(a: argparse.Namespace) -> None:
+    from rlkit.config import load
+    from rlkit.trainer import train as run_training
+
+    run_training(load(a.config, a.overrides), resume=a.resume)
+
+
+def show(a: argparse.Namespace) -> None:
+    from rlkit.build import before_update, check, needed
+    from rlkit.config import describe, load_with_origins
+
+    run, origins = load_with_origins(a.config, a.overrides)
+    print(describe(run, origins))
+    print("\nterm                          needs                         reduce  coefficient")
+    for t in run.objective:
+        print(f"{t.name:<29} {', '.join(sorted(t.needs)) or '-':<29} {t.reduce:<7} {t.coef}")
+    for penalty in run.reward_penalties:
+        print(f"{penalty.name:<29} {', '.join(sorted(penalty.needs)):<29} {'reward':<7} {penalty.coef}")
+    passes = before_update(run, needed(run))
+    print(f"\nforward passes before each update: {', '.join(passes) if passes else 'none'}")
+    check(run)
+
+
+def model_folder(name: str) -> str:
+    """A run folder stands for its final model."""
+    final = Path(name) / "final"
+    return str(final) if final.is_dir() else name
+
+
+def evaluate(a: argparse.Namespace) -> None:
+    import dataclasses
+
+    from rlkit.build import context_length, load_tokenizer, make_engine, quiet_libraries
+    from rlkit.cluster.groups import EngineGroup, LocalWorkers
+    from rlkit.config import load
+    from rlkit.data.prompts import load_prompts
+    from rlkit.data.tasks import TaskReward
+    from rlkit.rewards import RewardSpec, Scorer
+    from rlkit.trainer import sample_and_score
+
+    quiet_libraries()
+    run = load(a.config, a.overrides)
+    path = model_folder(a.model)
+    tokenizer = load_tokenizer(path)
+    prompts = load_prompts(run.data, "test", tokenizer, print)[:run.eval.prompts]
+    scorer = Scorer(run.rewards or (RewardSpec(TaskReward(run.data.task)),), on_error=run.on_reward_error, base=Path(run.base))
+    scorer.check(list(prompts[0].columns))
+    engine = make_engine(path, kind=run.rollout.engine, seed=run.seed, dtype=run.model.dtype,
+                         max_model_len=context_length(run, prompts), options=run.vllm, tensor_parallel=1)
+    temperature = run.sampling.temperature if run.eval.temperature is None else run.eval.temperature
+    sampling = dataclasses.replace(run.sampling, seed=run.seed, temperature=temperature)
+    try:
+        rollouts = sample_and_score(EngineGroup(LocalWorkers(engine)), scorer, prompts, a.n, sampling)
+    finally:
+        engine.close()
+        scorer.close()
+    if a.out:
+        with open(a.out, "w") as f:
+            for r in rollouts:
+                f.write(json.dumps({"prompt_id": r.prompt.id, "prompt": r.prompt.text, "response": r.text, "answer": r.prompt.answer,
+                                    "reward": r.reward, "finish": r.finish}, default=str) + "\n")
+    scored = [r.reward for r in rollouts if r.reward == r.reward]
+    solved = {r.prompt.id for r in rollouts if r.reward >= 1}
+    print(f"{path}: mean reward {sum(scored) / max(1, len(scored)):.4f} over {len(rollouts)} responses to {len(prompts)} prompts; "
+          f"solved at least once: {len(solved) / len(prompts):.4f}; without a reward: {len(rollouts) - len(scored)}")
+
+
+def sample(a: argparse.Namespace) -> None:
+    from rlkit.build import load_tokenizer, make_engine, quiet_libraries
+    from rlkit.types import Prompt, Sampling
+
+    quiet_libraries()
+    path = model_folder(a.model)
+    tokenizer = load_tokenizer(path)
+    sampling = Sampling(temperature=a.temperature, top_p=a.top_p, max_tokens=a.max_tokens, seed=a.seed)
+    prompts = [Prompt(text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]), text) for text in a.prompt]
+    length = max(len(p.token_ids) for p in prompts) + a.max_tokens + 8
+    engine = make_engine(path, kind=a.engine, seed=a.seed, dtype="float32", max_model_len=length, options={}, tensor_parallel=1)
+    try:
+        for p in prompts:
+            print(p.text)
+            for r in engine.generate(p, a.n, sampling):
+                print(f"  {r.text!r}  ({len(r.tokens)} tokens, {r.finish}, log-prob {sum(r.logp):.2f})")
+    finally:
+        engine.close()
+
+
+def submit(a: argparse.Namespace) -> None:
+    from rlkit.cluster.submit import submit_job
+
+    submit_job(a.config, a.overrides, a.address, wait=not a.no_wait)
