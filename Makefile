@@ -3,6 +3,8 @@
 EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 PYTHON ?= python3
 BIN := .venv/bin
+# Where this variable is set, every process would compile vLLM and torch again: half a minute each.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install quickstart test lint clean
 

@@ -20,7 +20,7 @@ from rlkit.cluster.sync import WeightSync
 from rlkit.config import to_yaml
 from rlkit.data.prompts import load_prompts, preview
 from rlkit.data.tasks import TaskReward
-from rlkit.data.tiny import make_tiny
+from rlkit.data.tiny import make_tiny, make_tokenizer
 from rlkit.learner.backend import check_deepspeed_options
 from rlkit.log import RunLog, environment, run_folder
 from rlkit.objective import needs
@@ -57,7 +57,7 @@ class Parts:
 
 def needed(run: Run) -> frozenset[str]:
     """What terms, advantage, penalties and correction read."""
-    parts = [*run.objective, run.advantage, *run.reward_penalties, *([run.correction] if run.correction else [])]
+    parts: list[Any] = [*run.objective, run.advantage, *run.reward_penalties, *([run.correction] if run.correction else [])]
     return needs(parts)
 
 
@@ -69,7 +69,8 @@ def check(run: Run) -> None:
     """
     need = needed(run)
     if "ref" in need and run.reference is None:
-        users = ", ".join(type(t).__name__ for t in (*run.objective, *run.reward_penalties) if "ref" in t.needs)
+        terms: tuple[Any, ...] = (*run.objective, *run.reward_penalties)
+        users = ", ".join(type(t).__name__ for t in terms if "ref" in t.needs)
         raise ValueError(f"{users} compares with the reference (anchor: ref), but reference is null. Set reference: {{type: Frozen}}, "
                          "or another anchor.")
     if "teacher" in need:
@@ -102,7 +103,7 @@ def check(run: Run) -> None:
         raise ValueError("a term compares the responses of a prompt (REBEL): it needs cluster.learners: 1.")
 
 
-def prepare_model(run: Run, folder: Path, log: RunLog) -> str:
+def prepare_model(run: Run, folder: Path, prompts: Sequence[Prompt], tokenizer: Any, log: RunLog) -> str:
     """The path of the model to start from; makes and warms it up where the configuration says so."""
     if run.model.path is not None and run.model.warm_up is None:
         return run.model.path
@@ -115,17 +116,13 @@ def prepare_model(run: Run, folder: Path, log: RunLog) -> str:
         m = run.model.make
         make_tiny(path, task.alphabet, family=m.family, hidden=m.hidden, layers=m.layers, heads=m.heads, kv_heads=m.kv_heads, seed=run.seed)
     else:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
-        AutoModelForCausalLM.from_pretrained(run.model.path).save_pretrained(path)
-        AutoTokenizer.from_pretrained(run.model.path).save_pretrained(path)
+        AutoModelForCausalLM.from_pretrained(str(run.model.path)).save_pretrained(path)
+        tokenizer.save_pretrained(path)
     if run.model.warm_up is not None:
-        from transformers import AutoTokenizer
-
         from rlkit.learner.warm_up import warm_up
 
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        prompts = load_prompts(run.data, "train", tokenizer)
         start, total = time.monotonic(), run.model.warm_up.steps
 
         def report(step: int, loss: float) -> None:
@@ -177,15 +174,20 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
     latest = checkpoints.latest() if resume else None
     first_step = Checkpoints.read(latest)[0] if latest else 0
     with contextlib.ExitStack() as stack:
-        rewards = run.rewards or (RewardSpec(TaskReward(run.data.task)),)
+        rewards = run.rewards or ((RewardSpec(TaskReward(run.data.task)),) if run.data.task is not None else ())
         scorer = Scorer(rewards, on_error=run.on_reward_error, workers=max(1, (os.cpu_count() or 2) // 2), base=Path(run.base))
         stack.callback(scorer.close)
-        if run.cluster is not None:                 # before the run folder is made: a cluster that does not answer leaves nothing behind
+        # Everything that can be wrong is found before the run folder is made: a run that cannot start leaves nothing behind.
+        make, task = run.model.make, run.data.task
+        tokenizer = make_tokenizer(task.alphabet) if make is not None and task is not None else load_tokenizer(str(run.model.path))
+        notes: list[str] = []
+        train_prompts = load_prompts(run.data, "train", tokenizer, notes.append)
+        test_prompts = load_prompts(run.data, "test", tokenizer, notes.append)[:run.eval.prompts]
+        scorer.check(list(train_prompts[0].columns))
+        if run.cluster is not None:
             from rlkit.cluster.ray import connect
 
             connect(run.cluster)
-        if run.model.make is None:
-            load_tokenizer(str(run.model.path))
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "config.yaml").exists():
             (folder / "config.yaml").write_text(to_yaml(run))
@@ -195,13 +197,10 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
         log = RunLog(run, folder, first_step, quiet)
         stack.callback(log.close)
         log.say(f"rlkit: {run.name}, {run.steps} steps, in {folder}" + (f", from step {first_step}" if resume else ""))
-        model_path = prepare_model(run, folder, log)
-        tokenizer = load_tokenizer(model_path)
-        train_prompts = load_prompts(run.data, "train", tokenizer, log.say)
-        test_prompts = load_prompts(run.data, "test", tokenizer, log.say)[:run.eval.prompts]
         scorer.report = log.say
-        scorer.check([c for c in train_prompts[0].columns])
-        log.say(preview(train_prompts, tokenizer))
+        for line in (*notes, preview(train_prompts, tokenizer)):
+            log.say(line)
+        model_path = prepare_model(run, folder, train_prompts, tokenizer, log)
         sampling = run.sampling if run.sampling.seed is not None else _seeded(run.sampling, run.seed)
         learners, engines = _workers(run, model_path, need, context_length(run, [*train_prompts, *test_prompts]), log)
         stack.callback(learners.close)
@@ -235,8 +234,9 @@ def before_update(run: Run, need: frozenset[str]) -> tuple[str, ...]:
 
 
 def _workers(run: Run, model_path: str, need: frozenset[str], max_model_len: int, log: RunLog) -> tuple[LearnerGroup, EngineGroup]:
-    options = {"kind": run.rollout.engine, "seed": run.seed, "dtype": run.model.dtype, "max_model_len": max_model_len, "options": run.vllm,
-               "tensor_parallel": run.cluster.tensor_parallel if run.cluster else 1}
+    options: dict[str, Any] = {
+        "kind": run.rollout.engine, "seed": run.seed, "dtype": run.model.dtype, "max_model_len": max_model_len, "options": run.vllm,
+        "tensor_parallel": run.cluster.tensor_parallel if run.cluster else 1}
     start = time.monotonic()
     trainer = "torch" if run.deepspeed is None else f"DeepSpeed ZeRO-{run.deepspeed.get('zero_optimization', {}).get('stage', 0)}"
     if run.cluster is None:

@@ -164,7 +164,8 @@ def override(tree: Located, text: str) -> None:
         last = i == len(keys) - 1
         if isinstance(here.value, list):
             if not key.isdigit() or int(key) >= len(here.value):
-                raise ConfigError(f"command line: {path}: {'.'.join(keys[:i])} is a list of {len(here.value)}; {key!r} is no index into it.")
+                raise ConfigError(f"command line: {path}: {'.'.join(keys[:i])} is a list of {len(here.value)}; {key!r} is no "
+                                  "index into it.")
             if last:
                 here.value[int(key)] = value
             here = here.value[int(key)]
@@ -251,7 +252,8 @@ class _Builder:
         if isinstance(v, str):                      # GroupNorm means {type: GroupNorm}
             at = Located({"type": Located(v, at.origin)}, at.origin)
         elif not isinstance(v, dict) or "type" not in v:
-            return self.fail(at, path, f"found {at.plain()!r}, expected a mapping with `type`, one of {', '.join(sorted(known(namespace)))}.")
+            return self.fail(at, path, f"found {at.plain()!r}, expected a mapping with `type`, one of "
+                                       f"{', '.join(sorted(known(namespace)))}.")
         fields = dict(at.value)
         name = fields.pop("type")
         try:

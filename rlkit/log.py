@@ -123,11 +123,12 @@ class RunLog:
         """One row of the table; on a terminal the last row is live."""
         if self.quiet:
             return
-        if self.rows == 0:
+        if self.rows == 0:                              # the time left counts from here: starting up does not slow a step
+            self.started, self.first_step = time.monotonic(), step
             print("\n" + " ".join(f"{name:>{width}}" for name, width in COLUMNS), flush=True)
         self.rows += 1
         elapsed = time.monotonic() - self.started
-        left = elapsed / max(1, step - self.first_step) * (self.run.steps - step)
+        left = elapsed / max(1, step - self.first_step) * (self.run.steps - step) if self.rows > 1 else math.nan
         cells = (f"{step}/{self.run.steps}", _number(values.get("reward/mean"), 3), _number(values.get("kl/ref"), 4),
                  _number(values.get("entropy/sampled"), 3), _number(values.get("length/mean"), 1),
                  _number(values.get("speed/tokens_per_second"), 0), duration(left))
@@ -151,5 +152,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def duration(seconds: float) -> str:
+    if math.isnan(seconds):
+        return "-"
     s = round(seconds)
     return f"{s}s" if s < 100 else f"{s // 60}m{s % 60:02d}" if s < 6000 else f"{s // 3600}h{s % 3600 // 60:02d}"

@@ -26,6 +26,11 @@ class TinyModel:
     heads: int = 4
     kv_heads: int = 2
 
+    def __post_init__(self) -> None:
+        if self.hidden % self.heads or self.hidden // self.heads not in (32, 64, 96, 128) or self.heads % self.kv_heads:
+            raise ValueError(f"model.make: hidden {self.hidden} / heads {self.heads} must be a head size of 32, 64, 96 or 128 (vLLM's "
+                             f"CPU attention has no other), and kv_heads ({self.kv_heads}) must divide heads.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class WarmUp:

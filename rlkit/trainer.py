@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from rlkit.build import Parts, build
+from rlkit.build import Parts, build, needed
 from rlkit.checkpoint import Checkpoints
 from rlkit.cluster.groups import EngineGroup
 from rlkit.cluster.sync import probe_parity
@@ -66,7 +66,7 @@ def train(run: Run, *, resume: bool = False, quiet: bool = False) -> Path:
 
 def columns(run: Run) -> list[str]:
     """Numeric data columns that some term reads (``needs`` has ``col:NAME``)."""
-    return sorted({n[4:] for part in (*run.objective, run.advantage) for n in part.needs if n.startswith("col:")})
+    return sorted(n[4:] for n in needed(run) if n.startswith("col:"))
 
 
 class Clock:

@@ -65,33 +65,33 @@ def answer_of(response: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Arithmetic:
-    """``a+b=`` and ``a-b=`` with answers of a few characters. Level k has numbers of up to k digits; level 4 adds three numbers.
+    """Sums and differences such as ``3+5+2=``.
+
+    Levels 1, 2, 3 add two, three, four digits; levels 4 and 5 add and subtract two and three numbers of up to two digits.
 
     Attributes:
-        levels: which levels rows come from, in equal parts.
-        mistakes: share of demonstrations with a wrong answer, so that RL has something left to learn.
+        levels: which levels rows come from, in equal parts until a level has no new question left.
+        mistakes: share of demonstrations with a wrong answer (off by one), so that RL has something left to learn.
     """
 
     alphabet: ClassVar[str] = "0123456789+-="
-    levels: tuple[int, ...] = (1, 2)
-    mistakes: float = 0.6
+    levels: tuple[int, ...] = (1, 2, 3)
+    mistakes: float = 0.7
     seed: int = 0
 
     def __post_init__(self) -> None:
-        bad = [k for k in self.levels if k not in (1, 2, 3, 4)]
+        bad = [k for k in self.levels if k not in (1, 2, 3, 4, 5)]
         if bad or not self.levels:
-            raise ValueError(f"Arithmetic.levels is {list(self.levels)}; levels are 1, 2, 3 (digits) and 4 (three numbers).")
+            raise ValueError(f"Arithmetic.levels is {list(self.levels)}; levels are 1, 2, 3 (adding two, three, four digits) and 4, 5 "
+                             "(adding and subtracting two and three numbers of up to two digits).")
         if not 0 <= self.mistakes <= 1:
             raise ValueError(f"Arithmetic.mistakes is {self.mistakes}; it must be a share in [0, 1].")
 
     def _question(self, rng: random.Random) -> tuple[str, str, int]:
         level = rng.choice(self.levels)
-        digits = min(level, 3) if level < 4 else 2
-        numbers = [rng.randrange(10**digits) for _ in range(3 if level == 4 else 2)]
-        signs = [rng.choice("+-") for _ in numbers[1:]]
-        text = str(numbers[0]) + "".join(f"{s}{x}" for s, x in zip(signs, numbers[1:], strict=True))
-        total = numbers[0] + sum(x if s == "+" else -x for s, x in zip(signs, numbers[1:], strict=True))
-        return text + "=", str(total), level
+        count, top, signs = {1: (2, 10, "+"), 2: (3, 10, "+"), 3: (4, 10, "+"), 4: (2, 100, "+-"), 5: (3, 100, "+-")}[level]
+        text = str(rng.randrange(top)) + "".join(rng.choice(signs) + str(rng.randrange(top)) for _ in range(count - 1))
+        return text + "=", str(evaluate(text)), level
 
     def rows(self, split: Split, n: int) -> list[Row]:
         return [{"id": f"arithmetic/{split}/{q}", "prompt": q, "answer": a, "level": level}
@@ -99,10 +99,10 @@ class Arithmetic:
 
     def demonstration(self, row: Mapping[str, Any], rng: random.Random) -> str:
         answer = int(row["answer"])
-        return str(answer + rng.choice((-10, -2, -1, 1, 2, 10)) if rng.random() < self.mistakes else answer)
+        return str(answer + rng.choice((-1, 1)) if rng.random() < self.mistakes else answer)
 
     def verify(self, response: str, row: Mapping[str, Any]) -> bool:
-        return answer_of(response) == row["answer"]
+        return answer_of(response) == str(row["answer"])
 
 
 @dataclass(frozen=True, kw_only=True)

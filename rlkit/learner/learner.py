@@ -141,8 +141,9 @@ class Learner:
             return
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        for name, module in base.named_modules():
-            if isinstance(module, BaseTunerLayer):
+        for name, found in base.named_modules():
+            if isinstance(found, BaseTunerLayer):
+                module: Any = found
                 yield (f"{name}.weight", list(module.parameters()),
                        lambda m=module: m.base_layer.weight + m.get_delta_weight(m.active_adapters[0]))
                 if getattr(module.base_layer, "bias", None) is not None:

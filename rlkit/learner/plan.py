@@ -26,7 +26,7 @@ def minibatches(b: Batch, epochs: int, count: int, seed: int) -> list[Tensor]:
         raise ValueError(f"learner.minibatches is {count}, but the batch has only {len(groups)} prompt groups; "
                          "groups are never split. Lower it, or raise rollout.prompts_per_step.")
     generator = torch.Generator().manual_seed(seed)
-    out = []
+    out: list[Tensor] = []
     for _ in range(epochs):
         order = groups[torch.randperm(len(groups), generator=generator)] if count > 1 else groups
         out.extend(torch.isin(b.group, part).nonzero()[:, 0] for part in order.tensor_split(count))
@@ -102,7 +102,7 @@ def _idle(b: Batch) -> Batch:
 def optimizer_steps(b: Batch, objective: Sequence[Term], *, epochs: int, count: int, ranks: int, max_tokens: int,
                     seed: int) -> list[list[list[Batch]]]:
     """``out[step][rank]`` is the list of micro-batches; ``norm`` is that of the whole minibatch."""
-    out = []
+    out: list[list[list[Batch]]] = []
     for rows in minibatches(b, epochs, count, seed):
         mini = take(b, rows.tolist())
         mini.norm = normalise(objective, mini)

@@ -153,7 +153,7 @@ def _worker(connection: Any, payload: bytes) -> None:
             value = functions[index](**arguments)
             if inspect.isawaitable(value):
                 value = loop.run_until_complete(value)
-            answer = ("ok", normalise_result(value))
+            answer: tuple[str, Any] = ("ok", normalise_result(value))
         except BaseException as error:
             tail = traceback.extract_tb(error.__traceback__)
             place = f" at {Path(tail[-1].filename).name}:{tail[-1].lineno}" if tail else ""
@@ -296,7 +296,7 @@ class Scorer:
         if self.on_error == "raise":
             raise RewardError(message + ". Mend it, or set on_reward_error: mask.")
         if first:
-            more = " Further failures are only counted (metrics reward/errors, and `error` in rollouts.jsonl)." if self._reported == 5 else ""
+            more = " Further failures are only counted (reward/errors; `error` in rollouts.jsonl)." if self._reported == 5 else ""
             self.report(f"warning: {message}.{more}")
 
     def _call(self, index: int, arguments: Mapping[str, Any], timeout: float) -> tuple[str, Any]:

@@ -132,7 +132,7 @@ class HFEngine:
         self._tokens += sum(map(len, tokens))
         results: list[list[Rollout]] = [[] for _ in batch]
         for i, k in enumerate(owner.tolist()):
-            text = self.tokenizer.decode(tokens[i], skip_special_tokens=True)
+            text = str(self.tokenizer.decode(tokens[i], skip_special_tokens=True))
             for stop in sampling.stop:
                 text = text.split(stop, 1)[0]
             count = len(tokens[i])

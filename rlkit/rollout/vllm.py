@@ -6,6 +6,8 @@ concurrent callers are batched continuously. The same class serves a notebook an
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 import os
 import queue
@@ -183,7 +185,7 @@ class VLLMEngine:
         for r in rollouts:
             ids = [*r.prompt.token_ids, *r.tokens]
             params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0.0, output_kind=RequestOutputKind.FINAL_ONLY)
-            answer = self._request(ids, lambda params=params: params)
+            answer = self._request(ids, functools.partial(copy.copy, params))
             first = len(r.prompt.token_ids)
             out.append([answer.prompt_logprobs[t][ids[t]].logprob for t in range(first, len(ids))])
         return out

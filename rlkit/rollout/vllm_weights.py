@@ -6,7 +6,7 @@ vLLM's own backends (nccl, ipc) are for GPUs. This one receives the tensors in t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
@@ -39,7 +39,7 @@ class InProcessTransfer(WeightTransferEngine[_Init, _Update]):
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, info: _Update) -> None:
-        self.model.load_weights(list(info.tensors.items()))
+        cast(Any, self.model).load_weights(list(info.tensors.items()))
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
