@@ -1,0 +1,129 @@
+"""Losses and advantages: policy gradients by enumeration, closed forms by hand, invariance under cutting."""
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from rlkit.objective import losses as L
+from rlkit.objective import normalise
+from rlkit.objective.advantages import GAE, RLOO, GroupMean, GroupNorm, LogMeanExp, Plain, ReinforcePlusPlus
+from rlkit.objective.penalties import KLReward, apply_penalties
+from rlkit.types import Batch, New
+from tests.objective.world import World
+
+
+def advantages(w: World, b: Batch) -> Batch:
+    b.adv = w.reward.repeat_interleave(2)
+    return b
+
+
+@pytest.mark.parametrize("term", [L.PPOClip(reduce="sum"), L.ISGradient(reduce="sum"), L.Reinforce(reduce="sum"), L.CISPO(reduce="sum"),
+                                  L.SAPO(reduce="sum", tau_pos=2.0, tau_neg=2.0), L.DPPO(reduce="sum", quadratic=0.0),
+                                  L.RPG(reduce="sum", beta=0.0)], ids=lambda t: t.name)
+def test_on_policy_every_surrogate_is_the_policy_gradient(term) -> None:
+    w = World(1)
+    b = advantages(w, w.batch(old=w.mu))
+    got = w.gradient(w.expected(term, b))
+    want = w.gradient(-(w.of_sequence(w.pi()).exp() * w.reward).sum())
+    torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("kl", ["forward_kl", "forward_ukl", "reverse_kl", "reverse_ukl"])
+def test_rpg_without_clip_adds_the_kl_to_the_previous_policy(kl: str) -> None:
+    """Off the sampling policy: E_old[w A score] plus beta times the KL's own gradient, token level."""
+    w = World(2, off_policy=True)
+    b = advantages(w, w.batch(old=w.mu))
+    got = w.gradient(w.expected(L.RPG(kl=kl, beta=0.3, clip=False, reduce="sum"), b))
+    surrogate = -(b.norm[0].repeat_interleave(2) * (w.at(w.pi()) - b.logp["old"]).exp() * b.adv).sum()
+    p, q = w.pi().exp(), w.mu.exp()
+    divergence = (q * (q / p).log()).sum(-1) if kl.startswith("forward") else (p * (p / q).log()).sum(-1)
+    torch.testing.assert_close(got, w.gradient(surrogate + 0.3 * w.per_prefix(divergence, w.mu)), rtol=1e-8, atol=1e-10)
+
+
+def test_kl_in_the_reward_is_the_gradient_of_the_sequence_kl() -> None:
+    w = World(3)
+    b = w.batch(old=w.mu)
+    b.reward = torch.zeros_like(b.reward)
+    apply_penalties((KLReward(),), (1.0,), b)
+    b.adv = Plain()(b)
+    p = w.of_sequence(w.pi())
+    want = w.gradient((p.exp() * (p - w.of_sequence(w.anchor))).sum())
+    torch.testing.assert_close(w.gradient(w.expected(L.Reinforce(reduce="sum"), b)), want, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_inexact_estimators_are_refused_in_the_reward(estimator: str) -> None:
+    with pytest.raises(ValueError, match="k1"):
+        KLReward(estimator=estimator)
+
+
+def tokens(new: list[float], old: list[float], adv: list[float]) -> tuple[New, Batch]:
+    n = len(new)
+    b = Batch(seq=torch.arange(n), group=torch.zeros(n, dtype=torch.long), source=torch.zeros(n, dtype=torch.long), reward=torch.zeros(n),
+              logp={"behav": torch.tensor(old), "old": torch.tensor(old)}, adv=torch.tensor(adv))
+    return New(torch.tensor(new, requires_grad=True)), b
+
+
+def gradients(term, ratios: list[float], adv: list[float]) -> list[float]:
+    new, b = tokens([float(torch.tensor(r).log()) for r in ratios], [0.0] * len(ratios), adv)
+    return torch.autograd.grad(term(new, b).sum(), new.logp)[0].tolist()
+
+
+def test_which_tokens_clipping_silences() -> None:
+    ratios, adv = [1.5, 0.5, 1.5, 0.5, 11.0], [1.0, 1.0, -1.0, -1.0, -1.0]
+    assert gradients(L.PPOClip(), ratios, adv) == pytest.approx([0, -0.5, 1.5, 0, 11])
+    assert gradients(L.PPOClip(dual_clip=3.0), ratios, adv) == pytest.approx([0, -0.5, 1.5, 0, 0])
+    assert gradients(L.CISPO(eps_max=2.0), ratios, adv) == pytest.approx([-1.5, -0.5, 1.5, 0.5, 2])
+    assert gradients(L.RPG(beta=0.0), ratios, adv) == pytest.approx([0, -0.5, 1.5, 0, 0])
+
+
+def test_gspo_uses_the_ratio_of_the_whole_response() -> None:
+    new = New(torch.tensor([0.1, 0.3, 0.2], requires_grad=True))
+    b = Batch(seq=torch.tensor([0, 0, 1]), group=torch.zeros(2, dtype=torch.long), source=torch.zeros(2, dtype=torch.long), reward=torch.zeros(2),
+              logp={"old": torch.zeros(3)}, adv=torch.ones(3))
+    cost = L.GSPO(eps_low=0.5, eps_high=0.5)(new, b)
+    torch.testing.assert_close(cost, -torch.tensor([0.2, 0.2, 0.2]).exp())
+
+
+def groups(rewards: list[float], group: list[int]) -> Batch:
+    S = len(rewards)
+    return Batch(seq=torch.arange(S), group=torch.tensor(group), source=torch.zeros(S, dtype=torch.long), reward=torch.tensor(rewards))
+
+
+def test_advantages_by_hand() -> None:
+    b = groups([1.0, 0.0, 0.0, 1.0, 1.0], [0, 0, 0, 1, 1])
+    torch.testing.assert_close(GroupMean()(b), torch.tensor([2 / 3, -1 / 3, -1 / 3, 0, 0]))
+    std = torch.tensor([1.0, 0, 0]).std()
+    torch.testing.assert_close(GroupNorm()(b), torch.tensor([2 / 3, -1 / 3, -1 / 3, 0, 0]) / (torch.tensor([std, std, std, 1, 1]) + 1e-6))
+    torch.testing.assert_close(RLOO()(b), torch.tensor([1, -0.5, -0.5, 0, 0]))
+    a = ReinforcePlusPlus()(b)
+    assert abs(float(a.mean())) < 1e-6 and float(a.std(correction=0)) == pytest.approx(1)
+    soft = LogMeanExp(tau=0.5)(groups([1.0, 0.0, 2.0], [0, 0, 0]))
+    others = torch.tensor([[0.0, 2.0], [1.0, 2.0], [1.0, 0.0]])
+    torch.testing.assert_close(soft, torch.tensor([1.0, 0.0, 2.0]) - 0.5 * (others / 0.5).exp().mean(1).log())
+
+
+def test_gae_against_the_double_sum() -> None:
+    torch.manual_seed(0)
+    T, gamma, lam = 5, 0.9, 0.8
+    value = torch.randn(T)
+    b = Batch(seq=torch.zeros(T, dtype=torch.long), group=torch.zeros(1, dtype=torch.long), source=torch.zeros(1, dtype=torch.long),
+              reward=torch.tensor([2.0]), value=value)
+    r = [0.0] * (T - 1) + [2.0]
+    delta = [r[t] + gamma * (float(value[t + 1]) if t + 1 < T else 0) - float(value[t]) for t in range(T)]
+    want = torch.tensor([sum((gamma * lam) ** (k - t) * delta[k] for k in range(t, T)) for t in range(T)])
+    torch.testing.assert_close(GAE(gamma=gamma, lam=lam, whiten=False)(b), want)
+    torch.testing.assert_close(b.returns, want + value)
+
+
+@pytest.mark.parametrize(("reduce", "want"), [
+    ("token", (1 + 2 + 3 + 4) / 4), ("seq", ((1 + 2 + 3) / 3 + 4) / 2), ("sum", (6 + 4) / 2), ("const", (6 + 4) / 2 / 10), ("prompt", (1 + 2 + 3 + 4) / 4)])
+def test_reductions(reduce: str, want: float) -> None:
+    b = Batch(seq=torch.tensor([0, 0, 0, 1]), group=torch.zeros(2, dtype=torch.long), source=torch.zeros(2, dtype=torch.long), reward=torch.zeros(2))
+    term = dataclasses.replace(L.NLL(), reduce=reduce, const=10.0)
+    b.norm = normalise((term,), b)
+    from rlkit.objective import loss
+    total, _ = loss((term,), New(-torch.tensor([1.0, 2, 3, 4])), b, (1.0,))
+    assert float(total) == pytest.approx(want)
