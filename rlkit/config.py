@@ -23,7 +23,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Union
@@ -374,19 +374,27 @@ def build(cls: Any, tree: Located, base: Path | None = None) -> Any:
     return out
 
 
-def load(path: str | Path, overrides: Iterable[str] = ()) -> Any:
-    """The :class:`rlkit.run.Run` of a file; ``overrides`` like ``["steps=200", "learner.lr=1e-5"]``."""
-    return load_with_origins(path, overrides)[0]
+def load(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Any:
+    """The :class:`rlkit.run.Run` of a YAML file, or of the same keys as a mapping.
+
+    ``overrides`` are like ``["steps=200", "learner.lr=1e-5"]``.
+
+    Raises:
+        ConfigError: every mistake found, one a line, each with its place.
+    """
+    return load_with_origins(source, overrides)[0]
 
 
-def load_with_origins(path: str | Path, overrides: Iterable[str] = ()) -> tuple[Any, Located]:
+def load_with_origins(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> tuple[Any, Located]:
     from rlkit.run import Run
 
-    tree = read(path)
+    if isinstance(source, Mapping):
+        tree, base = _located(dict(source), "mapping"), Path(".")
+    else:
+        tree, base = read(source), Path(source).parent
     for text in overrides:
         override(tree, text)
-    run = build(Run, tree, Path(path).parent)
-    return dataclasses.replace(run, base=str(Path(path).parent)), tree
+    return dataclasses.replace(build(Run, tree, base), base=str(base)), tree
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -440,11 +448,11 @@ def describe(run: Any, origins: Located) -> str:
     return "\n".join(f"{p:<{width}}  {v or 'null':<{value_width}}  {origin(p)}" for p, v in shown)
 
 
-def _located(x: Any) -> Located:
+def _located(x: Any, origin: str = "") -> Located:
     if isinstance(x, dict):
-        return Located({k: _located(v) for k, v in x.items()}, "")
+        return Located({k: _located(v, origin) for k, v in x.items()}, origin)
     if isinstance(x, list):
-        return Located([_located(v) for v in x], "")
-    return Located(x, "")
+        return Located([_located(v, origin) for v in x], origin)
+    return Located(x, origin)
 
 

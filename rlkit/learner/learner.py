@@ -49,6 +49,7 @@ class Learner:
             if "RANK" not in os.environ:
                 os.environ.update(rank_environment(0, 1, "127.0.0.1", free_port()))
             self.backend = DeepSpeedBackend(self.policy, run.learner, total, run.deepspeed, bf16, world)
+        self.one_update = run.learner.epochs * run.learner.minibatches == 1
         self.reference: ReferenceState | None = None
         if "ref" in needs and run.reference is not None:
             self.reference = run.reference.build(self)
@@ -89,8 +90,8 @@ class Learner:
         for k, micro in enumerate(micros):
             b = micro.map(lambda t: t.to(self.device))
             new = evaluate_new(self.backend, b, self.run.sampling, self.needs)
-            # With one update per batch the policy has not moved yet: its log-probs before the update are these.
-            b.logp.setdefault("old", new.logp.detach())
+            if self.one_update:                 # the policy has not moved yet: its log-probs before the update are these
+                b.logp.setdefault("old", new.logp.detach())
             value, shares = loss(self.run.objective, new, b, coefs)
             if not torch.isfinite(value):
                 raise FloatingPointError(self._diagnose(shares, new.logp, b))
@@ -218,13 +219,14 @@ def describe(stats: Stats, logp: Tensor, b: Batch) -> None:
     n = float(b.N)
     if not n:
         return
-    gap = (logp - b.logp["behav"]).abs()
-    stats.add("mismatch/mean", gap.mean(), "mean", n)
-    stats.add("mismatch/max", gap.max(), "max")
-    log_ratio = logp - b.logp["old"]
-    stats.add("ratio/max", log_ratio.max().exp(), "max")
-    stats.add("kl/old", (torch.expm1(log_ratio) - log_ratio).mean(), "mean", n)
+    stats.add("ratio/max", (logp - b.logp["behav"]).max().exp(), "max")
+    old = b.logp.get("old")
+    if old is not None:
+        gap, log_ratio = (old - b.logp["behav"]).abs(), logp - old
+        stats.add("mismatch/mean", gap.mean(), "mean", n)
+        stats.add("mismatch/max", gap.max(), "max")
+        stats.add("kl/old", (torch.expm1(log_ratio) - log_ratio).mean(), "mean", n)
     if "ref" in b.logp:
-        log_u = b.logp["old"] - b.logp["ref"]
+        log_u = (logp if old is None else old) - b.logp["ref"]
         stats.add("kl/ref", log_u.mean(), "mean", n)
         stats.add("kl/ref_k3", (torch.expm1(-log_u) + log_u).mean(), "mean", n)

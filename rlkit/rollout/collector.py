@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
+from rlkit.rollout.engine import Aborted
 from rlkit.types import Prompt, Rollout, Sampling
 
 
@@ -35,7 +36,7 @@ class Collector:
         self.drop, self.max_waste = tuple(drop), max_waste
         self.pool = ThreadPoolExecutor(prompts * (1 + max_lag) * 2, thread_name_prefix="group")
         self.pending: deque[Future[list[Rollout]]] = deque()
-        self.started = self.dropped = self.base = 0
+        self.started = self.dropped = self.base = self.aborted = 0
         self.reasons: Counter[str] = Counter()
         self.waited = 0.0
 
@@ -49,7 +50,12 @@ class Collector:
             self.started += 1
 
     def _run_group(self, prompt: Prompt) -> list[Rollout]:
-        group = self.engine.generate(prompt, self.n, self.sampling)
+        while True:
+            try:
+                group = self.engine.generate(prompt, self.n, self.sampling)
+                break
+            except Aborted:
+                self.aborted += 1
         self.scorer.score(group)
         return group
 
@@ -89,8 +95,8 @@ class Collector:
         return out
 
     def metrics(self) -> dict[str, float]:
-        return {"rollout/dropped": float(self.dropped), **{f"rollout/dropped_{k}": float(v) for k, v in self.reasons.items()},
-                **self.sampler.metrics()}
+        reasons = {f"rollout/dropped_{k}": float(v) for k, v in self.reasons.items()}
+        return {"rollout/dropped": float(self.dropped), "rollout/aborted": float(self.aborted), **reasons, **self.sampler.metrics()}
 
     def close(self) -> None:
         self.pool.shutdown(wait=False, cancel_futures=True)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, Literal, Protocol
 
 from rlkit.types import Prompt, Rollout, Sampling
 
 UpdateMode = Literal["wait", "keep", "abort"]
+
+
+class Aborted(RuntimeError):
+    """The request was aborted by a weight update (``rollout.pause: abort``); the collector asks for the group again."""
 
 
 class Engine(Protocol):
@@ -53,3 +59,32 @@ def check_length(prompt: Prompt, sampling: Sampling, limit: int) -> None:
         raise ValueError(f"prompt {prompt.id} has {len(prompt.token_ids)} tokens; with sampling.max_tokens = "
                          f"{sampling.max_tokens} it does not fit into the context of {limit}. Lower sampling.max_tokens or "
                          "data.max_prompt_tokens, or raise rollout.max_model_len.")
+
+
+class Pending:
+    """Callers that wait for an engine: when it stops, they hear why instead of waiting for ever."""
+
+    def __init__(self) -> None:
+        self._open: set[Future[Any]] = set()
+        self._error: Exception | None = None
+        self._lock = threading.Lock()
+
+    def wait(self, future: Future[Any], send: Callable[[], None]) -> Any:
+        """Calls ``send`` and returns the future's result; raises at once if the engine has stopped."""
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            self._open.add(future)
+            send()
+        try:
+            return future.result()
+        finally:
+            with self._lock:
+                self._open.discard(future)
+
+    def fail(self, error: Exception) -> None:
+        with self._lock:
+            self._error = self._error or error
+            for future in self._open:
+                if not future.done():
+                    future.set_exception(error)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rlkit.learner.head import truncate
 from rlkit.learner.model import PolicyModel, evaluate_new, load_lm
-from rlkit.rollout.engine import UpdateMode, check_length, request_seed
+from rlkit.rollout.engine import Pending, UpdateMode, check_length, request_seed
 from rlkit.types import Batch, Finish, Prompt, Rollout, Sampling
 
 MAX_ROWS = 512
@@ -45,6 +45,7 @@ class HFEngine:
         self.limit, self.version = max_model_len, 0
         self._policy: PolicyModel | None = None
         self._inbox: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._pending = Pending()
         self._lock = threading.Lock()               # held while a batch runs and during a weight update
         self._tokens, self._busy, self._started = 0, 0.0, time.perf_counter()
         self._thread = threading.Thread(target=self._loop, name="hf-engine", daemon=True)
@@ -53,8 +54,7 @@ class HFEngine:
     def generate(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
         check_length(prompt, sampling, self.limit)
         request = _Request(prompt, n, sampling, Future())
-        self._inbox.put(request)
-        return request.future.result()
+        return self._pending.wait(request.future, lambda: self._inbox.put(request))  # type: ignore[no-any-return]
 
     def _loop(self) -> None:
         waiting: list[_Request] = []
@@ -195,3 +195,4 @@ class HFEngine:
     def close(self) -> None:
         self._inbox.put(None)
         self._thread.join(10)
+        self._pending.fail(RuntimeError("the engine was closed"))

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from rlkit.rollout.engine import UpdateMode, check_length, request_seed
+from rlkit.rollout.engine import Aborted, Pending, UpdateMode, check_length, request_seed
 from rlkit.types import Prompt, Rollout, Sampling
 
 
@@ -79,6 +79,7 @@ class VLLMEngine:
         self.version = 0
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: dict[str, Future[Any]] = {}
+        self._pending = Pending()
         self._held: list[Callable[[], None]] = []
         self._updating = False
         self._ids = itertools.count()
@@ -105,9 +106,7 @@ class VLLMEngine:
             try:
                 outputs = self.engine.step()
             except Exception as error:                  # the engine is lost: tell every caller instead of hanging them
-                for future in self._waiting.values():
-                    future.set_exception(RuntimeError(f"vLLM failed: {type(error).__name__}: {error}"))
-                self._waiting.clear()
+                self._pending.fail(RuntimeError(f"vLLM failed: {type(error).__name__}: {error}"))
                 return
             self._busy += time.perf_counter() - start
             for output in outputs:
@@ -124,10 +123,7 @@ class VLLMEngine:
             except Exception as error:
                 future.set_exception(error)
 
-        if not self._thread.is_alive():
-            raise RuntimeError("the vLLM engine has stopped after an error")
-        self._inbox.put(run)
-        return future.result()
+        return self._pending.wait(future, lambda: self._inbox.put(run))
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
@@ -163,10 +159,7 @@ class VLLMEngine:
                 self._waiting.pop(name)
                 future.set_exception(ValueError(f"vLLM refused the request: {error}"))
 
-        if not self._thread.is_alive():
-            raise RuntimeError("the vLLM engine has stopped after an error")
-        self._inbox.put(admit)
-        return future.result()
+        return self._pending.wait(future, lambda: self._inbox.put(admit))
 
     def _rollout(self, prompt: Prompt, c: Any) -> Rollout:
         tokens = list(c.token_ids)
@@ -249,7 +242,4 @@ class VLLMEngine:
     def close(self) -> None:
         self._inbox.put(None)
         self._thread.join(10)
-
-
-class Aborted(RuntimeError):
-    """The request was aborted by a weight update; the collector asks for the group again."""
+        self._pending.fail(RuntimeError("the engine was closed"))

@@ -1,0 +1,84 @@
+"""Rewards run in processes of their own; what goes wrong is reported and never becomes a silent zero."""
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import pytest
+
+from rlkit.rewards import RewardError, RewardSpec, Scorer
+from rlkit.rewards.math import final_answer, reward
+from rlkit.types import Prompt, Rollout
+
+HERE = Path(__file__).parent
+
+
+def responses(n: int = 3) -> list[Rollout]:
+    return [Rollout(Prompt(f"p{i}", (1,), "q", answer="a"), [1], [True], [0.0], [0], "stop", text="a" if i == 0 else "bbbb") for i in range(n)]
+
+
+def score(spec: RewardSpec | list[RewardSpec], on_error: str = "mask") -> tuple[list[Rollout], dict[str, float], list[str]]:
+    said: list[str] = []
+    scorer = Scorer(spec if isinstance(spec, list) else [spec], on_error=on_error, workers=1, base=HERE)
+    scorer.report = said.append
+    try:
+        scorer.check([])
+        rollouts = responses()
+        scorer.score(rollouts)
+        return rollouts, scorer.metrics(), said
+    finally:
+        scorer.close()
+
+
+def test_floats_dicts_coroutines_and_weights() -> None:
+    rollouts, _, _ = score([RewardSpec("examples.py:correct"), RewardSpec("examples.py:slowly", weight=2.0)])
+    assert [r.reward for r in rollouts] == pytest.approx([3.1, 2.0, 2.0])
+    assert rollouts[0].parts["correct/correct"] == 1.0
+
+
+@pytest.mark.parametrize(("fn", "told"), [("broken", "ZeroDivisionError"), ("not_a_number", "nan")])
+def test_a_reward_that_fails_is_masked_counted_and_reported_with_its_prompt(fn: str, told: str) -> None:
+    rollouts, metrics, said = score(RewardSpec(f"examples.py:{fn}"))
+    assert all(math.isnan(r.reward) and told in (r.error or "") for r in rollouts)
+    assert metrics["reward/errors"] == 3 and "p0" in said[0] and told in said[0]
+
+
+def test_a_reward_that_hangs_is_killed() -> None:
+    start = time.monotonic()
+    rollouts, metrics, _ = score(RewardSpec("examples.py:hangs", timeout=0.5))
+    assert metrics["reward/timeouts"] == 3 and all(math.isnan(r.reward) for r in rollouts) and time.monotonic() - start < 50
+
+
+def test_the_other_choices() -> None:
+    assert [r.reward for r in score(RewardSpec("examples.py:broken"), "zero")[0]] == [0.0] * 3
+    with pytest.raises(RewardError, match="p0"):
+        score(RewardSpec("examples.py:broken"), "raise")
+
+
+@pytest.mark.parametrize(("where", "told"), [
+    ("no_file.py:f", "no_file.py"), ("examples.py:lenght", "length"), ("nothing", "math"), ("rlkit.no_module:f", "no_module")])
+def test_a_reward_that_cannot_be_imported_is_refused_at_once(where: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        score(RewardSpec(where))
+
+
+def test_a_parameter_that_no_column_fills_is_refused() -> None:
+    scorer = Scorer([RewardSpec("examples.py:unknown_column")], on_error="mask", workers=1, base=HERE)
+    with pytest.raises(ValueError, match="no_such_column"):
+        scorer.check(["level"])
+    scorer.close()
+
+
+@pytest.mark.parametrize(("response", "answer", "want"), [
+    (r"so \boxed{\frac{1}{2}}", "0.5", 1), (r"\boxed{\dfrac{3}{4}}", r"\frac34", 1), ("The answer is 72.", "9*8 = 72 #### 72", 1), ("#### 1,000", "1000", 1),
+    (r"\boxed{3}", "4", 0), ("no answer at all", "5", 0), (r"\boxed{(1,2)}", "(12)", 0), (r"\boxed{2\sqrt{3}}", r"\sqrt{12}", 1), (r"\boxed{1} or \boxed{2}", "2", 1),
+    (r"\boxed{\text{(B)}}", "B", 1), (r"\boxed{12}", r"We get $x=\boxed{12}$.", 1)])
+def test_math(response: str, answer: str, want: float) -> None:
+    assert reward(response, answer) == want
+
+
+def test_math_needs_a_reference_answer() -> None:
+    with pytest.raises(ValueError, match="reference answer"):
+        reward(r"\boxed{1}", None)
+    assert final_answer(r"\boxed{\frac{a}{b}} and \boxed{unfinished") == r"\frac{a}{b}"

@@ -1,0 +1,168 @@
+"""Whole runs in one process: files, resume, custom losses, and what wrong input says."""
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import rlkit as rk
+from rlkit.cli import main
+from tests.rewards.examples import correct
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+    return load_file(folder / "final" / "model.safetensors")
+
+
+def test_a_run_writes_what_a_reader_needs(small: dict[str, Any]) -> None:
+    folder = rk.train(rk.load(small), quiet=True)
+    rows = metrics(folder)
+    assert [r["step"] for r in rows] == [1, 2, 3]
+    assert {"reward/mean", "kl/ref", "entropy/sampled", "length/mean", "time/step", "mismatch/mean", "learner/grad_norm", "coef/KL_k2(ref)"} <= rows[0].keys()
+    assert rows[0]["mismatch/mean"] < 1e-4 and rows[0]["kl/ref"] == pytest.approx(0, abs=1e-5) and rows[2]["kl/ref"] != 0
+    shown = [json.loads(x) for x in (folder / "rollouts.jsonl").read_text().splitlines()]
+    assert {"prompt", "response", "reward", "answer", "finish"} <= shown[0].keys()
+    again = rk.load(folder / "config.yaml")
+    assert again.objective == rk.load(small).objective
+    environment = json.loads((folder / "environment.jsonl").read_text().splitlines()[0])
+    assert {"torch", "transformers"} <= environment["packages"].keys() and "commit" in environment["git"]
+    assert {p.name for p in folder.iterdir()} >= {"checkpoints", "final", "eval.jsonl", "summary.json"}
+
+
+def test_three_steps_and_three_more_are_six(small: dict[str, Any]) -> None:
+    small["checkpoint"] = {"every": 3}
+    whole = rk.train(rk.load({**small, "steps": 6, "name": "whole"}), quiet=True)
+    part = {**small, "steps": 6, "name": "part"}
+    run = rk.load(part)
+    import rlkit.trainer as trainer
+    original = trainer.after_step
+
+    def stop_after_four(p: Any, step: int, *rest: Any) -> None:
+        original(p, step, *rest)
+        if step == 4:
+            raise KeyboardInterrupt
+
+    trainer.after_step = stop_after_four
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            rk.train(run, quiet=True)
+    finally:
+        trainer.after_step = original
+    folder = rk.train(run, resume=True, quiet=True)
+    assert [r["step"] for r in metrics(folder)] == [1, 2, 3, 4, 5, 6]
+    for a, b in zip(metrics(whole), metrics(folder), strict=True):
+        assert a["reward/mean"] == pytest.approx(b["reward/mean"]) and a["loss/total"] == pytest.approx(b["loss/total"], abs=1e-6)
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(folder)[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_a_plain_function_as_reward_and_a_loss_of_the_users_own(small: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nfrom rlkit import Term\n\n@dataclass(frozen=True)\nclass Squared(Term):\n"
+        "    needs = frozenset({'adv'})\n    power: float = 2.0\n    def __call__(self, new, b):\n        return -b.adv * new.logp + new.logp.abs() ** self.power\n")
+    small |= {"objective": [{"type": f"{tmp_path}/mine.py:Squared", "power": 3.0}], "steps": 2}
+    run = rk.load(small).replace(rewards=[correct])
+    folder = rk.train(run, quiet=True)
+    assert "loss/Squared" in metrics(folder)[0] and "reward/correct/short" in metrics(folder)[0]
+
+
+def test_a_reward_in_the_middle_of_training_that_fails_is_counted(small: dict[str, Any]) -> None:
+    small |= {"rewards": ["tests/rewards/examples.py:broken"], "rollout": {**small["rollout"], "max_waste": 1}}
+    with pytest.raises(RuntimeError, match="no_reward"):
+        rk.train(rk.load(small), quiet=True)
+
+
+@pytest.mark.parametrize("objective", [
+    [{"type": "RPG", "kl": "reverse_ukl"}], [{"type": "CISPO"}, {"type": "Divergence", "f": "js", "coef": 0.1}], [{"type": "GSPO"}, {"type": "Entropy", "coef": 0.01}],
+    [{"type": "PMD", "reduce": "sum"}], [{"type": "PPOClip"}, {"type": "KL", "estimator": "k2", "coef": {"type": "KLBudget", "target": 0.05}}]], ids=str)
+def test_objectives_run_off_policy_too(small: dict[str, Any], objective: list[Any]) -> None:
+    small |= {"objective": objective, "steps": 2, "learner": {"lr": 1e-3, "minibatches": 2, "epochs": 2}}
+    rows = metrics(rk.train(rk.load(small), quiet=True))
+    assert all(math.isfinite(r["loss/total"]) for r in rows) and max(r["ratio/max"] for r in rows) > 1
+
+
+def test_ppo_with_a_value_function_and_kl_in_the_reward(small: dict[str, Any]) -> None:
+    small |= {"advantage": {"type": "GAE"}, "objective": [{"type": "PPOClip"}, {"type": "ValueMSE", "coef": 0.5}],
+              "reward_penalties": [{"type": "KLReward", "coef": {"type": "AdaptiveKL", "init": 0.05, "target": 1.0}}]}
+    rows = metrics(rk.train(rk.load(small), quiet=True))
+    assert rows[-1]["loss/ValueMSE"] > 0 and "coef/KLReward(ref)/target" in rows[-1]
+
+
+# -- wrong input: one message with place, finding and remedy; exit code 2; nothing written --------------------------------
+
+WRONG: list[tuple[dict[str, Any], list[str]]] = [
+    ({"stepz": 5}, ["stepz", "steps"]),
+    ({"steps": "many"}, ["steps", "many"]),
+    ({"learner": {"lr": -1}}, ["learner.lr", "negative"]),
+    ({"objective": []}, ["objective", "PPOClip"]),
+    ({"objective": [{"type": "PPOclip"}]}, ["PPOclip", "PPOClip"]),
+    ({"objective": [{"type": "KL", "estimator": "k1"}]}, ["k1", "gradient"]),
+    ({"objective": [{"type": "KL"}], "reference": None}, ["reference", "null"]),
+    ({"rollout": {"engine": "hf", "n": 1}}, ["rollout.n", "GroupNorm"]),
+    ({"model": {"path": "no/such/model"}}, ["no/such/model"]),
+    ({"model": {}}, ["model", "path", "make"]),
+    ({"data": {"train": "no_such.jsonl"}}, ["no_such.jsonl"]),
+    ({"data": {"task": {"type": "Sorting"}, "train": "x.jsonl"}}, ["task", "train"]),
+    ({"rewards": ["nowhere.py:f"]}, ["nowhere.py"]),
+    ({"rewards": ["tests/rewards/examples.py:unknown_column"]}, ["no_such_column"]),
+    ({"cluster": {"learners": 2}}, ["cluster.learners", "deepspeed"]),
+    ({"sampling": {"temperature": 0}}, ["temperature", "greedy"]),
+    ({"model": {"path": "x", "dtype": "bfloat16"}}, ["bfloat16", "DeepSpeed"]),
+    ({"deepspeed": {"optimizer": {}}}, ["deepspeed", "optimizer"]),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), WRONG, ids=lambda x: str(x)[:60])
+def test_wrong_input(small: dict[str, Any], change: dict[str, Any], told: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                     monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "c.yaml"
+    for key, value in change.items():
+        both = isinstance(value, dict) and isinstance(small.get(key), dict) and key != "data" and value
+        small[key] = {**small[key], **value} if both and key != "model" else value
+    small["rewards"] = [str(Path(r).absolute()) if r.startswith("tests/") else r for r in small["rewards"]]
+    config.write_text(yaml.safe_dump(small))
+    assert main(["train", str(config)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error:") and all(t in message for t in told), message
+    assert len(message) < 900 and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("line", "told"), [('{"prompt": "12>"', ":2: not valid JSON"), ("", ":2: the line is empty"), ('{"question": "12>"}', "'prompt'"), ('{"prompt": ""}', ":2"), ("[1]", ":2")])
+def test_a_bad_data_row_is_named_by_file_and_line(small: dict[str, Any], tmp_path: Path, line: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "31>", "answer": "13"}\n' + line + '\n{"prompt": "21>", "answer": "12"}\n')
+    small["data"] = {"train": str(tmp_path / "rows.jsonl")}
+    small["rewards"] = [str(Path("tests/rewards/examples.py").absolute()) + ":length"]
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(small))
+    assert main(["train", str(tmp_path / "c.yaml")]) == 2
+    message = capsys.readouterr().err
+    assert "rows.jsonl" in message and told in message, message
+
+
+def test_show_says_where_every_value_came_from(small: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(small))
+    assert main(["show", str(tmp_path / "c.yaml"), "learner.lr=1e-4"]) == 0
+    out = capsys.readouterr().out
+    row = next(x for x in out.splitlines() if x.startswith("learner.lr "))
+    assert "0.0001" in row and "command line" in row and "KL_k2(ref)" in out
+
+
+def test_the_core_imports_with_torch_and_transformers_alone() -> None:
+    import subprocess
+    import sys
+    heavy = ("vllm", "ray", "deepspeed", "peft", "datasets", "math_verify", "tensorboard", "wandb")
+    code = ("import sys\nclass Block:\n    def find_spec(self, name, path=None, target=None):\n"
+            f"        if name.split('.')[0] in {heavy}: raise ImportError(name)\nsys.meta_path.insert(0, Block())\n"
+            "import rlkit, rlkit.trainer, rlkit.build, rlkit.cluster.ray, rlkit.rollout.vllm, rlkit.learner.learner, rlkit.cli\n"
+            "[getattr(rlkit, n) for n in rlkit.__all__]")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
