@@ -103,7 +103,7 @@ def check(run: Run) -> None:
         raise ValueError("a term compares the responses of a prompt (REBEL): it needs cluster.learners: 1.")
 
 
-def prepare_model(run: Run, folder: Path, prompts: Sequence[Prompt], tokenizer: Any, log: RunLog) -> str:
+def prepare_model(run: Run, folder: Path, prompts: Sequence[Prompt], tokenizer: Any, context: int, log: RunLog) -> str:
     """The path of the model to start from; makes and warms it up where the configuration says so."""
     if run.model.path is not None and run.model.warm_up is None:
         return run.model.path
@@ -114,7 +114,8 @@ def prepare_model(run: Run, folder: Path, prompts: Sequence[Prompt], tokenizer: 
     assert task is not None
     if run.model.make is not None:
         m = run.model.make
-        make_tiny(path, task.alphabet, family=m.family, hidden=m.hidden, layers=m.layers, heads=m.heads, kv_heads=m.kv_heads, seed=run.seed)
+        make_tiny(path, task.alphabet, family=m.family, hidden=m.hidden, layers=m.layers, heads=m.heads, kv_heads=m.kv_heads,
+                  max_length=max(512, context), seed=run.seed)
     else:
         from transformers import AutoModelForCausalLM
 
@@ -137,10 +138,30 @@ def prepare_model(run: Run, folder: Path, prompts: Sequence[Prompt], tokenizer: 
     return str(path)
 
 
-def context_length(run: Run, prompts: Sequence[Prompt]) -> int:
-    """Room for the longest prompt and its response."""
-    longest = max(len(p.token_ids) for p in prompts)
-    return run.rollout.max_model_len or longest + run.sampling.max_tokens + 8
+def context_length(run: Run, prompts: Sequence[Prompt], model: str | None) -> int:
+    """Room for the longest prompt and its response; ``model`` must offer that much (None: it is made to measure).
+
+    Raises:
+        ValueError: the longest prompt and its response do not fit.
+    """
+    longest = max(prompts, key=lambda p: len(p.token_ids))
+    needed = len(longest.token_ids) + run.sampling.max_tokens
+    asked = run.rollout.max_model_len
+    limits = {} if asked is None else {"rollout.max_model_len": asked}
+    if model is not None:
+        from transformers import AutoConfig
+
+        try:
+            config = AutoConfig.from_pretrained(model)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"model.path: {model!r} is not a model: {str(error).splitlines()[0]}") from error
+        limits["the model's context"] = getattr(config, "max_position_embeddings", None) or needed
+    for what, limit in limits.items():
+        if needed > limit:
+            raise ValueError(f"prompt {longest.id} has {len(longest.token_ids)} tokens; with sampling.max_tokens = "
+                             f"{run.sampling.max_tokens} that makes {needed}, and {what} is {limit}. Lower sampling.max_tokens or "
+                             "data.max_prompt_tokens.")
+    return asked or min(needed + 8, limits.get("the model's context", needed + 8))
 
 
 def make_engine(model_path: str, *, kind: str, seed: int, dtype: str, max_model_len: int, options: dict[str, Any],
@@ -184,6 +205,7 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
         train_prompts = load_prompts(run.data, "train", tokenizer, notes.append)
         test_prompts = load_prompts(run.data, "test", tokenizer, notes.append)[:run.eval.prompts]
         scorer.check(list(train_prompts[0].columns))
+        context = context_length(run, [*train_prompts, *test_prompts], run.model.path)
         if run.cluster is not None:
             from rlkit.cluster.ray import connect
 
@@ -200,9 +222,9 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
         scorer.report = log.say
         for line in (*notes, preview(train_prompts, tokenizer)):
             log.say(line)
-        model_path = prepare_model(run, folder, train_prompts, tokenizer, log)
+        model_path = prepare_model(run, folder, train_prompts, tokenizer, context, log)
         sampling = run.sampling if run.sampling.seed is not None else _seeded(run.sampling, run.seed)
-        learners, engines = _workers(run, model_path, need, context_length(run, [*train_prompts, *test_prompts]), log)
+        learners, engines = _workers(run, model_path, need, context, log)
         stack.callback(learners.close)
         stack.callback(engines.close)
         sampler = run.data.sampler.build(train_prompts, run.seed)

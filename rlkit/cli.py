@@ -118,10 +118,12 @@ def evaluate(a: argparse.Namespace) -> None:
     path = model_folder(a.model)
     tokenizer = load_tokenizer(path)
     prompts = load_prompts(run.data, "test", tokenizer, print)[:run.eval.prompts]
+    if not prompts:
+        raise ValueError("data.test is not set: there are no held-out prompts to evaluate on. Add e.g. data.test=my_test.jsonl")
     scorer = Scorer(run.rewards or (RewardSpec(TaskReward(run.data.task)),), on_error=run.on_reward_error, base=Path(run.base))
     scorer.check(list(prompts[0].columns))
     engine = make_engine(path, kind=run.rollout.engine, seed=run.seed, dtype=run.model.dtype,
-                         max_model_len=context_length(run, prompts), options=run.vllm, tensor_parallel=1)
+                         max_model_len=context_length(run, prompts, path), options=run.vllm, tensor_parallel=1)
     temperature = run.sampling.temperature if run.eval.temperature is None else run.eval.temperature
     sampling = dataclasses.replace(run.sampling, seed=run.seed, temperature=temperature)
     try:

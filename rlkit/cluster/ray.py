@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,12 +39,20 @@ def connect(cluster: Cluster) -> None:
         else:
             common.pop("include_dashboard")
             try:
+                _knock(cluster.address)
                 ray.init(address=cluster.address, **common)
             except (ConnectionError, OSError, ValueError, RuntimeError) as error:
                 raise ValueError(f"cluster.address: no Ray cluster answers at {cluster.address!r} "
                                  f"({str(error).splitlines()[0]}). Start one with `ray start --head`, correct the "
                                  "address, or set cluster.address: null to start a local one.") from error
     check_resources(cluster, ray.cluster_resources())
+
+
+def _knock(address: str) -> None:
+    """Raises OSError at once if nobody listens there; Ray would try again for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _store_bytes() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rlkit.config import load
@@ -41,7 +41,7 @@ def submit_job(config: str, overrides: Sequence[str], address: str, wait: bool =
                          "--dashboard-host 0.0.0.0`; its default port is 8265.") from None
     joins = [] if any(o.startswith("cluster.address=") for o in overrides) else ["cluster.address=auto"]
     command = shlex.join(["rlkit", "train", str(path.relative_to(folder)), *overrides, *joins])
-    job = client.submit_job(entrypoint=command, runtime_env={"working_dir": str(folder), "excludes": SKIP})
+    job = _accepted(lambda: client.submit_job(entrypoint=command, runtime_env={"working_dir": str(folder), "excludes": SKIP}))
     print(f"job {job}: {command}")
     if not wait:
         print(f"  follow it with: ray job logs {job} --address {address} --follow")
@@ -59,3 +59,15 @@ def submit_job(config: str, overrides: Sequence[str], address: str, wait: bool =
     if status != JobStatus.SUCCEEDED:
         raise RuntimeError(f"job {job} ended as {status}: {client.get_job_info(job).message or 'see its log above'}")
     return job
+
+
+def _accepted(send: Callable[[], str], patience: float = 60.0) -> str:
+    """A cluster that has just started answers before it can run jobs: ask again for a while."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            return send()
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(2)

@@ -74,8 +74,11 @@ class VLLMEngine:
 
         register()
         self.limit = max_model_len
-        self.engine = LLMEngine.from_engine_args(EngineArgs(
-            tensor_parallel_size=tensor_parallel, weight_transfer_config=WeightTransferConfig(backend=BACKEND), **arguments))
+        try:
+            self.engine = LLMEngine.from_engine_args(EngineArgs(
+                tensor_parallel_size=tensor_parallel, weight_transfer_config=WeightTransferConfig(backend=BACKEND), **arguments))
+        except (TypeError, ValueError) as error:        # an unknown option, or one that vLLM refuses for this model
+            raise ValueError(f"vllm: {' '.join(str(error).split())[:500]}") from error
         self.version = 0
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: dict[str, Future[Any]] = {}
@@ -135,12 +138,13 @@ class VLLMEngine:
 
         def params() -> Any:                            # made when the request is admitted: the seed knows the version
             return SamplingParams(
-                n=n, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k or -1,
+                n=n if sampling.temperature > 0 else 1, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k or -1,
                 max_tokens=sampling.max_tokens, stop=list(sampling.stop) or None, logprobs=0,
                 seed=request_seed(sampling, prompt, self.version), output_kind=RequestOutputKind.FINAL_ONLY)
 
         output = self._request(prompt.token_ids, params)
-        rollouts = [self._rollout(prompt, c) for c in sorted(output.outputs, key=lambda c: c.index)]
+        choices = sorted(output.outputs, key=lambda c: c.index)
+        rollouts = [self._rollout(prompt, choices[i % len(choices)]) for i in range(n)]     # greedy responses are all the same
         self._tokens += sum(len(r.tokens) for r in rollouts)
         return rollouts
 

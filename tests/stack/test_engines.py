@@ -1,0 +1,126 @@
+"""Engines against the learner: the same log-probs after every sync, and tokens that know which weights made them."""
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers
+from rlkit.cluster.sync import WeightSync, probe_parity
+from rlkit.config import load as make_run
+from rlkit.learner.learner import Learner
+from rlkit.rollout.engine import Aborted
+from rlkit.rollout.hf import HFEngine
+from rlkit.rollout.vllm import VLLMEngine
+from rlkit.types import Batch, Prompt, Rollout, Sampling
+
+PROMPTS = [Prompt(str(i), tuple(range(3, 5 + i)), "") for i in range(4)]
+
+
+@pytest.fixture(scope="module")
+def vllm(tiny: Path) -> Iterator[VLLMEngine]:
+    engine = VLLMEngine(str(tiny), max_model_len=512)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(params=["hf", "vllm"])
+def engine(request: pytest.FixtureRequest, tiny: Path) -> Iterator[Any]:
+    if request.param == "vllm":
+        yield request.getfixturevalue("vllm")
+        return
+    made = HFEngine(str(tiny), max_model_len=512)
+    yield made
+    made.close()
+
+
+def largest_gap(engine: Any, learners: LearnerGroup, rollouts: list[Rollout]) -> float:
+    return max(abs(a - b) for r, other in zip(rollouts, learners.logprobs(rollouts), strict=True) for a, b in zip(r.logp, other, strict=True))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(max_tokens=24, seed=1), Sampling(temperature=0.7, top_p=0.9, max_tokens=24, seed=1),
+                                      Sampling(temperature=1.3, top_k=5, max_tokens=24, seed=1)], ids=["plain", "top-p", "top-k"])
+def test_log_probs_agree_after_each_of_three_syncs(small: dict[str, Any], tiny: Path, engine: Any, sampling: Sampling) -> None:
+    settings = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k, "max_tokens": sampling.max_tokens}
+    run = make_run({**small, "sampling": settings, "learner": {"lr": 3e-3}, "objective": [{"type": "NLL"}]})
+    learners = LearnerGroup(LocalWorkers(Learner(run, str(tiny), frozenset())), run, frozenset())
+    engines = EngineGroup(LocalWorkers(engine))
+    sync = WeightSync(learners, engines, "wait")
+    seen = []
+    for version in (engine.version + 1, engine.version + 2, engine.version + 3):
+        sync.publish(version)
+        rollouts = [r for p in PROMPTS for r in engines.generate(p, 3, sampling)]
+        assert {v for r in rollouts for v in r.version} == {version}
+        assert largest_gap(engine, learners, rollouts) < 1e-4
+        seen.append([x for r in rollouts for x in r.logp])
+        learners.update(Batch.from_rollouts(rollouts), (1.0,), seed=0)
+    assert seen[0] != seen[1] != seen[2]                   # the weights did move
+    with pytest.raises(RuntimeError, match="parity probe"):  # the last update was not published
+        probe_parity(learners, engines, PROMPTS, sampling, 1e-4, engine.version)
+
+
+def test_a_seeded_response_does_not_depend_on_what_it_was_batched_with(engine: Any) -> None:
+    sampling = Sampling(max_tokens=16, seed=7)
+    alone = [[r.tokens for r in engine.generate(p, 2, sampling)] for p in PROMPTS]
+    together: list[Any] = [None] * len(PROMPTS)
+
+    def one(i: int) -> None:
+        together[i] = [r.tokens for r in engine.generate(PROMPTS[i], 2, sampling)]
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(len(PROMPTS))]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert together == alone and len({tuple(x) for group in alone for x in group}) > 4
+
+
+def test_scoring_gives_the_log_probs_of_sampling(vllm: VLLMEngine) -> None:
+    rollouts = [r for p in PROMPTS for r in vllm.generate(p, 2, Sampling(max_tokens=12, seed=3))]
+    for r, scored in zip(rollouts, vllm.score(rollouts), strict=True):
+        assert scored == pytest.approx(r.logp, abs=1e-4)
+
+
+def ask(vllm: VLLMEngine, prompt: Prompt) -> Any:
+    try:                                                   # greedy responses of a random model run in circles
+        return vllm.generate(prompt, 1, Sampling(temperature=0.0, max_tokens=400))[0]
+    except Aborted as error:
+        return error
+
+
+def in_flight(vllm: VLLMEngine, mode: Any) -> Any:
+    """Publishes a new version in the middle of a long response, and returns what came of the response."""
+    prompt = next(p for k in range(3, 14) if len(ask(vllm, p := Prompt(str(k), (k, k, 4), "")).tokens) == 400)
+    result: list[Any] = []
+    thread = threading.Thread(target=lambda: result.append(ask(vllm, prompt)))
+    thread.start()
+    while not vllm._waiting:
+        time.sleep(0.001)
+    vllm.begin_update(mode)
+    vllm.end_update(vllm.version + 1)
+    thread.join(60)
+    return result[0]
+
+
+def test_an_update_waits_for_keeps_or_aborts_running_requests(vllm: VLLMEngine) -> None:
+    start = vllm.version
+    waited = in_flight(vllm, "wait")
+    assert set(waited.version) == {start} and vllm.version == start + 1
+    kept = in_flight(vllm, "keep")
+    assert set(kept.version) == {start + 1, start + 2} and kept.version == sorted(kept.version)
+    assert isinstance(in_flight(vllm, "abort"), Aborted)
+
+
+def test_a_prompt_that_is_too_long_is_refused(engine: Any) -> None:
+    with pytest.raises(ValueError, match="600 tokens"):
+        engine.generate(Prompt("long", (3,) * 600, ""), 1, Sampling(max_tokens=4))
+
+
+def test_greedy_responses_report_finite_log_probs(engine: Any) -> None:
+    a, b = engine.generate(PROMPTS[1], 2, Sampling(temperature=0.0, max_tokens=8))
+    assert a.tokens == b.tokens and all(math.isfinite(x) for x in a.logp)
