@@ -6,8 +6,10 @@ Checks come first, in the order of their price: the configuration by itself, rew
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
+import string
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +19,7 @@ from typing import Any
 from rlkit.checkpoint import Checkpoints
 from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers
 from rlkit.cluster.sync import WeightSync
-from rlkit.config import to_yaml
+from rlkit.config import locate, to_yaml
 from rlkit.data.prompts import load_prompts, preview
 from rlkit.data.tasks import TaskReward
 from rlkit.data.tiny import make_tiny, make_tokenizer
@@ -91,8 +93,6 @@ def check(run: Run) -> None:
         check_deepspeed_options(run.deepspeed)
     if run.model.warm_up is not None and run.data.task is None:
         raise ValueError("model.warm_up learns from a task's demonstrations, but data has no `task`.")
-    if run.model.make is not None and run.data.task is None:
-        raise ValueError("model.make makes a model for the alphabet of a task, but data has no `task`. Use model.path.")
     if not run.rewards and run.data.task is None:
         raise ValueError("rewards is empty. Name a reward, e.g. rewards: [math] or rewards: [my_file.py:my_reward].")
     if run.sampling.temperature == 0:
@@ -103,6 +103,11 @@ def check(run: Run) -> None:
         raise ValueError("a term compares the responses of a prompt (REBEL): it needs cluster.learners: 1.")
 
 
+def alphabet(run: Run) -> str:
+    """The characters of a model that the run makes: those of its task, or printable ASCII."""
+    return string.printable if run.data.task is None else str(run.data.task.alphabet)
+
+
 def prepare_model(run: Run, folder: Path, prompts: Sequence[Prompt], tokenizer: Any, context: int, log: RunLog) -> str:
     """The path of the model to start from; makes and warms it up where the configuration says so."""
     if run.model.path is not None and run.model.warm_up is None:
@@ -111,17 +116,16 @@ def prepare_model(run: Run, folder: Path, prompts: Sequence[Prompt], tokenizer: 
     if (path / "done").exists():
         return str(path)
     task = run.data.task
-    assert task is not None
     if run.model.make is not None:
         m = run.model.make
-        make_tiny(path, task.alphabet, family=m.family, hidden=m.hidden, layers=m.layers, heads=m.heads, kv_heads=m.kv_heads,
+        make_tiny(path, alphabet(run), family=m.family, hidden=m.hidden, layers=m.layers, heads=m.heads, kv_heads=m.kv_heads,
                   max_length=max(512, context), seed=run.seed)
     else:
         from transformers import AutoModelForCausalLM
 
         AutoModelForCausalLM.from_pretrained(str(run.model.path)).save_pretrained(path)
         tokenizer.save_pretrained(path)
-    if run.model.warm_up is not None:
+    if run.model.warm_up is not None and task is not None:
         from rlkit.learner.warm_up import warm_up
 
         start, total = time.monotonic(), run.model.warm_up.steps
@@ -188,6 +192,8 @@ def load_tokenizer(path: str) -> Any:
 def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Parts]:
     """All parts of a run; closes them at the end, whatever happens."""
     quiet_libraries()
+    if run.model.path is not None:
+        run = run.replace(model=dataclasses.replace(run.model, path=str(locate(run.model.path, run.base))))
     check(run)
     need = needed(run)
     folder = run_folder(run, resume)
@@ -199,11 +205,10 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
         scorer = Scorer(rewards, on_error=run.on_reward_error, workers=max(1, (os.cpu_count() or 2) // 2), base=Path(run.base))
         stack.callback(scorer.close)
         # Everything that can be wrong is found before the run folder is made: a run that cannot start leaves nothing behind.
-        make, task = run.model.make, run.data.task
-        tokenizer = make_tokenizer(task.alphabet) if make is not None and task is not None else load_tokenizer(str(run.model.path))
+        tokenizer = make_tokenizer(alphabet(run)) if run.model.make is not None else load_tokenizer(str(run.model.path))
         notes: list[str] = []
-        train_prompts = load_prompts(run.data, "train", tokenizer, notes.append)
-        test_prompts = load_prompts(run.data, "test", tokenizer, notes.append)[:run.eval.prompts]
+        train_prompts = load_prompts(run.data, "train", tokenizer, notes.append, run.base)
+        test_prompts = load_prompts(run.data, "test", tokenizer, notes.append, run.base)[:run.eval.prompts]
         scorer.check(list(train_prompts[0].columns))
         context = context_length(run, [*train_prompts, *test_prompts], run.model.path)
         if run.cluster is not None:
@@ -238,8 +243,6 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
 
 
 def _seeded(sampling: Sampling, seed: int) -> Sampling:
-    import dataclasses
-
     return dataclasses.replace(sampling, seed=seed)
 
 

@@ -117,7 +117,7 @@ def evaluate(a: argparse.Namespace) -> None:
     run = load(a.config, a.overrides)
     path = model_folder(a.model)
     tokenizer = load_tokenizer(path)
-    prompts = load_prompts(run.data, "test", tokenizer, print)[:run.eval.prompts]
+    prompts = load_prompts(run.data, "test", tokenizer, print, run.base)[:run.eval.prompts]
     if not prompts:
         raise ValueError("data.test is not set: there are no held-out prompts to evaluate on. Add e.g. data.test=my_test.jsonl")
     scorer = Scorer(run.rewards or (RewardSpec(TaskReward(run.data.task)),), on_error=run.on_reward_error, base=Path(run.base))

@@ -334,9 +334,9 @@ def load_module(place: str, base: Path) -> Any:
     try:
         if not place.endswith(".py"):
             return importlib.import_module(place)
-        path = (base / place).resolve()
+        path = locate(place, base).resolve()
         if not path.is_file():
-            raise ValueError(f"there is no file {path}.")
+            raise ValueError(f"there is no file {place} (looked in {base.resolve()} and in the current folder).")
         name = f"rlkit_user_{path.stem}"
         if name in sys.modules and getattr(sys.modules[name], "__file__", None) == str(path):
             return sys.modules[name]
@@ -394,7 +394,15 @@ def load_with_origins(source: str | Path | Mapping[str, Any], overrides: Iterabl
         tree, base = read(source), Path(source).parent
     for text in overrides:
         override(tree, text)
-    return dataclasses.replace(build(Run, tree, base), base=str(base)), tree
+    if "base" in tree.value:                        # the resolved configuration of a run folder remembers where it came from
+        base = Path(str(tree.value["base"].value))
+    return dataclasses.replace(build(Run, tree, base), base=str(base.resolve())), tree
+
+
+def locate(place: str, base: str | Path | None) -> Path:
+    """A path of a configuration: relative to the folder of the configuration, or else to the current one."""
+    beside = Path(base or ".") / place
+    return beside if beside.exists() else Path(place)
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlkit.config import locate
 from rlkit.data import Data
 from rlkit.data.tasks import Row, Split
 from rlkit.types import Prompt
@@ -17,8 +18,9 @@ from rlkit.types import Prompt
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def load_prompts(data: Data, split: Split, tokenizer: Any, say: Callable[[str], None] = lambda text: None) -> list[Prompt]:
-    """The prompts of one split, in a fixed order.
+def load_prompts(data: Data, split: Split, tokenizer: Any, say: Callable[[str], None] = lambda text: None,
+                 base: str | Path | None = None) -> list[Prompt]:
+    """The prompts of one split, in a fixed order; files are looked up beside ``base``, the configuration's folder.
 
     Raises:
         ValueError: a missing file, a malformed or empty row (file:line), a missing column, no row left; prompts that are too
@@ -31,8 +33,8 @@ def load_prompts(data: Data, split: Split, tokenizer: Any, say: Callable[[str], 
     elif source is None:
         return []
     else:
-        rows = read_rows(source, split)
-    template = load_template(data.template)
+        rows = read_rows(source, split, base)
+    template = load_template(data.template, base)
     prompts: list[Prompt] = []
     seen: dict[str, str] = {}
     long: list[str] = []
@@ -81,9 +83,9 @@ def pick(row: Mapping[str, Any], column: str, what: str, where: str) -> Any:
     return row[column]
 
 
-def read_rows(source: str, split: str) -> Iterable[tuple[str, Row]]:
+def read_rows(source: str, split: str, base: str | Path | None = None) -> Iterable[tuple[str, Row]]:
     """``(place, row)`` of a file, or of a hub data set ``name[:config]``."""
-    path = Path(source)
+    path = locate(source, base)
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".json", ".csv", ".parquet"):
         if not path.is_file():
@@ -143,11 +145,11 @@ def _hub(source: str, split: str) -> Iterable[tuple[str, Row]]:
     return ((f"{source}[{i}]", dict(row)) for i, row in enumerate(rows))
 
 
-def load_template(name: str) -> str:
+def load_template(name: str, base: str | Path | None = None) -> str:
     """A template by name (``plain``, ``qwen-boxed``, ``dapo``, ``r1``, ``chat``) or file."""
     if name == "chat":
         return ""
-    path = Path(name) if "/" in name or name.endswith(".txt") else TEMPLATES / f"{name}.txt"
+    path = locate(name, base) if "/" in name or name.endswith(".txt") else TEMPLATES / f"{name}.txt"
     if not path.is_file():
         known = [*sorted(p.stem for p in TEMPLATES.glob("*.txt")), "chat"]
         raise ValueError(f"data.template: there is no template {name!r}; there are {', '.join(known)}, or the path of a text file "

@@ -29,6 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rlkit.config import locate
+
 if TYPE_CHECKING:
     from rlkit.types import Rollout  # types only: a reward's process must not import torch
 
@@ -72,9 +74,10 @@ def import_function(where: str, base: Path | None = None) -> Callable[..., Any]:
         raise ValueError(f"rewards: {where!r} is not a built-in reward ({', '.join(BUILTIN)}); write my_file.py:function or "
                          "package.module:function.")
     try:
-        module = _load_file(Path(base or ".") / place) if place.endswith(".py") else importlib.import_module(place)
+        module = _load_file(locate(place, base)) if place.endswith(".py") else importlib.import_module(place)
     except FileNotFoundError:
-        raise ValueError(f"rewards: there is no file {place!r} (looked in {Path(base or '.').resolve()}).") from None
+        raise ValueError(f"rewards: there is no file {place!r} (looked in {Path(base or '.').resolve()} "
+                         "and in the current folder).") from None
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         raise ValueError(f"rewards: importing {place!r} failed at {last.filename}:{last.lineno}: "
@@ -252,7 +255,7 @@ class Scorer:
                     cloudpickle.register_pickle_by_value(module)
             if isinstance(spec.fn, str) and ".py:" in spec.fn:
                 path, _, name = spec.fn.rpartition(":")
-                functions.append(f"{(Path(self.base or '.') / path).resolve()}:{name}")
+                functions.append(f"{locate(path, self.base).resolve()}:{name}")
             else:
                 functions.append(spec.fn)
         self._payload = cloudpickle.dumps(functions)
