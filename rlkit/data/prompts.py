@@ -89,8 +89,9 @@ def read_rows(source: str, split: str, base: str | Path | None = None) -> Iterab
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".json", ".csv", ".parquet"):
         if not path.is_file():
-            near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [], 1)
-            raise ValueError(f"data.{split}: there is no file {source!r}." + (f" Did you mean {path.parent / near[0]}?" if near else ""))
+            folder = (Path(base or ".") / source).parent
+            near = difflib.get_close_matches(path.name, [p.name for p in folder.glob("*")], 1)
+            raise ValueError(f"data.{split}: there is no file {source!r}." + (f" Did you mean {folder / near[0]}?" if near else ""))
         return {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}[suffix](path)
     return _hub(source, split)
 

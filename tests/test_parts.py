@@ -1,0 +1,107 @@
+"""Checkpoints, the collector, metrics that merge, and cutting of batches."""
+from __future__ import annotations
+
+import math
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlkit.checkpoint import Checkpoints
+from rlkit.data.curriculum import Shuffle, ZeroVariance
+from rlkit.learner.plan import minibatches, pack
+from rlkit.rollout.collector import Collector
+from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
+
+
+def test_a_checkpoint_is_complete_or_absent(tmp_path: Path) -> None:
+    c = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        c.save(step, {"step": step}, lambda folder: (Path(folder) / "learner.pt").write_bytes(b"x" * 9))
+    assert [p.name for p in c.complete()] == ["step_00000002", "step_00000003"]
+
+    def dies(folder: str) -> None:
+        (Path(folder) / "learner.pt").write_bytes(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError):
+        c.save(4, {}, dies)
+    latest = c.latest()
+    assert latest is not None and Checkpoints.read(latest) == (3, {"step": 3})
+    (latest / "learner.pt").write_bytes(b"short")
+    with pytest.raises(ValueError, match=r"learner.pt should have 9 bytes, found 5"):
+        Checkpoints.read(latest)
+
+
+class Engine:
+    """Answers with the number of the prompt; remembers who asked when."""
+
+    def __init__(self, rewards: dict[str, list[float]] | None = None) -> None:
+        self.asked: list[str] = []
+        self.rewards = rewards or {}
+        self.lock = threading.Lock()
+
+    def generate(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
+        with self.lock:
+            self.asked.append(prompt.id)
+        rewards = self.rewards.get(prompt.id, [0.0, 1.0])
+        return [Rollout(prompt, [1], [True], [0.0], [0], "stop", reward=x) for x in rewards]
+
+    def score(self, rollouts: Any) -> None:
+        pass
+
+
+def collector(engine: Engine, n: int, **options: Any) -> Collector:
+    prompts = [Prompt(str(i), (3,), "") for i in range(n)]
+    return Collector(engine, engine, Shuffle().build(prompts, 0), prompts=2, n=2, sampling=Sampling(), **options)
+
+
+@pytest.mark.parametrize(("lag", "started"), [(0, 2), (1, 4), (3, 8)])
+def test_generation_runs_ahead_by_max_lag_steps(lag: int, started: int) -> None:
+    engine = Engine()
+    c = collector(engine, 20, max_lag=lag)
+    c.next(0)
+    c.pool.shutdown(wait=True)
+    assert len(engine.asked) == started
+
+
+def test_dropped_groups_are_replaced_counted_and_bounded() -> None:
+    order = [next(state).id for state in [Shuffle().build([Prompt(str(i), (3,), "") for i in range(6)], 0)] for _ in range(6)]
+    c = collector(Engine({order[0]: [1.0, 1.0], order[2]: [math.nan, math.nan]}), 6, drop=(ZeroVariance(),))
+    got = c.next(0)
+    assert [r.prompt.id for r in got[::2]] == [order[1], order[3]] and [r.group for r in got] == [0, 0, 1, 1]
+    assert c.metrics()["rollout/dropped"] == 2 and c.metrics()["rollout/dropped_no_reward"] == 1
+    hopeless = collector(Engine({str(i): [1.0, 1.0] for i in range(6)}), 6, drop=(ZeroVariance(),), max_waste=3)
+    with pytest.raises(RuntimeError, match=r"7 groups were dropped in one step to find 0 of 2.*zero_variance: 7"):
+        hopeless.next(0)
+
+
+def test_metrics_do_not_depend_on_how_they_were_cut() -> None:
+    def stats(values: list[float]) -> Stats:
+        s = Stats()
+        for v in values:
+            s.add("mean", v, "mean", 2.0)
+            s.add("sum", v, "sum")
+            s.add("max", v, "max")
+        return s
+
+    whole, cut = stats([1.0, 2.0, 6.0]), stats([1.0]).merge(stats([2.0, 6.0]))
+    assert whole.as_dict() == cut.as_dict() == {"mean": 3.0, "sum": 9.0, "max": 6.0}
+
+
+def test_cutting_keeps_groups_whole_and_respects_the_token_limit() -> None:
+    g = torch.Generator().manual_seed(0)
+    length = torch.randint(1, 50, (40,), generator=g)
+    for ranks in (1, 2, 3):
+        plan = pack(length, ranks, max_tokens=100)
+        assert sorted(r for rank in plan for micro in rank for r in micro) == list(range(40))
+        assert len({len(rank) for rank in plan}) == 1
+        assert all(int(length[m].max()) * len(m) <= 100 for rank in plan for m in rank if m)
+    b = Batch(seq=torch.arange(12), group=torch.arange(12) // 3, source=torch.zeros(12, dtype=torch.long), reward=torch.zeros(12))
+    parts = minibatches(b, epochs=2, count=2, seed=1)
+    assert len(parts) == 4 and sorted(torch.cat(parts[:2]).tolist()) == list(range(12))
+    assert all(set(b.group[p].tolist()).isdisjoint(b.group[q].tolist()) for p, q in (parts[:2], parts[2:]))
+    with pytest.raises(ValueError, match="only 4 prompt groups"):
+        minibatches(b, 1, 5, 0)
