@@ -15,6 +15,7 @@ _HOMES = {                                      # public name -> module; importe
     **dict.fromkeys(("PPOClip", "ISGradient", "Reinforce", "CISPO", "GSPO", "SAPO", "GMPO", "DPPO", "RPG", "PMD", "AStar", "REBEL", "NLL",
                      "Entropy", "ValueMSE"), "rlkit.objective.losses"),
     **dict.fromkeys(("Divergence", "KL"), "rlkit.objective.divergences"),
+    "FullDivergence": "rlkit.objective.full_vocab",
     **dict.fromkeys(("Plain", "GroupMean", "GroupNorm", "RLOO", "ReinforcePlusPlus", "LogMeanExp", "GAE", "TokenKL"),
                     "rlkit.objective.advantages"),
     **dict.fromkeys(("Constant", "Linear", "Cosine", "Step", "AdaptiveKL", "KLBudget", "DualAscent", "AccuracyScaled",

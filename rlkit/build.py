@@ -12,7 +12,7 @@ import os
 import string
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Parts:
     checkpoints: Checkpoints
     before_update: tuple[str, ...]          # log-probs that must be known on the driver before the update
     sampling: Sampling
-    started: float = field(default_factory=time.monotonic)
+    started: float                          # time.monotonic() when the run began
 
 
 def needed(run: Run) -> frozenset[str]:
@@ -70,11 +70,14 @@ def check(run: Run) -> None:
         ValueError: with the reason and the remedy.
     """
     need = needed(run)
-    if "ref" in need and run.reference is None:
+    if need & {"ref", "ref_full"} and run.reference is None:
         terms: tuple[Any, ...] = (*run.objective, *run.reward_penalties)
-        users = ", ".join(type(t).__name__ for t in terms if "ref" in t.needs)
+        users = ", ".join(type(t).__name__ for t in terms if t.needs & {"ref", "ref_full"})
         raise ValueError(f"{users} compares with the reference (anchor: ref), but reference is null. Set reference: {{type: Frozen}}, "
                          "or another anchor.")
+    if "ref_full" in need and (run.sampling.top_p < 1 or run.sampling.top_k):
+        raise ValueError("FullDivergence compares whole distributions, but sampling.top_p or sampling.top_k cuts them: where one is zero "
+                         "and the other is not, the divergence is infinite. Set sampling.top_p: 1.0 and sampling.top_k: 0.")
     if "teacher" in need:
         raise ValueError("a term is anchored to a teacher, but this run has none. Use anchor: ref with reference: {type: Frozen, path: "
                          "TEACHER} for a teacher of the same vocabulary.")
@@ -191,6 +194,7 @@ def load_tokenizer(path: str) -> Any:
 @contextlib.contextmanager
 def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Parts]:
     """All parts of a run; closes them at the end, whatever happens."""
+    started = time.monotonic()
     quiet_libraries()
     if run.model.path is not None:
         run = run.replace(model=dataclasses.replace(run.model, path=str(locate(run.model.path, run.base))))
@@ -239,7 +243,7 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
         yield Parts(
             run, folder, log, tokenizer, train_prompts, test_prompts, scorer, learners, engines,
             WeightSync(learners, engines, run.rollout.pause), collector, Coefficients(run.objective), Coefficients(run.reward_penalties),
-            checkpoints, before_update(run, need), sampling)
+            checkpoints, before_update(run, need), sampling, started)
 
 
 def _seeded(sampling: Sampling, seed: int) -> Sampling:
@@ -285,6 +289,10 @@ def _workers(run: Run, model_path: str, need: frozenset[str], max_model_len: int
 
 def quiet_libraries() -> None:
     """No progress bars and no advice from libraries between the rows of the table."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")          # else DeepSpeed says so on every import
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from transformers.utils import logging

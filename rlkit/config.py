@@ -30,7 +30,7 @@ from typing import Any, Literal, Union
 
 import yaml
 
-TERMS = ("rlkit.objective.losses", "rlkit.objective.divergences")
+TERMS = ("rlkit.objective.losses", "rlkit.objective.divergences", "rlkit.objective.full_vocab")
 NAMESPACES: dict[str, tuple[str, ...]] = {      # the annotation's name -> where its classes live
     "Term": TERMS,
     "Advantage": ("rlkit.objective.advantages",),

@@ -9,7 +9,10 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import resource
+import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -207,5 +210,13 @@ def finish(p: Parts, step: int) -> Path:
         p.log.say(f"  learned      held-out score {history[0]['score']:.3f} -> {after:.3f}")
     p.log.say(f"  model        {final} (Hugging Face format)\n"
               f"  everything   {p.folder}/: config.yaml, metrics.jsonl, rollouts.jsonl, eval.jsonl, tensorboard/, checkpoints/\n"
-              f"  next         rlkit sample {final} --prompt {p.train_prompts[0].text!r}")
+              f"  next         {program()} sample {final} --prompt {p.train_prompts[0].text!r}")
     return p.folder
+
+
+def program() -> str:
+    """How this command line was called, so that what we print can be pasted."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return "python -m rlkit"
+    return os.path.relpath(called) if called.name == "rlkit" and shutil.which("rlkit") is None else "rlkit"

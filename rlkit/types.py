@@ -146,6 +146,19 @@ class Batch:
         """Mean over the action tokens of each sequence: ``[N] -> [S]``."""
         return self.seq_sum(x_N) / self.seq_len().to(x_N.dtype)
 
+    def seq_cumsum(self, x_N: Tensor) -> Tensor:
+        """Sum over the sequence's action tokens up to and including each one, ``[N]``; keeps gradient.
+
+        Summed in float64: differences of a running sum over a whole batch would lose float32's digits.
+        """
+        total = x_N.to(torch.float64).cumsum(0)
+        first = torch.searchsorted(self.seq, self.seq)
+        return (total - (total - x_N)[first]).to(x_N.dtype)
+
+    def reward_to_go(self, x_N: Tensor) -> Tensor:
+        """Sum over this and all later action tokens of the sequence, ``[N]``."""
+        return self.seq_sum(x_N)[self.seq] - self.seq_cumsum(x_N) + x_N
+
     def group_sum(self, x_S: Tensor) -> Tensor:
         """Sum over the sequences of each prompt group: ``[S] -> [G]``."""
         return x_S.new_zeros(self.G).index_add(0, self.group, x_S)
@@ -264,15 +277,14 @@ class New:
     logp: Tensor                            # [N]
     entropy: Tensor | None = None           # [N]
     value: Tensor | None = None             # [N]
-    full: Any = None                        # full-vocabulary access, see objective.full_vocab
+    full: dict[str, Tensor] = field(default_factory=dict)     # whole-vocabulary divergences by term name         [N]
 
     def rows(self, tok: Tensor) -> New:
         """The tokens where ``tok`` (``[N]`` bool) holds."""
         def pick(x: Tensor | None) -> Tensor | None:
             return None if x is None else x[tok]
 
-        full = None if self.full is None else self.full.rows(tok)
-        return New(self.logp[tok], pick(self.entropy), pick(self.value), full)
+        return New(self.logp[tok], pick(self.entropy), pick(self.value), {k: v[tok] for k, v in self.full.items()})
 
 
 class Stats:

@@ -6,10 +6,13 @@ pass. The extra memory is one chunk of logits, whatever the batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from rlkit.objective.full_vocab import Head, full_divergence
 
 CHUNK_ELEMENTS = 1 << 24        # logits held at once: 64 MiB in float32
 
@@ -116,8 +119,11 @@ class LMHead(nn.Linear):
         return head
 
     def forward(self, hidden: Tensor, target: Tensor | None = None, temperature: float = 1.0, top_k: int = 0,
-                top_p: float = 1.0, entropy: bool = False, fp32: bool = False) -> Any:
-        """Logits without ``target``; else log-probs ``[N]`` and entropies (``[N]``, or empty) in nats, float32.
+                top_p: float = 1.0, entropy: bool = False, fp32: bool = False, full: Sequence[Any] = (),
+                anchor: Head | None = None) -> Any:
+        """Logits without ``target``; else log-probs ``[N]``, entropies (``[N]``, or empty), and ``full`` divergences ``[N]`` by name.
+
+        Everything in nats and float32. ``anchor`` is the reference's head over the same tokens; one without a weight shares this one.
 
         Shapes:
             hidden ``[N, H]``, target ``[N]``.
@@ -125,5 +131,12 @@ class LMHead(nn.Linear):
         if target is None:
             return super().forward(hidden)
         # Greedy sampling has no log-probabilities of its own: report the model's.
-        return _ChunkedLogprob.apply(hidden, self.weight, self.bias, target, temperature or 1.0, top_k, top_p,
-                                     entropy, fp32)
+        logp, ent = _ChunkedLogprob.apply(hidden, self.weight, self.bias, target, temperature or 1.0, top_k, top_p, entropy, fp32)
+        found = {}
+        if full:
+            assert anchor is not None
+            if anchor.weight is None:
+                anchor = Head(anchor.hidden, self.weight.detach(), None if self.bias is None else self.bias.detach())
+            found = {spec.name: full_divergence(Head(hidden, self.weight, self.bias), anchor, spec.generator, top_k=spec.top_k,
+                                                of=spec.of, temperature=temperature or 1.0, fp32=fp32) for spec in full}
+        return logp, ent, found

@@ -51,7 +51,8 @@ class Learner:
             self.backend = DeepSpeedBackend(self.policy, run.learner, total, run.deepspeed, bf16, world)
         self.one_update = run.learner.epochs * run.learner.minibatches == 1
         self.reference: ReferenceState | None = None
-        if "ref" in needs and run.reference is not None:
+        self.full = [t for t in run.objective if "ref_full" in t.needs]
+        if needs & {"ref", "ref_full"} and run.reference is not None:
             self.reference = run.reference.build(self)
 
     # -- log-probs ------------------------------------------------------------------------------------------------
@@ -89,7 +90,8 @@ class Learner:
         stats = Stats()
         for k, micro in enumerate(micros):
             b = micro.map(lambda t: t.to(self.device))
-            new = evaluate_new(self.backend, b, self.run.sampling, self.needs)
+            anchor = self.reference.head(b) if self.full and self.reference is not None else None
+            new = evaluate_new(self.backend, b, self.run.sampling, self.needs, self.full, anchor)
             if self.one_update:                 # the policy has not moved yet: its log-probs before the update are these
                 b.logp.setdefault("old", new.logp.detach())
             value, shares = loss(self.run.objective, new, b, coefs)

@@ -6,6 +6,7 @@ the token at ``t``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rlkit.learner.head import LMHead
+from rlkit.objective.full_vocab import Head
 from rlkit.types import Batch, New, Sampling
 
 
@@ -83,21 +85,22 @@ class PolicyModel(nn.Module):
         return self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
 
     def forward(self, ids: Tensor, length: Tensor, action: Tensor, sampling: Sampling, entropy: bool = False,
-                value: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Log-probs ``[N]``, entropies (``[N]`` or empty) and values (``[N]`` or None).
+                value: bool = False, full: Sequence[Any] = (), anchor: Head | None = None
+                ) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]:
+        """Log-probs ``[N]``, entropies (``[N]`` or empty), values (``[N]`` or None), whole-vocabulary divergences by name.
 
         Shapes:
             ids ``[L]`` packed tokens; length ``[S]``, sums to ``L``; action ``[N]`` indices into ``[L]``.
         """
-        hidden = self._hidden(ids, length)                                          # [L, H]
+        hidden = self.hidden(ids, length)                                           # [L, H]
         at = hidden[action - 1]                                                     # the one shift
-        logp, ent = self.base.get_output_embeddings()(
+        logp, ent, found = self.base.get_output_embeddings()(
             at, target=ids[action], temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
-            entropy=entropy, fp32=self.fp32_head)
+            entropy=entropy, fp32=self.fp32_head, full=full, anchor=anchor)
         values = self.value_head(at)[:, 0].float() if value and self.value_head is not None else None
-        return logp, ent, values
+        return logp, ent, values, found
 
-    def _hidden(self, ids: Tensor, length: Tensor) -> Tensor:
+    def hidden(self, ids: Tensor, length: Tensor) -> Tensor:
         """Last hidden states ``[L, H]``.
 
         Rows are padded on the right: attention is causal, so no real token ever sees padding and no mask is needed.
@@ -112,8 +115,13 @@ class PolicyModel(nn.Module):
         return hidden[row, column]
 
 
-def evaluate_new(model: Any, b: Batch, sampling: Sampling, needs: frozenset[str]) -> New:
-    """Runs ``model`` (a :class:`PolicyModel` or an engine around one) on a micro-batch."""
+def evaluate_new(model: Any, b: Batch, sampling: Sampling, needs: frozenset[str], full: Sequence[Any] = (),
+                 anchor: Head | None = None) -> New:
+    """Runs ``model`` (a :class:`PolicyModel` or an engine around one) on a micro-batch.
+
+    ``full`` are the terms that compare whole distributions with ``anchor``, the reference's output layer over the same tokens.
+    """
     want_value = "value" in needs
-    logp, entropy, value = model(b.ids, b.length, b.action, sampling, entropy="entropy" in needs, value=want_value)
-    return New(logp, entropy if "entropy" in needs else None, value)
+    logp, entropy, value, found = model(b.ids, b.length, b.action, sampling, entropy="entropy" in needs, value=want_value, full=full,
+                                        anchor=anchor)
+    return New(logp, entropy if "entropy" in needs else None, value, found)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rlkit.learner.model import PolicyModel, evaluate_new, load_lm
+from rlkit.objective.full_vocab import Head
 from rlkit.types import Batch, Sampling, Stats
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ class ReferenceState(Protocol):
         """Log-probs ``[N]`` of the batch's action tokens, without gradient."""
         ...
 
+    def head(self, b: Batch) -> Head:
+        """The output layer over the hidden states of the batch's action tokens, for whole-vocabulary divergences."""
+        ...
+
     def after_step(self, step: int, stats: Stats) -> None:
         """Called on every rank after each training step."""
         ...
@@ -51,6 +56,11 @@ class AdapterOff:
     def logprobs(self, b: Batch, sampling: Sampling) -> Tensor:
         with torch.no_grad(), self.learner.policy.lm.disable_adapter():
             return evaluate_new(self.learner.backend, b, sampling, NOTHING).logp
+
+    def head(self, b: Batch) -> Head:
+        assert b.ids is not None and b.length is not None and b.action is not None
+        with torch.no_grad(), self.learner.policy.lm.disable_adapter():
+            return Head(self.learner.policy.hidden(b.ids, b.length)[b.action - 1], None)
 
     def after_step(self, step: int, stats: Stats) -> None:
         pass
@@ -96,6 +106,13 @@ class OwnWeights:
     def logprobs(self, b: Batch, sampling: Sampling) -> Tensor:
         with torch.no_grad(), self.on_device():
             return evaluate_new(self.model, b, sampling, NOTHING).logp
+
+    def head(self, b: Batch) -> Head:
+        assert b.ids is not None and b.length is not None and b.action is not None
+        with torch.no_grad(), self.on_device():
+            layer = self.model.base.get_output_embeddings()
+            bias = None if layer.bias is None else layer.bias.detach()
+            return Head(self.model.hidden(b.ids, b.length)[b.action - 1], layer.weight.detach(), bias)
 
     def blend(self, weight: float) -> None:
         """``ref <- (1 - weight) * ref + weight * policy``, one parameter at a time."""

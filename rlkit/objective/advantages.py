@@ -28,13 +28,6 @@ class Advantage(Protocol):
         ...
 
 
-def reward_to_go(x_N: Tensor, seq: Tensor) -> Tensor:
-    """Sum of ``x`` over this and all later tokens of the sequence."""
-    total = x_N.cumsum(0)
-    last = torch.searchsorted(seq, seq, right=True) - 1
-    return total[last] - total + x_N
-
-
 def sequence_reward(b: Batch) -> Tensor:
     """The whole reward of each sequence, token rewards included, ``[S]``."""
     return b.reward if b.token_reward is None else b.reward + b.seq_sum(b.token_reward)
@@ -42,7 +35,7 @@ def sequence_reward(b: Batch) -> Tensor:
 
 def spread(b: Batch, baseline_S: Tensor) -> Tensor:
     """The return of each token minus its sequence's baseline, ``[N]``."""
-    future = 0.0 if b.token_reward is None else reward_to_go(b.token_reward, b.seq)
+    future = 0.0 if b.token_reward is None else b.reward_to_go(b.token_reward)
     return (b.reward - baseline_S)[b.seq] + future
 
 

@@ -154,9 +154,7 @@ def importance(new: New, b: Batch, kind: str, cap: float | None, floor: float | 
         return (new.logp - new.logp.detach()).exp()     # 1, with the score as gradient
     r = new.logp - b.logp["behav"]
     if kind == "sequence":
-        total = r.cumsum(0)
-        first = torch.searchsorted(b.seq, b.seq)
-        r = total - (total - r)[first]
+        r = b.seq_cumsum(r)
     w = r.clamp(-BOUND, BOUND).exp()
     if floor is not None:
         return w * ((w >= floor) & (w <= (math.inf if cap is None else cap))).detach()

@@ -32,7 +32,7 @@ def test_the_quickstart_learns_continues_and_leaves_a_model(tmp_path: Path) -> N
     folder = tmp_path / "quickstart"
     score = json.loads((folder / "summary.json").read_text())
     assert score["eval_before"] < 0.5 and score["eval_after"] > score["eval_before"] + 0.3, done.stdout
-    assert f"next         rlkit sample {folder / 'final'}" in done.stdout
+    assert f"next         python -m rlkit sample {folder / 'final'}" in done.stdout
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 60 and max(r["mismatch/max"] for r in rows) < 1e-4
     assert list((folder / "tensorboard").iterdir()) and len(list((folder / "checkpoints").iterdir())) == 2

@@ -1,0 +1,127 @@
+"""Whole-vocabulary divergences against plain autograd on full logits; the sequence form against enumeration."""
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlkit.objective import loss
+from rlkit.objective.divergences import PARAMETRIC, TABLE, generator
+from rlkit.objective.full_vocab import FullDivergence, Head, full_divergence
+from rlkit.types import New
+from tests.objective.world import T, World
+
+ALL = [(name, None) for name in TABLE] + [("alpha", 0.5), ("alpha", 2.0), ("tsallis", 1.5), ("generalised_js", 0.3), ("skew_forward", 0.1), ("skew_reverse", 0.1)]
+N, H, V = 7, 5, 11
+
+
+def heads(scale: float = 1.0) -> tuple[Head, Head]:
+    g = torch.Generator().manual_seed(0)
+
+    def r(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g) * scale
+
+    return (Head(r(N, H).requires_grad_(), r(V, H).requires_grad_(), r(V).requires_grad_()), Head(r(N, H), r(V, H), r(V)))
+
+
+def plain(policy: Head, anchor: Head, f: object, temperature: float) -> Tensor:
+    p = ((policy.hidden @ policy.weight.T + policy.bias) / temperature).double().log_softmax(-1)
+    q = ((anchor.hidden @ anchor.weight.T + anchor.bias) / temperature).double().log_softmax(-1)
+    return (p.exp() * f.value(p - q)).sum(-1)
+
+
+@pytest.mark.parametrize(("name", "parameter"), ALL)
+@pytest.mark.parametrize("chunk", [1 << 23, 2 * V])
+def test_value_and_gradient_are_those_of_full_logits(name: str, parameter: float | None, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlkit.objective.full_vocab.CHUNK_ELEMENTS", chunk)
+    f, (policy, anchor) = generator(name, parameter), heads(0.7)
+    upstream = torch.linspace(-1, 2, N)
+    got = full_divergence(policy, anchor, f, temperature=0.8)
+    want = plain(policy, anchor, f, 0.8)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)
+    leaves = (policy.hidden, policy.weight, policy.bias)
+    for a, b in zip(torch.autograd.grad((got * upstream).sum(), leaves), torch.autograd.grad((want * upstream).sum(), leaves), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_closed_forms() -> None:
+    policy, anchor = heads()
+    p = (policy.hidden @ policy.weight.T + policy.bias).log_softmax(-1)
+    q = (anchor.hidden @ anchor.weight.T + anchor.bias).log_softmax(-1)
+    kl = torch.nn.functional.kl_div
+    torch.testing.assert_close(full_divergence(policy, anchor, TABLE["reverse_kl"]), kl(q, p, log_target=True, reduction="none").sum(-1))
+    torch.testing.assert_close(full_divergence(policy, anchor, TABLE["forward_kl"]), kl(p, q, log_target=True, reduction="none").sum(-1))
+    torch.testing.assert_close(full_divergence(policy, anchor, TABLE["tv"]), 0.5 * (p.exp() - q.exp()).abs().sum(-1))
+
+
+@pytest.mark.parametrize("of", ["anchor", "policy"])
+@pytest.mark.parametrize("name", ["reverse_kl", "forward_kl", "js", "hellinger"])
+def test_a_tail_bucket_is_the_divergence_of_the_coarser_distributions(name: str, of: str) -> None:
+    f, (policy, anchor) = generator(name, None), heads()
+    whole = full_divergence(policy, anchor, f)
+    before = torch.zeros(N)
+    for k in (1, 3, 7):
+        got = full_divergence(policy, anchor, f, top_k=k, of=of)
+        p = (policy.hidden @ policy.weight.T + policy.bias).log_softmax(-1)
+        q = (anchor.hidden @ anchor.weight.T + anchor.bias).log_softmax(-1)
+        ids = (q if of == "anchor" else p).topk(k).indices
+        coarse = [torch.cat([x.gather(-1, ids), torch.log1p(-x.gather(-1, ids).exp().sum(-1, keepdim=True))], -1) for x in (p, q)]
+        want = (coarse[0].exp() * f.value(coarse[0] - coarse[1])).sum(-1)
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+        leaves = (policy.hidden, policy.weight, policy.bias)
+        for a, b in zip(torch.autograd.grad(got.sum(), leaves), torch.autograd.grad(want.sum(), leaves), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+        assert bool((got <= whole + 1e-5).all()) and bool((got >= before - 1e-5).all())
+        before = got.detach()
+    torch.testing.assert_close(full_divergence(policy, anchor, f, top_k=V), whole)
+
+
+@pytest.mark.parametrize(("name", "parameter"), ALL)
+def test_distributions_that_are_far_apart_keep_their_gradient(name: str, parameter: float | None) -> None:
+    """Log-ratios up to 100: finite everywhere, and the forward KL still pulls with full strength."""
+    f = generator(name, parameter)
+    policy = Head(torch.tensor([[100.0, 0.0]], requires_grad=True), torch.eye(2), None)
+    anchor = Head(torch.tensor([[0.0, 0.0]]), torch.eye(2), None)
+    d = full_divergence(policy, anchor, f)
+    g, = torch.autograd.grad(d.sum(), policy.hidden)
+    assert bool(d.isfinite().all()) and bool(g.isfinite().all())
+    if name in ("forward_kl", "forward_ukl"):
+        assert g[0].tolist() == pytest.approx([0.5, -0.5], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["reverse_kl", "forward_kl", "js", "chi2", "tv"])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_direct_and_prefix_terms(name: str, level: str) -> None:
+    """``token`` is the gradient with frozen prefixes; ``sequence`` that of ``E[sum_t D_t]``, the KL of responses for the reverse KL."""
+    w, f = World(seed=3), generator(name, None)
+
+    def per_prefix(pi: Tensor) -> Tensor:
+        return (pi.exp() * f.value(pi - w.anchor)).sum(-1)
+
+    term = FullDivergence(f=name, level=level, reduce="sum")
+    b, (rows, _) = w.batch(), w._tokens()
+    d = per_prefix(w.pi())[rows]
+    got = w.gradient(loss((term,), New(w.at(w.pi()), full={term.name: d}), b, (1.0,))[0])
+    pi = w.pi()
+    if level == "token":
+        want = w.gradient(w.per_prefix(per_prefix(pi), pi))
+    else:
+        want = w.gradient((w.of_sequence(pi).exp() * per_prefix(pi)[rows].view(-1, T).sum(1)).sum())
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+    if name == "reverse_kl" and level == "sequence":
+        pi = w.pi()
+        kl = (w.of_sequence(pi).exp() * (w.of_sequence(pi) - w.of_sequence(w.anchor))).sum()
+        torch.testing.assert_close(got, w.gradient(kl), rtol=1e-9, atol=1e-12)
+
+
+def test_parameters_are_checked() -> None:
+    for name in PARAMETRIC:
+        with pytest.raises(ValueError, match="needs `parameter`"):
+            FullDivergence(f=name)
+    with pytest.raises(ValueError, match="top_k"):
+        FullDivergence(top_k=0)
+    assert FullDivergence(f="alpha", parameter=0.5, top_k=64).name == "alpha0.5_top64(ref)" and dataclasses.replace(FullDivergence(), coef=2.0).coef == 2
+    assert math.isfinite(FullDivergence().coef)
