@@ -14,13 +14,13 @@ _HOMES = {                                      # public name -> module; importe
     "Term": "rlkit.objective",
     **dict.fromkeys(("PPOClip", "ISGradient", "Reinforce", "CISPO", "GSPO", "SAPO", "GMPO", "DPPO", "RPG", "PMD", "AStar", "REBEL", "NLL",
                      "Entropy", "ValueMSE"), "rlkit.objective.losses"),
-    **dict.fromkeys(("Divergence", "KL"), "rlkit.objective.divergences"),
+    **dict.fromkeys(("Divergence", "KL", "Mixture"), "rlkit.objective.divergences"),
     "FullDivergence": "rlkit.objective.full_vocab",
     **dict.fromkeys(("Plain", "GroupMean", "GroupNorm", "RLOO", "ReinforcePlusPlus", "LogMeanExp", "GAE", "TokenKL"),
                     "rlkit.objective.advantages"),
     **dict.fromkeys(("Constant", "Linear", "Cosine", "Step", "AdaptiveKL", "KLBudget", "DualAscent", "AccuracyScaled",
                      "DifficultyWeighted", "RewardMasked"), "rlkit.objective.coefficients"),
-    "KLReward": "rlkit.objective.penalties",
+    **dict.fromkeys(("KLReward", "DivergenceReward"), "rlkit.objective.penalties"),
     "RewardSpec": "rlkit.rewards",
 }
 __all__ = [*_HOMES, "__version__"]

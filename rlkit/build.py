@@ -24,6 +24,7 @@ from rlkit.data.prompts import load_prompts, preview
 from rlkit.data.tasks import TaskReward
 from rlkit.data.tiny import make_tiny, make_tokenizer
 from rlkit.learner.backend import check_deepspeed_options
+from rlkit.learner.reference import Frozen
 from rlkit.log import RunLog, environment, run_folder
 from rlkit.objective import needs
 from rlkit.objective.advantages import is_group
@@ -55,6 +56,7 @@ class Parts:
     before_update: tuple[str, ...]          # log-probs that must be known on the driver before the update
     sampling: Sampling
     started: float                          # time.monotonic() when the run began
+    new_score: float | None = None          # the last held-out score, until a step has reported it
 
 
 def needed(run: Run) -> frozenset[str]:
@@ -70,17 +72,18 @@ def check(run: Run) -> None:
         ValueError: with the reason and the remedy.
     """
     need = needed(run)
-    if need & {"ref", "ref_full"} and run.reference is None:
-        terms: tuple[Any, ...] = (*run.objective, *run.reward_penalties)
-        users = ", ".join(type(t).__name__ for t in terms if t.needs & {"ref", "ref_full"})
-        raise ValueError(f"{users} compares with the reference (anchor: ref), but reference is null. Set reference: {{type: Frozen}}, "
-                         "or another anchor.")
-    if "ref_full" in need and (run.sampling.top_p < 1 or run.sampling.top_k):
+    parts: tuple[Any, ...] = (*run.objective, *run.reward_penalties, run.advantage)
+    for anchor, spec, remedy in (("ref", run.reference, "reference: {type: Frozen}"),
+                                 ("teacher", run.teacher, "teacher: {type: Frozen, path: FOLDER_OR_HUB_NAME}")):
+        users = ", ".join(type(t).__name__ for t in parts if t.needs & {anchor, f"{anchor}_full"})
+        if users and spec is None:
+            raise ValueError(f"{users} compares with anchor {anchor!r}, but {remedy.split(':')[0]} is null. Set {remedy}, or use another "
+                             "anchor.")
+    if isinstance(run.teacher, Frozen) and run.teacher.path is None and "teacher" in {n.removesuffix("_full") for n in need}:
+        raise ValueError("teacher has no `path`: it would be the model that training starts from, which is anchor: ref.")
+    if need & {"ref_full", "teacher_full"} and (run.sampling.top_p < 1 or run.sampling.top_k):
         raise ValueError("FullDivergence compares whole distributions, but sampling.top_p or sampling.top_k cuts them: where one is zero "
                          "and the other is not, the divergence is infinite. Set sampling.top_p: 1.0 and sampling.top_k: 0.")
-    if "teacher" in need:
-        raise ValueError("a term is anchored to a teacher, but this run has none. Use anchor: ref with reference: {type: Frozen, path: "
-                         "TEACHER} for a teacher of the same vocabulary.")
     if is_group(run.advantage) and run.rollout.n < 2:
         raise ValueError(f"advantage {type(run.advantage).__name__} compares the responses of one prompt, but rollout.n is "
                          f"{run.rollout.n}. Set rollout.n to 2 or more, or use advantage: Plain, ReinforcePlusPlus or GAE.")
@@ -259,7 +262,7 @@ def before_update(run: Run, need: frozenset[str]) -> tuple[str, ...]:
     several = run.learner.epochs * run.learner.minibatches > 1
     on_driver = bool(run.reward_penalties) or run.correction is not None
     old = ("old",) if on_driver or (several and "old" in need) else ()
-    return (*old, *(name for name in ("ref", "value") if name in need))
+    return (*old, *(name for name in ("ref", "teacher", "value") if name in need))
 
 
 def _workers(run: Run, model_path: str, need: frozenset[str], max_model_len: int, log: RunLog) -> tuple[LearnerGroup, EngineGroup]:

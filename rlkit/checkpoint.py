@@ -7,7 +7,7 @@ leaves the previous one untouched::
         manifest.json       step, format version, and the size of every file
         driver.json         sampler, coefficients, random state, counters
         learner.pt | deepspeed/
-        reference.pt        when the reference has a state
+        anchors.pt          the states of reference and teacher
 """
 
 from __future__ import annotations

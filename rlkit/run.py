@@ -201,7 +201,8 @@ class Run:
     objective: tuple[Term, ...] = ()
     reward_penalties: tuple[Penalty, ...] = ()
     correction: Correction | None = None
-    reference: Reference | None = field(default_factory=Frozen)
+    reference: Reference | None = field(default_factory=Frozen)     # anchor: ref
+    teacher: Reference | None = None                                # anchor: teacher
     learner: LearnerSection = field(default_factory=LearnerSection)
     deepspeed: dict[str, Any] | None = None
     peft: dict[str, Any] | None = None

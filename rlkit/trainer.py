@@ -24,7 +24,7 @@ from rlkit.cluster.groups import EngineGroup
 from rlkit.cluster.sync import probe_parity
 from rlkit.log import duration
 from rlkit.objective.corrections import correction_stats
-from rlkit.objective.penalties import apply_penalties
+from rlkit.objective.penalties import fill_advantages
 from rlkit.rewards import Scorer
 from rlkit.run import Run
 from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
@@ -52,8 +52,7 @@ def train(run: Run, *, resume: bool = False, quiet: bool = False) -> Path:
                 p.learners.annotate(batch, p.before_update)
                 if run.correction is not None:
                     batch.weight = run.correction(batch)
-                apply_penalties(run.reward_penalties, p.penalties.values(), batch)
-                batch.adv = run.advantage(batch)
+                fill_advantages(batch, run.advantage, run.reward_penalties, p.penalties.values())
             with clock("update"):
                 stats = p.learners.update(batch, p.terms.values(), seed=run.seed + step)
             step += 1
@@ -108,6 +107,8 @@ def summarize(p: Parts, stats: Stats, rollouts: Sequence[Rollout], batch: Batch,
         values["kl/ref_sequence"] = float(batch.seq_sum(log_u).mean())
     elif "ref" in batch.logp:
         values["kl/ref_sequence"] = float(batch.seq_sum(log_behav - batch.logp["ref"]).mean())
+    if p.new_score is not None:
+        values["eval/score"], p.new_score = p.new_score, None
     if p.run.correction is not None:
         correction_stats(batch, stats)
     total = time.perf_counter() - clock.start
@@ -151,6 +152,7 @@ def evaluate(p: Parts, step: int) -> float:
     rollouts = sample_and_score(p.engines, p.scorer, p.test_prompts, section.n, sampling)
     scored = [r.reward for r in rollouts if not math.isnan(r.reward)]
     score = sum(scored) / len(scored) if scored else math.nan
+    p.new_score = None if math.isnan(score) else score
     path = p.folder / "eval.jsonl"
     lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] < step] if path.exists() else []
     lines.append(json.dumps({"step": step, "score": score, "prompts": len(p.test_prompts), "n": section.n, "temperature": temperature,

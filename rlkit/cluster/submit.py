@@ -61,7 +61,7 @@ def submit_job(config: str, overrides: Sequence[str], address: str, wait: bool =
     return job
 
 
-def _accepted(send: Callable[[], str], patience: float = 60.0) -> str:
+def _accepted(send: Callable[[], str], patience: float = 150.0) -> str:
     """A cluster that has just started answers before it can run jobs: ask again for a while."""
     end = time.monotonic() + patience
     while True:

@@ -50,21 +50,20 @@ class Learner:
                 os.environ.update(rank_environment(0, 1, "127.0.0.1", free_port()))
             self.backend = DeepSpeedBackend(self.policy, run.learner, total, run.deepspeed, bf16, world)
         self.one_update = run.learner.epochs * run.learner.minibatches == 1
-        self.reference: ReferenceState | None = None
-        self.full = [t for t in run.objective if "ref_full" in t.needs]
-        if needs & {"ref", "ref_full"} and run.reference is not None:
-            self.reference = run.reference.build(self)
+        self.full: list[Any] = [t for t in run.objective if t.needs & {"ref_full", "teacher_full"}]
+        self.anchors: dict[str, ReferenceState] = {
+            name: spec.build(self) for name, spec in (("ref", run.reference), ("teacher", run.teacher))
+            if spec is not None and needs & {name, f"{name}_full"}}
 
     # -- log-probs ------------------------------------------------------------------------------------------------
 
     def annotate(self, micros: Sequence[Batch], which: Sequence[str]) -> dict[str, Tensor]:
-        """Log-probs (``old``, ``ref``) or values (``value``) of this rank's rows, one after the other, ``[n]``."""
+        """Log-probs (``old``, ``ref``, ``teacher``) or values (``value``) of this rank's rows, one after the other, ``[n]``."""
         out: dict[str, list[Tensor]] = {name: [] for name in which}
         for micro in micros:
             b = micro.map(lambda t: t.to(self.device))
-            if "ref" in out:
-                assert self.reference is not None
-                self._keep(out["ref"], micro, self.reference.logprobs(b, self.run.sampling))
+            for name in self.anchors.keys() & out.keys():
+                self._keep(out[name], micro, self.anchors[name].logprobs(b, self.run.sampling))
             if "old" in out or "value" in out:
                 with torch.no_grad():
                     new = evaluate_new(self.backend, b, self.run.sampling, frozenset(which) & {"value"})
@@ -90,8 +89,8 @@ class Learner:
         stats = Stats()
         for k, micro in enumerate(micros):
             b = micro.map(lambda t: t.to(self.device))
-            anchor = self.reference.head(b) if self.full and self.reference is not None else None
-            new = evaluate_new(self.backend, b, self.run.sampling, self.needs, self.full, anchor)
+            heads = {name: self.anchors[name].head(b) for name in {t.anchor for t in self.full}}
+            new = evaluate_new(self.backend, b, self.run.sampling, self.needs, [(t, heads[t.anchor]) for t in self.full])
             if self.one_update:                 # the policy has not moved yet: its log-probs before the update are these
                 b.logp.setdefault("old", new.logp.detach())
             value, shares = loss(self.run.objective, new, b, coefs)
@@ -123,8 +122,8 @@ class Learner:
                          "state. Set reset_optimizer: false, or train with deepspeed: null.")
 
     def after_step(self, step: int, stats: Stats) -> None:
-        if self.reference is not None:
-            self.reference.after_step(step, stats)
+        for anchor in self.anchors.values():
+            anchor.after_step(step, stats)
 
     # -- weights --------------------------------------------------------------------------------------------------
 
@@ -179,13 +178,15 @@ class Learner:
     def save(self, folder: str) -> None:
         """This rank's part of a checkpoint."""
         self.backend.save(Path(folder))
-        if self.rank == 0 and self.reference is not None:
-            torch.save(self.reference.state_dict(), Path(folder) / "reference.pt")
+        if self.rank == 0 and self.anchors:
+            torch.save({name: anchor.state_dict() for name, anchor in self.anchors.items()}, Path(folder) / "anchors.pt")
 
     def load(self, folder: str) -> None:
         self.backend.load(Path(folder))
-        if self.reference is not None:
-            self.reference.load_state_dict(torch.load(Path(folder) / "reference.pt", weights_only=True))
+        if self.anchors:
+            states = torch.load(Path(folder) / "anchors.pt", weights_only=True)
+            for name, anchor in self.anchors.items():
+                anchor.load_state_dict(states[name])
 
     def export(self, folder: str) -> None:
         """The model in Hugging Face format; with LoRA the merged model, and the adapter in ``adapter/``."""

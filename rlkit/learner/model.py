@@ -85,7 +85,7 @@ class PolicyModel(nn.Module):
         return self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
 
     def forward(self, ids: Tensor, length: Tensor, action: Tensor, sampling: Sampling, entropy: bool = False,
-                value: bool = False, full: Sequence[Any] = (), anchor: Head | None = None
+                value: bool = False, full: Sequence[tuple[Any, Head]] = ()
                 ) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]:
         """Log-probs ``[N]``, entropies (``[N]`` or empty), values (``[N]`` or None), whole-vocabulary divergences by name.
 
@@ -96,7 +96,7 @@ class PolicyModel(nn.Module):
         at = hidden[action - 1]                                                     # the one shift
         logp, ent, found = self.base.get_output_embeddings()(
             at, target=ids[action], temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
-            entropy=entropy, fp32=self.fp32_head, full=full, anchor=anchor)
+            entropy=entropy, fp32=self.fp32_head, full=full)
         values = self.value_head(at)[:, 0].float() if value and self.value_head is not None else None
         return logp, ent, values, found
 
@@ -115,13 +115,10 @@ class PolicyModel(nn.Module):
         return hidden[row, column]
 
 
-def evaluate_new(model: Any, b: Batch, sampling: Sampling, needs: frozenset[str], full: Sequence[Any] = (),
-                 anchor: Head | None = None) -> New:
+def evaluate_new(model: Any, b: Batch, sampling: Sampling, needs: frozenset[str], full: Sequence[tuple[Any, Head]] = ()) -> New:
     """Runs ``model`` (a :class:`PolicyModel` or an engine around one) on a micro-batch.
 
-    ``full`` are the terms that compare whole distributions with ``anchor``, the reference's output layer over the same tokens.
+    ``full`` are the terms that compare whole distributions, each with its anchor's output layer over the same tokens.
     """
-    want_value = "value" in needs
-    logp, entropy, value, found = model(b.ids, b.length, b.action, sampling, entropy="entropy" in needs, value=want_value, full=full,
-                                        anchor=anchor)
+    logp, entropy, value, found = model(b.ids, b.length, b.action, sampling, entropy="entropy" in needs, value="value" in needs, full=full)
     return New(logp, entropy if "entropy" in needs else None, value, found)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from rlkit.config import locate
 from rlkit.learner.model import PolicyModel, evaluate_new, load_lm
 from rlkit.objective.full_vocab import Head
 from rlkit.types import Batch, Sampling, Stats
@@ -81,7 +82,12 @@ class OwnWeights:
     def __init__(self, learner: Learner, path: str | None, offload: bool = False) -> None:
         self.learner, self.offload = learner, offload and learner.device.type == "cuda"
         run = learner.run
-        lm = load_lm(path or learner.model_path, dtype=getattr(torch, run.model.dtype), attention=run.model.attention)
+        where = learner.model_path if path is None else str(locate(path, run.base))
+        lm = load_lm(where, dtype=getattr(torch, run.model.dtype), attention=run.model.attention)
+        sizes = (lm.get_output_embeddings().out_features, learner.policy.base.get_output_embeddings().out_features)
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"reference or teacher: {where} has a vocabulary of {sizes[0]}, the policy one of {sizes[1]}. Log-probs are "
+                             "compared token by token: use a model with the same tokenizer.")
         self.model = PolicyModel(lm, fp32_head=run.model.fp32_head).requires_grad_(False).eval()
         if self.offload:
             for p in self.model.parameters():
@@ -265,6 +271,6 @@ class Soup:
             for p in own.values():
                 p.mul_(weights[0])
             for path, weight in zip(self.paths[1:], weights[1:], strict=True):
-                for name, p in load_lm(path, dtype=getattr(torch, learner.run.model.dtype)).named_parameters():
+                for name, p in load_lm(locate(path, learner.run.base), dtype=getattr(torch, learner.run.model.dtype)).named_parameters():
                     own[name].add_(p.to(own[name]), alpha=weight)
         return state

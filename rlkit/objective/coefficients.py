@@ -246,10 +246,11 @@ class DifficultyWeighted:
     def per_sequence(self, b: Batch) -> Tensor:
         from rlkit.objective.advantages import group_mean
 
-        assert b.adv is not None
         p = group_mean(b, (b.reward > 0.5).to(b.reward.dtype))
         weight = 1 - torch.exp(-math.e * p)
-        return torch.where((b.seq_mean(b.adv) > 0) & (p > 0) & (p < 1), weight, torch.ones_like(weight))
+        # A penalty in the reward comes before advantages: there the sign is that of the reward against its group.
+        good = b.reward > group_mean(b, b.reward) if b.adv is None else b.seq_mean(b.adv) > 0
+        return torch.where(good & (p > 0) & (p < 1), weight, torch.ones_like(weight))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from torch import Tensor
 from rlkit.objective import Term
 from rlkit.types import Batch, New
 
-Anchor = Literal["ref", "old", "behav", "teacher"]
+Policy = Literal["ref", "old", "behav", "teacher"]
 BOUND = 20.0                # log-ratios are bounded here before they are exponentiated: e^40 is still a float32
 
 
@@ -145,6 +145,63 @@ def generator(f: str | Generator, parameter: float | None) -> Generator:
     return make(parameter)
 
 
+def label(f: Any, parameter: float | None) -> str:
+    """The divergence's name in metrics."""
+    name = f if isinstance(f, str) else type(f).__name__
+    return name if parameter is None else f"{name}{parameter:g}"
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """An anchor made of several: ``arithmetic``, ``q = sum_i w_i q_i``, or ``geometric``, ``q ~ prod_i q_i^{w_i}``.
+
+    The geometric mean is not normalised over the vocabulary; its missing constant does not depend on the policy and has no gradient
+    in a reverse KL, which is the only divergence that accepts it. ``weights`` are normalised; null: equal.
+
+    Source: barycentres of KL: the arithmetic mean for the forward KL, the geometric one for the reverse KL [derived].
+    """
+
+    of: tuple[Policy, ...]
+    weights: tuple[float, ...] | None = None
+    mean: Literal["arithmetic", "geometric"] = "arithmetic"
+
+    def __post_init__(self) -> None:
+        if len(self.of) < 2 or len(set(self.of)) < len(self.of):
+            raise ValueError(f"anchor Mixture needs two or more different policies in `of`; found {list(self.of)}.")
+        if self.weights is not None and (len(self.weights) != len(self.of) or min(self.weights) <= 0):
+            raise ValueError(f"anchor Mixture has {len(self.of)} policies; `weights` must be as many positive numbers, found "
+                             f"{list(self.weights)}.")
+
+    def log_prob(self, b: Batch) -> Tensor:
+        weights = self.weights or (1.0,) * len(self.of)
+        w = [x / sum(weights) for x in weights]
+        if self.mean == "geometric":
+            return sum((wi * b.logp[name] for wi, name in zip(w, self.of, strict=True)), torch.zeros_like(b.logp["behav"]))
+        return torch.stack([b.logp[name] + math.log(wi) for wi, name in zip(w, self.of, strict=True)]).logsumexp(0)
+
+
+Anchor = Policy | Mixture
+
+
+def anchor_needs(anchor: Anchor) -> frozenset[str]:
+    return frozenset(anchor.of) if isinstance(anchor, Mixture) else frozenset({anchor})
+
+
+def anchor_name(anchor: Anchor) -> str:
+    return "+".join(anchor.of) if isinstance(anchor, Mixture) else anchor
+
+
+def anchor_log_prob(anchor: Anchor, b: Batch) -> Tensor:
+    return anchor.log_prob(b) if isinstance(anchor, Mixture) else b.logp[anchor]
+
+
+def check_geometric(anchor: Anchor, reverse: bool, what: str) -> None:
+    """Raises ValueError where an anchor without its normaliser would be wrong."""
+    if isinstance(anchor, Mixture) and anchor.mean == "geometric" and not reverse:
+        raise ValueError(f"{what}: a geometric mixture is not normalised, which only a reverse KL tolerates. Use mean: arithmetic, or a "
+                         "reverse KL.")
+
+
 def importance(new: New, b: Batch, kind: str, cap: float | None, floor: float | None) -> Tensor:
     """``pi / mu``, with gradient: of the token, or of the sequence up to and including the token (its prefix product).
 
@@ -186,20 +243,20 @@ class Divergence(Term):
 
     def __post_init__(self) -> None:
         generator(self.f, self.parameter)
+        check_geometric(self.anchor, self.f in ("reverse_kl", "reverse_ukl"), f"Divergence {self.f}")
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset({self.anchor} if self.importance == "none" else {self.anchor, "behav"})
+        return anchor_needs(self.anchor) | ({"behav"} if self.importance != "none" else set())
 
     @property
     def name(self) -> str:
-        f = self.f if isinstance(self.f, str) else type(self.f).__name__
-        return f"{f}({self.anchor})"
+        return f"{label(self.f, self.parameter)}({anchor_name(self.anchor)})"
 
     def __call__(self, new: New, b: Batch) -> Tensor:
         g = generator(self.f, self.parameter)
-        a = (new.logp - b.logp[self.anchor]).clamp(-BOUND, BOUND) if self.form == "differentiable" else \
-            (new.logp.detach() - b.logp[self.anchor]).clamp(-BOUND, BOUND)
+        log_p = new.logp if self.form == "differentiable" else new.logp.detach()
+        a = (log_p - anchor_log_prob(self.anchor, b)).clamp(-BOUND, BOUND)
         w = importance(new, b, self.importance, self.cap, self.floor)
         if self.form == "differentiable":
             return w * g.value(a)
@@ -238,17 +295,18 @@ class KL(Term):
                 "reward_penalties: [{type: KLReward}].")
         if self.estimator == "k3+" and self.importance != "none":
             raise ValueError("KL(estimator='k3+') has no importance weight; use k3 with importance: token.")
+        check_geometric(self.anchor, self.estimator != "k3" or self.importance == "token", f"KL {self.estimator}")
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset({self.anchor} if self.importance == "none" else {self.anchor, "behav"})
+        return anchor_needs(self.anchor) | ({"behav"} if self.importance != "none" else set())
 
     @property
     def name(self) -> str:
-        return f"KL_{self.estimator}({self.anchor})"
+        return f"KL_{self.estimator}({anchor_name(self.anchor)})"
 
     def __call__(self, new: New, b: Batch) -> Tensor:
-        a = new.logp - b.logp[self.anchor]
+        a = new.logp - anchor_log_prob(self.anchor, b)
         k2 = 0.5 * a**2
         bounded = a.clamp(-BOUND, BOUND)
         k3 = torch.expm1(-bounded) + bounded

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rlkit.objective import Term
-from rlkit.objective.divergences import Generator, generator
+from rlkit.objective.divergences import Generator, generator, label
 from rlkit.types import Batch, New
 
 CHUNK_ELEMENTS = 1 << 23
@@ -130,7 +130,7 @@ def full_divergence(policy: Head, anchor: Head, f: Generator, *, top_k: int | No
 
 @dataclass(frozen=True, kw_only=True)
 class FullDivergence(Term):
-    """``D_f(pi‖ref)`` over the whole vocabulary at every sampled prefix: no sampling noise, one more pass through both output layers.
+    """``D_f(pi‖anchor)`` over the whole vocabulary at every sampled prefix: no sampling noise, one more pass through both output layers.
 
     Attributes:
         f, parameter: as in ``Divergence``.
@@ -146,6 +146,7 @@ class FullDivergence(Term):
     parameter: float | None = None
     top_k: int | None = None
     of: Literal["anchor", "policy"] = "anchor"
+    anchor: Literal["ref", "teacher"] = "ref"
     level: Literal["token", "sequence"] = "token"
 
     def __post_init__(self) -> None:
@@ -155,7 +156,7 @@ class FullDivergence(Term):
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset({"ref_full"})
+        return frozenset({f"{self.anchor}_full"})
 
     @property
     def generator(self) -> Generator:
@@ -163,8 +164,7 @@ class FullDivergence(Term):
 
     @property
     def name(self) -> str:
-        f = self.f if isinstance(self.f, str) else type(self.f).__name__
-        return f"{f if self.parameter is None else f'{f}{self.parameter:g}'}_{'full' if self.top_k is None else f'top{self.top_k}'}(ref)"
+        return f"{label(self.f, self.parameter)}_{'full' if self.top_k is None else f'top{self.top_k}'}({self.anchor})"
 
     def __call__(self, new: New, b: Batch) -> Tensor:
         d = new.full[self.name]

@@ -1,4 +1,8 @@
-"""Penalties in the reward: they are subtracted from token rewards before advantages are computed."""
+"""Penalties without a gradient of their own: subtracted from rewards before advantages, or from advantages after them.
+
+The rule behind all of them: with the score function, the coefficient whose expected gradient is that of ``D_f(pi‖anchor)`` is ``f'(u)``,
+not the estimator ``f(u) / u`` of its value. The two agree for the reverse KL only, which is why only it may be a plain reward.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,19 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from rlkit.objective.divergences import BOUND, Anchor, anchor_log_prob, anchor_name, anchor_needs, check_geometric, generator, label
 from rlkit.types import Batch
 
-Anchor = Literal["ref", "teacher"]
+Placement = Literal["reward", "advantage"]
 
 
 class Penalty(Protocol):
     """A frozen dataclass with a coefficient; ``__call__`` gives the cost of each token, ``[N]``, no gradient."""
 
     coef: Any
+
+    @property
+    def placement(self) -> Placement: ...
 
     @property
     def needs(self) -> frozenset[str]: ...
@@ -30,42 +38,107 @@ class Penalty(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class KLReward:
-    """``-coef * log(pi_old / anchor)`` on every token: with reward-to-go, the exact gradient of the *sequence* KL(pi‖anchor).
+    """``log(pi_old / anchor)`` (k1) of every token, in the reward or in the advantage.
 
-    Only k1 belongs here: k2 and k3 in the reward have another expected gradient (k3: that of reverse minus forward KL).
+    ======================  ============================================================================
+    placement, credit       expected gradient of ``coef`` times it
+    ======================  ============================================================================
+    reward (sequence)       KL(pi‖anchor) of whole responses, as a part of the reward: the advantage's baseline and scale apply to it
+    advantage, sequence     the same KL, untouched by the advantage's scale
+    advantage, token        KL(pi‖anchor) of each token's distribution, prefixes frozen: as k2 in the loss
+    ======================  ============================================================================
 
-    Source: Ziegler et al. 1909.08593, eq. 2; exactness by enumeration (tests).
+    In the advantage it is inside the clip of PPO-like losses, which is where RPG has it.
+
+    Source: Ziegler et al. 1909.08593, eq. 2; RPG 2505.17508; exactness by enumeration (tests).
     """
 
     estimator: Literal["k1", "k2", "k3"] = "k1"
     anchor: Anchor = "ref"
     coef: Any = 0.05
+    placement: Placement = "reward"
+    credit: Literal["sequence", "token"] = "sequence"
 
     def __post_init__(self) -> None:
         if self.estimator != "k1":
             instead = "reverse KL minus forward KL" if self.estimator == "k3" else "E[k2 * score], which is no KL"
             raise ValueError(f"KLReward(estimator={self.estimator!r}): in the reward its expected gradient is that of "
                              f"{instead}. Use k1 here, or k2 in the loss: objective: [{{type: KL, estimator: k2}}].")
+        if self.placement == "reward" and self.credit == "token":
+            raise ValueError("KLReward: a reward is credited to all earlier tokens too. For credit: token use placement: advantage.")
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({self.anchor, "old"})
+        return anchor_needs(self.anchor) | {"old"}
 
     @property
     def name(self) -> str:
-        return f"KLReward({self.anchor})"
+        return f"KLReward({anchor_name(self.anchor)})"
 
     def __call__(self, b: Batch) -> Tensor:
-        return b.logp["old"] - b.logp[self.anchor]
+        cost = b.logp["old"] - anchor_log_prob(self.anchor, b)
+        return b.reward_to_go(cost) if self.placement == "advantage" and self.credit == "sequence" else cost
 
 
-def apply_penalties(penalties: Sequence[Penalty], coefs: Sequence[float], b: Batch) -> None:
-    """Fills ``b.token_reward`` with minus the weighted costs."""
-    if not penalties:
-        return
-    total = torch.zeros_like(b.logp["behav"])
+@dataclass(frozen=True, kw_only=True)
+class DivergenceReward:
+    """``f'(u) - f'(1)`` of every token subtracted from its advantage: the gradient of ``D_f(pi‖anchor)`` inside the clip.
+
+    ``credit: token`` is the divergence of each token's distribution, prefixes frozen; ``sequence`` adds the values ``f(u) / u`` of all
+    later tokens, which gives the exact gradient of ``E[sum_t D_t]``.
+
+    Source: methods notes, sections 32B and 35; by enumeration (tests).
+    """
+
+    f: Any = "reverse_kl"
+    parameter: float | None = None
+    anchor: Anchor = "ref"
+    coef: Any = 0.05
+    credit: Literal["sequence", "token"] = "token"
+
+    def __post_init__(self) -> None:
+        generator(self.f, self.parameter)
+        check_geometric(self.anchor, self.f in ("reverse_kl", "reverse_ukl"), f"DivergenceReward {self.f}")
+
+    @property
+    def placement(self) -> Placement:
+        return "advantage"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return anchor_needs(self.anchor) | {"old"}
+
+    @property
+    def name(self) -> str:
+        return f"DivergenceReward_{label(self.f, self.parameter)}({anchor_name(self.anchor)})"
+
+    def __call__(self, b: Batch) -> Tensor:
+        g = generator(self.f, self.parameter)
+        a = (b.logp["old"] - anchor_log_prob(self.anchor, b)).clamp(-BOUND, BOUND)
+        own = g.slope(a) - g.slope(torch.zeros_like(a))
+        if self.credit == "token":
+            return own
+        value = g.value(a)
+        return own + b.reward_to_go(value) - value
+
+
+def weighted(penalties: Sequence[Penalty], coefs: Sequence[float], placement: Placement, b: Batch) -> Tensor | None:
+    """The sum of ``coef * cost`` over the penalties of one placement, ``[N]``; None if there is none."""
+    total = None
     for penalty, coef in zip(penalties, coefs, strict=True):
-        cost = penalty(b)
+        if penalty.placement != placement:
+            continue
         scale = getattr(penalty.coef, "per_sequence", None)
-        total -= coef * (cost if scale is None else cost * scale(b)[b.seq])
-    b.token_reward = total
+        cost = coef * penalty(b) * (1.0 if scale is None else scale(b)[b.seq])
+        total = cost if total is None else total + cost
+    return total
+
+
+def fill_advantages(b: Batch, advantage: Any, penalties: Sequence[Penalty], coefs: Sequence[float]) -> None:
+    """Fills ``b.token_reward`` and ``b.adv``: rewards with their penalties, advantages of them, and penalties on those."""
+    cost = weighted(penalties, coefs, "reward", b)
+    b.token_reward = None if cost is None else -cost
+    b.adv = advantage(b)
+    cost = weighted(penalties, coefs, "advantage", b)
+    if cost is not None:
+        b.adv = b.adv - cost

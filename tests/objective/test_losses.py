@@ -9,9 +9,11 @@ import torch
 from rlkit.objective import losses as L
 from rlkit.objective import normalise
 from rlkit.objective.advantages import GAE, RLOO, GroupMean, GroupNorm, LogMeanExp, Plain, ReinforcePlusPlus
-from rlkit.objective.penalties import KLReward, apply_penalties
+from rlkit.objective.divergences import KL, Divergence, Mixture, generator
+from rlkit.objective.penalties import DivergenceReward, KLReward, fill_advantages
 from rlkit.types import Batch, New
-from tests.objective.world import World
+from tests.objective.test_divergences import CASES
+from tests.objective.world import T, World
 
 
 def advantages(w: World, b: Batch) -> Batch:
@@ -42,15 +44,56 @@ def test_rpg_without_clip_adds_the_kl_to_the_previous_policy(kl: str) -> None:
     torch.testing.assert_close(got, w.gradient(surrogate + 0.3 * w.per_prefix(divergence, w.mu)), rtol=1e-8, atol=1e-10)
 
 
-def test_kl_in_the_reward_is_the_gradient_of_the_sequence_kl() -> None:
-    w = World(3)
+def penalised(w: World, penalty: object) -> torch.Tensor:
+    """The expected gradient that a penalty alone has through REINFORCE."""
     b = w.batch(old=w.mu)
     b.reward = torch.zeros_like(b.reward)
-    apply_penalties((KLReward(),), (1.0,), b)
-    b.adv = Plain()(b)
+    fill_advantages(b, Plain(), (penalty,), (1.0,))
+    return w.gradient(w.expected(L.Reinforce(reduce="sum"), b))
+
+
+@pytest.mark.parametrize("penalty", [KLReward(), KLReward(placement="advantage"), DivergenceReward(credit="sequence")], ids=str)
+def test_kl_with_credit_for_later_tokens_is_the_kl_of_responses(penalty: object) -> None:
+    w = World(3)
     p = w.of_sequence(w.pi())
     want = w.gradient((p.exp() * (p - w.of_sequence(w.anchor))).sum())
-    torch.testing.assert_close(w.gradient(w.expected(L.Reinforce(reduce="sum"), b)), want, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(penalised(w, penalty), want, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("key", CASES, ids=str)
+@pytest.mark.parametrize("credit", ["token", "sequence"])
+def test_divergences_in_the_advantage(key: tuple[str, float | None], credit: str) -> None:
+    """``f'(u)`` is the right coefficient; with the values of later tokens it is the gradient of ``E[sum_t D_t]``."""
+    w, f = World(4), generator(*key)
+    got = penalised(w, DivergenceReward(f=key[0], parameter=key[1], credit=credit))
+    pi = w.pi()
+    per_prefix = (pi.exp() * f.value(pi - w.anchor)).sum(-1)
+    rows, _ = w._tokens()
+    frozen = w.per_prefix(per_prefix, pi)
+    whole = (w.of_sequence(pi).exp() * per_prefix[rows].view(-1, T).sum(1)).sum()
+    torch.testing.assert_close(got, w.gradient(frozen if credit == "token" else whole), rtol=1e-8, atol=1e-10)
+    if key[0] == "reverse_kl" and credit == "token":
+        torch.testing.assert_close(penalised(w, KLReward(placement="advantage", credit="token")), got, rtol=1e-8, atol=1e-10)
+
+
+def test_anchors_that_are_mixtures() -> None:
+    """Arithmetic: any divergence to the mean. Geometric: the reverse KL to the normalised geometric mean, constants aside."""
+    w = World(5, off_policy=True)
+    b = w.batch(old=w.anchor.roll(1, 0))
+    pi, a, c = w.pi(), w.anchor, w.anchor.roll(1, 0)
+    middle = (0.25 * a.exp() + 0.75 * c.exp()).log()
+    anchor = Mixture(of=("ref", "old"), weights=(1.0, 3.0))
+    got = w.gradient(w.expected(Divergence(f="forward_kl", anchor=anchor, reduce="sum"), b))
+    torch.testing.assert_close(got, w.gradient(w.per_prefix((middle.exp() * (middle - w.pi())).sum(-1), w.mu)), rtol=1e-8, atol=1e-10)
+    middle = (0.25 * a + 0.75 * c).log_softmax(-1)
+    anchor = Mixture(of=("ref", "old"), weights=(1.0, 3.0), mean="geometric")
+    want = w.gradient(w.per_prefix((pi.exp() * (pi - middle)).sum(-1), w.mu))
+    for term in (Divergence(anchor=anchor, reduce="sum"), KL(estimator="k2", importance="token", anchor=anchor, reduce="sum")):
+        torch.testing.assert_close(w.gradient(w.expected(term, b)), want, rtol=1e-8, atol=1e-10)
+    for bad in (lambda: Divergence(f="js", anchor=anchor), lambda: KL(anchor=anchor), lambda: Mixture(of=("ref",)),
+                lambda: Mixture(of=("ref", "old"), weights=(1.0, -1.0))):
+        with pytest.raises(ValueError):
+            bad()
 
 
 @pytest.mark.parametrize("estimator", ["k2", "k3"])

@@ -83,7 +83,7 @@ def test_a_job_is_submitted_to_a_cluster(small: dict[str, Any], tmp_path: Path, 
             with contextlib.suppress(OSError), urllib.request.urlopen("http://127.0.0.1:8299/api/version"):
                 break
             time.sleep(1)
-        done = subprocess.run([sys.executable, str(Path("examples/ray_job.py").absolute()), "http://127.0.0.1:8299", "c.yaml", "name=job"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        done = subprocess.run([sys.executable, str(Path("examples/ray_job.py").absolute()), "http://127.0.0.1:8299", "c.yaml", "name=job"], cwd=tmp_path, capture_output=True, text=True, timeout=260)
         assert done.returncode == 0 and "Done: 1 steps" in done.stdout, done.stdout + done.stderr
     finally:
         head.terminate()

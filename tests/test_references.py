@@ -1,0 +1,127 @@
+"""References: what they are, when they move, and that they survive a resume."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import rlkit as rk
+from rlkit.data.tasks import Sorting
+from rlkit.data.tiny import make_tiny
+from rlkit.learner.learner import Learner
+from rlkit.learner.model import load_lm
+from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
+
+NEEDS = frozenset({"ref"})
+
+
+def batch() -> Batch:
+    rollouts = [Rollout(Prompt("0", (3, 4), ""), [5, 6, 7], [True] * 3, [-1.0] * 3, [0] * 3, "stop")]
+    return Batch.from_rollouts(rollouts)
+
+
+def make(small: dict[str, Any], tiny: Path, reference: Any, needs: frozenset[str] = NEEDS, **more: Any) -> Learner:
+    return Learner(rk.load({**small, "reference": reference, **more}), str(tiny), needs)
+
+
+def shift(learner: Learner, by: float) -> None:
+    with torch.no_grad():
+        for p in learner.policy.parameters():
+            p.add_(by * torch.ones_like(p))
+
+
+def weights(learner: Learner, anchor: str = "ref") -> torch.Tensor:
+    return torch.cat([p.flatten() for p in learner.anchors[anchor].model.base.parameters()])
+
+
+def policy(learner: Learner) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in learner.policy.base.parameters()])
+
+
+def test_ema_follows_by_its_formula_and_resumes(small: dict[str, Any], tiny: Path, tmp_path: Path) -> None:
+    a = make(small, tiny, {"type": "EMA", "decay": 0.75, "every": 2})
+    want = weights(a).clone()
+    for step in (1, 2, 3, 4):
+        shift(a, 0.01)
+        a.after_step(step, Stats())
+        if step % 2 == 0:
+            want = 0.75 * want + 0.25 * policy(a)
+    torch.testing.assert_close(weights(a), want)
+    a.save(str(tmp_path))
+    b = make(small, tiny, {"type": "EMA", "decay": 0.75, "every": 2})
+    b.load(str(tmp_path))
+    torch.testing.assert_close(weights(b), want)
+
+
+@pytest.mark.parametrize(("spec", "stats", "at"), [
+    ({"every": 3}, [{}] * 6, [3, 6]),
+    ({"kl_above": 0.05}, [{"kl/ref": x} for x in (0.1, 0.2, 0.4, 0.0, 0.9)], [3, 5]),
+    ({"patience": 2}, [{"eval/score": x} for x in (0.5, 0.4, 0.45, 0.6, 0.6)], [3]),
+    ({"patience": 1}, [{"eval/score": 0.5}, {}, {}, {"eval/score": 0.4}], [4])], ids=str)
+def test_hard_resets_happen_when_they_should(small: dict[str, Any], tiny: Path, spec: dict[str, Any], stats: list[dict[str, float]], at: list[int]) -> None:
+    learner = make(small, tiny, {"type": "HardReset", "reset_optimizer": True, **spec})
+    moved = []
+    for step, values in enumerate(stats, 1):
+        shift(learner, 0.01)
+        before = weights(learner).clone()
+        learner.after_step(step, Stats().update(values))
+        if not torch.equal(before, weights(learner)):
+            moved.append(step)
+            torch.testing.assert_close(weights(learner), policy(learner))
+    assert moved == at
+
+
+def test_a_stalled_score_reaches_the_reference(small: dict[str, Any]) -> None:
+    small |= {"reference": {"type": "HardReset", "patience": 1}, "eval": {"every": 1, "prompts": 4}, "steps": 3, "rewards": ["tests/rewards/examples.py:constant"]}
+    rows = [line for line in (rk.train(rk.load(small), quiet=True) / "metrics.jsonl").read_text().splitlines() if "eval/score" in line]
+    assert len(rows) == 3
+
+
+def test_soup_is_the_weighted_average(small: dict[str, Any], tiny: Path, tmp_path: Path) -> None:
+    other = make_tiny(tmp_path / "other", Sorting.alphabet, hidden=64, layers=2, heads=2, kv_heads=1, seed=9)
+    learner = make(small, tiny, {"type": "Soup", "paths": [str(tiny), str(other)], "weights": [0.25, 0.75]})
+    a, b = (torch.cat([p.detach().flatten() for p in load_lm(path).parameters()]) for path in (tiny, other))
+    torch.testing.assert_close(weights(learner), 0.25 * a + 0.75 * b)
+
+
+def test_two_anchors_at_once_and_a_foreign_vocabulary(small: dict[str, Any], tiny: Path, tmp_path: Path) -> None:
+    other = make_tiny(tmp_path / "other", Sorting.alphabet, hidden=64, layers=1, heads=1, kv_heads=1, seed=9)
+    objective = [{"type": "PPOClip"}, {"type": "KL", "estimator": "k2"}, {"type": "Divergence", "f": "js", "anchor": "teacher", "coef": 0.1},
+                 {"type": "FullDivergence", "f": "forward_kl", "anchor": "teacher", "top_k": 3}, {"type": "FullDivergence", "f": "reverse_kl"},
+                 {"type": "KL", "estimator": "k2", "anchor": {"of": ["ref", "teacher"]}}]
+    folder = rk.train(rk.load({**small, "objective": objective, "teacher": {"type": "Frozen", "path": str(other)}}), quiet=True)
+    row = (folder / "metrics.jsonl").read_text().splitlines()[0]
+    for name in ("js(teacher)", "forward_kl_top3(teacher)", "reverse_kl_full(ref)", "KL_k2(ref+teacher)"):
+        assert f"loss/{name}" in row
+    foreign = make_tiny(tmp_path / "foreign", "abc", hidden=64, layers=1, heads=1, kv_heads=1)
+    with pytest.raises(ValueError, match="vocabulary of 6, the policy one of"):
+        make(small, tiny, None, frozenset({"teacher"}), teacher={"type": "Frozen", "path": str(foreign)})
+
+
+def test_the_full_reverse_kl_is_the_mean_of_the_sampled_one(small: dict[str, Any], tiny: Path) -> None:
+    """With LoRA the reference is the policy without its adapter, its head included."""
+    run = {"peft": {"r": 4, "target_modules": ["q_proj", "v_proj"]}, "objective": [{"type": "FullDivergence"}]}
+    learner = make(small, tiny, {"type": "Frozen"}, frozenset({"ref", "ref_full"}), **run)
+    with torch.no_grad():
+        for n, p in learner.policy.lm.named_parameters():
+            if "lora_B" in n:
+                p.normal_(std=0.5, generator=torch.Generator().manual_seed(0))
+    b = batch()
+    from rlkit.learner.model import evaluate_new
+    new = evaluate_new(learner.backend, b, Sampling(), frozenset(), [(learner.full[0], learner.anchors["ref"].head(b))])
+    want = torch.zeros(b.N)
+    for token in range(len(Sorting.alphabet) + 3):
+        c = batch()
+        c.ids = torch.cat([b.ids[:2], b.ids[2:]])
+        logs = []
+        for where in range(b.N):                           # every token of the vocabulary in every place
+            c.ids = b.ids.clone()
+            c.ids[b.action[where]] = token
+            with torch.no_grad():
+                logs.append((evaluate_new(learner.backend, c, Sampling(), frozenset()).logp[where], learner.anchors["ref"].logprobs(c, Sampling())[where]))
+        p, q = (torch.stack(x) for x in zip(*logs, strict=True))
+        want += p.exp() * (p - q)
+    assert float(want.min()) > 1e-4
+    torch.testing.assert_close(new.full["reverse_kl_full(ref)"].detach(), want, rtol=1e-4, atol=1e-6)
