@@ -29,6 +29,7 @@ from rlkit.log import RunLog, environment, run_folder
 from rlkit.objective import needs
 from rlkit.objective.advantages import is_group
 from rlkit.objective.coefficients import Coefficients
+from rlkit.objective.oracle import dishonest, examine_all
 from rlkit.rewards import RewardSpec, Scorer
 from rlkit.rollout.collector import Collector
 from rlkit.run import Run
@@ -107,6 +108,11 @@ def check(run: Run) -> None:
         raise ValueError("rollout.max_lag above 0 needs an engine of its own to overlap with: set cluster: {} or rollout.engine: vllm.")
     if any(getattr(t, "whole_groups", False) for t in run.objective) and run.cluster is not None and run.cluster.learners > 1:
         raise ValueError("a term compares the responses of a prompt (REBEL): it needs cluster.learners: 1.")
+
+
+def is_off_policy(run: Run) -> bool:
+    """Whether some optimizer step sees samples of older weights."""
+    return run.learner.epochs * run.learner.minibatches > 1 or run.rollout.max_lag > 0
 
 
 def alphabet(run: Run) -> str:
@@ -232,6 +238,8 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
         stack.callback(log.close)
         log.say(f"rlkit: {run.name}, {run.steps} steps, in {folder}" + (f", from step {first_step}" if resume else ""))
         scorer.report = log.say
+        for finding in dishonest(examine_all(run.objective, run.reward_penalties), is_off_policy(run)):
+            notes.append(f"note: {finding.sentence} (rlkit check; acknowledge: true silences this)")
         for line in (*notes, preview(train_prompts, tokenizer)):
             log.say(line)
         model_path = prepare_model(run, folder, train_prompts, tokenizer, context, log)

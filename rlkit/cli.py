@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Exit codes: 0 done, 1 the run failed, 2 something in the input is wrong, 130 interrupted."""
     arguments = parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        return int(arguments.run(arguments) or 0)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -27,7 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; `--resume` continues from the last checkpoint.", file=sys.stderr)
         return 130
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,6 +44,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--resume", action="store_true", help="continue the newest run of this name from its last checkpoint")
 
     p = command("show", show, "Print the resolved configuration, where each value came from, and what each term needs.")
+    p.add_argument("config")
+    p.add_argument("overrides", nargs="*", metavar="key=value")
+
+    p = command("check", check, "Say what each term of the objective really optimises, by exact enumeration; exit code 1 if a name "
+                                "promises something else.")
     p.add_argument("config")
     p.add_argument("overrides", nargs="*", metavar="key=value")
 
@@ -94,6 +98,31 @@ def show(a: argparse.Namespace) -> None:
     passes = before_update(run, needed(run))
     print(f"\nforward passes before each update: {', '.join(passes) if passes else 'none'}")
     check(run)
+
+
+def check(a: argparse.Namespace) -> int:
+    from rlkit.build import check as check_run
+    from rlkit.build import is_off_policy
+    from rlkit.config import load
+    from rlkit.objective.oracle import dishonest, examine_all
+
+    run = load(a.config, a.overrides)
+    check_run(run)
+    off_policy = is_off_policy(run)
+    found = examine_all(run.objective, run.reward_penalties)
+    print(f"{'part':<28} {'sampled':<19} {'cosine':>7} {'norm':>7} {'noise':>7}   follows the gradient of")
+    for f in found:
+        print(f"{f.part:<28} {f.sampled:<19} {f.cosine:>7.3f} {f.norm:>7.3f} {f.noise:>7.2f}   {f.follows or '-'}")
+    print("\ncosine, norm: the expected gradient against the exact one of what the name says. noise: standard deviation of one response's\n"
+          f"gradient over the norm of the mean. This run is {'off-policy too' if off_policy else 'on-policy'}.\n")
+    for f in found:
+        if off_policy or f.sampled != "off-policy":
+            print(f.sentence)
+    wrong = dishonest(found, off_policy)
+    if wrong:
+        print(f"\n{len(wrong)} finding(s) where a term does not do what its name says. Change the term (docs/regularizers.md shows which "
+              "form does), or accept it with acknowledge: true.")
+    return 1 if wrong else 0
 
 
 def model_folder(name: str) -> str:

@@ -39,6 +39,7 @@ class Term:
             ``prompt``, and once under ``sum`` and ``const``.
         const: the divisor of ``reduce: const``.
         on: which rows the term reads: sampled by the policy, stored reference rows, or data set rows.
+        acknowledge: ``rlkit check`` accepts that the term follows another gradient than its name says.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -47,6 +48,7 @@ class Term:
     reduce: Reduce = "token"
     const: float = 1.0
     on: Source = "policy"
+    acknowledge: bool = False
 
     def __call__(self, new: New, b: Batch) -> Tensor:
         """The cost: ``[N]`` per token or ``[S]`` per sequence."""

@@ -1,0 +1,304 @@
+"""What an objective really optimises, by exact enumeration: the engine behind ``rlkit check`` and ``docs/regularizers.md``.
+
+A :class:`World` is a policy over three tokens whose responses end at token 0 or after three tokens, so that every response can be summed
+over with its exact probability. :func:`examine` takes a term as the loss takes it, computes its expected gradient, and looks for the
+quantity whose gradient that is. Nothing here knows how a term is implemented: a user's own class is examined in the same way. Coefficients
+that differ between responses are not part of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rlkit.objective import Reduce, Term, loss
+from rlkit.objective.divergences import KL, TABLE, Divergence, Generator, anchor_name, generator, label
+from rlkit.objective.full_vocab import FullDivergence
+from rlkit.objective.losses import NLL, Entropy, Reinforce, ValueMSE
+from rlkit.objective.penalties import DivergenceReward, KLReward, Penalty, weighted
+from rlkit.types import Batch, New
+
+V, LONGEST = 3, 3
+Sampled = Literal["on-policy", "off-policy", "from the reference"]
+PG = "the policy gradient of the reward"
+
+
+class World:
+    """A tabular policy with its anchors. Off-policy, the sampling policy is another one, a few updates away."""
+
+    def __init__(self, sampled: Sampled = "on-policy", seed: int = 0, distance: float = 0.6) -> None:
+        g = torch.Generator().manual_seed(seed)
+        inner = [p for t in range(LONGEST) for p in itertools.product(range(1, V), repeat=t)]      # prefixes that have not ended
+        self.row = {p: i for i, p in enumerate(inner)}
+        self.responses = [(*p, c) for p in inner for c in range(V) if c == 0 or len(p) == LONGEST - 1]
+        rows = [self.row[y[:t]] for y in self.responses for t in range(len(y))]
+        self.rows, self.tokens = torch.tensor(rows), torch.tensor([c for y in self.responses for c in y])
+        self.length = torch.tensor([len(y) for y in self.responses])
+        self.seq = torch.repeat_interleave(torch.arange(len(self.responses)), self.length)
+
+        def table(scale: float) -> Tensor:
+            return scale * torch.randn(len(inner), V, generator=g, dtype=torch.float64)
+
+        self.logits = table(0.7).requires_grad_()
+        self.ref, self.teacher = ((self.logits.detach() + table(distance)).log_softmax(-1) for _ in range(2))
+        away = table(0.4)
+        self.mu = {"on-policy": self.pi().detach(), "off-policy": (self.logits.detach() + away).log_softmax(-1),
+                   "from the reference": self.ref}[sampled]
+        self.reward = torch.randn(len(self.responses), generator=g, dtype=torch.float64)
+
+    def pi(self) -> Tensor:
+        return self.logits.log_softmax(-1)
+
+    def at(self, table: Tensor) -> Tensor:
+        """Log-probs of every token of every response, ``[N]``."""
+        return table[self.rows, self.tokens]
+
+    def whole(self, table: Tensor) -> Tensor:
+        """Log-probs of responses, ``[S]``."""
+        return self._sum(self.at(table))
+
+    def _sum(self, x_N: Tensor) -> Tensor:
+        return x_N.new_zeros(len(self.responses)).index_add(0, self.seq, x_N)
+
+    def anchor(self, anchor: Any) -> Tensor:
+        """An anchor's table of log-probs; a geometric mixture is normalised here."""
+        tables = {"ref": self.ref, "teacher": self.teacher, "old": self.mu, "behav": self.mu}
+        if isinstance(anchor, str):
+            return tables[anchor]
+        w = torch.tensor(anchor.weights or (1.0,) * len(anchor.of), dtype=torch.float64)
+        stacked, w = torch.stack([tables[name] for name in anchor.of]), (w / w.sum())[:, None, None]
+        return (w * stacked).sum(0).log_softmax(-1) if anchor.mean == "geometric" else (stacked + w.log()).logsumexp(0)
+
+    def batch(self) -> Batch:
+        """All responses once; ``norm`` is set by :meth:`weights`."""
+        S = len(self.responses)
+        return Batch(
+            seq=self.seq, group=torch.zeros(S, dtype=torch.long), source=torch.zeros(S, dtype=torch.long), reward=self.reward,
+            logp={"behav": self.at(self.mu), "old": self.at(self.mu), "ref": self.at(self.ref), "teacher": self.at(self.teacher)},
+            adv=(self.reward - (self.whole(self.mu).exp() * self.reward).sum())[self.seq])
+
+    def weights(self, reduce: str, const: float = 1.0) -> Tensor:
+        """The weight of each token of a response in the expected loss: its probability times what the reduction does to it, ``[S]``."""
+        p = self.whole(self.mu).exp()
+        expected = (p * self.length).sum()
+        return {"sum": p, "const": p / const, "seq": p / self.length, "token": p / expected, "prompt": p / expected}[reduce]
+
+    def new(self, full: Sequence[FullDivergence] = ()) -> New:
+        pi = self.pi()
+        entropy = -(pi.exp() * pi).sum(-1)[self.rows]
+        found = {t.name: self.per_prefix(t.generator, t.anchor, tail=t.top_k is not None)[self.rows] for t in full}
+        return New(self.at(pi), entropy, torch.zeros_like(entropy), found)
+
+    def per_prefix(self, f: Generator, anchor: Any, tail: bool = False) -> Tensor:
+        """``D_f(pi‖anchor)`` of the next token's distribution after each prefix; with ``tail`` all tokens but one are one bucket."""
+        p, q = self.pi(), self.anchor(anchor)
+        if tail:
+            p, q = (torch.stack([x[:, 0], x[:, 1:].logsumexp(-1)], -1) for x in (p, q))
+        return (p.exp() * f.value(p - q)).sum(-1)
+
+    def gradient(self, value: Tensor) -> Tensor:
+        return torch.autograd.grad(value, self.logits, retain_graph=True)[0]
+
+
+def term_gradient(w: World, term: Term, reduce: Reduce | None = None) -> tuple[Tensor, float]:
+    """The term's expected gradient, and the noise of one response: ``sqrt(E|g|^2 - |E g|^2) / |E g|``."""
+    b, term = w.batch(), dataclasses.replace(term, reduce=reduce or term.reduce, on="policy")
+    b.cols = {name[4:]: torch.zeros_like(b.reward) for name in term.needs if name.startswith("col:")}
+    p, weight = w.whole(w.mu).exp(), w.weights(term.reduce, term.const)
+    new = w.new([term] if isinstance(term, FullDivergence) else [])
+    grads = []
+    for s in range(len(w.responses)):
+        b.norm = torch.where(torch.arange(len(p)) == s, weight / p, 0.0)[None]
+        value, _ = loss((term,), new, b, (1.0,))
+        grads.append(torch.autograd.grad(value, w.logits, retain_graph=True)[0])
+    return _moments(torch.stack(grads), p)
+
+
+def penalty_gradient(w: World, penalty: Penalty) -> tuple[Tensor, float]:
+    """The same for a penalty, through ``-A log pi`` with no other reward."""
+    b = w.batch()
+    cost = weighted((penalty,), (1.0,), penalty.placement, b)
+    assert cost is not None
+    # The gradient of an on-policy loss: off-policy a policy-gradient loss brings its own importance weight, here the exact one.
+    b.adv = -(b.reward_to_go(cost) if penalty.placement == "reward" else cost) * (w.at(w.pi()) - w.at(w.mu)).exp().detach()
+    p = w.whole(w.mu).exp()
+    logp, grads = w.at(w.pi()), []
+    for s in range(len(p)):
+        here = w.seq == s
+        grads.append(torch.autograd.grad((-b.adv[here] * logp[here]).sum(), w.logits, retain_graph=True)[0])
+    return _moments(torch.stack(grads), p)
+
+
+def _moments(grads: Tensor, p: Tensor) -> tuple[Tensor, float]:
+    mean = torch.einsum("s,sij->ij", p, grads)
+    variance = float((p * (grads - mean).pow(2).sum((1, 2))).sum())
+    size = float(mean.norm())
+    return mean, math.sqrt(max(0.0, variance)) / size if size > 1e-9 else math.inf
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """Something a term may follow: its name, its exact gradient, and in words."""
+
+    key: str
+    gradient: Tensor
+
+
+def quantities(w: World, anchors: Iterable[Any], weight: Tensor, extra: Sequence[tuple[str, Generator]] = ()) -> list[Quantity]:
+    """Everything that is known, with tokens weighed as the term's reduction does.
+
+    ``D per token`` freezes prefixes, ``D of responses`` is the KL of whole responses, ``D summed over tokens`` is ``E[sum_t D_t]``.
+    """
+    pi, mu = w.pi(), w.mu
+    reached = w.whole(pi).exp() * (weight / w.whole(mu).exp())
+    visited, advantage = reached.detach(), w.reward - (w.whole(mu).exp() * w.reward).sum()
+    token_weight = (w.at(pi) - w.at(mu)).exp()
+    found = [Quantity(PG, w.gradient(-(visited * advantage * w.whole(pi)).sum())),
+             Quantity(f"{PG}, tokens weighed one by one", w.gradient(-((weight * advantage)[w.seq] * token_weight).sum())),
+             Quantity("the entropy, upwards", w.gradient((weight[w.seq] * (pi.exp() * pi).sum(-1)[w.rows]).sum())),
+             Quantity("supervised learning of the sampled responses", w.gradient(-(weight[w.seq] * w.at(pi)).sum()))]
+    for anchor in anchors:
+        name = anchor_name(anchor)
+        for f_name, f in [*TABLE.items(), *extra]:
+            if f_name in ("reverse_ukl", "forward_ukl"):                # the same divergence of normalised policies
+                continue
+            d = w.per_prefix(f, anchor)
+            found.append(Quantity(f"{words(f_name, name)} per token", w.gradient((weight[w.seq] * d[w.rows]).sum())))
+            found.append(Quantity(f"{words(f_name, name)} per token, prefixes as the policy visits them",
+                                  w.gradient((visited[w.seq] * d[w.rows]).sum())))
+            total = "of responses" if f_name == "reverse_kl" else "summed over tokens, with credit to earlier ones"
+            found.append(Quantity(f"{words(f_name, name)} {total}", w.gradient((reached[w.seq] * d[w.rows]).sum())))
+    return found
+
+
+def words(f: str, anchor: str) -> str:
+    """A divergence as people write it."""
+    return {"reverse_kl": f"KL(pi‖{anchor})", "reverse_ukl": f"KL(pi‖{anchor})", "forward_kl": f"KL({anchor}‖pi)",
+            "forward_ukl": f"KL({anchor}‖pi)"}.get(f, f"{f}(pi‖{anchor})")
+
+
+def claim(part: Any) -> str | None:
+    """What a part's name says that it is; None for parts whose name says nothing (a user's own loss)."""
+    if isinstance(part, KL):
+        return f"{words('reverse_kl', anchor_name(part.anchor))} per token"
+    if isinstance(part, KLReward):
+        how = "per token" if part.credit == "token" else "of responses"
+        return f"{words('reverse_kl', anchor_name(part.anchor))} {how}"
+    if isinstance(part, Divergence | DivergenceReward | FullDivergence):
+        name, anchor = label(part.f, part.parameter), anchor_name(part.anchor)
+        sequence = getattr(part, "credit", None) == "sequence" or getattr(part, "level", None) == "sequence"
+        kl = name in ("reverse_kl", "reverse_ukl")
+        how = ("of responses" if kl else "summed over tokens, with credit to earlier ones") if sequence else "per token"
+        return f"{words(name, anchor)} {how}"
+    if isinstance(part, Entropy):
+        return "the entropy, upwards"
+    if isinstance(part, NLL):
+        return "supervised learning of the sampled responses"
+    return PG if isinstance(part, Reinforce) or "adv" in part.needs else None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What enumeration says about one part under one kind of sampling.
+
+    Attributes:
+        claims: what its name says. follows: the quantity whose gradient it follows (under ``reduce: sum`` or its own); None: none that is known.
+        cosine, norm: its expected gradient against the exact one of ``claims`` (or ``follows``), both under the part's own reduction.
+        noise: the standard deviation of one response's gradient over the norm of the mean.
+        reduction: cosine between its gradient under its own reduction and under ``reduce: sum``.
+        problem: why it was not examined.
+    """
+
+    part: str
+    sampled: Sampled
+    claims: str | None = None
+    follows: str | None = None
+    cosine: float = math.nan
+    norm: float = math.nan
+    noise: float = math.nan
+    reduction: float = 1.0
+    acknowledged: bool = False
+    problem: str | None = None
+
+    @property
+    def honest(self) -> bool:
+        """Whether it does what its name says. A policy gradient is exact on-policy and near it elsewhere: that is its trade."""
+        return self.claims is None or self.follows == self.claims or (self.claims == PG and self.sampled != "on-policy")
+
+    @property
+    def sentence(self) -> str:
+        """In plain words."""
+        head = f"{self.part}, {self.sampled}: "
+        if self.problem is not None:
+            return head + self.problem
+        numbers = f"cosine {self.cosine:.3f}, norm {self.norm:.2f}"
+        if self.follows is None:
+            near = self.claims or "anything that has a name"
+            text = f"its expected gradient is not that of {near} ({numbers})"
+        elif self.claims is None or self.follows == self.claims:
+            text = f"its expected gradient is that of {self.follows}"
+        else:
+            text = f"its name says {self.claims}; its expected gradient is that of {self.follows} ({numbers} to what the name says)"
+        if self.follows is not None and self.reduction < 1 - 1e-6:
+            text += (f". Its reduction bends it: a token's weight depends on the length of the response (cosine {self.reduction:.3f} to "
+                     "reduce: sum)")
+        return head + text + "."
+
+
+def examine(part: Any, sampled: Sampled, seed: int = 0) -> Finding:
+    """Compares a term's or penalty's expected gradient with everything that is known."""
+    if getattr(part, "whole_groups", False):
+        return Finding(part.name, sampled, problem="it compares the responses of a prompt with each other and is not a sum over responses.")
+    w = World(sampled, seed)
+    anchors = [part.anchor] if hasattr(part, "anchor") else ["ref", "old"]
+    extra = []
+    if hasattr(part, "f") and label(part.f, part.parameter) not in TABLE:
+        extra = [(label(part.f, part.parameter), generator(part.f, part.parameter))]
+    try:
+        if hasattr(part, "placement"):
+            plain, noise = penalty_gradient(w, part)
+            own, weight = plain, w.weights("sum")
+        else:
+            plain, (own, noise), weight = term_gradient(w, part, "sum")[0], term_gradient(w, part), w.weights(part.reduce, part.const)
+    except Exception as error:                  # a user's own term may want what this small world does not have
+        return Finding(part.name, sampled, problem=f"it could not be examined here ({type(error).__name__}: {error}).")
+    claims = claim(part)
+    known = {q.key: q.gradient for q in quantities(w, anchors, weight, extra)}
+    unreduced = {q.key: q.gradient for q in quantities(w, anchors, w.weights("sum"), extra)}
+    # Reductions by length bend every sampled form; what a term is shows without them, or, for a cost of whole responses, with its own.
+    same = [key for gradient, table in ((plain, unreduced), (own, known)) for key, exact in table.items()
+            if float((gradient - exact).norm()) <= 1e-6 * max(1e-9, float(exact.norm()))]
+    follows = claims if claims in same else next(iter(same), None)
+    target = known.get(claims or follows or "")
+    if target is None:
+        target = max(known.values(), key=lambda g: abs(_cosine(own, g)))
+    return Finding(part.name, sampled, claims, follows, _cosine(own, target), float(own.norm() / target.norm()), noise, _cosine(own, plain),
+                   bool(getattr(part, "acknowledge", False)))
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    return float((a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-12)) if float(a.norm()) > 1e-12 else 0.0
+
+
+def examine_all(objective: Sequence[Term], penalties: Sequence[Penalty]) -> list[Finding]:
+    """Every part that shapes the policy, on-policy and off-policy; terms on reference rows under samples of the reference."""
+    found = []
+    for part in (*objective, *penalties):
+        source = getattr(part, "on", "policy")
+        if isinstance(part, ValueMSE) or source == "dataset":
+            continue
+        kinds: tuple[Sampled, ...] = ("from the reference",) if source == "reference" else ("on-policy", "off-policy")
+        found += [examine(part, sampled) for sampled in kinds]
+    return found
+
+
+def dishonest(findings: Iterable[Finding], off_policy: bool) -> list[Finding]:
+    """Findings that contradict a name in a run that is (also) off-policy or not, and that no ``acknowledge`` accepts."""
+    return [f for f in findings if not f.honest and not f.acknowledged and f.problem is None and (off_policy or f.sampled != "off-policy")]
