@@ -226,14 +226,15 @@ class Divergence(Term):
     RPG does: per sample the same gradient. The logged value is ``w f(u) / u``.
 
     Attributes:
-        f: a name of the table, or an object with ``value`` and ``slope``. parameter: of alpha, tsallis, generalised_js, skew_*.
+        f: a name of the table, or an object with ``value`` and ``slope``. The default is the reverse KL, by its quieter unnormalised form.
+            parameter: of alpha, tsallis, generalised_js, skew_*.
         importance: ``token`` (default), ``none`` (exact only on-policy), or ``sequence`` (prefix product).
         cap, floor: truncate or mask the importance weight; biased, smaller variance.
 
     Source: identity and table: methods of RPG 2505.17508 section 3 and f-DPG 2302.08215; DPH-RL 2509.07430 on anchor rows.
     """
 
-    f: Any = "reverse_kl"
+    f: Any = "reverse_ukl"
     anchor: Anchor = "ref"
     parameter: float | None = None
     form: Literal["score", "differentiable"] = "score"

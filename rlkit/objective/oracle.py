@@ -209,7 +209,7 @@ class Finding:
     """What enumeration says about one part under one kind of sampling.
 
     Attributes:
-        claims: what its name says. follows: the quantity whose gradient it follows (under ``reduce: sum`` or its own); None: none that is known.
+        claims: what its name says. follows: the quantity whose gradient it follows (under ``reduce: sum`` or its own), or None.
         cosine, norm: its expected gradient against the exact one of ``claims`` (or ``follows``), both under the part's own reduction.
         noise: the standard deviation of one response's gradient over the norm of the mean.
         reduction: cosine between its gradient under its own reduction and under ``reduce: sum``.

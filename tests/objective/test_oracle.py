@@ -99,3 +99,12 @@ def test_the_command_line_says_it_and_exits_accordingly(small: dict[str, Any], t
     assert main(["check", str(tmp_path / "c.yaml"), "objective.1.acknowledge=true"]) == 0
     assert main(["check", str(tmp_path / "c.yaml"), "objective.1.estimator=k2"]) == 0
     assert main(["check", "configs/quickstart.yaml"]) == 0
+
+
+def test_the_page_on_regularizers_is_what_enumeration_says_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend("scripts")
+    import regularizers
+
+    assert Path("docs/regularizers.md").read_text() == regularizers.page(), "run: python scripts/regularizers.py"
+    for name in ("regularizers-f.svg", "regularizers-noise.svg"):
+        assert (Path("docs") / name).stat().st_size > 10_000

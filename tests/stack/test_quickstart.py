@@ -76,7 +76,7 @@ def test_a_job_is_submitted_to_a_cluster(small: dict[str, Any], tmp_path: Path, 
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(small))
     bin = str(Path(sys.executable).parent)
     env = {**os.environ, "PATH": f"{bin}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
-    flags = ["--port=6399", "--dashboard-port=8299", "--num-cpus=2", "--include-dashboard=true", "--disable-usage-stats", "--block"]
+    flags = ["--port=6399", "--dashboard-port=8299", "--dashboard-agent-listen-port=52399", "--num-cpus=2", "--include-dashboard=true", "--disable-usage-stats", "--block"]
     head = subprocess.Popen([f"{bin}/ray", "start", "--head", *flags], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(60):
