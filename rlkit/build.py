@@ -21,6 +21,7 @@ from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers
 from rlkit.cluster.sync import WeightSync
 from rlkit.config import locate, to_yaml
 from rlkit.data.prompts import load_prompts, preview
+from rlkit.data.statistics import PromptStatistics
 from rlkit.data.tasks import TaskReward
 from rlkit.data.tiny import make_tiny, make_tokenizer
 from rlkit.learner.backend import check_deepspeed_options
@@ -51,6 +52,7 @@ class Parts:
     engines: EngineGroup
     sync: WeightSync
     collector: Collector
+    statistics: PromptStatistics
     terms: Coefficients
     penalties: Coefficients
     checkpoints: Checkpoints
@@ -247,14 +249,16 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
         learners, engines = _workers(run, model_path, need, context, log)
         stack.callback(learners.close)
         stack.callback(engines.close)
-        sampler = run.data.sampler.build(train_prompts, run.seed)
+        statistics = PromptStatistics(train_prompts)
+        sampler = run.data.sampler.build(train_prompts, run.seed, statistics)
         collector = Collector(engines, scorer, sampler, prompts=run.rollout.prompts, n=run.rollout.n, sampling=sampling,
-                              max_lag=run.rollout.max_lag, drop=run.data.drop, max_waste=run.rollout.max_waste)
+                              max_lag=run.rollout.max_lag, drop=run.data.drop, admit=run.data.admit, max_waste=run.rollout.max_waste,
+                              statistics=statistics)
         stack.callback(collector.close)
         yield Parts(
             run, folder, log, tokenizer, train_prompts, test_prompts, scorer, learners, engines,
-            WeightSync(learners, engines, run.rollout.pause), collector, Coefficients(run.objective), Coefficients(run.reward_penalties),
-            checkpoints, before_update(run, need), sampling, started)
+            WeightSync(learners, engines, run.rollout.pause), collector, statistics, Coefficients(run.objective),
+            Coefficients(run.reward_penalties), checkpoints, before_update(run, need), sampling, started)
 
 
 def _seeded(sampling: Sampling, seed: int) -> Sampling:

@@ -7,6 +7,7 @@ leaves the previous one untouched::
         manifest.json       step, format version, and the size of every file
         driver.json         sampler, coefficients, random state, counters
         learner.pt | deepspeed/
+        prompts.sqlite      what is known about every prompt
         anchors.pt          the states of reference and teacher
 """
 
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Checkpoints:

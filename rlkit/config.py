@@ -23,7 +23,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Union
@@ -39,9 +39,15 @@ NAMESPACES: dict[str, tuple[str, ...]] = {      # the annotation's name -> where
     "Correction": ("rlkit.objective.corrections",),
     "Sampler": ("rlkit.data.curriculum",),
     "DropRule": ("rlkit.data.curriculum",),
+    "AdmitRule": ("rlkit.data.curriculum",),
     "Task": ("rlkit.data.tasks",),
     "Reference": ("rlkit.learner.reference",),
     "Any": ("rlkit.objective.coefficients",),
+}
+FITS: dict[str, Callable[[type], bool]] = {      # which classes of a module that serves several annotations
+    "Sampler": lambda cls: hasattr(cls, "build"),
+    "DropRule": lambda cls: _parameters(cls) == ["group"],
+    "AdmitRule": lambda cls: _parameters(cls) == ["prompt", "ask"],
 }
 SHORTHAND = {"RewardSpec": "fn"}                # a bare string fills this field
 
@@ -302,7 +308,14 @@ def known(namespace: str) -> dict[str, type]:
         for name, cls in vars(module).items():
             if inspect.isclass(cls) and dataclasses.is_dataclass(cls) and cls.__module__ == module_name and not name.startswith("_"):
                 out[name] = cls
-    return out
+    fits = FITS.get(namespace, lambda cls: True)
+    return {name: cls for name, cls in out.items() if fits(cls)}
+
+
+def _parameters(cls: type) -> list[str]:
+    """Names of the parameters of ``__call__``."""
+    call = vars(cls).get("__call__")
+    return [] if call is None else list(inspect.signature(call).parameters)[1:]
 
 
 def find(name: str, namespace: str, base: Path) -> type:

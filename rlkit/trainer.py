@@ -29,6 +29,8 @@ from rlkit.rewards import Scorer
 from rlkit.run import Run
 from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
 
+STATISTICS = "prompts.sqlite"
+
 
 def train(run: Run, *, resume: bool = False, quiet: bool = False) -> Path:
     """Trains as ``run`` says and returns the run folder; ``folder / "final"`` is the model.
@@ -102,11 +104,10 @@ def summarize(p: Parts, stats: Stats, rollouts: Sequence[Rollout], batch: Batch,
     for name in sorted({k for r in rollouts for k in r.parts}):
         scored = [r.parts[name] for r in rollouts if name in r.parts]
         values[f"reward/{name}"] = sum(scored) / len(scored)
-    if "ref" in batch.logp and "old" in batch.logp:
-        log_u = batch.logp["old"] - batch.logp["ref"]
-        values["kl/ref_sequence"] = float(batch.seq_sum(log_u).mean())
-    elif "ref" in batch.logp:
-        values["kl/ref_sequence"] = float(batch.seq_sum(log_behav - batch.logp["ref"]).mean())
+    if "ref" in batch.logp:
+        per_response = batch.seq_sum(batch.logp.get("old", log_behav) - batch.logp["ref"])
+        values["kl/ref_sequence"] = float(per_response.mean())
+        p.statistics.observe_kl(rollouts, per_response.tolist())
     if p.new_score is not None:
         values["eval/score"], p.new_score = p.new_score, None
     if p.run.correction is not None:
@@ -179,7 +180,13 @@ def sample_and_score(engines: EngineGroup, scorer: Scorer, prompts: Sequence[Pro
 def save(p: Parts, step: int) -> None:
     driver = {"sampler": p.collector.sampler.state_dict(), "terms": p.terms.state_dict(), "penalties": p.penalties.state_dict(),
               "dropped": p.collector.dropped}
-    p.checkpoints.save(step, driver, p.learners.save)
+
+    def write(folder: str) -> None:
+        p.learners.save(folder)
+        p.statistics.save(Path(folder) / STATISTICS)
+
+    p.checkpoints.save(step, driver, write)
+    p.statistics.save(p.folder / STATISTICS)
 
 
 def restore(p: Parts, resume: bool) -> int:
@@ -188,6 +195,7 @@ def restore(p: Parts, resume: bool) -> int:
     if latest is None:
         return 0
     step, driver = Checkpoints.read(latest)
+    p.statistics.load(latest / STATISTICS)
     p.learners.load(str(latest))
     p.collector.sampler.load_state_dict(driver["sampler"])
     p.collector.start_at(step)

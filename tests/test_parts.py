@@ -11,6 +11,7 @@ import torch
 
 from rlkit.checkpoint import Checkpoints
 from rlkit.data.curriculum import Shuffle, ZeroVariance
+from rlkit.data.statistics import PromptStatistics
 from rlkit.learner.plan import minibatches, pack
 from rlkit.rollout.collector import Collector
 from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
@@ -55,7 +56,7 @@ class Engine:
 
 def collector(engine: Engine, n: int, **options: Any) -> Collector:
     prompts = [Prompt(str(i), (3,), "") for i in range(n)]
-    return Collector(engine, engine, Shuffle().build(prompts, 0), prompts=2, n=2, sampling=Sampling(), **options)
+    return Collector(engine, engine, Shuffle().build(prompts, 0, PromptStatistics(prompts)), prompts=2, n=2, sampling=Sampling(), **options)
 
 
 @pytest.mark.parametrize(("lag", "started"), [(0, 2), (1, 4), (3, 8)])
@@ -68,7 +69,8 @@ def test_generation_runs_ahead_by_max_lag_steps(lag: int, started: int) -> None:
 
 
 def test_dropped_groups_are_replaced_counted_and_bounded() -> None:
-    order = [next(state).id for state in [Shuffle().build([Prompt(str(i), (3,), "") for i in range(6)], 0)] for _ in range(6)]
+    prompts = [Prompt(str(i), (3,), "") for i in range(6)]
+    order = [next(state).id for state in [Shuffle().build(prompts, 0, PromptStatistics(prompts))] for _ in range(6)]
     c = collector(Engine({order[0]: [1.0, 1.0], order[2]: [math.nan, math.nan]}), 6, drop=(ZeroVariance(),))
     got = c.next(0)
     assert [r.prompt.id for r in got[::2]] == [order[1], order[3]] and [r.group for r in got] == [0, 0, 1, 1]
@@ -76,6 +78,15 @@ def test_dropped_groups_are_replaced_counted_and_bounded() -> None:
     hopeless = collector(Engine({str(i): [1.0, 1.0] for i in range(6)}), 6, drop=(ZeroVariance(),), max_waste=3)
     with pytest.raises(RuntimeError, match=r"7 groups were dropped in one step to find 0 of 2.*zero_variance: 7"):
         hopeless.next(0)
+
+
+def test_prompts_that_are_not_admitted_are_replaced() -> None:
+    class Odd:
+        def __call__(self, prompt: Prompt, ask: Any) -> str | None:
+            return "even" if int(prompt.id) % 2 == 0 and ask(1, True) else None
+
+    c = collector(Engine(), 8, admit=Odd())
+    assert all(int(r.prompt.id) % 2 for r in c.next(0)) and c.metrics().get("rollout/dropped_even", 0) == c.metrics()["rollout/dropped"]
 
 
 def test_metrics_do_not_depend_on_how_they_were_cut() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rlkit.data.curriculum import DropRule, Sampler, Shuffle
+from rlkit.data.curriculum import AdmitRule, DropRule, Sampler, Shuffle
 from rlkit.data.tasks import Task
 
 
@@ -15,17 +15,18 @@ class Data:
 
     Attributes:
         task: a built-in procedural task; or
-        train, test: a ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file, or the name of a data set on the hub.
+        train, test: a ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file, the name of a data set on the hub, or a list of those; the
+            column ``dataset`` then says where a row is from.
         size, test_size: rows of the task, or at most so many rows of the files (null: all).
         columns: which columns of a file hold the prompt and the answer, e.g. ``{prompt: question, answer: solution}``.
         template: how a question becomes a prompt: a name under ``rlkit/data/templates`` or a file with ``{question}``.
         max_prompt_tokens: longer prompts are dropped and counted (``too_long: drop``) or refused (``too_long: raise``).
-        sampler: the order of prompts. drop: which finished groups are replaced by others.
+        sampler: the order of prompts. admit: which prompts are worth a group. drop: which finished groups are replaced by others.
     """
 
     task: Task | None = None
-    train: str | None = None
-    test: str | None = None
+    train: str | tuple[str, ...] | None = None
+    test: str | tuple[str, ...] | None = None
     size: int | None = None
     test_size: int | None = None
     columns: dict[str, str] = field(default_factory=dict)
@@ -33,6 +34,7 @@ class Data:
     max_prompt_tokens: int = 1024
     too_long: Literal["drop", "raise"] = "drop"
     sampler: Sampler = field(default_factory=Shuffle)
+    admit: AdmitRule | None = None
     drop: tuple[DropRule, ...] = ()
 
     def __post_init__(self) -> None:

@@ -1,32 +1,37 @@
-"""Which prompt comes next, and which finished groups are replaced.
+"""Which prompt comes next, which are not worth asking, and which finished groups are replaced.
 
-A sampler's config is a frozen dataclass; ``build`` makes its state. ``__next__`` and ``observe`` are called from the driver's
-loop only (one thread). ``observe`` sees every finished group, dropped ones too.
+A sampler's config is a frozen dataclass; ``build`` makes its state. ``__next__`` and ``observe`` are called from the driver's loop only
+(one thread). What is known about prompts is in one place, :class:`~rlkit.data.statistics.PromptStatistics`; samplers read it.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from rlkit.data.statistics import PromptStatistics, pass_rate
 
 if TYPE_CHECKING:
     from rlkit.types import Prompt, Rollout  # types only: a reward's process must not import torch
 
 
-
 class SamplerState(Protocol):
     def __next__(self) -> Prompt: ...
-    def observe(self, group: Sequence[Rollout]) -> None: ...
+    def observe(self, group: Sequence[Rollout]) -> None:
+        """A finished group, dropped ones too; the statistics know it already."""
+        ...
     def metrics(self) -> dict[str, float]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Sampler(Protocol):
-    def build(self, prompts: Sequence[Prompt], seed: int) -> SamplerState: ...
+    def build(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics) -> SamplerState: ...
 
 
 class DropRule(Protocol):
@@ -35,88 +40,113 @@ class DropRule(Protocol):
     def __call__(self, group: Sequence[Rollout]) -> str | None: ...
 
 
-def pass_rate(group: Sequence[Rollout]) -> float:
-    """Mean reward of the scored responses, bounded to [0, 1]; nan if none was scored."""
-    rewards = [min(1.0, max(0.0, r.reward)) for r in group if not math.isnan(r.reward)]
-    return sum(rewards) / len(rewards) if rewards else math.nan
+class AdmitRule(Protocol):
+    """Says why a prompt is not worth a group, or None. ``ask(n, greedy)`` gives scored responses of the current policy."""
+
+    def __call__(self, prompt: Prompt, ask: Callable[[int, bool], Sequence[Rollout]]) -> str | None: ...
 
 
-class _ShuffleState:
-    def __init__(self, prompts: Sequence[Prompt], seed: int) -> None:
-        self.prompts, self.seed, self.epoch, self.cursor = prompts, seed, 0, 0
-        self.order = self._order()
+class _State:
+    """A sampler with a random generator of its own, which is its whole state."""
 
-    def _order(self) -> list[int]:
-        order = list(range(len(self.prompts)))
+    def __init__(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics) -> None:
+        self.prompts, self.statistics, self.rng = prompts, statistics, random.Random(f"{type(self).__name__}/{seed}")
+
+    def observe(self, group: Sequence[Rollout]) -> None:
+        pass
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        version, internal, gauss = self.rng.getstate()
+        return {"rng": [version, list(internal), gauss]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        version, internal, gauss = state["rng"]
+        self.rng.setstate((version, tuple(internal), gauss))
+
+
+# -- every prompt once an epoch ---------------------------------------------------------------------------------------
+
+
+class _ShuffleState(_State):
+    def __init__(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics, retire_above: float | None) -> None:
+        super().__init__(prompts, seed, statistics)
+        self.seed, self.retire_above, self.epoch, self.cursor = seed, retire_above, 0, 0
+        self.order = self._order(list(range(len(prompts))))
+
+    def _order(self, active: list[int]) -> list[int]:
+        order = list(active)
         random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
         return order
 
     def __next__(self) -> Prompt:
         if self.cursor == len(self.order):
             self.epoch, self.cursor = self.epoch + 1, 0
-            self.order = self._order()
+            active = list(range(len(self.prompts)))
+            if self.retire_above is not None:
+                scored = self.statistics["responses"] - self.statistics["failures"]
+                rate = np.where(scored > 0, self.statistics["passes"] / np.maximum(scored, 1), 0.0)
+                active = np.flatnonzero(rate < self.retire_above).tolist() or active
+            self.order = self._order(active)
         self.cursor += 1
         return self.prompts[self.order[self.cursor - 1]]
 
-    def observe(self, group: Sequence[Rollout]) -> None:
-        pass
-
     def metrics(self) -> dict[str, float]:
-        return {"data/epoch": self.epoch + self.cursor / max(1, len(self.order))}
+        return {"data/epoch": self.epoch + self.cursor / max(1, len(self.order)), "data/active": len(self.order) / len(self.prompts)}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "cursor": self.cursor}
+        return {"epoch": self.epoch, "cursor": self.cursor, "order": self.order}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epoch, self.cursor = state["epoch"], state["cursor"]
-        self.order = self._order()
+        self.epoch, self.cursor, self.order = state["epoch"], state["cursor"], state["order"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shuffle:
-    """Every prompt once an epoch, in an order that depends on the seed and the epoch alone."""
+    """Every prompt once an epoch, in an order that depends on the seed and the epoch alone.
 
-    def build(self, prompts: Sequence[Prompt], seed: int) -> SamplerState:
-        return _ShuffleState(prompts, seed)
+    ``retire_above``: prompts whose pass rate so far is at least this are left out of later epochs (no-positive-resampling, 0.9 in
+    ScaleRL 2510.13786). If all are, all come back.
+    """
+
+    retire_above: float | None = None
+
+    def build(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics) -> SamplerState:
+        return _ShuffleState(prompts, seed, statistics, self.retire_above)
 
 
-class _WeightedState:
-    """Draws with weights that follow an EMA of each prompt's pass rate."""
+# -- by difficulty ----------------------------------------------------------------------------------------------------
 
-    def __init__(self, prompts: Sequence[Prompt], seed: int, spec: Any) -> None:
-        self.prompts, self.spec, self.rng = prompts, spec, random.Random(f"weighted/{seed}")
-        self.index = {p.id: i for i, p in enumerate(prompts)}
-        self.rate = [spec.initial] * len(prompts)
+
+class _WeightedState(_State):
+    """Draws with weights that are a function of the statistics; they are computed again after a group was observed."""
+
+    def __init__(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics, spec: Any) -> None:
+        super().__init__(prompts, seed, statistics)
+        self.spec = spec
+        self.sums: Any = None
+        statistics.decay = spec.decay
+        statistics["pass_rate_ema"][statistics["groups"] == 0] = spec.initial
 
     def __next__(self) -> Prompt:
-        weights = [self.spec.weight(p) for p in self.rate]
-        return self.rng.choices(self.prompts, weights)[0]
+        if self.sums is None:
+            self.sums = np.cumsum(self.spec.weight(self.statistics["pass_rate_ema"]))
+        return self.prompts[min(int(np.searchsorted(self.sums, self.rng.random() * self.sums[-1], side="right")), len(self.prompts) - 1)]
 
     def observe(self, group: Sequence[Rollout]) -> None:
-        p = pass_rate(group)
-        if not math.isnan(p):
-            i = self.index[group[0].prompt.id]
-            self.rate[i] = self.spec.decay * self.rate[i] + (1 - self.spec.decay) * p
+        self.sums = None
 
-    def metrics(self) -> dict[str, float]:
-        return {"data/pass_rate_ema": sum(self.rate) / len(self.rate)}
 
-    def state_dict(self) -> dict[str, Any]:
-        version, internal, gauss = self.rng.getstate()
-        return {"rate": self.rate, "rng": [version, list(internal), gauss]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if len(state["rate"]) != len(self.prompts):
-            raise ValueError(f"the checkpoint's sampler has seen {len(state['rate'])} prompts, the data set has "
-                             f"{len(self.prompts)}: it is another data set.")
-        self.rate = state["rate"]
-        version, internal, gauss = state["rng"]
-        self.rng.setstate((version, tuple(internal), gauss))
+def _check_ema(name: str, decay: float, initial: float) -> None:
+    if not 0 <= decay < 1 or not 0 <= initial <= 1:
+        raise ValueError(f"{name}: decay is {decay} (must be in [0, 1)), initial is {initial} (in [0, 1]).")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianDifficulty:
-    """Draws a prompt with weight ``exp(-(p - center)^2 / (2 width^2))``, ``p`` an EMA of its pass rate, 0.5 at first.
+    """Draws a prompt with weight ``exp(-(p - center)^2 / (2 width^2))``, ``p`` an EMA of its pass rate, ``initial`` at first.
 
     Source: FG-ExPO 2605.11403, Gaussian curriculum sampling.
     """
@@ -127,14 +157,15 @@ class GaussianDifficulty:
     initial: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.width <= 0 or not 0 <= self.decay < 1:
-            raise ValueError(f"GaussianDifficulty: width is {self.width} (must be > 0), decay is {self.decay} (in [0, 1)).")
+        _check_ema("GaussianDifficulty", self.decay, self.initial)
+        if self.width <= 0:
+            raise ValueError(f"GaussianDifficulty: width is {self.width}; it must be positive.")
 
-    def weight(self, p: float) -> float:
-        return math.exp(-((p - self.center) ** 2) / (2 * self.width**2))
+    def weight(self, p: Any) -> Any:
+        return np.exp(-((p - self.center) ** 2) / (2 * self.width**2))
 
-    def build(self, prompts: Sequence[Prompt], seed: int) -> SamplerState:
-        return _WeightedState(prompts, seed, self)
+    def build(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics) -> SamplerState:
+        return _WeightedState(prompts, seed, statistics, self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,11 +176,144 @@ class Learnability:
     initial: float = 0.5
     floor: float = 0.01
 
-    def weight(self, p: float) -> float:
+    def __post_init__(self) -> None:
+        _check_ema("Learnability", self.decay, self.initial)
+
+    def weight(self, p: Any) -> Any:
         return p * (1 - p) + self.floor
 
-    def build(self, prompts: Sequence[Prompt], seed: int) -> SamplerState:
-        return _WeightedState(prompts, seed, self)
+    def build(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics) -> SamplerState:
+        return _WeightedState(prompts, seed, statistics, self)
+
+
+class _ThompsonState(_State):
+    def __init__(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics, spec: Thompson) -> None:
+        super().__init__(prompts, seed, statistics)
+        self.spec = spec
+
+    def __next__(self) -> Prompt:
+        among = self.rng.sample(range(len(self.prompts)), min(self.spec.candidates, len(self.prompts)))
+        a, b = self.statistics.posterior()
+        return self.prompts[min(among, key=lambda i: abs(self.rng.betavariate(float(a[i]), float(b[i])) - self.spec.target))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thompson:
+    """Draws a pass rate for each of ``candidates`` random prompts from its Beta posterior, and takes the one closest to ``target``.
+
+    What was seldom asked has a wide posterior and keeps being tried; what is surely too easy or too hard is not.
+    """
+
+    target: float = 0.5
+    candidates: int = 16
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.target <= 1 or self.candidates < 1:
+            raise ValueError(f"Thompson: target is {self.target} (must be in [0, 1]), candidates is {self.candidates} (at least 1).")
+
+    def build(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics) -> SamplerState:
+        return _ThompsonState(prompts, seed, statistics, self)
+
+
+# -- by a column of the data ------------------------------------------------------------------------------------------
+
+
+def _by_column(name: str, prompts: Sequence[Prompt], column: str, wanted: Sequence[Any]) -> list[list[int]]:
+    """Indices of the prompts with each wanted value."""
+    out = [[i for i, p in enumerate(prompts) if column in p.columns and str(p.columns[column]) == str(value)] for value in wanted]
+    empty = [value for value, found in zip(wanted, out, strict=True) if not found]
+    if empty:
+        there = sorted({str(p.columns.get(column)) for p in prompts})[:10]
+        raise ValueError(f"data.sampler {name}: no prompt has {column} = {empty[0]!r}; its values are {', '.join(there)}.")
+    return out
+
+
+class _PoolsState(_State):
+    def __init__(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics, spec: Pools) -> None:
+        super().__init__(prompts, seed, statistics)
+        self.spec, self.pools = spec, _by_column("Pools", prompts, spec.column, spec.order)
+        self.stage, self.groups, self.rate = 0, 0, 0.0
+
+    def __next__(self) -> Prompt:
+        old = self.stage > 0 and self.rng.random() < self.spec.keep
+        pool = self.pools[self.rng.randrange(self.stage) if old else self.stage]
+        return self.prompts[self.rng.choice(pool)]
+
+    def observe(self, group: Sequence[Rollout]) -> None:
+        if str(group[0].prompt.columns[self.spec.column]) != str(self.spec.order[self.stage]):
+            return
+        rate = pass_rate(group)
+        self.groups += 1
+        self.rate = rate if self.groups == 1 else 0.95 * self.rate + 0.05 * (self.rate if math.isnan(rate) else rate)
+        enough = self.spec.after is not None and self.groups >= self.spec.after
+        good = self.spec.gate is not None and self.groups >= 20 and self.rate >= self.spec.gate
+        if (enough or good) and self.stage + 1 < len(self.pools):
+            self.stage, self.groups, self.rate = self.stage + 1, 0, 0.0
+
+    def metrics(self) -> dict[str, float]:
+        return {"data/stage": float(self.stage), "data/stage_pass_rate": self.rate}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "stage": self.stage, "groups": self.groups, "rate": self.rate}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.stage, self.groups, self.rate = state["stage"], state["groups"], state["rate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pools:
+    """Stages: prompts come from the pool ``column = order[stage]``; earlier pools keep a share ``keep``.
+
+    The next stage starts after ``after`` groups of this one, or when the moving average of its pass rate reaches ``gate`` (after 20
+    groups at least), whichever comes first.
+    """
+
+    column: str
+    order: tuple[Any, ...]
+    after: int | None = None
+    gate: float | None = None
+    keep: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.after is None and self.gate is None:
+            raise ValueError("data.sampler Pools never leaves its first pool: set `after` (groups) or `gate` (pass rate).")
+        if not self.order or not 0 <= self.keep < 1:
+            raise ValueError(f"data.sampler Pools: order is {list(self.order)} (must not be empty), keep is {self.keep} (in [0, 1)).")
+
+    def build(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics) -> SamplerState:
+        return _PoolsState(prompts, seed, statistics, self)
+
+
+class _ProportionsState(_State):
+    def __init__(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics, spec: Proportions) -> None:
+        super().__init__(prompts, seed, statistics)
+        self.weights = list(spec.weights.values())
+        self.parts = _by_column("Proportions", prompts, spec.column, list(spec.weights))
+
+    def __next__(self) -> Prompt:
+        return self.prompts[self.rng.choice(self.rng.choices(self.parts, self.weights)[0])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proportions:
+    """A mixture of data sets: first a value of ``column`` with probability proportional to its weight, then one of its prompts.
+
+    With several files in ``data.train``, the column ``dataset`` holds the name of each row's file.
+    """
+
+    weights: dict[str, float]
+    column: str = "dataset"
+
+    def __post_init__(self) -> None:
+        if not self.weights or min(self.weights.values()) < 0 or not sum(self.weights.values()) > 0:
+            raise ValueError(f"data.sampler Proportions: weights are {dict(self.weights)}; they must be >= 0 and not all 0.")
+
+    def build(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics) -> SamplerState:
+        return _ProportionsState(prompts, seed, statistics, self)
+
+
+# -- rules ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,3 +333,16 @@ class Overlong:
 
     def __call__(self, group: Sequence[Rollout]) -> str | None:
         return "overlong" if sum(r.finish == "length" for r in group) > self.share * len(group) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GreedyUnsolved:
+    """Asks only for prompts whose greedy response is not already fully right (reward >= ``solved``).
+
+    Source: SELF 2510.02230: reinforcing what is already likely suppresses other solutions.
+    """
+
+    solved: float = 1.0
+
+    def __call__(self, prompt: Prompt, ask: Callable[[int, bool], Sequence[Rollout]]) -> str | None:
+        return "greedy_solved" if ask(1, True)[0].reward >= self.solved else None

@@ -33,7 +33,8 @@ def load_prompts(data: Data, split: Split, tokenizer: Any, say: Callable[[str], 
     elif source is None:
         return []
     else:
-        rows = read_rows(source, split, base)
+        rows = read_rows(source, split, base) if isinstance(source, str) else (
+            (where, {**row, "dataset": Path(name).stem}) for name in source for where, row in read_rows(name, split, base))
     template = load_template(data.template, base)
     prompts: list[Prompt] = []
     seen: dict[str, str] = {}

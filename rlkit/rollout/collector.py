@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections import Counter, deque
@@ -30,12 +31,13 @@ class Collector:
     """
 
     def __init__(self, engine: Generates, scorer: Scores, sampler: Any, *, prompts: int, n: int, sampling: Sampling, max_lag: int = 0,
-                 drop: Sequence[Callable[[Sequence[Rollout]], str | None]] = (), max_waste: float = 10.0) -> None:
-        self.engine, self.scorer, self.sampler = engine, scorer, sampler
+                 drop: Sequence[Callable[[Sequence[Rollout]], str | None]] = (), admit: Any = None, max_waste: float = 10.0,
+                 statistics: Any = None) -> None:
+        self.engine, self.scorer, self.sampler, self.admit, self.statistics = engine, scorer, sampler, admit, statistics
         self.prompts, self.n, self.sampling, self.max_lag = prompts, n, sampling, max_lag
         self.drop, self.max_waste = tuple(drop), max_waste
         self.pool = ThreadPoolExecutor(prompts * (1 + max_lag) * 2, thread_name_prefix="group")
-        self.pending: deque[Future[list[Rollout]]] = deque()
+        self.pending: deque[Future[tuple[list[Rollout], str | None]]] = deque()
         self.started = self.dropped = self.base = self.aborted = 0
         self.reasons: Counter[str] = Counter()
         self.waited = 0.0
@@ -49,10 +51,21 @@ class Collector:
             self.pending.append(self.pool.submit(self._run_group, next(self.sampler)))
             self.started += 1
 
-    def _run_group(self, prompt: Prompt) -> list[Rollout]:
+    def _run_group(self, prompt: Prompt) -> tuple[list[Rollout], str | None]:
+        """The scored group, or one greedy response and the reason why the prompt was not admitted."""
+        asked: list[Rollout] = []
+
+        def ask(n: int, greedy: bool) -> list[Rollout]:
+            asked[:] = self._ask(prompt, n, dataclasses.replace(self.sampling, temperature=0.0) if greedy else self.sampling)
+            return asked
+
+        refused = None if self.admit is None else self.admit(prompt, ask)
+        return (asked, refused) if refused else (self._ask(prompt, self.n, self.sampling), None)
+
+    def _ask(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
         while True:
             try:
-                group = self.engine.generate(prompt, self.n, self.sampling)
+                group = self.engine.generate(prompt, n, sampling)
                 break
             except Aborted:
                 self.aborted += 1
@@ -72,10 +85,13 @@ class Collector:
         start = time.perf_counter()
         while kept < self.prompts:
             self._admit(version)
-            group = self.pending.popleft().result()
+            group, refused = self.pending.popleft().result()
+            if self.statistics is not None:
+                self.statistics.step = version
+                self.statistics.observe(group)
             self.sampler.observe(group)
             scored = [r for r in group if not math.isnan(r.reward)]
-            why = "no_reward" if not scored else next(filter(None, (rule(scored) for rule in self.drop)), None)
+            why = refused or "no_reward" if refused or not scored else next(filter(None, (rule(scored) for rule in self.drop)), None)
             if why is None:
                 for r in scored:
                     r.group = kept
@@ -96,7 +112,9 @@ class Collector:
 
     def metrics(self) -> dict[str, float]:
         reasons = {f"rollout/dropped_{k}": float(v) for k, v in self.reasons.items()}
-        return {"rollout/dropped": float(self.dropped), "rollout/aborted": float(self.aborted), **reasons, **self.sampler.metrics()}
+        known = {} if self.statistics is None else self.statistics.metrics()
+        counts = {"rollout/dropped": float(self.dropped), "rollout/aborted": float(self.aborted)}
+        return {**counts, **reasons, **known, **self.sampler.metrics()}
 
     def close(self) -> None:
         self.pool.shutdown(wait=False, cancel_futures=True)

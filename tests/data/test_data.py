@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import Counter
 from pathlib import Path
@@ -9,8 +10,19 @@ from pathlib import Path
 import pytest
 
 from rlkit.data import Data
-from rlkit.data.curriculum import GaussianDifficulty, Learnability, Overlong, Shuffle, ZeroVariance
+from rlkit.data.curriculum import (
+    GaussianDifficulty,
+    GreedyUnsolved,
+    Learnability,
+    Overlong,
+    Pools,
+    Proportions,
+    Shuffle,
+    Thompson,
+    ZeroVariance,
+)
 from rlkit.data.prompts import load_prompts
+from rlkit.data.statistics import COLUMNS, PromptStatistics
 from rlkit.data.tasks import Arithmetic, Modular, Sorting
 from rlkit.data.tiny import make_tokenizer
 from rlkit.types import Prompt, Rollout
@@ -42,28 +54,133 @@ def group(p: Prompt, rewards: list[float], finish: str = "stop") -> list[Rollout
 
 
 def test_shuffle_sees_every_prompt_once_an_epoch_and_resumes() -> None:
-    state = Shuffle().build(prompts(7), seed=1)
+    ps = prompts(7)
+    state = Shuffle().build(ps, 1, PromptStatistics(ps))
     first, second = [next(state).id for _ in range(7)], [next(state).id for _ in range(3)]
-    assert sorted(first) == sorted(p.id for p in prompts(7)) and first[:3] != second
-    again = Shuffle().build(prompts(7), seed=1)
+    assert sorted(first) == sorted(p.id for p in ps) and first[:3] != second
+    again = Shuffle().build(ps, 1, PromptStatistics(ps))
     again.load_state_dict(json.loads(json.dumps(state.state_dict())))
     assert [next(again).id for _ in range(9)] == [next(state).id for _ in range(9)]
 
 
-@pytest.mark.parametrize("spec", [GaussianDifficulty(center=0.5, width=0.15, decay=0.5), Learnability(decay=0.5)], ids=lambda s: type(s).__name__)
-def test_difficulty_samplers_prefer_what_is_half_solved_and_resume(spec: object) -> None:
-    ps = prompts(3)
-    state = spec.build(ps, seed=0)
-    for _ in range(12):
-        for p, rewards in zip(ps, ([1.0, 1.0], [1.0, 0.0], [0.0, 0.0]), strict=True):
-            state.observe(group(p, rewards))
-    drawn = Counter(next(state).id for _ in range(600))
-    weights = [spec.weight(x) for x in (1.0, 0.5, 0.0)]
-    for p, w in zip(ps, weights, strict=True):
-        assert drawn[p.id] / 600 == pytest.approx(w / sum(weights), abs=0.06)
-    again = spec.build(ps, seed=5)
+def test_solved_prompts_retire_from_later_epochs() -> None:
+    ps = prompts(6)
+    known = PromptStatistics(ps)
+    state = Shuffle(retire_above=0.9).build(ps, 0, known)
+    for _ in range(6):
+        p = next(state)
+        known.observe(group(p, [1.0, 1.0] if p.id in ("p0", "p1") else [1.0, 0.0]))
+    assert sorted(next(state).id for _ in range(4)) == ["p2", "p3", "p4", "p5"] and state.metrics()["data/active"] == 4 / 6
+    for p in ps:
+        known.observe(group(p, [1.0] * 40))
+    assert len({next(state).id for _ in range(6)}) == 6                        # none would be left: all come back
+
+
+SAMPLERS = [GaussianDifficulty(center=0.5, width=0.15, decay=0.5), Learnability(decay=0.5), Thompson(candidates=3),
+            Pools(column="level", order=(0, 1), after=4), Proportions(column="level", weights={"0": 1.0, "1": 3.0})]
+
+
+@pytest.mark.parametrize("spec", SAMPLERS, ids=lambda s: type(s).__name__)
+def test_samplers_resume(spec: object, tmp_path: Path) -> None:
+    ps = [Prompt(f"p{i}", (3,), str(i), columns={"level": i % 2}) for i in range(6)]
+    known = PromptStatistics(ps)
+    state = spec.build(ps, 0, known)
+    rng = random.Random(0)
+    for _ in range(30):
+        g = group(next(state), [float(rng.random() < 0.5) for _ in range(4)])
+        known.observe(g)
+        state.observe(g)
+    known.save(tmp_path / "prompts.sqlite")
+    again_known = PromptStatistics(ps)
+    again = spec.build(ps, 5, again_known)
+    again_known.load(tmp_path / "prompts.sqlite")
     again.load_state_dict(json.loads(json.dumps(state.state_dict())))
     assert [next(again).id for _ in range(20)] == [next(state).id for _ in range(20)]
+
+
+@pytest.mark.parametrize("spec", SAMPLERS[:2], ids=lambda s: type(s).__name__)
+def test_difficulty_samplers_prefer_what_is_half_solved(spec: object) -> None:
+    ps = prompts(3)
+    known = PromptStatistics(ps)
+    state = spec.build(ps, 0, known)
+    for _ in range(12):
+        for p, rewards in zip(ps, ([1.0, 1.0], [1.0, 0.0], [0.0, 0.0]), strict=True):
+            known.observe(group(p, rewards))
+            state.observe(group(p, rewards))
+    drawn = Counter(next(state).id for _ in range(600))
+    weights = [float(spec.weight(x)) for x in (1.0, 0.5, 0.0)]
+    for p, w in zip(ps, weights, strict=True):
+        assert drawn[p.id] / 600 == pytest.approx(w / sum(weights), abs=0.06)
+
+
+def test_thompson_leaves_what_is_surely_too_easy_or_too_hard() -> None:
+    ps = prompts(4)
+    known = PromptStatistics(ps)
+    for p, rate in zip(ps[:3], (1.0, 0.5, 0.0), strict=True):
+        known.observe(group(p, [rate] * 200))
+    drawn = Counter(next(state).id for state in [Thompson(candidates=4).build(ps, 0, known)] for _ in range(300))
+    assert drawn["p1"] > 200 and drawn["p3"] > 5 and drawn["p0"] + drawn["p2"] == 0
+
+
+def test_pools_open_by_pass_rate_and_keep_a_share_of_the_old() -> None:
+    ps = [Prompt(f"p{i}", (3,), "", columns={"level": i % 3}) for i in range(30)]
+    known = PromptStatistics(ps)
+    state = Pools(column="level", order=(0, 1, 2), gate=0.8, keep=0.2).build(ps, 0, known)
+    for _ in range(100):
+        state.observe(group(next(state), [0.0, 1.0]))
+    assert state.stage == 0                                                   # half solved is not enough
+    while state.stage < 2:
+        state.observe(group(next(state), [1.0, 1.0]))
+    drawn = Counter(next(state).columns["level"] for _ in range(1000))
+    assert drawn[2] / 1000 == pytest.approx(0.8, abs=0.05) and drawn[0] > 50 and drawn[1] > 50
+    with pytest.raises(ValueError, match="no prompt has level = 7; its values are 0, 1, 2"):
+        Pools(column="level", order=(7,), after=1).build(ps, 0, known)
+    with pytest.raises(ValueError, match="never leaves"):
+        Pools(column="level", order=(0,))
+
+
+def test_proportions_of_data_sets(tmp_path: Path) -> None:
+    for name, n in (("a", 2), ("b", 8)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"prompt": f"{name}{i}"}) for i in range(n)))
+    ps = load_prompts(Data(train=("a.jsonl", "b.jsonl")), "train", make_tokenizer("ab0123456789"), base=tmp_path)
+    assert [p.columns["dataset"] for p in ps] == ["a"] * 2 + ["b"] * 8
+    state = Proportions(weights={"a": 3.0, "b": 1.0}).build(ps, 0, PromptStatistics(ps))
+    drawn = Counter(next(state).columns["dataset"] for _ in range(1000))
+    assert drawn["a"] / 1000 == pytest.approx(0.75, abs=0.05)
+
+
+def test_statistics_by_hand(tmp_path: Path) -> None:
+    ps = prompts(3)
+    known = PromptStatistics(ps, decay=0.5)
+    known.step = 4
+    known.observe(group(ps[1], [1.0, 0.0, math.nan, 3.0]))
+    known.observe(group(ps[1], [0.0, 0.0]))
+    known.observe_kl(group(ps[1], [0.0, 0.0]), [0.5, 1.5])
+    row = {c: float(known[c][1]) for c in COLUMNS}
+    assert row == pytest.approx({"groups": 2, "responses": 6, "failures": 1, "passes": 2, "pass_rate_ema": 0.5 * (0.25 + 1 / 3), "reward_mean": 0.8,
+                                 "reward_square": 2.0, "length_mean": 1, "kl_mean": 1, "kl_responses": 2, "last_step": 4})
+    assert known.posterior()[0][1] == 3 and known.posterior()[1][1] == 4
+    known.save(tmp_path / "p.sqlite")
+    known.export(tmp_path / "p.csv")
+    assert (tmp_path / "p.csv").read_text().splitlines()[2].startswith("p1,2.0,6.0,1.0,2.0")
+    again = PromptStatistics(ps)
+    again.load(tmp_path / "p.sqlite")
+    assert all((again[c] == known[c]).all() for c in COLUMNS)
+    with pytest.raises(ValueError, match=r"'p0' is not among them.*another data set"):
+        PromptStatistics([Prompt("other", (3,), "")]).load(tmp_path / "p.sqlite")
+    (tmp_path / "bad.sqlite").write_text("not a database at all, but long enough to be looked at")
+    with pytest.raises(ValueError, match="not a table of prompt statistics"):
+        PromptStatistics(ps).load(tmp_path / "bad.sqlite")
+
+
+def test_what_is_already_solved_greedily_is_not_admitted() -> None:
+    p = prompts(1)[0]
+    asked: list[tuple[int, bool]] = []
+
+    def ask(reward: float) -> object:
+        return lambda n, greedy: asked.append((n, greedy)) or group(p, [reward] * n)
+
+    assert GreedyUnsolved()(p, ask(1.0)) == "greedy_solved" and GreedyUnsolved()(p, ask(0.5)) is None and asked == [(1, True)] * 2
 
 
 def test_drop_rules() -> None:
