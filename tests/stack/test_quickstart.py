@@ -65,7 +65,8 @@ def test_a_cluster_that_does_not_answer_is_named(small: dict[str, Any], tmp_path
 
 def test_a_worker_that_dies_is_reported_with_the_way_to_continue(small: dict[str, Any], tmp_path: Path, ray_session: None) -> None:
     (tmp_path / "fatal.py").write_text("import os\nfrom dataclasses import dataclass\nfrom rlkit import Term\n\n@dataclass(frozen=True)\nclass Fatal(Term):\n"
-                                       "    def __call__(self, new, b):\n        os._exit(1)\n")
+                                       "    def __call__(self, new, b):\n        if 'RANK' in os.environ:                # on a learner, not where the objective is examined\n"
+                                       "            os._exit(1)\n        return -new.logp\n")
     run = rk.load({**small, "rewards": [], "objective": [{"type": f"{tmp_path}/fatal.py:Fatal"}], "cluster": {"cpus": 0.3}})
     with pytest.raises(RuntimeError, match=r"a learner worker died during step.*--resume"):
         rk.train(run, quiet=True)
