@@ -59,6 +59,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("-n", type=int, default=1, help="responses a prompt (default 1)")
     p.add_argument("--out", help="write every response to this JSONL file")
 
+    p = command("plot", plot, "Draw the curves of a run, reward against sqrt(KL) among them.")
+    p.add_argument("run_folder", help="a run folder")
+
     p = command("sample", sample, "Sample responses of a model.")
     p.add_argument("model", help="a model folder, a hub name, or a run folder")
     p.add_argument("--prompt", action="append", required=True, help="may be repeated")
@@ -189,6 +192,12 @@ def sample(a: argparse.Namespace) -> None:
                 print(f"  {r.text!r}  ({len(r.tokens)} tokens, {r.finish}, log-prob {sum(r.logp):.2f})")
     finally:
         engine.close()
+
+
+def plot(a: argparse.Namespace) -> None:
+    from rlkit.breakdown import plot_run
+
+    print(plot_run(Path(a.run_folder)))
 
 
 def submit(a: argparse.Namespace) -> None:

@@ -71,7 +71,7 @@ class RunLog:
 
     def _forget_after(self, step: int) -> None:
         """A resumed run repeats the steps after its checkpoint; their old lines must not stand beside the new ones."""
-        for name in ("metrics.jsonl", "rollouts.jsonl"):
+        for name in ("metrics.jsonl", "rollouts.jsonl", "kl_tokens.jsonl"):
             path = self.folder / name
             if path.exists():
                 kept = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
@@ -112,6 +112,11 @@ class RunLog:
                        "parts": r.parts, "error": r.error, "finish": r.finish, "tokens": len(r.tokens),
                        "version": r.version[0] if r.version else None, "group": r.group}
                 f.write(json.dumps(row, default=str) + "\n")
+
+    def append(self, name: str, row: Mapping[str, Any]) -> None:
+        """One line of another JSONL file; ``row`` has a ``step``."""
+        with (self.folder / name).open("a") as f:
+            f.write(json.dumps(row) + "\n")
 
     # -- the screen -----------------------------------------------------------------------------------------------
 

@@ -176,11 +176,17 @@ class CheckpointSection:
 
 @dataclass(frozen=True, kw_only=True)
 class LogSection:
-    """``metrics.jsonl`` is always written. ``rollouts``: sampled responses kept per step."""
+    """``metrics.jsonl`` is always written.
+
+    Attributes:
+        rollouts: sampled responses kept per step.
+        breakdown: every so many steps, where KL and gradients come from (0: never).
+    """
 
     tensorboard: bool = True
     wandb: dict[str, Any] | None = None     # handed to wandb.init as it is
     rollouts: int = 8
+    breakdown: int = 10
 
 
 @dataclass(frozen=True, kw_only=True)

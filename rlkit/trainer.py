@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from rlkit.breakdown import gradient_shares, kl_breakdown, kl_tokens
 from rlkit.build import Parts, build, needed
 from rlkit.checkpoint import Checkpoints
 from rlkit.cluster.groups import EngineGroup
@@ -56,10 +57,13 @@ def train(run: Run, *, resume: bool = False, quiet: bool = False) -> Path:
                     batch.weight = run.correction(batch)
                 fill_advantages(batch, run.advantage, run.reward_penalties, p.penalties.values())
             with clock("update"):
-                stats = p.learners.update(batch, p.terms.values(), seed=run.seed + step)
+                compare = bool(run.log.breakdown) and step % run.log.breakdown == 0
+                stats = p.learners.update(batch, p.terms.values(), seed=run.seed + step, breakdown=compare)
             step += 1
             with clock("sync"):
                 stats.merge(p.sync.publish(step))
+            if compare:
+                stats = break_down(p, stats, batch, step)
             summarize(p, stats, rollouts, batch, clock)
             p.learners.after_step(step, stats)
             p.terms.update(step, stats)
@@ -118,6 +122,15 @@ def summarize(p: Parts, stats: Stats, rollouts: Sequence[Rollout], batch: Batch,
                "memory/driver_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
     stats.update({k: v for k, v in values.items() if k not in stats})
     stats.update(p.collector.metrics() | p.scorer.metrics() | p.terms.metrics() | p.penalties.metrics())
+
+
+def break_down(p: Parts, stats: Stats, batch: Batch, step: int) -> Stats:
+    """Adds where the KL and the gradients come from; ``kl_tokens.jsonl`` gets the tokens that carry most of the KL."""
+    shares = gradient_shares(stats, [t.name for t in p.run.objective])
+    stats = stats.without("gram/").update(shares | kl_breakdown(batch))
+    if "ref" in batch.logp:
+        p.log.append("kl_tokens.jsonl", {"step": step, "tokens": kl_tokens(batch, lambda i: str(p.tokenizer.convert_ids_to_tokens(i)))})
+    return stats
 
 
 def after_step(p: Parts, step: int, stats: Stats, rollouts: Sequence[Rollout]) -> None:

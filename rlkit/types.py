@@ -327,6 +327,12 @@ class Stats:
                      for name, (how, value, weight) in self._data.items()}
         return out
 
+    def without(self, prefix: str) -> Stats:
+        """A copy that lacks the names under ``prefix``."""
+        out = Stats()
+        out._data = {name: entry for name, entry in self._data.items() if not name.startswith(prefix)}
+        return out
+
     def update(self, values: Mapping[str, float]) -> Stats:
         for k, v in values.items():
             self.add(k, v, "last")

@@ -83,13 +83,14 @@ class LearnerGroup:
             else:
                 b.logp[name] = x
 
-    def update(self, b: Batch, coefs: Sequence[float], seed: int) -> Stats:
-        """All optimizer steps of one rollout batch."""
+    def update(self, b: Batch, coefs: Sequence[float], seed: int, breakdown: bool = False) -> Stats:
+        """All optimizer steps of one rollout batch; with ``breakdown`` the last one compares the terms' gradients."""
         section, stats = self.run.learner, Stats()
         steps = optimizer_steps(b, self.run.objective, epochs=section.epochs, count=section.minibatches,
                                 ranks=self.workers.size, max_tokens=section.max_tokens, seed=seed)
-        for shards in steps:
-            for part in self.workers.call("step", each=[(micros, tuple(coefs)) for micros in shards]):
+        for k, shards in enumerate(steps):
+            compare = breakdown and k == len(steps) - 1
+            for part in self.workers.call("step", each=[(micros, tuple(coefs), compare) for micros in shards]):
                 stats.merge(part)
         return stats.scaled("loss/", 1 / len(steps))
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from rlkit.breakdown import add_gram
 from rlkit.learner.backend import DeepSpeedBackend, TorchBackend, free_port, in_buckets, rank_environment
 from rlkit.learner.model import PolicyModel, add_lora, evaluate_new, load_lm
 from rlkit.learner.reference import ReferenceState
@@ -80,8 +81,8 @@ class Learner:
 
     # -- training -------------------------------------------------------------------------------------------------
 
-    def step(self, micros: Sequence[Batch], coefs: Sequence[float]) -> Stats:
-        """One optimizer step from this rank's micro-batches.
+    def step(self, micros: Sequence[Batch], coefs: Sequence[float], breakdown: bool = False) -> Stats:
+        """One optimizer step from this rank's micro-batches; ``breakdown`` also compares the terms' gradients.
 
         Raises:
             FloatingPointError: a loss that is not finite; weights are untouched.
@@ -93,9 +94,12 @@ class Learner:
             new = evaluate_new(self.backend, b, self.run.sampling, self.needs, [(t, heads[t.anchor]) for t in self.full])
             if self.one_update:                 # the policy has not moved yet: its log-probs before the update are these
                 b.logp.setdefault("old", new.logp.detach())
-            value, shares = loss(self.run.objective, new, b, coefs)
+            parts: list[Tensor] | None = [] if breakdown else None
+            value, shares = loss(self.run.objective, new, b, coefs, parts)
             if not torch.isfinite(value):
                 raise FloatingPointError(self._diagnose(shares, new.logp, b))
+            if parts is not None and not micro.meta.get("idle"):
+                add_gram(stats, [t.name for t in self.run.objective], parts, new.logp)
             self.backend.backward(value, last=k == len(micros) - 1)
             if not micro.meta.get("idle"):
                 stats.merge(shares)

@@ -95,14 +95,19 @@ def normalise(objective: Sequence[Term], b: Batch) -> Tensor:
     return out.to(b.reward.dtype)
 
 
-def loss(objective: Sequence[Term], new: New, b: Batch, coefs: Sequence[float]) -> tuple[Tensor, Stats]:
-    """This shard's share of the loss, and what each term contributed; shares add up over micro-batches and ranks."""
+def loss(objective: Sequence[Term], new: New, b: Batch, coefs: Sequence[float], parts: list[Tensor] | None = None) -> tuple[Tensor, Stats]:
+    """This shard's share of the loss, and what each term contributed; shares add up over micro-batches and ranks.
+
+    ``parts`` receives each term's share with its coefficient, for :mod:`rlkit.breakdown`.
+    """
     assert b.norm is not None, "normalise() fills batch.norm before the batch is cut"
     total = new.logp.sum() * 0.0
     stats = Stats()
     for i, (term, coef) in enumerate(zip(objective, coefs, strict=True)):
         keep = b.norm[i] > 0
         if not bool(keep.any()):
+            if parts is not None:
+                parts.append(total.detach() * 0.0)
             continue
         sub = b.rows(keep)
         assert sub.norm is not None
@@ -114,6 +119,8 @@ def loss(objective: Sequence[Term], new: New, b: Batch, coefs: Sequence[float]) 
         else:
             value = (cost * weight_S[sub.seq]).sum()
         total = total + coef * value
+        if parts is not None:
+            parts.append(coef * value)
         stats.add(f"loss/{term.name}", float(value.detach()), "sum")
     stats.add("loss/total", float(total.detach()), "sum")
     return total, stats
