@@ -64,6 +64,17 @@ def test_log_probs_agree_after_each_of_three_syncs(small: dict[str, Any], tiny: 
         probe_parity(learners, engines, PROMPTS, sampling, 1e-4, engine.version)
 
 
+def test_a_merged_adapter_reaches_the_engine(small: dict[str, Any], tiny: Path, engine: Any) -> None:
+    run = make_run({**small, "objective": [{"type": "NLL"}], "learner": {"lr": 3e-2}, "peft": {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}})
+    learners = LearnerGroup(LocalWorkers(Learner(run, str(tiny), frozenset())), run, frozenset())
+    engines = EngineGroup(LocalWorkers(engine))
+    for _ in range(2):
+        WeightSync(learners, engines, "wait").publish(engine.version + 1)
+        rollouts = [r for p in PROMPTS for r in engines.generate(p, 3, Sampling(max_tokens=24, seed=1))]
+        assert largest_gap(engine, learners, rollouts) < 1e-4
+        learners.update(Batch.from_rollouts(rollouts), (1.0,), seed=0)
+
+
 def test_a_seeded_response_does_not_depend_on_what_it_was_batched_with(engine: Any) -> None:
     sampling = Sampling(max_tokens=16, seed=7)
     alone = [[r.tokens for r in engine.generate(p, 2, sampling)] for p in PROMPTS]
