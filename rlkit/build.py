@@ -33,6 +33,7 @@ from rlkit.objective.coefficients import Coefficients
 from rlkit.objective.oracle import dishonest, examine_all
 from rlkit.rewards import RewardSpec, Scorer
 from rlkit.rollout.collector import Collector
+from rlkit.rollout.lengths import LengthState
 from rlkit.run import Run
 from rlkit.types import Prompt, Sampling
 
@@ -59,6 +60,7 @@ class Parts:
     before_update: tuple[str, ...]          # log-probs that must be known on the driver before the update
     sampling: Sampling
     started: float                          # time.monotonic() when the run began
+    lengths: LengthState | None
     new_score: float | None = None          # the last held-out score, until a step has reported it
 
 
@@ -163,7 +165,8 @@ def context_length(run: Run, prompts: Sequence[Prompt], model: str | None) -> in
         ValueError: the longest prompt and its response do not fit.
     """
     longest = max(prompts, key=lambda p: len(p.token_ids))
-    needed = len(longest.token_ids) + run.sampling.max_tokens
+    response = run.sampling.max_tokens if run.rollout.lengths is None else run.rollout.lengths.limits[-1]
+    needed = len(longest.token_ids) + response
     asked = run.rollout.max_model_len
     limits = {} if asked is None else {"rollout.max_model_len": asked}
     if model is not None:
@@ -177,7 +180,7 @@ def context_length(run: Run, prompts: Sequence[Prompt], model: str | None) -> in
     for what, limit in limits.items():
         if needed > limit:
             raise ValueError(f"prompt {longest.id} has {len(longest.token_ids)} tokens; with sampling.max_tokens = "
-                             f"{run.sampling.max_tokens} that makes {needed}, and {what} is {limit}. Lower sampling.max_tokens or "
+                             f"{response} that makes {needed}, and {what} is {limit}. Lower sampling.max_tokens or "
                              "data.max_prompt_tokens.")
     return asked or min(needed + 8, limits.get("the model's context", needed + 8))
 
@@ -258,7 +261,8 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
         yield Parts(
             run, folder, log, tokenizer, train_prompts, test_prompts, scorer, learners, engines,
             WeightSync(learners, engines, run.rollout.pause), collector, statistics, Coefficients(run.objective),
-            Coefficients(run.reward_penalties), checkpoints, before_update(run, need), sampling, started)
+            Coefficients(run.reward_penalties), checkpoints, before_update(run, need), sampling, started,
+            LengthState(run.rollout.lengths) if run.rollout.lengths else None)
 
 
 def _seeded(sampling: Sampling, seed: int) -> Sampling:

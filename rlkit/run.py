@@ -13,6 +13,7 @@ from rlkit.objective.advantages import Advantage, GroupNorm
 from rlkit.objective.corrections import Correction
 from rlkit.objective.penalties import Penalty
 from rlkit.rewards import RewardSpec
+from rlkit.rollout.lengths import Lengths
 from rlkit.types import Sampling
 
 
@@ -69,6 +70,7 @@ class RolloutSection:
         pause: what a weight update does to running requests: ``wait`` for them, ``keep`` them going (each token
             carries its own version), or ``abort`` them.
         max_waste: groups that may be dropped and replaced in one step, as a multiple of ``prompts``.
+        lengths: a curriculum over ``sampling.max_tokens``.
     """
 
     engine: Literal["vllm", "hf"] = "vllm"
@@ -78,6 +80,7 @@ class RolloutSection:
     pause: Literal["wait", "keep", "abort"] = "wait"
     max_waste: float = 10.0
     max_model_len: int | None = None
+    lengths: Lengths | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompts", "n"):

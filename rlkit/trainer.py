@@ -24,7 +24,7 @@ from rlkit.checkpoint import Checkpoints
 from rlkit.cluster.groups import EngineGroup
 from rlkit.cluster.sync import probe_parity
 from rlkit.log import duration
-from rlkit.objective.corrections import correction_stats
+from rlkit.objective.corrections import correction_stats, weights
 from rlkit.objective.penalties import fill_advantages
 from rlkit.rewards import Scorer
 from rlkit.run import Run
@@ -48,14 +48,16 @@ def train(run: Run, *, resume: bool = False, quiet: bool = False) -> Path:
         evaluate(p, step)
         while step < run.steps:
             clock = Clock()
+            if p.lengths is not None:
+                p.collector.sampling = dataclasses.replace(p.sampling, max_tokens=p.lengths.limit)
             with clock("generate"):
                 rollouts = p.collector.next(step)
             with clock("annotate"):
                 batch = Batch.from_rollouts(rollouts, columns(run))
                 p.learners.annotate(batch, p.before_update)
-                if run.correction is not None:
-                    batch.weight = run.correction(batch)
                 fill_advantages(batch, run.advantage, run.reward_penalties, p.penalties.values())
+                if run.correction is not None:
+                    batch.weight = weights(run.correction, batch)
             with clock("update"):
                 compare = bool(run.log.breakdown) and step % run.log.breakdown == 0
                 stats = p.learners.update(batch, p.terms.values(), seed=run.seed + step, breakdown=compare)
@@ -64,7 +66,7 @@ def train(run: Run, *, resume: bool = False, quiet: bool = False) -> Path:
                 stats.merge(p.sync.publish(step))
             if compare:
                 stats = break_down(p, stats, batch, step)
-            summarize(p, stats, rollouts, batch, clock)
+            summarize(p, step, stats, rollouts, batch, clock)
             p.learners.after_step(step, stats)
             p.terms.update(step, stats)
             p.penalties.update(step, stats)
@@ -90,7 +92,7 @@ class Clock:
         self.stages[stage] = self.stages.get(stage, 0.0) + time.perf_counter() - start
 
 
-def summarize(p: Parts, stats: Stats, rollouts: Sequence[Rollout], batch: Batch, clock: Clock) -> None:
+def summarize(p: Parts, step: int, stats: Stats, rollouts: Sequence[Rollout], batch: Batch, clock: Clock) -> None:
     """Everything a step measured, under ``stage/name``."""
     tokens = sum(len(r.tokens) for r in rollouts)
     rewards = batch.reward
@@ -121,6 +123,9 @@ def summarize(p: Parts, stats: Stats, rollouts: Sequence[Rollout], batch: Batch,
     values |= {"time/step": total, "speed/tokens_per_second": tokens / total,
                "memory/driver_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
     stats.update({k: v for k, v in values.items() if k not in stats})
+    if p.lengths is not None:
+        stats.update(p.lengths.metrics())
+        p.lengths.observe(step, values["entropy/sampled"])
     stats.update(p.collector.metrics() | p.scorer.metrics() | p.terms.metrics() | p.penalties.metrics())
 
 
@@ -192,7 +197,7 @@ def sample_and_score(engines: EngineGroup, scorer: Scorer, prompts: Sequence[Pro
 
 def save(p: Parts, step: int) -> None:
     driver = {"sampler": p.collector.sampler.state_dict(), "terms": p.terms.state_dict(), "penalties": p.penalties.state_dict(),
-              "dropped": p.collector.dropped}
+              "dropped": p.collector.dropped, "lengths": p.lengths.state_dict() if p.lengths else None}
 
     def write(folder: str) -> None:
         p.learners.save(folder)
@@ -212,6 +217,8 @@ def restore(p: Parts, resume: bool) -> int:
     p.learners.load(str(latest))
     p.collector.sampler.load_state_dict(driver["sampler"])
     p.collector.start_at(step)
+    if p.lengths is not None and driver["lengths"]:
+        p.lengths.load_state_dict(driver["lengths"])
     p.terms.load_state_dict(driver["terms"])
     p.penalties.load_state_dict(driver["penalties"])
     return step

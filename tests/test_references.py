@@ -125,3 +125,13 @@ def test_the_full_reverse_kl_is_the_mean_of_the_sampled_one(small: dict[str, Any
         want += p.exp() * (p - q)
     assert float(want.min()) > 1e-4
     torch.testing.assert_close(new.full["reverse_kl_full(ref)"].detach(), want, rtol=1e-4, atol=1e-6)
+
+
+def test_a_tempered_reference_is_flat_where_the_reward_is_low(small: dict[str, Any], tiny: Path) -> None:
+    learner = make(small, tiny, {"type": "Tempered", "floor": 0.25})
+    plain = make(small, tiny, {"type": "Frozen"})
+    b = batch()
+    for reward, power in ((1.0, 1.0), (0.0, 0.25), (5.0, 1.0), (0.5, 0.625)):
+        b.reward = torch.tensor([reward])
+        want = plain.anchors["ref"].logprobs(b, Sampling(temperature=1 / power))
+        torch.testing.assert_close(learner.anchors["ref"].logprobs(b, Sampling()), want, rtol=1e-5, atol=1e-5)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlkit.config import locate
 from rlkit.learner.model import PolicyModel, evaluate_new, load_lm
-from rlkit.objective.full_vocab import Head
+from rlkit.objective.full_vocab import CHUNK_ELEMENTS, Head
 from rlkit.types import Batch, Sampling, Stats
 
 if TYPE_CHECKING:
@@ -151,6 +151,44 @@ class Frozen:
         if learner.run.peft is not None and self.path is None:
             return AdapterOff(learner)
         return OwnWeights(learner, self.path, self.offload)
+
+
+class _TemperedState(OwnWeights):
+    def __init__(self, learner: Learner, spec: Tempered) -> None:
+        super().__init__(learner, spec.path, spec.offload)
+        self.spec = spec
+
+    def logprobs(self, b: Batch, sampling: Sampling) -> Tensor:
+        assert b.ids is not None and b.action is not None
+        head, target = self.head(b), b.ids[b.action]
+        power = (self.spec.floor + (1 - self.spec.floor) * b.reward.clamp(0, 1))[b.seq, None] / (sampling.temperature or 1.0)
+        out, rows = torch.empty(b.N, device=self.learner.device), max(1, CHUNK_ELEMENTS // head.classes)
+        for i in range(0, b.N, rows):
+            at = slice(i, min(b.N, i + rows))
+            z = head.logits(at, 1.0, self.model.fp32_head) * power[at]
+            out[at] = z.gather(-1, target[at, None])[:, 0] - z.logsumexp(-1)
+        return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tempered:
+    """A frozen model, flattened where the reward is low: ``ref^phi / Z`` per token, ``phi = floor + (1 - floor) clip(reward, 0, 1)``.
+
+    With ``floor: 0`` a wrong response is compared with the uniform distribution.
+
+    Source: RAPO 2510.03865, reward-aware reference; the form of phi is a reconstruction [abstract].
+    """
+
+    floor: float = 0.0
+    path: str | None = None
+    offload: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.floor <= 1:
+            raise ValueError(f"reference Tempered: floor is {self.floor}; it must be in [0, 1].")
+
+    def build(self, learner: Learner) -> ReferenceState:
+        return _TemperedState(learner, self)
 
 
 class _Following(OwnWeights):

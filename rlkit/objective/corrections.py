@@ -4,7 +4,8 @@
 ``Batch.weight [N]``; policy-gradient terms multiply their cost by it. Terms whose ratio is already against ``behav``
 (ISGradient, CISPO, DPPO, PMD) carry the correction themselves and do not multiply twice.
 
-Means keep the denominator of the whole batch: masking a token removes its cost and does not inflate the others.
+By default means keep the denominator of the whole batch: masking a token removes its cost and does not inflate the others.
+``denominator: kept`` counts kept tokens only, ``mean_one`` scales the weights to mean 1 over the batch.
 
 Source: section 33 of the methods notes: TIS (verl, TRL), icepop, seq-mask-TIS and geometric forms (prime-rl, OpenRLHF, slime).
 """
@@ -22,13 +23,28 @@ from rlkit.types import Batch, Stats
 NEEDS = frozenset({"old", "behav"})
 
 
+Denominator = Literal["all", "kept", "mean_one"]
+
+
 class Correction(Protocol):
     @property
     def needs(self) -> frozenset[str]: ...
 
+    @property
+    def denominator(self) -> Denominator: ...
+
     def __call__(self, b: Batch) -> Tensor:
         """The weight of each token, ``[N]``."""
         ...
+
+
+def weights(correction: Correction, b: Batch) -> Tensor:
+    """The correction's weights with its denominator, ``[N]``."""
+    w = correction(b)
+    if correction.denominator == "all":
+        return w
+    divisor = (w != 0).to(w.dtype).mean() if correction.denominator == "kept" else w.mean()
+    return w / divisor.clamp(min=1e-8)
 
 
 def _log_c(b: Batch) -> Tensor:
@@ -46,6 +62,7 @@ class TruncatedIS:
 
     cap: float = 2.0
     level: Literal["token", "sequence"] = "token"
+    denominator: Denominator = "all"
     needs = NEEDS
 
     def __call__(self, b: Batch) -> Tensor:
@@ -61,6 +78,7 @@ class IcePop:
 
     low: float = 0.5
     high: float = 5.0
+    denominator: Denominator = "all"
     needs = NEEDS
 
     def __post_init__(self) -> None:
@@ -82,6 +100,7 @@ class SequenceMask:
     high: float = 1.002
     of: Literal["geometric", "product"] = "geometric"
     weigh: bool = True
+    denominator: Denominator = "all"
     needs = NEEDS
 
     def __post_init__(self) -> None:
@@ -99,11 +118,30 @@ class K3Mask:
     """Keeps a sequence iff the mean over its tokens of k3(behav‖old) = ``c - 1 - log c`` is at most ``bound``."""
 
     bound: float = 0.01
+    denominator: Denominator = "all"
     needs = NEEDS
 
     def __call__(self, b: Batch) -> Tensor:
         log_c = _log_c(b)
         return (b.seq_mean(torch.expm1(log_c) - log_c) <= self.bound)[b.seq].to(log_c.dtype)
+
+
+@dataclass(frozen=True)
+class OffPolicySequenceMask:
+    """Drops sequences with a negative advantage whose tokens became less likely by more than ``delta`` nats on average:
+    ``mean_t(log behav - log old) > delta``. Others weigh 1.
+
+    Source: DeepSeek-V3.2, off-policy sequence masking; delta 0.5 as in TRL.
+    """
+
+    delta: float = 0.5
+    denominator: Denominator = "all"
+    needs = NEEDS | {"adv"}
+
+    def __call__(self, b: Batch) -> Tensor:
+        assert b.adv is not None
+        drop = (b.seq_mean(b.adv) < 0) & (b.seq_mean(-_log_c(b)) > self.delta)
+        return (~drop)[b.seq].to(b.adv.dtype)
 
 
 def correction_stats(b: Batch, stats: Stats) -> None:

@@ -278,13 +278,13 @@ class KL(Term):
     k3          token       w (1/u - 1 + log u), w differentiable           KL(pi‖anchor), off-policy too
     k1          token       w log u, w differentiable                       KL(pi‖anchor), off-policy too; noisier
     k1          none        refused: its expected gradient is zero
-    k3+         none        value of k3, gradient of k2                     KL(pi‖anchor)
+    k1+, k3+    none        value of k1, k3, gradient of k2                 KL(pi‖anchor)
     ==========  ==========  ==============================================  ===========================================
 
     Source: exact enumeration (tests), agreeing with 2506.09477, 2510.01555 and 2512.21852.
     """
 
-    estimator: Literal["k1", "k2", "k3", "k3+"] = "k3"
+    estimator: Literal["k1", "k2", "k3", "k1+", "k3+"] = "k3"
     anchor: Anchor = "ref"
     importance: Literal["none", "token"] = "none"
 
@@ -294,8 +294,8 @@ class KL(Term):
                 "KL(estimator='k1') in a loss has expected gradient zero: it would regularise nothing. Use 'k2' (gradient of "
                 "KL(pi‖ref)), 'k3' (gradient of KL(ref‖pi)), importance: token, or put k1 into the reward: "
                 "reward_penalties: [{type: KLReward}].")
-        if self.estimator == "k3+" and self.importance != "none":
-            raise ValueError("KL(estimator='k3+') has no importance weight; use k3 with importance: token.")
+        if self.estimator in ("k1+", "k3+") and self.importance != "none":
+            raise ValueError(f"KL(estimator={self.estimator!r}) has no importance weight; use k2 or k3 with importance: token.")
         check_geometric(self.anchor, self.estimator != "k3" or self.importance == "token", f"KL {self.estimator}")
 
     @property
@@ -314,6 +314,7 @@ class KL(Term):
         # Beyond the bound k3 goes on linearly with the slope it has there, instead of standing still.
         k3 = k3 - torch.expm1(-bounded.detach()) * (a - bounded)
         if self.importance == "none":
-            return {"k2": k2, "k3": k3, "k3+": k2 - k2.detach() + k3.detach()}[self.estimator]
+            straight = k2 - k2.detach()
+            return {"k2": k2, "k3": k3, "k1+": straight + a.detach(), "k3+": straight + k3.detach()}[self.estimator]
         w = importance(new, b, "token", None, None)
         return {"k1": w * a, "k2": w.detach() * k2, "k3": w * k3}[self.estimator]

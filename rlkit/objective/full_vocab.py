@@ -37,6 +37,11 @@ class Head:
     weight: Tensor | None
     bias: Tensor | None = None
 
+    @property
+    def classes(self) -> int:
+        assert self.weight is not None
+        return int(self.weight.shape[0])
+
     def logits(self, rows: slice, temperature: float, fp32: bool) -> Tensor:
         assert self.weight is not None
         h = self.hidden[rows]

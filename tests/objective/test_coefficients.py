@@ -19,7 +19,7 @@ from rlkit.objective.coefficients import (
     RewardMasked,
     Step,
 )
-from rlkit.objective.corrections import IcePop, K3Mask, SequenceMask, TruncatedIS, correction_stats
+from rlkit.objective.corrections import IcePop, K3Mask, OffPolicySequenceMask, SequenceMask, TruncatedIS, correction_stats, weights
 from rlkit.objective.divergences import KL
 from rlkit.types import Batch, Stats
 
@@ -106,6 +106,14 @@ def test_corrections_by_hand() -> None:
     torch.testing.assert_close(IcePop(low=0.5, high=5.0)(b), torch.tensor([4, 0, math.exp(0.001), math.exp(-0.001)]))
     assert SequenceMask(low=0.9, high=1.1, weigh=False)(b).tolist() == [1, 1, 1, 1]
     assert K3Mask(bound=0.01)(b).tolist() == [0, 0, 1, 1]
+    assert weights(K3Mask(bound=0.01, denominator="kept"), b).tolist() == [0, 0, 2, 2]
+    assert float(weights(IcePop(denominator="mean_one"), b).mean()) == pytest.approx(1)
+    b.adv = torch.tensor([-1.0, -1.0, -1.0, -1.0])
+    b.logp["behav"] = torch.tensor([0.0, 0.0, 1.0, 1.0])
+    assert OffPolicySequenceMask()(b).tolist() == [1, 1, 0, 0]
+    b.adv = -b.adv
+    assert OffPolicySequenceMask()(b).tolist() == [1, 1, 1, 1]
+    b.logp["behav"] = torch.zeros(4)
     b.weight = K3Mask(bound=0.01)(b)
     stats = Stats()
     correction_stats(b, stats)

@@ -79,7 +79,7 @@ def test_the_differentiable_sequence_form_is_the_sequence_kl() -> None:
 
 
 @pytest.mark.parametrize(("estimator", "importance", "target", "off_policy"), [
-    ("k2", "none", "reverse_kl", False), ("k3", "none", "forward_kl", False), ("k3+", "none", "reverse_kl", False),
+    ("k2", "none", "reverse_kl", False), ("k3", "none", "forward_kl", False), ("k3+", "none", "reverse_kl", False), ("k1+", "none", "reverse_kl", False),
     ("k1", "token", "reverse_kl", True), ("k2", "token", "reverse_kl", True), ("k3", "token", "reverse_kl", True)])
 def test_what_each_estimator_optimises(estimator: str, importance: str, target: str, off_policy: bool) -> None:
     w = World(5, off_policy)
