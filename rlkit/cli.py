@@ -59,6 +59,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("-n", type=int, default=1, help="responses a prompt (default 1)")
     p.add_argument("--out", help="write every response to this JSONL file")
 
+    p = command("filter", keep, "Keep the training prompts that a model sometimes solves (offline learnability filter, RIF-RFT).")
+    p.add_argument("config")
+    p.add_argument("overrides", nargs="*", metavar="key=value")
+    p.add_argument("--model", required=True, help="a model folder, a hub name, or a run folder")
+    p.add_argument("-n", type=int, default=8, help="responses a prompt (default 8)")
+    p.add_argument("--low", type=float, default=0.0, help="lowest pass rate (0, the default: at least one success)")
+    p.add_argument("--high", type=float, default=1.0, help="highest pass rate (default 1)")
+    p.add_argument("--out", required=True, help="the JSONL file to write")
+
     p = command("plot", plot, "Draw the curves of a run, reward against sqrt(KL) among them.")
     p.add_argument("run_folder", help="a run folder")
 
@@ -134,7 +143,8 @@ def model_folder(name: str) -> str:
     return str(final) if final.is_dir() else name
 
 
-def evaluate(a: argparse.Namespace) -> None:
+def _score(a: argparse.Namespace, split: Any) -> tuple[str, list[Any], list[Any]]:
+    """``(model folder, prompts, scored responses)`` of the prompts of one split, ``a.n`` responses each."""
     import dataclasses
 
     from rlkit.build import context_length, load_tokenizer, make_engine, quiet_libraries
@@ -149,20 +159,25 @@ def evaluate(a: argparse.Namespace) -> None:
     run = load(a.config, a.overrides)
     path = model_folder(a.model)
     tokenizer = load_tokenizer(path)
-    prompts = load_prompts(run.data, "test", tokenizer, print, run.base)[:run.eval.prompts]
+    prompts = load_prompts(run.data, split, tokenizer, print, run.base)
     if not prompts:
-        raise ValueError("data.test is not set: there are no held-out prompts to evaluate on. Add e.g. data.test=my_test.jsonl")
+        raise ValueError(f"data.{split} is not set: there are no prompts to score. Add e.g. data.{split}=my_prompts.jsonl")
+    prompts = prompts[:run.eval.prompts] if split == "test" else prompts
     scorer = Scorer(run.rewards or (RewardSpec(TaskReward(run.data.task)),), on_error=run.on_reward_error, base=Path(run.base))
     scorer.check(list(prompts[0].columns))
     engine = make_engine(path, kind=run.rollout.engine, seed=run.seed, dtype=run.model.dtype,
                          max_model_len=context_length(run, prompts, path), options=run.vllm, tensor_parallel=1)
-    temperature = run.sampling.temperature if run.eval.temperature is None else run.eval.temperature
+    temperature = run.eval.temperature if split == "test" and run.eval.temperature is not None else run.sampling.temperature
     sampling = dataclasses.replace(run.sampling, seed=run.seed, temperature=temperature)
     try:
-        rollouts = sample_and_score(EngineGroup(LocalWorkers(engine)), scorer, prompts, a.n, sampling)
+        return path, prompts, sample_and_score(EngineGroup(LocalWorkers(engine)), scorer, prompts, a.n, sampling)
     finally:
         engine.close()
         scorer.close()
+
+
+def evaluate(a: argparse.Namespace) -> None:
+    path, prompts, rollouts = _score(a, "test")
     if a.out:
         with open(a.out, "w") as f:
             for r in rollouts:
@@ -172,6 +187,27 @@ def evaluate(a: argparse.Namespace) -> None:
     solved = {r.prompt.id for r in rollouts if r.reward >= 1}
     print(f"{path}: mean reward {sum(scored) / max(1, len(scored)):.4f} over {len(rollouts)} responses to {len(prompts)} prompts; "
           f"solved at least once: {len(solved) / len(prompts):.4f}; without a reward: {len(rollouts) - len(scored)}")
+
+
+def keep(a: argparse.Namespace) -> None:
+    if not 0 <= a.low <= a.high <= 1:
+        raise ValueError(f"--low {a.low} and --high {a.high} must satisfy 0 <= low <= high <= 1.")
+    _, prompts, rollouts = _score(a, "train")
+    rates = {p.id: [min(1.0, max(0.0, r.reward)) for r in rollouts[i * a.n:(i + 1) * a.n] if r.reward == r.reward]
+             for i, p in enumerate(prompts)}
+    kept = 0
+    with open(a.out, "w") as f:
+        for p in prompts:
+            rate = sum(rates[p.id]) / len(rates[p.id]) if rates[p.id] else None
+            if rate is None or not (a.low < rate <= a.high if a.low == 0 else a.low <= rate <= a.high):
+                continue
+            kept += 1
+            f.write(json.dumps({"id": p.id, "prompt": p.text, "answer": p.answer, **p.columns, "pass_rate": rate}, default=str) + "\n")
+    if not kept:
+        raise ValueError(f"none of {len(prompts)} prompts has a pass rate in the range; {a.out} is empty. Raise -n, or widen --low and "
+                         "--high.")
+    print(f"{a.out}: {kept} of {len(prompts)} prompts kept (pass rate of {a.n} responses {'above' if a.low == 0 else 'from'} {a.low:g} to "
+          f"{a.high:g}). Their prompts are rendered already: use data.template: plain.")
 
 
 def sample(a: argparse.Namespace) -> None:

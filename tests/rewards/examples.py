@@ -39,3 +39,8 @@ def varied(response):
 
 def constant(response):
     return 0.5
+
+
+def often(response, id):
+    """Never solved for some prompts, sometimes for others."""
+    return 0.0 if sum(map(ord, id)) % 5 == 0 else float(sum(map(ord, response)) % 3 == 0)
