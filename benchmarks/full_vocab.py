@@ -71,7 +71,7 @@ def measure(form: str, a: argparse.Namespace) -> None:
         policy.hidden.grad = policy.weight.grad = None
         with Peak() as peak:
             if form == "chunked":
-                d = full_divergence(policy, anchor, f)
+                d = full_divergence(policy, anchor, f, expected=torch.ones(a.tokens, device=device))
             else:
                 log_p = (policy.hidden @ policy.weight.T).log_softmax(-1)
                 with torch.no_grad():

@@ -110,7 +110,7 @@ def test_the_full_reverse_kl_is_the_mean_of_the_sampled_one(small: dict[str, Any
                 p.normal_(std=0.5, generator=torch.Generator().manual_seed(0))
     b = batch()
     from rlkit.learner.model import evaluate_new
-    new = evaluate_new(learner.backend, b, Sampling(), frozenset(), [(learner.full[0], learner.anchors["ref"].head(b))])
+    new = evaluate_new(learner.backend, b, Sampling(), frozenset(), [(learner.full[0], learner.anchors["ref"].head(b), torch.ones(b.N))])
     want = torch.zeros(b.N)
     for token in range(len(Sorting.alphabet) + 3):
         c = batch()

@@ -119,11 +119,11 @@ class LMHead(nn.Linear):
         return head
 
     def forward(self, hidden: Tensor, target: Tensor | None = None, temperature: float = 1.0, top_k: int = 0,
-                top_p: float = 1.0, entropy: bool = False, fp32: bool = False, full: Sequence[tuple[Any, Head]] = ()) -> Any:
+                top_p: float = 1.0, entropy: bool = False, fp32: bool = False, full: Sequence[tuple[Any, Head, Tensor]] = ()) -> Any:
         """Logits without ``target``; else log-probs ``[N]``, entropies (``[N]``, or empty), and ``full`` divergences ``[N]`` by name.
 
-        Everything in nats and float32. ``full`` pairs a term with its anchor's head over the same tokens; one without a weight shares
-        this layer's.
+        Everything in nats and float32. ``full`` is (term, its anchor's head over the same tokens, weight of each token in the loss); an
+        anchor without an output layer shares this one.
 
         Shapes:
             hidden ``[N, H]``, target ``[N]``.
@@ -133,9 +133,9 @@ class LMHead(nn.Linear):
         # Greedy sampling has no log-probabilities of its own: report the model's.
         logp, ent = _ChunkedLogprob.apply(hidden, self.weight, self.bias, target, temperature or 1.0, top_k, top_p, entropy, fp32)
         found = {}
-        for spec, anchor in full:
+        for spec, anchor, expected in full:
             if anchor.weight is None:
                 anchor = Head(anchor.hidden, self.weight.detach(), None if self.bias is None else self.bias.detach())
             found[spec.name] = full_divergence(Head(hidden, self.weight, self.bias), anchor, spec.generator, top_k=spec.top_k, of=spec.of,
-                                               temperature=temperature or 1.0, fp32=fp32)
+                                               temperature=temperature or 1.0, fp32=fp32, expected=expected)
         return logp, ent, found

@@ -20,6 +20,7 @@ from rlkit.learner.backend import DeepSpeedBackend, TorchBackend, free_port, in_
 from rlkit.learner.model import PolicyModel, add_lora, evaluate_new, load_lm
 from rlkit.learner.reference import ReferenceState
 from rlkit.objective import loss
+from rlkit.objective.full_vocab import FullDivergence
 from rlkit.types import Batch, Stats
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Learner:
                 os.environ.update(rank_environment(0, 1, "127.0.0.1", free_port()))
             self.backend = DeepSpeedBackend(self.policy, run.learner, total, run.deepspeed, bf16, world)
         self.one_update = run.learner.epochs * run.learner.minibatches == 1
-        self.full: list[Any] = [t for t in run.objective if t.needs & {"ref_full", "teacher_full"}]
+        self.full = [t for t in run.objective if isinstance(t, FullDivergence)]
         self.anchors: dict[str, ReferenceState] = {
             name: spec.build(self) for name, spec in (("ref", run.reference), ("teacher", run.teacher))
             if spec is not None and needs & {name, f"{name}_full"}}
@@ -90,8 +91,11 @@ class Learner:
         stats = Stats()
         for k, micro in enumerate(micros):
             b = micro.map(lambda t: t.to(self.device))
+            assert b.norm is not None
             heads = {name: self.anchors[name].head(b) for name in {t.anchor for t in self.full}}
-            new = evaluate_new(self.backend, b, self.run.sampling, self.needs, [(t, heads[t.anchor]) for t in self.full])
+            full = [(t, heads[t.anchor], coefs[i] * b.norm[i][b.seq]) for i, t in enumerate(self.run.objective)
+                    if isinstance(t, FullDivergence)]
+            new = evaluate_new(self.backend, b, self.run.sampling, self.needs, full)
             if self.one_update:                 # the policy has not moved yet: its log-probs before the update are these
                 b.logp.setdefault("old", new.logp.detach())
             parts: list[Tensor] | None = [] if breakdown else None

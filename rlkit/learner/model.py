@@ -85,7 +85,7 @@ class PolicyModel(nn.Module):
         return self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
 
     def forward(self, ids: Tensor, length: Tensor, action: Tensor, sampling: Sampling, entropy: bool = False,
-                value: bool = False, full: Sequence[tuple[Any, Head]] = ()
+                value: bool = False, full: Sequence[tuple[Any, Head, Tensor]] = ()
                 ) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]:
         """Log-probs ``[N]``, entropies (``[N]`` or empty), values (``[N]`` or None), whole-vocabulary divergences by name.
 
@@ -115,10 +115,10 @@ class PolicyModel(nn.Module):
         return hidden[row, column]
 
 
-def evaluate_new(model: Any, b: Batch, sampling: Sampling, needs: frozenset[str], full: Sequence[tuple[Any, Head]] = ()) -> New:
+def evaluate_new(model: Any, b: Batch, sampling: Sampling, needs: frozenset[str], full: Sequence[tuple[Any, Head, Tensor]] = ()) -> New:
     """Runs ``model`` (a :class:`PolicyModel` or an engine around one) on a micro-batch.
 
-    ``full`` are the terms that compare whole distributions, each with its anchor's output layer over the same tokens.
+    ``full`` are the terms that compare whole distributions, with their anchors' output layers and the tokens' weights in the loss.
     """
     logp, entropy, value, found = model(b.ids, b.length, b.action, sampling, entropy="entropy" in needs, value="value" in needs, full=full)
     return New(logp, entropy if "entropy" in needs else None, value, found)

@@ -1,8 +1,8 @@
 """f-divergences over the whole vocabulary, from hidden states, without ever holding ``[N, V]``.
 
 ``D_f(pi‖q)(s) = sum_v q_v f(pi_v / q_v)`` has no sampling noise. Its gradient with respect to the policy's logits is
-``p_j (f'(u_j) - sum_v p_v f'(u_v))``, so a chunk of tokens needs its logits, nothing is kept for the backward pass but two numbers a
-token, and the logits are computed again there.
+``p_j (f'(u_j) - sum_v p_v f'(u_v))``, so a chunk of tokens needs its own logits only. Where the weight of each token in the loss is known
+beforehand, as in training, the gradient is made together with the value; else the logits are computed again in the backward pass.
 
 With ``top_k`` only the k most likely tokens (of the anchor or of the policy) stay apart and the rest is one tail bucket: the divergence of
 the coarser distributions, never above the true one.
@@ -53,10 +53,14 @@ class Head:
 
 
 def _ratio(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-    """``a = log u``, bounded, and the weight that goes with it: ``p``, or ``q u`` where ``u`` was bounded from below."""
-    a = log_p - log_q
-    weight = torch.where(a < -EXTREME, log_q - EXTREME, log_p).exp_()
-    return a.clamp_(-EXTREME, EXTREME), weight
+    """``a = log u``, bounded, and the weight that goes with it: ``p``, or ``q u`` where ``u`` was bounded from below.
+
+    Uses up ``log_q``, which becomes ``a``.
+    """
+    a = torch.sub(log_p, log_q, out=log_q)
+    low, high = (float(x) for x in a.aminmax())
+    weight = torch.where(a < -EXTREME, log_p - a - EXTREME, log_p).exp_() if low < -EXTREME else log_p.exp()
+    return (a.clamp_(-EXTREME, EXTREME) if low < -EXTREME or high > EXTREME else a), weight
 
 
 def _buckets(log_p: Tensor, log_q: Tensor, k: int, of: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,66 +75,98 @@ def _buckets(log_p: Tensor, log_q: Tensor, k: int, of: str) -> tuple[Tensor, Ten
     return with_tail(log_p), with_tail(log_q), ids
 
 
-class _Full(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, anchor: Head, f: Generator, top_k: int | None, of: str,
-                temperature: float, fp32: bool) -> Tensor:
-        head, (n, V) = Head(hidden, weight, bias), (hidden.shape[0], weight.shape[0])
-        rows = max(1, CHUNK_ELEMENTS // V)
-        out, lse_p, lse_q = (hidden.new_empty(n, dtype=torch.float32) for _ in range(3))
+def _chunk(log_p: Tensor, log_q: Tensor, f: Generator, top_k: int | None, of: str, slope: bool) -> tuple[Tensor, Tensor | None]:
+    """Divergences ``[n]`` and, if asked for, their gradients with respect to the policy's logits ``[n, V]``. Uses up its arguments."""
+    if top_k is None:
+        a, w = _ratio(log_p, log_q)
+        value = (f.value(a) * w).sum(-1)
+        if not slope:
+            return value, None
+        dz = f.slope(a) * w                                             # p f'(u)
+        return value, dz.addcmul_(log_p.exp_(), dz.sum(-1, keepdim=True), value=-1)
+    few_p, few_q, ids = _buckets(log_p, log_q, top_k, of)
+    p_few = few_p.exp()
+    a, w = _ratio(few_p, few_q)
+    value = (f.value(a) * w).sum(-1)
+    if not slope:
+        return value, None
+    g = f.slope(a)
+    total = (g * w).sum(-1, keepdim=True)
+    dz = log_p.exp_() * (g[:, -1:] - total)
+    return value, dz.scatter_(-1, ids, (g * w - p_few * total)[:, :-1])
+
+
+class _Pass:
+    """Goes over the tokens in chunks; collects values, and gradients for given weights of the tokens."""
+
+    def __init__(self, head: Head, anchor: Head, f: Generator, top_k: int | None, of: str, temperature: float, fp32: bool) -> None:
+        self.head, self.anchor, self.f, self.of, self.temperature, self.fp32 = head, anchor, f, of, temperature, fp32
+        self.top_k = None if top_k is None or top_k >= head.classes else top_k
+
+    def __call__(self, g_N: Tensor | None, weight: bool, bias: bool) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """``(values, d_hidden, d_weight, d_bias)`` of ``sum_n g_n D_n``; gradients are None without ``g_N`` or where not wanted."""
+        hidden, w = self.head.hidden, self.head.weight
+        assert w is not None
+        n, rows = hidden.shape[0], max(1, CHUNK_ELEMENTS // self.head.classes)
+        wide = w.float() if self.fp32 else w
+        out = hidden.new_empty(n, dtype=torch.float32)
+        d_hidden = None if g_N is None else torch.empty_like(hidden)
+        d_weight = torch.zeros_like(w, dtype=torch.float32) if g_N is not None and weight else None
+        d_bias = torch.zeros(self.head.classes, device=w.device) if g_N is not None and bias else None
         for i in range(0, n, rows):
             at = slice(i, min(n, i + rows))
-            z, y = head.logits(at, temperature, fp32), anchor.logits(at, temperature, fp32)
-            lse_p[at], lse_q[at] = z.logsumexp(-1), y.logsumexp(-1)
-            log_p, log_q = z.sub_(lse_p[at, None]), y.sub_(lse_q[at, None])
-            if top_k is not None and top_k < V:
-                log_p, log_q, _ = _buckets(log_p, log_q, top_k, of)
-            a, w = _ratio(log_p, log_q)
-            out[at] = f.value(a).mul_(w).sum(-1)
-        ctx.save_for_backward(hidden, weight, bias, lse_p, lse_q)
-        ctx.args = (anchor, f, top_k if top_k is not None and top_k < V else None, of, temperature, fp32, rows)
+            log_p, log_q = (h.logits(at, self.temperature, self.fp32) for h in (self.head, self.anchor))
+            log_p -= log_p.logsumexp(-1, keepdim=True)
+            log_q -= log_q.logsumexp(-1, keepdim=True)
+            out[at], dz = _chunk(log_p, log_q, self.f, self.top_k, self.of, slope=g_N is not None)
+            if dz is None or g_N is None or d_hidden is None:
+                continue
+            dz *= g_N[at, None] / self.temperature
+            d_hidden[at] = (dz if self.fp32 else dz.to(w.dtype)) @ wide
+            if d_weight is not None:
+                if self.fp32 or w.dtype == torch.float32:
+                    d_weight.addmm_(dz.T, hidden[at].float())
+                else:
+                    d_weight += dz.to(w.dtype).T @ hidden[at]
+            if d_bias is not None:
+                d_bias += dz.sum(0)
+        return out, d_hidden, d_weight, d_bias
+
+
+class _Full(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, anchor: Head, expected: Tensor | None,
+                *options: Any) -> Tensor:
+        wants = (ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2])
+        ahead = expected if any(ctx.needs_input_grad) else None
+        out, *grads = _Pass(Head(hidden, weight, bias), anchor, *options)(ahead, *wants)
+        ctx.options, ctx.wants, ctx.anchor, ctx.expected, ctx.ahead = options, wants, anchor, ahead, grads
+        ctx.save_for_backward(hidden, weight, bias)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, lse_p, lse_q = ctx.saved_tensors
-        anchor, f, top_k, of, temperature, fp32, rows = ctx.args
-        head, g = Head(hidden, weight, bias), grads[0]
-        d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        d_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and ctx.needs_input_grad[2] else None
-        for i in range(0, hidden.shape[0], rows):
-            at = slice(i, min(hidden.shape[0], i + rows))
-            log_p = head.logits(at, temperature, fp32).sub_(lse_p[at, None])
-            log_q = anchor.logits(at, temperature, fp32).sub_(lse_q[at, None])
-            if top_k is None:
-                a, w = _ratio(log_p, log_q)
-                dz = f.slope(a).mul_(w)                                 # p f'(u)
-                dz -= log_p.exp_() * dz.sum(-1, keepdim=True)
-            else:
-                few_p, few_q, ids = _buckets(log_p, log_q, top_k, of)
-                a, w = _ratio(few_p, few_q)
-                slope = f.slope(a)
-                total = (slope * w).sum(-1, keepdim=True)
-                dz = log_p.exp_() * (slope[:, -1:] - total)
-                dz.scatter_(-1, ids, (slope * w - few_p.exp() * total)[:, :-1])
-            dz *= g[at, None] / temperature
-            d_hidden[at] = (dz if fp32 else dz.to(weight.dtype)) @ (weight.float() if fp32 else weight)
-            if d_weight is not None:
-                if fp32 or weight.dtype == torch.float32:
-                    d_weight.addmm_(dz.T, hidden[at].float())
-                else:
-                    d_weight += dz.to(weight.dtype).T @ hidden[at]
-            if d_bias is not None:
-                d_bias += dz.sum(0)
-        return (d_hidden, None if d_weight is None else d_weight.to(weight.dtype),
-                None if d_bias is None or bias is None else d_bias.to(bias.dtype), *([None] * 6))
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias = ctx.saved_tensors
+        g, grads, factor = upstream[0], ctx.ahead, 1.0
+        if ctx.expected is not None:
+            factor = float((g * ctx.expected).sum() / ctx.expected.pow(2).sum().clamp(min=1e-30))
+        if ctx.expected is None or not torch.allclose(g, factor * ctx.expected, rtol=1e-4, atol=1e-12):
+            _, *grads = _Pass(Head(hidden, weight, bias), ctx.anchor, *ctx.options)(g, *ctx.wants)
+            factor = 1.0
+        ctx.ahead = None
+        own = [None if d is None else (d if factor == 1 else d * factor).to(x.dtype)
+               for d, x in zip(grads, (hidden, weight, bias), strict=True)]
+        return (*own, *([None] * 7))
 
 
 def full_divergence(policy: Head, anchor: Head, f: Generator, *, top_k: int | None = None, of: Literal["anchor", "policy"] = "anchor",
-                    temperature: float = 1.0, fp32: bool = False) -> Tensor:
-    """``D_f(pi‖anchor)`` of each token's distribution, ``[N]`` in nats for the KLs; gradient to the policy's hidden states and weights."""
-    return _Full.apply(policy.hidden, policy.weight, policy.bias, anchor, f, top_k, of, temperature, fp32)
+                    temperature: float = 1.0, fp32: bool = False, expected: Tensor | None = None) -> Tensor:
+    """``D_f(pi‖anchor)`` of each token's distribution, ``[N]`` in nats for the KLs; gradient to the policy's hidden states and weights.
+
+    ``expected`` is the gradient that each token's value will get, up to a common factor (its weight in the loss). Then gradients are made
+    in the forward pass and logits are computed once; if another gradient arrives, they are computed again.
+    """
+    return _Full.apply(policy.hidden, policy.weight, policy.bias, anchor, expected, f, top_k, of, temperature, fp32)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,11 +35,13 @@ def plain(policy: Head, anchor: Head, f: object, temperature: float) -> Tensor:
 
 @pytest.mark.parametrize(("name", "parameter"), ALL)
 @pytest.mark.parametrize("chunk", [1 << 23, 2 * V])
-def test_value_and_gradient_are_those_of_full_logits(name: str, parameter: float | None, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("expected", ["none", "right", "wrong"])
+def test_value_and_gradient_are_those_of_full_logits(name: str, parameter: float | None, chunk: int, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlkit.objective.full_vocab.CHUNK_ELEMENTS", chunk)
     f, (policy, anchor) = generator(name, parameter), heads(0.7)
     upstream = torch.linspace(-1, 2, N)
-    got = full_divergence(policy, anchor, f, temperature=0.8)
+    ahead = {"none": None, "right": upstream / 3, "wrong": torch.ones(N)}[expected]
+    got = full_divergence(policy, anchor, f, temperature=0.8, expected=ahead)
     want = plain(policy, anchor, f, 0.8)
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)
     leaves = (policy.hidden, policy.weight, policy.bias)
