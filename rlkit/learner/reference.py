@@ -6,6 +6,11 @@ A config object names the rule; :meth:`build` makes the state on a learner rank.
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -168,6 +173,76 @@ class _TemperedState(OwnWeights):
             z = head.logits(at, 1.0, self.model.fp32_head) * power[at]
             out[at] = z.gather(-1, target[at, None])[:, 0] - z.logsumexp(-1)
         return out
+
+
+class _ServedState:
+    """A model behind an OpenAI-compatible server that knows ``prompt_logprobs`` (``vllm serve``)."""
+
+    def __init__(self, spec: Served) -> None:
+        self.spec = spec
+        models = [m["id"] for m in self._call("models")["data"]]
+        self.model = spec.model or models[0]
+        if self.model not in models:
+            raise ValueError(f"teacher: the server at {spec.url} has no model {self.model!r}; it has {', '.join(models)}.")
+
+    def _call(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        url = f"{self.spec.url.rstrip('/')}/v1/{path}"
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {os.environ.get('RLKIT_TEACHER_KEY', '-')}"}
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=self.spec.timeout) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise ValueError(f"teacher: {url} answered {error.code}: {error.read()[:300].decode(errors='replace')}") from error
+        except (OSError, ValueError) as error:
+            raise ValueError(f"teacher: no answer from {url} ({error}). Start one with `vllm serve MODEL`, or correct the url.") from error
+
+    def logprobs(self, b: Batch, sampling: Sampling) -> Tensor:
+        assert b.ids is not None and b.length is not None and b.action is not None
+        rows = [x.tolist() for x in b.ids.cpu().split(b.length.tolist())]
+        with ThreadPoolExecutor(self.spec.parallel) as pool:
+            found = [x for row in pool.map(self._score, rows) for x in row]
+        return torch.tensor(found, device=b.ids.device)[b.action]
+
+    def _score(self, ids: list[int]) -> list[float]:
+        body = {"model": self.model, "prompt": ids, "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0, "add_special_tokens": False}
+        given = self._call("completions", body)["choices"][0]["prompt_logprobs"]
+        if given is None or len(given) != len(ids):
+            raise ValueError(f"teacher: {self.spec.url} gave no prompt_logprobs for {len(ids)} tokens; it must be a vLLM server.")
+        return [0.0 if entry is None else float(entry[str(token)]["logprob"]) for token, entry in zip(ids, given, strict=True)]
+
+    def head(self, b: Batch) -> Head:
+        raise ValueError("a served teacher gives log-probs of single tokens: FullDivergence needs teacher: {type: Frozen, path: ...}.")
+
+    def after_step(self, step: int, stats: Stats) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """Log-probs from a vLLM server: ``url`` like http://host:8000, ``model`` null for its first. The tokenizer must be the policy's.
+
+    Servers answer at temperature 1 without truncation, so ``sampling.temperature`` must be 1 and top-p, top-k off. A key is read from the
+    environment, ``RLKIT_TEACHER_KEY``.
+    """
+
+    url: str
+    model: str | None = None
+    parallel: int = 16
+    timeout: float = 120.0
+
+    def build(self, learner: Learner) -> ReferenceState:
+        s = learner.run.sampling
+        if s.temperature != 1 or s.top_p < 1 or s.top_k:
+            raise ValueError("a served teacher or reference gives log-probs at temperature 1: set sampling.temperature: 1.0, top_p: 1.0, "
+                             "top_k: 0, or use type: Frozen.")
+        return _ServedState(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,15 @@
 """Engines against the learner: the same log-probs after every sync, and tokens that know which weights made them."""
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -135,3 +141,31 @@ def test_a_prompt_that_is_too_long_is_refused(engine: Any) -> None:
 def test_greedy_responses_report_finite_log_probs(engine: Any) -> None:
     a, b = engine.generate(PROMPTS[1], 2, Sampling(temperature=0.0, max_tokens=8))
     assert a.tokens == b.tokens and all(math.isfinite(x) for x in a.logp)
+
+
+def test_a_teacher_behind_a_server(small: dict[str, Any], tiny: Path) -> None:
+    """A real ``vllm serve`` gives the log-probs that the same model gives in this process."""
+    from rlkit.rollout.vllm import environment
+
+    env = {**os.environ, **environment()}
+    serve = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny), "--served-model-name", "tiny", "--port", "8377", "--dtype", "float32",
+             "--enforce-eager", "--max-model-len", "128", "--kv-cache-memory-bytes", str(64 << 20), "--block-size", "32"]
+    server = subprocess.Popen(serve, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        for _ in range(150):
+            with contextlib.suppress(OSError), urllib.request.urlopen("http://127.0.0.1:8377/health"):
+                break
+            assert server.poll() is None
+            time.sleep(1)
+        run = make_run({**small, "teacher": {"type": "Served", "url": "http://127.0.0.1:8377"}, "reference": {"type": "Frozen"}})
+        learner = Learner(run, str(tiny), frozenset({"ref", "teacher"}))
+        rollouts = [Rollout(p, list(range(4, 9)), [True] * 5, [-1.0] * 5, [0] * 5, "stop") for p in PROMPTS]
+        found = learner.annotate([Batch.from_rollouts(rollouts)], ("ref", "teacher"))
+        assert float((found["ref"] - found["teacher"]).abs().max()) < 1e-4
+        for change, told in (({"model": "other"}, "has no model 'other'; it has tiny"), ({"url": "http://127.0.0.1:1"}, "no answer from")):
+            wrong = make_run({**small, "teacher": {"type": "Served", "url": "http://127.0.0.1:8377", **change}})
+            with pytest.raises(ValueError, match=told):
+                Learner(wrong, str(tiny), frozenset({"teacher"}))
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait(30)
