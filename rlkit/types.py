@@ -279,6 +279,13 @@ class New:
     value: Tensor | None = None             # [N]
     full: dict[str, Tensor] = field(default_factory=dict)     # whole-vocabulary divergences by term name         [N]
 
+    def detached(self) -> New:
+        """A copy without history whose log-probs are leaves that want a gradient."""
+        def cut(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.detach()
+
+        return New(self.logp.detach().requires_grad_(), cut(self.entropy), cut(self.value), {k: v.detach() for k, v in self.full.items()})
+
     def rows(self, tok: Tensor) -> New:
         """The tokens where ``tok`` (``[N]`` bool) holds."""
         def pick(x: Tensor | None) -> Tensor | None:

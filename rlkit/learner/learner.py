@@ -98,12 +98,14 @@ class Learner:
             new = evaluate_new(self.backend, b, self.run.sampling, self.needs, full)
             if self.one_update:                 # the policy has not moved yet: its log-probs before the update are these
                 b.logp.setdefault("old", new.logp.detach())
-            parts: list[Tensor] | None = [] if breakdown else None
-            value, shares = loss(self.run.objective, new, b, coefs, parts)
+            value, shares = loss(self.run.objective, new, b, coefs)
             if not torch.isfinite(value):
                 raise FloatingPointError(self._diagnose(shares, new.logp, b))
-            if parts is not None and not micro.meta.get("idle"):
-                add_gram(stats, [t.name for t in self.run.objective], parts, new.logp)
+            if breakdown and not micro.meta.get("idle"):
+                # On a copy: sharded engines reduce gradients at the end of every backward pass through their model.
+                leaf, parts = new.detached(), list[Tensor]()
+                loss(self.run.objective, leaf, b, coefs, parts)
+                add_gram(stats, [t.name for t in self.run.objective], parts, leaf.logp)
             self.backend.backward(value, last=k == len(micros) - 1)
             if not micro.meta.get("idle"):
                 stats.merge(shares)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from rlkit.breakdown import gradient_shares
 from rlkit.cluster.groups import LearnerGroup, LocalWorkers
 from rlkit.config import load as make_run
 from rlkit.learner.learner import Learner
@@ -41,7 +42,9 @@ def train(run: Run, workers: Any, steps: int = 3) -> dict[str, np.ndarray]:
     for k in range(steps):
         b = batch(k)
         group.annotate(b, ("ref", "old"))
-        group.update(b, (1.0, 0.1), seed=k)
+        stats = group.update(b, (1.0, 0.1), seed=k, breakdown=k == 1)
+        if k == 1:
+            assert 0 < gradient_shares(stats, [t.name for t in run.objective])["gradient/share/PPOClip"] < 1
     out: dict[str, np.ndarray] = {}
     for names in group.buckets():
         out |= workers.handles("gather", names)[0] if isinstance(workers, LocalWorkers) else workers.call("gather", names)[0]
