@@ -158,6 +158,26 @@ def prepare_model(run: Run, folder: Path, prompts: Sequence[Prompt], tokenizer: 
     return str(path)
 
 
+def reward_specs(run: Run) -> tuple[RewardSpec, ...]:
+    """The run's rewards; ``task``, which is also the default, stands for the verifier of ``data.task``."""
+    task = run.data.task
+    if task is None:
+        if any(r.fn == "task" for r in run.rewards):
+            raise ValueError("rewards: `task` is the verifier of data.task, which is not set. Name another reward, e.g. math.")
+        return run.rewards
+    return tuple(dataclasses.replace(r, fn=TaskReward(task)) if r.fn == "task" else r for r in run.rewards or (RewardSpec("task"),))
+
+
+def model_config(path: str, where: str) -> Any:
+    """The configuration of a model folder or hub name, which costs next to nothing; raises ValueError if there is none."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{where}: {path!r} is not a model: {str(error).splitlines()[0]}") from error
+
+
 def context_length(run: Run, prompts: Sequence[Prompt], model: str | None) -> int:
     """Room for the longest prompt and its response; ``model`` must offer that much (None: it is made to measure).
 
@@ -170,12 +190,7 @@ def context_length(run: Run, prompts: Sequence[Prompt], model: str | None) -> in
     asked = run.rollout.max_model_len
     limits = {} if asked is None else {"rollout.max_model_len": asked}
     if model is not None:
-        from transformers import AutoConfig
-
-        try:
-            config = AutoConfig.from_pretrained(model)
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"model.path: {model!r} is not a model: {str(error).splitlines()[0]}") from error
+        config = model_config(model, "model.path")
         limits["the model's context"] = getattr(config, "max_position_embeddings", None) or needed
     for what, limit in limits.items():
         if needed > limit:
@@ -219,8 +234,7 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
     latest = checkpoints.latest() if resume else None
     first_step = Checkpoints.read(latest)[0] if latest else 0
     with contextlib.ExitStack() as stack:
-        rewards = run.rewards or ((RewardSpec(TaskReward(run.data.task)),) if run.data.task is not None else ())
-        scorer = Scorer(rewards, on_error=run.on_reward_error, workers=max(1, (os.cpu_count() or 2) // 2), base=Path(run.base))
+        scorer = Scorer(reward_specs(run), on_error=run.on_reward_error, workers=max(1, (os.cpu_count() or 2) // 2), base=Path(run.base))
         stack.callback(scorer.close)
         # Everything that can be wrong is found before the run folder is made: a run that cannot start leaves nothing behind.
         tokenizer = make_tokenizer(alphabet(run)) if run.model.make is not None else load_tokenizer(str(run.model.path))
@@ -228,6 +242,10 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
         train_prompts = load_prompts(run.data, "train", tokenizer, notes.append, run.base)
         test_prompts = load_prompts(run.data, "test", tokenizer, notes.append, run.base)[:run.eval.prompts]
         scorer.check(list(train_prompts[0].columns))
+        for anchor, where, spec in (("ref", "reference", run.reference), ("teacher", "teacher", run.teacher)):
+            if need & {anchor, f"{anchor}_full"}:
+                for path in filter(None, getattr(spec, "paths", (getattr(spec, "path", None),))):
+                    model_config(str(locate(path, run.base)), f"{where}.path")
         context = context_length(run, [*train_prompts, *test_prompts], run.model.path)
         if run.cluster is not None:
             from rlkit.cluster.ray import connect

@@ -147,12 +147,11 @@ def _score(a: argparse.Namespace, split: Any) -> tuple[str, list[Any], list[Any]
     """``(model folder, prompts, scored responses)`` of the prompts of one split, ``a.n`` responses each."""
     import dataclasses
 
-    from rlkit.build import context_length, load_tokenizer, make_engine, quiet_libraries
+    from rlkit.build import context_length, load_tokenizer, make_engine, quiet_libraries, reward_specs
     from rlkit.cluster.groups import EngineGroup, LocalWorkers
     from rlkit.config import load
     from rlkit.data.prompts import load_prompts
-    from rlkit.data.tasks import TaskReward
-    from rlkit.rewards import RewardSpec, Scorer
+    from rlkit.rewards import Scorer
     from rlkit.trainer import sample_and_score
 
     quiet_libraries()
@@ -163,7 +162,7 @@ def _score(a: argparse.Namespace, split: Any) -> tuple[str, list[Any], list[Any]
     if not prompts:
         raise ValueError(f"data.{split} is not set: there are no prompts to score. Add e.g. data.{split}=my_prompts.jsonl")
     prompts = prompts[:run.eval.prompts] if split == "test" else prompts
-    scorer = Scorer(run.rewards or (RewardSpec(TaskReward(run.data.task)),), on_error=run.on_reward_error, base=Path(run.base))
+    scorer = Scorer(reward_specs(run), on_error=run.on_reward_error, base=Path(run.base))
     scorer.check(list(prompts[0].columns))
     engine = make_engine(path, kind=run.rollout.engine, seed=run.seed, dtype=run.model.dtype,
                          max_model_len=context_length(run, prompts, path), options=run.vllm, tensor_parallel=1)

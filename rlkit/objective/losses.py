@@ -99,15 +99,16 @@ class CISPO(Term):
     Source: MiniMax-M1 2506.13585; ScaleRL 2510.13786.
     """
 
-    needs: ClassVar[frozenset[str]] = ADV_BEHAV
     eps_low: float | None = None
     eps_max: float = 5.0
     against: Literal["behav", "old"] = "behav"
 
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({"adv", self.against})
+
     def __call__(self, new: New, b: Batch) -> Tensor:
-        old = b.logp.get(self.against)
-        assert old is not None
-        w = log_ratio(new.logp.detach(), old).exp().clamp(0.0 if self.eps_low is None else 1 - self.eps_low, self.eps_max)
+        w = log_ratio(new.logp.detach(), b.logp[self.against]).exp().clamp(0.0 if self.eps_low is None else 1 - self.eps_low, self.eps_max)
         cost = -w * advantage(b) * new.logp
         return corrected(cost, b) if self.against == "old" else cost
 

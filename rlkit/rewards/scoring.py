@@ -25,7 +25,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,13 +47,14 @@ class RewardError(RuntimeError):
 class RewardSpec:
     """One reward: a function, or where it is: ``my_file.py:fn``, ``package.module:fn``, or a built-in name.
 
-    ``timeout`` is in seconds, per response.
+    ``args`` are parameters with a fixed value. ``timeout`` is in seconds, per response. ``task`` is the verifier of ``data.task``.
     """
 
     fn: Any
     weight: float = 1.0
     timeout: float = 10.0
     name: str | None = None
+    args: dict[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -247,7 +248,11 @@ class Scorer:
         self._names = []
         for spec in self.rewards:
             fn = import_function(spec.fn, self.base) if isinstance(spec.fn, str) else spec.fn
-            self._names.append(parameters(fn, available, spec.label))
+            unknown = [name for name in spec.args if name not in inspect.signature(fn).parameters]
+            if unknown:
+                raise ValueError(f"reward {spec.label!r} has no parameter {unknown[0]!r} (args); it has "
+                                 f"{', '.join(inspect.signature(fn).parameters)}.")
+            self._names.append(parameters(fn, sorted({*available, *spec.args}), spec.label))
             portable = isinstance(spec.fn, str) and ".py:" not in spec.fn
             if not portable and not isinstance(spec.fn, str):
                 module = inspect.getmodule(fn)
@@ -271,7 +276,8 @@ class Scorer:
             inputs = inputs_of(r)
             total = 0.0
             for index, spec in enumerate(self.rewards):
-                status, value = self._call(index, {n: inputs[n] for n in self._names[index] if n in inputs}, spec.timeout)
+                given = {**inputs, **spec.args}
+                status, value = self._call(index, {n: given[n] for n in self._names[index] if n in given}, spec.timeout)
                 self.counts["calls"] += 1
                 if status == "ok" and value is None:
                     status, value = "unscorable", "the reward returned None"

@@ -82,3 +82,14 @@ def test_math_needs_a_reference_answer() -> None:
     with pytest.raises(ValueError, match="reference answer"):
         reward(r"\boxed{1}", None)
     assert final_answer(r"\boxed{\frac{a}{b}} and \boxed{unfinished") == r"\frac{a}{b}"
+
+
+def test_parameters_with_a_fixed_value() -> None:
+    scorer = Scorer([RewardSpec("rlkit.rewards.text:overlong", args={"limit": 10, "buffer": 4})])
+    scorer.check([])
+    rollouts = [Rollout(Prompt("0", (1,), ""), [1] * n, [True] * n, [0.0] * n, [0] * n, "stop") for n in (6, 8, 12)]
+    scorer.score(rollouts)
+    scorer.close()
+    assert [r.reward for r in rollouts] == [0.0, -0.5, -1.0]
+    with pytest.raises(ValueError, match="no parameter 'size'"):
+        Scorer([RewardSpec("rlkit.rewards.text:overlong", args={"size": 1})]).check([])
