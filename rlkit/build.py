@@ -22,6 +22,7 @@ from rlkit.cluster.sync import WeightSync
 from rlkit.config import locate, to_yaml
 from rlkit.data.prompts import load_prompts, preview
 from rlkit.data.statistics import PromptStatistics
+from rlkit.data.stored import StoredRows
 from rlkit.data.tasks import TaskReward
 from rlkit.data.tiny import make_tiny, make_tokenizer
 from rlkit.learner.backend import check_deepspeed_options
@@ -61,13 +62,14 @@ class Parts:
     sampling: Sampling
     started: float                          # time.monotonic() when the run began
     lengths: LengthState | None
+    stored: StoredRows | None
     new_score: float | None = None          # the last held-out score, until a step has reported it
 
 
 def needed(run: Run) -> frozenset[str]:
-    """What terms, advantage, penalties and correction read."""
-    parts: list[Any] = [*run.objective, run.advantage, *run.reward_penalties, *([run.correction] if run.correction else [])]
-    return needs(parts)
+    """What terms, advantage, penalties and correction read on rows that were not stored with their log-probs."""
+    terms = [t for t in run.objective if t.on != "reference"]
+    return needs([*terms, run.advantage, *run.reward_penalties, *([run.correction] if run.correction else [])])
 
 
 def check(run: Run) -> None:
@@ -77,7 +79,15 @@ def check(run: Run) -> None:
         ValueError: with the reason and the remedy.
     """
     need = needed(run)
-    parts: tuple[Any, ...] = (*run.objective, *run.reward_penalties, run.advantage)
+    stored = [t for t in run.objective if t.on == "reference"]
+    if stored and run.data.stored is None:
+        raise ValueError(f"{stored[0].name} reads stored rows of the reference (on: reference), but data.stored is not set. Make them "
+                         "with: rlkit filter CONFIG --model MODEL --low 1 --out kept.jsonl --responses stored.jsonl, then data.stored: "
+                         "{path: stored.jsonl}.")
+    strange = [n for t in stored for n in t.needs if n not in ("ref", "behav", "old", "entropy")]
+    if strange:
+        raise ValueError(f"{stored[0].name} needs {strange[0]!r}, which stored rows do not have; they have ref, behav, old and entropy.")
+    parts: tuple[Any, ...] = (*(t for t in run.objective if t.on != "reference"), *run.reward_penalties, run.advantage)
     for anchor, spec, remedy in (("ref", run.reference, "reference: {type: Frozen}"),
                                  ("teacher", run.teacher, "teacher: {type: Frozen, path: FOLDER_OR_HUB_NAME}")):
         users = ", ".join(type(t).__name__ for t in parts if t.needs & {anchor, f"{anchor}_full"})
@@ -178,8 +188,8 @@ def model_config(path: str, where: str) -> Any:
         raise ValueError(f"{where}: {path!r} is not a model: {str(error).splitlines()[0]}") from error
 
 
-def context_length(run: Run, prompts: Sequence[Prompt], model: str | None) -> int:
-    """Room for the longest prompt and its response; ``model`` must offer that much (None: it is made to measure).
+def context_length(run: Run, prompts: Sequence[Prompt], model: str | None, at_least: int = 0) -> int:
+    """Room for the longest prompt and its response (``at_least`` tokens); ``model`` must offer that much (None: it is made to measure).
 
     Raises:
         ValueError: the longest prompt and its response do not fit.
@@ -197,6 +207,7 @@ def context_length(run: Run, prompts: Sequence[Prompt], model: str | None) -> in
             raise ValueError(f"prompt {longest.id} has {len(longest.token_ids)} tokens; with sampling.max_tokens = "
                              f"{response} that makes {needed}, and {what} is {limit}. Lower sampling.max_tokens or "
                              "data.max_prompt_tokens.")
+    needed = max(needed, at_least)
     return asked or min(needed + 8, limits.get("the model's context", needed + 8))
 
 
@@ -242,11 +253,12 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
         train_prompts = load_prompts(run.data, "train", tokenizer, notes.append, run.base)
         test_prompts = load_prompts(run.data, "test", tokenizer, notes.append, run.base)[:run.eval.prompts]
         scorer.check(list(train_prompts[0].columns))
+        rows = StoredRows(run.data.stored, tokenizer, run.seed, run.base) if run.data.stored else None
         for anchor, where, spec in (("ref", "reference", run.reference), ("teacher", "teacher", run.teacher)):
             if need & {anchor, f"{anchor}_full"}:
                 for path in filter(None, getattr(spec, "paths", (getattr(spec, "path", None),))):
                     model_config(str(locate(path, run.base)), f"{where}.path")
-        context = context_length(run, [*train_prompts, *test_prompts], run.model.path)
+        context = context_length(run, [*train_prompts, *test_prompts], run.model.path, rows.longest if rows else 0)
         if run.cluster is not None:
             from rlkit.cluster.ray import connect
 
@@ -280,7 +292,7 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
             run, folder, log, tokenizer, train_prompts, test_prompts, scorer, learners, engines,
             WeightSync(learners, engines, run.rollout.pause), collector, statistics, Coefficients(run.objective),
             Coefficients(run.reward_penalties), checkpoints, before_update(run, need), sampling, started,
-            LengthState(run.rollout.lengths) if run.rollout.lengths else None)
+            LengthState(run.rollout.lengths) if run.rollout.lengths else None, rows)
 
 
 def _seeded(sampling: Sampling, seed: int) -> Sampling:

@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--low", type=float, default=0.0, help="lowest pass rate (0, the default: at least one success)")
     p.add_argument("--high", type=float, default=1.0, help="highest pass rate (default 1)")
     p.add_argument("--out", required=True, help="the JSONL file to write")
+    p.add_argument("--responses", help="also store one solved response of each kept prompt with its log-probs (data.stored)")
 
     p = command("plot", plot, "Draw the curves of a run, reward against sqrt(KL) among them.")
     p.add_argument("run_folder", help="a run folder")
@@ -194,17 +195,23 @@ def keep(a: argparse.Namespace) -> None:
     _, prompts, rollouts = _score(a, "train")
     rates = {p.id: [min(1.0, max(0.0, r.reward)) for r in rollouts[i * a.n:(i + 1) * a.n] if r.reward == r.reward]
              for i, p in enumerate(prompts)}
-    kept = 0
+    kept, solved = 0, []
     with open(a.out, "w") as f:
-        for p in prompts:
+        for i, p in enumerate(prompts):
             rate = sum(rates[p.id]) / len(rates[p.id]) if rates[p.id] else None
             if rate is None or not (a.low < rate <= a.high if a.low == 0 else a.low <= rate <= a.high):
                 continue
             kept += 1
+            solved += [r for r in rollouts[i * a.n:(i + 1) * a.n] if r.reward >= 1][:1]
             f.write(json.dumps({"id": p.id, "prompt": p.text, "answer": p.answer, **p.columns, "pass_rate": rate}, default=str) + "\n")
     if not kept:
         raise ValueError(f"none of {len(prompts)} prompts has a pass rate in the range; {a.out} is empty. Raise -n, or widen --low and "
                          "--high.")
+    if a.responses:
+        from rlkit.data.stored import write_stored
+
+        write_stored(a.responses, solved)
+        print(f"{a.responses}: {len(solved)} solved responses with their log-probs")
     print(f"{a.out}: {kept} of {len(prompts)} prompts kept (pass rate of {a.n} responses {'above' if a.low == 0 else 'from'} {a.low:g} to "
           f"{a.high:g}). Their prompts are rendered already: use data.template: plain.")
 

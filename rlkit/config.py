@@ -85,10 +85,12 @@ class Located:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: ``1e-4`` is a number, not a string."""
+    """YAML 1.2: ``1e-4`` is a number, ``on`` and ``no`` are words; only ``true`` and ``false`` are booleans."""
 
 
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.yaml_implicit_resolvers = {k: [(tag, pattern) for tag, pattern in v if tag != "tag:yaml.org,2002:bool"]
+                                   for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
 
@@ -447,8 +449,15 @@ def plain(x: Any) -> Any:
     return str(x)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Keys like ``on`` without quotes: they are words to :class:`_Loader`."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
 def to_yaml(x: Any) -> str:
-    return yaml.safe_dump(plain(x), sort_keys=False, allow_unicode=True, width=120)
+    return str(yaml.dump(plain(x), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
 
 
 def describe(run: Any, origins: Located) -> str:

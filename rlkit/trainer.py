@@ -53,7 +53,8 @@ def train(run: Run, *, resume: bool = False, quiet: bool = False) -> Path:
             with clock("generate"):
                 rollouts = p.collector.next(step)
             with clock("annotate"):
-                batch = Batch.from_rollouts(rollouts, columns(run))
+                extra = p.stored.draw(step, run.rollout.prompts) if p.stored is not None else []
+                batch = Batch.from_rollouts([*rollouts, *extra], columns(run))
                 p.learners.annotate(batch, p.before_update)
                 fill_advantages(batch, run.advantage, run.reward_penalties, p.penalties.values())
                 if run.correction is not None:
@@ -64,6 +65,7 @@ def train(run: Run, *, resume: bool = False, quiet: bool = False) -> Path:
             step += 1
             with clock("sync"):
                 stats.merge(p.sync.publish(step))
+            batch = batch.policy_rows()             # what is reported is about the policy's own samples
             if compare:
                 stats = break_down(p, stats, batch, step)
             summarize(p, step, stats, rollouts, batch, clock)

@@ -202,6 +202,12 @@ class Batch:
             out.action = (kept_id.cumsum(0) - 1)[self.action[tok]]
         return out
 
+    def policy_rows(self) -> Batch:
+        """The sequences that the policy sampled in this step, without log-probs that only stored rows have."""
+        part = self.rows(self.source == SOURCES.index("policy"))
+        known = {k: v for k, v in part.logp.items() if not bool(v.isnan().all())}
+        return part if len(known) == len(part.logp) else dataclasses.replace(part, logp=known)
+
     def map(self, fn: Any) -> Batch:
         """A copy with ``fn`` applied to every tensor (``lambda t: t.to(device)``)."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import rlkit as rk
+from rlkit.cli import main
 from rlkit.objective.oracle import dishonest, examine_all
 
 CONFIGS = sorted(Path("configs/algorithms").glob("*.yaml"))
@@ -28,6 +29,11 @@ def test_algorithm(path: Path, tmp_path: Path, grpo: Path) -> None:
     overrides = [f"out={tmp_path}", "steps=2", "model.make=null", "model.warm_up=null", f"model.path={grpo / 'start'}", "eval.prompts=4", "rollout.max_waste=50"]
     run = rk.load(path, overrides + ([f"teacher.path={grpo / 'final'}"] if "teacher:" in path.read_text() else []))
     assert run.name == path.stem
+    if run.data.stored is not None:
+        stored = tmp_path / "stored.jsonl"
+        assert main(["filter", str(path), *overrides, "data.size=40", "data.stored=null", "objective=[PPOClip]", "--model", str(grpo / "start"), "-n", "8",
+                     "--out", str(tmp_path / "kept.jsonl"), "--responses", str(stored)]) == 0
+        run = rk.load(path, [*overrides, f"data.stored.path={stored}", "data.stored.per_step=5", "learner.minibatches=2"])
     assert not dishonest(examine_all(run.objective, run.reward_penalties), off_policy=False)
     rows = [json.loads(line) for line in (rk.train(run, quiet=True) / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2 and all(math.isfinite(r["loss/total"]) for r in rows) and rows[0]["learner/grad_norm"] > 0

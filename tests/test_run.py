@@ -119,6 +119,11 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"sampling": {"temperature": 0}}, ["temperature", "greedy"]),
     ({"model": {"path": "x", "dtype": "bfloat16"}}, ["bfloat16", "DeepSpeed"]),
     ({"deepspeed": {"optimizer": {}}}, ["deepspeed", "optimizer"]),
+    ({"objective": [{"type": "Divergence", "f": "forward_kl", "on": "reference"}]}, ["data.stored", "rlkit filter"]),
+    ({"objective": [{"type": "KL", "estimator": "k2", "anchor": "teacher"}]}, ["teacher", "Frozen"]),
+    ({"objective": [{"type": "Divergence", "f": "alpha"}]}, ["alpha", "parameter"]),
+    ({"objective": [{"type": "FullDivergence"}], "sampling": {"top_p": 0.9, "max_tokens": 4}}, ["FullDivergence", "top_p"]),
+    ({"data": {"task": {"type": "Sorting", "levels": [1]}, "size": 40, "sampler": {"type": "ZeroVariance"}}}, ["sampler", "ZeroVariance"]),
 ]
 
 
@@ -181,3 +186,32 @@ def test_eval_and_filter_from_the_command_line(small: dict[str, Any], tiny: Path
     rk.train(rk.load(small), quiet=True)
     assert main(["filter", str(tmp_path / "c.yaml"), "--model", str(tiny), "--out", "x", "--low", "2"]) == 2
     assert main(["eval", str(tmp_path / "c.yaml"), "--model", str(tmp_path)]) == 2
+
+
+def test_stored_rows_join_batches_and_are_not_reported_as_the_policys(small: dict[str, Any], tmp_path: Path) -> None:
+    rows = [{"prompt": "31>", "tokens": [4, 5], "logp": [-1.0, -2.0]}, {"prompt": "21>", "tokens": [4], "logp": [-0.5]}]
+    (tmp_path / "s.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    small |= {"objective": [{"type": "PPOClip"}, {"type": "Divergence", "f": "forward_ukl", "on": "reference"}], "reference": None}
+    small["data"] = {**small["data"], "stored": {"path": str(tmp_path / "s.jsonl"), "per_step": 3}}
+    plain = metrics(rk.train(rk.load({**small, "data": {**small["data"], "stored": None}, "objective": [{"type": "PPOClip"}], "name": "plain"}), quiet=True))
+    got = metrics(rk.train(rk.load(small), quiet=True))
+    assert got[0]["loss/forward_ukl(ref)"] != 0 and "kl/ref" not in got[0]
+    for name in ("reward/mean", "length/mean", "mismatch/max", "batch/sequences", "loss/PPOClip"):
+        assert got[0][name] == pytest.approx(plain[0][name], abs=1e-6), name
+    for line, told in (('{"prompt": "1>", "tokens": [4]}', ":3"), ('{"prompt": "1>", "tokens": [4], "logp": [1.0]}', "not positive"), ("x", ":3")):
+        (tmp_path / "s.jsonl").write_text("\n".join([*(json.dumps(r) for r in rows), line]))
+        with pytest.raises(ValueError, match=told):
+            rk.train(rk.load(small), quiet=True)
+
+
+def test_yaml_words_stay_words(tmp_path: Path, small: dict[str, Any]) -> None:
+    """In YAML 1.1 `on` would be the key True, and `1e-4` a string."""
+    small["objective"] = [{"type": "PPOClip", "coef": 1e-4}]
+    text = yaml.safe_dump(small).replace("type: PPOClip", "on: policy\n  type: PPOClip")
+    (tmp_path / "c.yaml").write_text(text.replace("'on'", "on"))
+    run = rk.load(tmp_path / "c.yaml", ["learner.lr=1e-4"])
+    assert run.objective[0].on == "policy" and run.learner.lr == 1e-4
+    (tmp_path / "again.yaml").write_text(rk.to_yaml(run))
+    assert rk.load(tmp_path / "again.yaml") == run and "\n- type: PPOClip" in rk.to_yaml(run)
+    with pytest.raises(rk.ConfigError, match="true or false"):
+        rk.load(tmp_path / "c.yaml", ["log.tensorboard=no"])

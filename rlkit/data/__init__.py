@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rlkit.data.curriculum import AdmitRule, DropRule, Sampler, Shuffle
+from rlkit.data.stored import Stored
 from rlkit.data.tasks import Task
 
 
@@ -21,6 +22,7 @@ class Data:
         columns: which columns of a file hold the prompt and the answer, e.g. ``{prompt: question, answer: solution}``.
         template: how a question becomes a prompt: a name under ``rlkit/data/templates`` or a file with ``{question}``.
         max_prompt_tokens: longer prompts are dropped and counted (``too_long: drop``) or refused (``too_long: raise``).
+        stored: responses of the reference that join every batch, for terms with ``on: reference``.
         sampler: the order of prompts. admit: which prompts are worth a group. drop: which finished groups are replaced by others.
     """
 
@@ -33,6 +35,7 @@ class Data:
     template: str = "plain"
     max_prompt_tokens: int = 1024
     too_long: Literal["drop", "raise"] = "drop"
+    stored: Stored | None = None
     sampler: Sampler = field(default_factory=Shuffle)
     admit: AdmitRule | None = None
     drop: tuple[DropRule, ...] = ()

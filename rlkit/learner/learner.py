@@ -21,7 +21,7 @@ from rlkit.learner.model import PolicyModel, add_lora, evaluate_new, load_lm
 from rlkit.learner.reference import ReferenceState
 from rlkit.objective import loss
 from rlkit.objective.full_vocab import FullDivergence
-from rlkit.types import Batch, Stats
+from rlkit.types import SOURCES, Batch, Stats
 
 if TYPE_CHECKING:
     from rlkit.run import Run
@@ -109,7 +109,8 @@ class Learner:
             self.backend.backward(value, last=k == len(micros) - 1)
             if not micro.meta.get("idle"):
                 stats.merge(shares)
-                describe(stats, new.logp.detach(), b)
+                sampled = b.source == SOURCES.index("policy")
+                describe(stats, new.logp.detach()[sampled[b.seq]], b.policy_rows())
         norm = self.backend.step()
         stats.add("learner/grad_norm", norm, "max")
         stats.add("learner/lr", self.backend.lr, "max")

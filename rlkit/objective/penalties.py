@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rlkit.objective.divergences import BOUND, Anchor, anchor_log_prob, anchor_name, anchor_needs, check_geometric, generator, label
-from rlkit.types import Batch
+from rlkit.types import SOURCES, Batch
 
 Placement = Literal["reward", "advantage"]
 
@@ -135,7 +135,18 @@ def weighted(penalties: Sequence[Penalty], coefs: Sequence[float], placement: Pl
 
 
 def fill_advantages(b: Batch, advantage: Any, penalties: Sequence[Penalty], coefs: Sequence[float]) -> None:
-    """Fills ``b.token_reward`` and ``b.adv``: rewards with their penalties, advantages of them, and penalties on those."""
+    """Fills ``b.token_reward`` and ``b.adv``: rewards with their penalties, advantages of them, and penalties on those.
+
+    Stored rows take no part: theirs are 0.
+    """
+    sampled = b.source == SOURCES.index("policy")
+    if not bool(sampled.all()):
+        part, tok = b.rows(sampled), sampled[b.seq]
+        fill_advantages(part, advantage, penalties, coefs)
+        for name in ("adv", "token_reward", "returns"):
+            x = getattr(part, name)
+            setattr(b, name, None if x is None else x.new_zeros(b.N).masked_scatter(tok, x))
+        return
     cost = weighted(penalties, coefs, "reward", b)
     b.token_reward = None if cost is None else -cost
     b.adv = advantage(b)

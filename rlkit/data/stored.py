@@ -1,0 +1,84 @@
+"""Stored responses that terms with ``on: reference`` read: sampled once from the reference, with its log-probs, and replayed.
+
+One JSON object a line: ``prompt`` (as the model sees it), ``tokens``, ``logp`` (log-probs of the policy that sampled them, nats), and
+optionally ``id``. ``rlkit filter ... --responses stored.jsonl`` writes such a file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlkit.config import locate
+
+if TYPE_CHECKING:
+    from rlkit.types import Rollout  # types only: a reward's process must not import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """``per_step`` responses of the file ``path`` join every batch, in shuffled order, again and again."""
+
+    path: str
+    per_step: int = 32
+
+    def __post_init__(self) -> None:
+        if self.per_step < 1:
+            raise ValueError(f"data.stored.per_step is {self.per_step}; it must be at least 1.")
+
+
+def write_stored(path: str | Path, rollouts: Sequence[Rollout]) -> None:
+    with open(path, "w") as f:
+        for r in rollouts:
+            f.write(json.dumps({"id": r.prompt.id, "prompt": r.prompt.text, "tokens": r.tokens, "logp": r.logp}) + "\n")
+
+
+class StoredRows:
+    """The rows of a file; ``draw(step, n)`` depends on the step alone, so a resumed run sees the same ones."""
+
+    def __init__(self, spec: Stored, tokenizer: Any, seed: int, base: str | Path | None = None) -> None:
+        """Raises ValueError for a missing file, and for a malformed row with its line."""
+        from rlkit.types import Prompt, Rollout
+
+        self.spec, self.seed, self.rows = spec, seed, list[Rollout]()
+        path = locate(spec.path, base)
+        if not path.is_file():
+            raise ValueError(f"data.stored: there is no file {spec.path!r}. Make it with: rlkit filter CONFIG --model MODEL --low 1 --out "
+                             f"kept.jsonl --responses {spec.path}")
+        size = len(tokenizer)
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            where = f"{path}:{number}"
+            try:
+                row = json.loads(line)
+                tokens, logp = [int(t) for t in row["tokens"]], [float(x) for x in row["logp"]]
+                text = str(row["prompt"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{where}: a stored row needs prompt, tokens and logp ({type(error).__name__}: {error}).") from None
+            if not tokens or len(tokens) != len(logp) or not all(math.isfinite(x) and x <= 1e-6 for x in logp) or not max(tokens) < size:
+                raise ValueError(f"{where}: {len(tokens)} tokens and {len(logp)} log-probs; there must be equally many, log-probs finite "
+                                 f"and not positive, and token ids below {size}.")
+            prompt = Prompt(str(row.get("id", where)), tuple(tokenizer(text, add_special_tokens=False)["input_ids"]), text)
+            self.rows.append(Rollout(prompt, tokens, [True] * len(tokens), logp, [-1] * len(tokens), "stop", source="reference", reward=0.0,
+                                     ref_logp=logp))
+        if not self.rows:
+            raise ValueError(f"data.stored: {path} is empty.")
+
+    @property
+    def longest(self) -> int:
+        return max(len(r.prompt.token_ids) + len(r.tokens) for r in self.rows)
+
+    def draw(self, step: int, first_group: int) -> list[Rollout]:
+        """The rows of a step, each a group of its own from ``first_group`` on."""
+        import dataclasses
+
+        out: list[Rollout] = []
+        for k in range(step * self.spec.per_step, (step + 1) * self.spec.per_step):
+            epoch, place = divmod(k, len(self.rows))
+            order = random.Random(f"stored/{self.seed}/{epoch}").sample(range(len(self.rows)), len(self.rows))
+            out.append(dataclasses.replace(self.rows[order[place]], group=first_group + len(out)))
+        return out
