@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -67,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--low", type=float, default=0.0, help="lowest pass rate (0, the default: at least one success)")
     p.add_argument("--high", type=float, default=1.0, help="highest pass rate (default 1)")
     p.add_argument("--out", required=True, help="the JSONL file to write")
+    p.add_argument("--soft-value", type=float, metavar="BETA", help="also write v_star = BETA log mean exp(reward / BETA) (A*-PO)")
     p.add_argument("--responses", help="also store one solved response of each kept prompt with its log-probs (data.stored)")
 
     p = command("plot", plot, "Draw the curves of a run, reward against sqrt(KL) among them.")
@@ -190,6 +192,8 @@ def evaluate(a: argparse.Namespace) -> None:
 
 
 def keep(a: argparse.Namespace) -> None:
+    if a.soft_value is not None and a.soft_value <= 0:
+        raise ValueError(f"--soft-value {a.soft_value}: it must be positive.")
     if not 0 <= a.low <= a.high <= 1:
         raise ValueError(f"--low {a.low} and --high {a.high} must satisfy 0 <= low <= high <= 1.")
     _, prompts, rollouts = _score(a, "train")
@@ -203,7 +207,11 @@ def keep(a: argparse.Namespace) -> None:
                 continue
             kept += 1
             solved += [r for r in rollouts[i * a.n:(i + 1) * a.n] if r.reward >= 1][:1]
-            f.write(json.dumps({"id": p.id, "prompt": p.text, "answer": p.answer, **p.columns, "pass_rate": rate}, default=str) + "\n")
+            row = {"id": p.id, "prompt": p.text, "answer": p.answer, **p.columns, "pass_rate": rate}
+            if a.soft_value is not None:
+                own = [r.reward for r in rollouts[i * a.n:(i + 1) * a.n] if r.reward == r.reward]
+                row["v_star"] = max(own) + a.soft_value * math.log(sum(math.exp((x - max(own)) / a.soft_value) for x in own) / len(own))
+            f.write(json.dumps(row, default=str) + "\n")
     if not kept:
         raise ValueError(f"none of {len(prompts)} prompts has a pass rate in the range; {a.out} is empty. Raise -n, or widen --low and "
                          "--high.")

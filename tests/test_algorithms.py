@@ -29,6 +29,12 @@ def test_algorithm(path: Path, tmp_path: Path, grpo: Path) -> None:
     overrides = [f"out={tmp_path}", "steps=2", "model.make=null", "model.warm_up=null", f"model.path={grpo / 'start'}", "eval.prompts=4", "rollout.max_waste=50"]
     run = rk.load(path, overrides + ([f"teacher.path={grpo / 'final'}"] if "teacher:" in path.read_text() else []))
     assert run.name == path.stem
+    if path.stem == "astar_po":
+        stage_1 = tmp_path / "astar.jsonl"
+        assert main(["filter", "configs/tasks/sorting.yaml", "objective=[PPOClip]", "data.size=60", "--model", str(grpo / "start"), "-n", "8",
+                     "--soft-value", "0.5", "--out", str(stage_1)]) == 0
+        assert all(0 < json.loads(line)["v_star"] <= 1 for line in stage_1.read_text().splitlines())
+        run = rk.load(path, [*overrides, f"data.train={stage_1}", "data.test=null", "rollout.prompts=16", "learner.minibatches=1"])
     if run.data.stored is not None:
         stored = tmp_path / "stored.jsonl"
         assert main(["filter", str(path), *overrides, "data.size=40", "data.stored=null", "objective=[PPOClip]", "--model", str(grpo / "start"), "-n", "8",
