@@ -19,6 +19,7 @@ from typing import Any
 
 import rlkit as rk
 from rlkit.build import load_tokenizer, reward_specs
+from rlkit.cli import main as cli
 from rlkit.cluster.groups import EngineGroup, LocalWorkers
 from rlkit.data.prompts import load_prompts
 from rlkit.rewards import Scorer
@@ -29,6 +30,7 @@ from rlkit.types import Sampling
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "runs" / "algorithms"
 TASK = ["data.task.levels=[1, 2]", "data.size=2000", "data.test_size=100", "eval.prompts=100", f"out={OUT}"]
+SORTING = ROOT / "configs" / "tasks" / "sorting.yaml"
 
 
 def pass_at(k: int, n: int, c: int) -> float:
@@ -60,10 +62,24 @@ def base_model() -> Path:
     """The warmed-up model that all start from, and the teacher of those that need one."""
     for name, extra in (("base", ["steps=0", "objective=[Reinforce]", "reference=null"]), ("grpo-teacher", ["steps=150"])):
         if not (OUT / name / "final").exists():
-            config = ROOT / "configs" / ("tasks/sorting.yaml" if name == "base" else "algorithms/grpo.yaml")
+            config = SORTING if name == "base" else ROOT / "configs" / "algorithms" / "grpo.yaml"
             start = [] if name == "base" else _from(OUT / "base" / "final")
             rk.train(rk.load(config, [*TASK, f"name={name}", *extra, *start]), quiet=True)
     return OUT / "base" / "final"
+
+
+def prepared(name: str, base: Path) -> list[str]:
+    """Overrides for methods with a first stage, which is made here: soft values for A*-PO, stored rows for DPH-RL."""
+    first = ["filter", str(SORTING), *TASK, "objective=[PPOClip]", "--model", str(base), "-n", "8"]
+    if name == "astar_po":
+        if not (OUT / "astar.jsonl").exists():
+            cli([*first, "--soft-value", "0.5", "--out", str(OUT / "astar.jsonl")])
+        return [*TASK[3:], f"data.train={OUT / 'astar.jsonl'}", "data.test=null"]
+    if name == "dph_rl":
+        if not (OUT / "stored.jsonl").exists():
+            cli([*first, "--out", str(OUT / "kept.jsonl"), "--responses", str(OUT / "stored.jsonl")])
+        return [*TASK, f"data.stored.path={OUT / 'stored.jsonl'}"]
+    return TASK
 
 
 def _from(model: Path) -> list[str]:
@@ -81,16 +97,16 @@ def main() -> None:
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     done = {(r["name"], r["seed"], r["steps"]) for r in rows}
     base = base_model()
+    common = rk.load(SORTING, [*TASK, "objective=[PPOClip]"])
     if ("(start)", 0, 0) not in done:
-        run = rk.load(ROOT / "configs/algorithms/grpo.yaml", TASK)
-        rows.append({"name": "(start)", "seed": 0, "steps": 0, "seconds": 0.0, "sampled": 0, **measure(run, base, base)})
+        rows.append({"name": "(start)", "seed": 0, "steps": 0, "seconds": 0.0, "sampled": 0, **measure(common, base, base)})
         results.open("a").write(json.dumps(rows[-1]) + "\n")
     for path in sorted((ROOT / "configs" / "algorithms").glob("*.yaml")):
         for seed in range(a.seeds):
             if (a.names and path.stem not in a.names) or (path.stem, seed, a.steps) in done:
                 continue
             teacher = [f"teacher.path={OUT / 'grpo-teacher' / 'final'}"] if "teacher:" in path.read_text() else []
-            run = rk.load(path, [*TASK, *_from(base), *teacher, f"seed={seed}", f"steps={a.steps}", f"name={path.stem}-{seed}", "rollout.max_waste=50"])
+            run = rk.load(path, [*prepared(path.stem, base), *_from(base), *teacher, f"seed={seed}", f"steps={a.steps}", f"name={path.stem}-{seed}", "rollout.max_waste=50"])
             start = time.perf_counter()
             try:
                 folder = rk.train(run, quiet=True)
@@ -100,7 +116,7 @@ def main() -> None:
             last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
             n = a.steps * run.rollout.prompts * run.rollout.n + int(last.get("rollout/dropped", 0)) * run.rollout.n
             rows.append({"name": path.stem, "seed": seed, "steps": a.steps, "seconds": time.perf_counter() - start, "sampled": n,
-                         **measure(run, folder / "final", base)})
+                         **measure(common, folder / "final", base)})
             results.open("a").write(json.dumps(rows[-1]) + "\n")
             print(json.dumps(rows[-1]), flush=True)
     table(rows)

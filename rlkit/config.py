@@ -45,6 +45,7 @@ NAMESPACES: dict[str, tuple[str, ...]] = {      # the annotation's name -> where
     "Any": ("rlkit.objective.coefficients",),
 }
 FITS: dict[str, Callable[[type], bool]] = {      # which classes of a module that serves several annotations
+    "Task": lambda cls: hasattr(cls, "demonstration"),
     "Sampler": lambda cls: hasattr(cls, "build"),
     "DropRule": lambda cls: _parameters(cls) == ["group"],
     "AdmitRule": lambda cls: _parameters(cls) == ["prompt", "ask"],
