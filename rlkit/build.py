@@ -94,7 +94,7 @@ def check(run: Run) -> None:
         if users and spec is None:
             raise ValueError(f"{users} compares with anchor {anchor!r}, but {remedy.split(':')[0]} is null. Set {remedy}, or use another "
                              "anchor.")
-    if isinstance(run.teacher, Frozen) and run.teacher.path is None and "teacher" in {n.removesuffix("_full") for n in need}:
+    if isinstance(run.teacher, Frozen) and run.teacher.path is None and need & {"teacher", "teacher_full"}:
         raise ValueError("teacher has no `path`: it would be the model that training starts from, which is anchor: ref.")
     if need & {"ref_full", "teacher_full"} and (run.sampling.top_p < 1 or run.sampling.top_k):
         raise ValueError("FullDivergence compares whole distributions, but sampling.top_p or sampling.top_k cuts them: where one is zero "

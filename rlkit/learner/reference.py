@@ -53,7 +53,20 @@ class ReferenceState(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-class AdapterOff:
+class _Unchanging:
+    """A reference that does not follow the policy and has nothing to save."""
+
+    def after_step(self, step: int, stats: Stats) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class AdapterOff(_Unchanging):
     """The policy with its LoRA adapter switched off: the base model, with no second copy of it."""
 
     def __init__(self, learner: Learner) -> None:
@@ -68,17 +81,8 @@ class AdapterOff:
         with torch.no_grad(), self.learner.policy.lm.disable_adapter():
             return Head(self.learner.policy.hidden(b.ids, b.length)[b.action - 1], None)
 
-    def after_step(self, step: int, stats: Stats) -> None:
-        pass
 
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-
-class OwnWeights:
+class OwnWeights(_Unchanging):
     """A second model of the same shape.
 
     ``offload`` keeps it in (pinned) host memory and moves it to the device for each pass.
@@ -132,15 +136,6 @@ class OwnWeights:
             for name, tensor in self.learner.full_weights():
                 own[name].lerp_(tensor.to(own[name]), weight)
 
-    def after_step(self, step: int, stats: Stats) -> None:
-        pass
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
 
 @dataclass(frozen=True, kw_only=True)
 class Frozen:
@@ -175,7 +170,7 @@ class _TemperedState(OwnWeights):
         return out
 
 
-class _ServedState:
+class _ServedState(_Unchanging):
     """A model behind an OpenAI-compatible server that knows ``prompt_logprobs`` (``vllm serve``)."""
 
     def __init__(self, spec: Served) -> None:
@@ -213,15 +208,6 @@ class _ServedState:
 
     def head(self, b: Batch) -> Head:
         raise ValueError("a served teacher gives log-probs of single tokens: FullDivergence needs teacher: {type: Frozen, path: ...}.")
-
-    def after_step(self, step: int, stats: Stats) -> None:
-        pass
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
 
 
 @dataclass(frozen=True, kw_only=True)

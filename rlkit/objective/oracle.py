@@ -21,7 +21,7 @@ from torch import Tensor
 from rlkit.objective import Reduce, Term, loss
 from rlkit.objective.divergences import KL, TABLE, Divergence, Generator, anchor_name, generator, label
 from rlkit.objective.full_vocab import FullDivergence
-from rlkit.objective.losses import NLL, Entropy, Reinforce, ValueMSE
+from rlkit.objective.losses import NLL, Entropy, ValueMSE
 from rlkit.objective.penalties import DivergenceReward, KLReward, Penalty, weighted
 from rlkit.types import Batch, New
 
@@ -201,7 +201,7 @@ def claim(part: Any) -> str | None:
         return "the entropy, upwards"
     if isinstance(part, NLL):
         return "supervised learning of the sampled responses"
-    return PG if isinstance(part, Reinforce) or "adv" in part.needs else None
+    return PG if "adv" in part.needs else None
 
 
 @dataclass(frozen=True)
