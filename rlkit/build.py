@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import string
 import time
@@ -26,14 +27,15 @@ from rlkit.data.stored import StoredRows
 from rlkit.data.tasks import TaskReward
 from rlkit.data.tiny import make_tiny, make_tokenizer
 from rlkit.learner.backend import check_deepspeed_options
-from rlkit.learner.reference import Frozen
+from rlkit.learner.reference import Frozen, Served, Tempered
 from rlkit.log import RunLog, environment, run_folder
-from rlkit.objective import needs
+from rlkit.objective import is_marking, needs
 from rlkit.objective.advantages import is_group
 from rlkit.objective.coefficients import Coefficients
 from rlkit.objective.oracle import dishonest, examine_all
 from rlkit.rewards import RewardSpec, Scorer
 from rlkit.rollout.collector import Collector
+from rlkit.rollout.interrupt import Interruption
 from rlkit.rollout.lengths import LengthState
 from rlkit.run import Run
 from rlkit.types import Prompt, Sampling
@@ -99,6 +101,20 @@ def check(run: Run) -> None:
     if need & {"ref_full", "teacher_full"} and (run.sampling.top_p < 1 or run.sampling.top_k):
         raise ValueError("FullDivergence compares whole distributions, but sampling.top_p or sampling.top_k cuts them: where one is zero "
                          "and the other is not, the divergence is infinite. Set sampling.top_p: 1.0 and sampling.top_k: 0.")
+    for section, anchor, spec in (("reference", "ref_full", run.reference), ("teacher", "teacher_full", run.teacher)):
+        if anchor in need and isinstance(spec, Served | Tempered):
+            raise ValueError(f"FullDivergence needs the whole distributions of {section}, which type: {type(spec).__name__} does not give. "
+                             "Use type: Frozen, or a sampled Divergence.")
+    if run.critic is not None and "value" not in need:
+        raise ValueError("critic is set, but nothing needs values: set advantage: {type: GAE} and add {type: ValueMSE} to the objective.")
+    if "value" in run.advantage.needs and "returns" not in need:
+        raise ValueError(f"advantage {type(run.advantage).__name__} needs a value function, but nothing trains it: add {{type: ValueMSE, "
+                         "coef: 0.5}} to the objective.")
+    if run.learner.minibatches > run.rollout.prompts:
+        raise ValueError(f"learner.minibatches is {run.learner.minibatches}, but a step has only {run.rollout.prompts} prompt groups "
+                         "(rollout.prompts), which are never split. Lower it, or raise rollout.prompts.")
+    if run.rollout.interrupt is not None and run.rollout.lengths is not None:
+        raise ValueError("rollout.interrupt and rollout.lengths both decide when a response ends: use one of them.")
     if is_group(run.advantage) and run.rollout.n < 2:
         raise ValueError(f"advantage {type(run.advantage).__name__} compares the responses of one prompt, but rollout.n is "
                          f"{run.rollout.n}. Set rollout.n to 2 or more, or use advantage: Plain, ReinforcePlusPlus or GAE.")
@@ -178,14 +194,38 @@ def reward_specs(run: Run) -> tuple[RewardSpec, ...]:
     return tuple(dataclasses.replace(r, fn=TaskReward(task)) if r.fn == "task" else r for r in run.rewards or (RewardSpec("task"),))
 
 
-def model_config(path: str, where: str) -> Any:
+def model_config(path: str, where: str, remedy: str = "") -> Any:
     """The configuration of a model folder or hub name, which costs next to nothing; raises ValueError if there is none."""
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{where}: {path!r} is not a model: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{where}: {path!r} is not a model: {str(error).splitlines()[0]} {remedy}".rstrip()) from error
+
+
+def columns(run: Run) -> list[str]:
+    """Numeric data columns that some term reads (``needs`` has ``col:NAME``)."""
+    return sorted(n[4:] for n in needed(run) if n.startswith("col:"))
+
+
+def check_columns(run: Run, prompts: Sequence[Prompt]) -> None:
+    """Raises ValueError for a prompt without a number in a column that some term reads."""
+    def is_number(x: Any) -> bool:
+        try:
+            return math.isfinite(float(x))
+        except (TypeError, ValueError):
+            return False
+
+    for name in columns(run):
+        bad = [p for p in prompts if not is_number(p.columns.get(name))]
+        if bad:
+            parts: tuple[Any, ...] = (*run.objective, run.advantage, *run.reward_penalties)
+            users = ", ".join(type(t).__name__ for t in parts if f"col:{name}" in t.needs)
+            make = ("Make it with: rlkit filter CONFIG --model MODEL --soft-value 0.5 --out rows.jsonl, then data.train: rows.jsonl."
+                    if name == "v_star" else "Add it to the data.")
+            raise ValueError(f"{users} reads the column {name!r}, but {len(bad)} of {len(prompts)} prompts have no number there (the "
+                             f"first: {bad[0].id}). {make}")
 
 
 def context_length(run: Run, prompts: Sequence[Prompt], model: str | None, at_least: int = 0) -> int:
@@ -253,11 +293,16 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
         train_prompts = load_prompts(run.data, "train", tokenizer, notes.append, run.base)
         test_prompts = load_prompts(run.data, "test", tokenizer, notes.append, run.base)[:run.eval.prompts]
         scorer.check(list(train_prompts[0].columns))
+        check_columns(run, train_prompts)
         rows = StoredRows(run.data.stored, tokenizer, run.seed, run.base) if run.data.stored else None
+        interrupt = Interruption(run.rollout.interrupt, tokenizer, run.sampling.max_tokens) if run.rollout.interrupt else None
         for anchor, where, spec in (("ref", "reference", run.reference), ("teacher", "teacher", run.teacher)):
             if need & {anchor, f"{anchor}_full"}:
                 for path in filter(None, getattr(spec, "paths", (getattr(spec, "path", None),))):
-                    model_config(str(locate(path, run.base)), f"{where}.path")
+                    model_config(str(locate(path, run.base)), f"{where}.path", "Give a model folder or a hub name, or train one "
+                                 "first, e.g. rlkit train configs/algorithms/grpo.yaml, which leaves runs/grpo/final.")
+        if run.critic is not None and run.critic.path is not None:
+            model_config(str(locate(run.critic.path, run.base)), "critic.path")
         context = context_length(run, [*train_prompts, *test_prompts], run.model.path, rows.longest if rows else 0)
         if run.cluster is not None:
             from rlkit.cluster.ray import connect
@@ -285,8 +330,8 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
         statistics = PromptStatistics(train_prompts)
         sampler = run.data.sampler.build(train_prompts, run.seed, statistics)
         collector = Collector(engines, scorer, sampler, prompts=run.rollout.prompts, n=run.rollout.n, sampling=sampling,
-                              max_lag=run.rollout.max_lag, drop=run.data.drop, admit=run.data.admit, max_waste=run.rollout.max_waste,
-                              statistics=statistics)
+                              max_lag=run.rollout.max_lag, drop=run.data.drop, refill=run.data.refill, admit=run.data.admit,
+                              max_waste=run.rollout.max_waste, interrupt=interrupt, statistics=statistics)
         stack.callback(collector.close)
         yield Parts(
             run, folder, log, tokenizer, train_prompts, test_prompts, scorer, learners, engines,
@@ -303,10 +348,10 @@ def before_update(run: Run, need: frozenset[str]) -> tuple[str, ...]:
     """Log-probs and values to compute before the update, and no others.
 
     With one optimizer step a batch, the learner's log-probs in that step *are* the old ones: no extra pass. Penalties, corrections and
-    distilling advantages read them on the driver, and several steps need those from before the first.
+    terms that mark tokens read them on the driver, and several steps need those from before the first.
     """
     several = run.learner.epochs * run.learner.minibatches > 1
-    on_driver = bool(run.reward_penalties) or run.correction is not None
+    on_driver = bool(run.reward_penalties) or run.correction is not None or any(is_marking(t) for t in run.objective)
     old = ("old",) if on_driver or (several and "old" in need) else ()
     return (*old, *(name for name in ("ref", "teacher", "value") if name in need))
 

@@ -13,6 +13,7 @@ from rlkit.objective.advantages import Advantage, GroupNorm
 from rlkit.objective.corrections import Correction
 from rlkit.objective.penalties import Penalty
 from rlkit.rewards import RewardSpec
+from rlkit.rollout.interrupt import Interrupt
 from rlkit.rollout.lengths import Lengths
 from rlkit.types import Sampling
 
@@ -71,6 +72,7 @@ class RolloutSection:
             carries its own version), or ``abort`` them.
         max_waste: groups that may be dropped and replaced in one step, as a multiple of ``prompts``.
         lengths: a curriculum over ``sampling.max_tokens``.
+        interrupt: responses that take too long are told to answer.
     """
 
     engine: Literal["vllm", "hf"] = "vllm"
@@ -81,6 +83,7 @@ class RolloutSection:
     max_waste: float = 10.0
     max_model_len: int | None = None
     lengths: Lengths | None = None
+    interrupt: Interrupt | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompts", "n"):
@@ -119,6 +122,22 @@ class LearnerSection:
                 raise ValueError(f"learner.{name} is {getattr(self, name)}; it must be at least 1.")
         if self.lr < 0:
             raise ValueError(f"learner.lr is {self.lr}; it must not be negative.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Critic:
+    """A value model of its own, for advantages that need values (GAE). Without this section, the value is a linear head on the policy.
+
+    Attributes:
+        path: where it starts; null: the same weights as the policy. lr: null: ``learner.lr``.
+    """
+
+    path: str | None = None
+    lr: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.lr is not None and self.lr < 0:
+            raise ValueError(f"critic.lr is {self.lr}; it must not be negative.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +231,7 @@ class Run:
     correction: Correction | None = None
     reference: Reference | None = field(default_factory=Frozen)     # anchor: ref
     teacher: Reference | None = None                                # anchor: teacher
+    critic: Critic | None = None
     learner: LearnerSection = field(default_factory=LearnerSection)
     deepspeed: dict[str, Any] | None = None
     peft: dict[str, Any] | None = None

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rlkit.breakdown import gradient_shares, kl_breakdown, kl_tokens
-from rlkit.build import Parts, build, needed
+from rlkit.build import Parts, build, columns
 from rlkit.checkpoint import Checkpoints
 from rlkit.cluster.groups import EngineGroup
 from rlkit.cluster.sync import probe_parity
@@ -62,23 +62,21 @@ def train(run: Run, *, resume: bool = False, quiet: bool = False) -> Path:
             with clock("update"):
                 compare = bool(run.log.breakdown) and step % run.log.breakdown == 0
                 stats = p.learners.update(batch, p.terms.values(), seed=run.seed + step, breakdown=compare)
-            step += 1
+                step += 1
+                if p.new_score is not None:
+                    stats.update({"eval/score": p.new_score})
+                    p.new_score = None
+                p.learners.after_step(step, stats)      # references follow; some move the policy, so engines get it after this
             with clock("sync"):
                 stats.merge(p.sync.publish(step))
             batch = batch.policy_rows()             # what is reported is about the policy's own samples
             if compare:
                 stats = break_down(p, stats, batch, step)
             summarize(p, step, stats, rollouts, batch, clock)
-            p.learners.after_step(step, stats)
             p.terms.update(step, stats)
             p.penalties.update(step, stats)
             after_step(p, step, stats, rollouts)
         return finish(p, step)
-
-
-def columns(run: Run) -> list[str]:
-    """Numeric data columns that some term reads (``needs`` has ``col:NAME``)."""
-    return sorted(n[4:] for n in needed(run) if n.startswith("col:"))
 
 
 class Clock:
@@ -116,8 +114,6 @@ def summarize(p: Parts, step: int, stats: Stats, rollouts: Sequence[Rollout], ba
         per_response = batch.seq_sum(batch.logp.get("old", log_behav) - batch.logp["ref"])
         values["kl/ref_sequence"] = float(per_response.mean())
         p.statistics.observe_kl(rollouts, per_response.tolist())
-    if p.new_score is not None:
-        values["eval/score"], p.new_score = p.new_score, None
     if p.run.correction is not None:
         correction_stats(batch, stats)
     total = time.perf_counter() - clock.start

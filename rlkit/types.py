@@ -115,6 +115,7 @@ class Batch:
     weight: Tensor | None = None            # [N] detached train/inference correction, see objective.corrections
     cols: dict[str, Tensor] = field(default_factory=dict)     # numeric prompt columns, e.g. v_star            [S]
     norm: Tensor | None = None              # [terms, S] weight of each token of a sequence in each term's mean
+    marks: dict[str, Tensor] = field(default_factory=dict)    # what a term's `mark` says of each token, by its name   [N]
     # the model's input
     ids: Tensor | None = None               # [L] prompts and responses, packed
     length: Tensor | None = None            # [S] prompt + response tokens; sums to L
@@ -190,6 +191,7 @@ class Batch:
             returns=pick(self.returns),
             weight=pick(self.weight),
             cols={k: v[keep] for k, v in self.cols.items()},
+            marks={k: v[tok] for k, v in self.marks.items()},
             norm=None if self.norm is None else self.norm[:, keep],
             meta={},
         )

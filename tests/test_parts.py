@@ -14,6 +14,7 @@ from rlkit.data.curriculum import Shuffle, ZeroVariance
 from rlkit.data.statistics import PromptStatistics
 from rlkit.learner.plan import minibatches, pack
 from rlkit.rollout.collector import Collector
+from rlkit.rollout.interrupt import Interrupt, Interruption
 from rlkit.rollout.lengths import Lengths, LengthState
 from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
 
@@ -81,6 +82,48 @@ def test_dropped_groups_are_replaced_counted_and_bounded() -> None:
         hopeless.next(0)
 
 
+def test_without_refill_a_batch_is_smaller_but_never_empty() -> None:
+    prompts = [Prompt(str(i), (3,), "") for i in range(8)]
+    order = [next(state).id for state in [Shuffle().build(prompts, 0, PromptStatistics(prompts))] for _ in range(8)]
+    engine = Engine({order[i]: [1.0, 1.0] for i in (0, 2, 3)})
+    c = collector(engine, 8, drop=(ZeroVariance(),), refill=False)
+    steps = [[r.prompt.id for r in c.next(k)[::2]] for k in range(3)]
+    assert steps == [[order[1]], [order[4]], [order[5], order[6]]]      # step 1 lost both of its groups and got one more
+    assert c.metrics()["rollout/dropped"] == 3 and len(engine.asked) == 7
+
+
+class Typist:
+    """Writes the numbers 0, 1, 2, ... after what it was given, up to 9, which ends the text."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[tuple[int, ...], int]] = []
+
+    def generate(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
+        self.calls.append((prompt.token_ids, sampling.max_tokens))
+        tokens = list(range(prompt.token_ids[-1] + 1, 10))[:sampling.max_tokens]
+        done = tokens[-1] == 9
+        return [Rollout(prompt, list(tokens), [True] * len(tokens), [-1.0] * len(tokens), [3] * len(tokens), "stop" if done else "length",
+                        text="".join(map(str, tokens))) for _ in range(n)]
+
+
+def test_interrupted_responses_are_told_so_and_answer() -> None:
+    def tokenizer(text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": [int(c) for c in text]}
+
+    typist = Typist()
+    told = Interruption(Interrupt(low=3, high=3, text="77", until="x"), tokenizer, 8)
+    group = told.generate(typist, Prompt("p", (0,), "0"), 2, Sampling(max_tokens=8))
+    for r in group:
+        assert r.tokens == [1, 2, 3, 7, 7, 8, 9] and r.text == "1237789" and r.finish == "stop" and r.prompt.id == "p"
+        assert r.sampled == [True] * 3 + [False] * 2 + [True] * 2 and r.logp[3:5] == [0.0, 0.0] and r.version == [3] * 7
+    assert sorted(typist.calls) == [((0,), 3), ((0, 1, 2, 3, 7, 7), 3), ((0, 1, 2, 3, 7, 7), 3)]
+    simply = Interruption(Interrupt(low=3, high=3, text="77", until="23"), tokenizer, 8).generate(typist, Prompt("p", (0,), "0"), 1, Sampling(max_tokens=8))
+    assert simply[0].tokens == [1, 2, 3, 4, 5, 6, 7, 8] and simply[0].finish == "length" and all(simply[0].sampled)
+    assert Interruption(Interrupt(low=9, high=9, text="7"), tokenizer, 11).generate(typist, Prompt("p", (0,), "0"), 1, Sampling(max_tokens=11))[0].finish == "stop"
+    with pytest.raises(ValueError, match="no room for an answer"):
+        Interruption(Interrupt(low=3, high=6, text="77"), tokenizer, 8)
+
+
 def test_prompts_that_are_not_admitted_are_replaced() -> None:
     class Odd:
         def __call__(self, prompt: Prompt, ask: Any) -> str | None:
@@ -135,5 +178,4 @@ def test_cutting_keeps_groups_whole_and_respects_the_token_limit() -> None:
     parts = minibatches(b, epochs=2, count=2, seed=1)
     assert len(parts) == 4 and sorted(torch.cat(parts[:2]).tolist()) == list(range(12))
     assert all(set(b.group[p].tolist()).isdisjoint(b.group[q].tolist()) for p, q in (parts[:2], parts[2:]))
-    with pytest.raises(ValueError, match="only 4 prompt groups"):
-        minibatches(b, 1, 5, 0)
+    assert len(minibatches(b, 1, 5, 0)) == 4        # groups are never split

@@ -1,6 +1,7 @@
 """References: what they are, when they move, and that they survive a resume."""
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,42 @@ def test_ema_follows_by_its_formula_and_resumes(small: dict[str, Any], tiny: Pat
     b = make(small, tiny, {"type": "EMA", "decay": 0.75, "every": 2})
     b.load(str(tmp_path))
     torch.testing.assert_close(weights(b), want)
+
+
+def test_elastic_reset_by_its_formula_and_resumed(small: dict[str, Any], tiny: Path, tmp_path: Path) -> None:
+    spec = {"type": "ElasticReset", "decay": 0.75, "every": 3}
+    a = make(small, tiny, spec)
+    start = policy(a)
+    anchor = a.anchors["ref"].logprobs(batch(), Sampling())
+    average = start.clone()
+    for step in range(1, 6):
+        shift(a, 0.01)
+        moved = policy(a)
+        a.after_step(step, Stats())
+        average = 0.75 * average + 0.25 * moved
+        if step == 3:
+            torch.testing.assert_close(policy(a), average)
+            average = start
+        else:
+            torch.testing.assert_close(policy(a), moved)
+        if step == 4:
+            a.save(str(tmp_path))
+            b = make(small, tiny, spec)
+            b.load(str(tmp_path))
+    shift(b, 0.01)
+    b.after_step(5, Stats())
+    shift(a, 0.01), shift(b, 0.01)
+    a.after_step(6, Stats()), b.after_step(6, Stats())
+    torch.testing.assert_close(policy(a), policy(b))
+    torch.testing.assert_close(a.anchors["ref"].logprobs(batch(), Sampling()), anchor)      # the reference stays where training started
+
+
+def test_elastic_reset_moves_an_adapter_and_reaches_the_engine(small: dict[str, Any]) -> None:
+    """With decay 0 the average is the policy; a reset right after a step gives back the start: every response is sampled from it."""
+    small |= {"reference": {"type": "ElasticReset", "every": 1, "decay": 0.999999999}, "peft": {"r": 4, "target_modules": "all-linear"}, "steps": 3,
+              "probe": {"every": 1}, "learner": {"lr": 0.05}}
+    rows = [json.loads(line) for line in (rk.train(rk.load(small), quiet=True) / "metrics.jsonl").read_text().splitlines()]
+    assert all(abs(r["kl/ref"]) < 1e-5 for r in rows) and rows[0]["learner/grad_norm"] > 0
 
 
 @pytest.mark.parametrize(("spec", "stats", "at"), [

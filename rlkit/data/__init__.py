@@ -16,14 +16,17 @@ class Data:
 
     Attributes:
         task: a built-in procedural task; or
-        train, test: a ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file, the name of a data set on the hub, or a list of those; the
-            column ``dataset`` then says where a row is from.
+        train, test: a ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file, a named set (``gsm8k``, ``math:levels=1-4``; see
+            :mod:`rlkit.data.sets`), a data set on the hub (``owner/name[:config]``), or a list of those; the column ``dataset`` then
+            says where a row is from.
         size, test_size: rows of the task, or at most so many rows of the files (null: all).
-        columns: which columns of a file hold the prompt and the answer, e.g. ``{prompt: question, answer: solution}``.
-        template: how a question becomes a prompt: a name under ``rlkit/data/templates`` or a file with ``{question}``.
+        columns: which columns of a file hold the prompt and the answer, e.g. ``{prompt: question, answer: reward_model.ground_truth}``.
+        template: how a question becomes a prompt: a name under ``rlkit/data/templates``, a file with ``{question}``, ``chat`` (the
+            tokenizer's own), or ``chat:NAME``, a template inside the tokenizer's own.
         max_prompt_tokens: longer prompts are dropped and counted (``too_long: drop``) or refused (``too_long: raise``).
         stored: responses of the reference that join every batch, for terms with ``on: reference``.
-        sampler: the order of prompts. admit: which prompts are worth a group. drop: which finished groups are replaced by others.
+        sampler: the order of prompts. admit: which prompts are worth a group. drop: which finished groups are not trained on.
+        refill: a dropped group is replaced by another one (dynamic sampling); false: the batch of that step is smaller.
     """
 
     task: Task | None = None
@@ -39,6 +42,7 @@ class Data:
     sampler: Sampler = field(default_factory=Shuffle)
     admit: AdmitRule | None = None
     drop: tuple[DropRule, ...] = ()
+    refill: bool = True
 
     def __post_init__(self) -> None:
         if (self.task is None) == (self.train is None):

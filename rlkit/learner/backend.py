@@ -40,11 +40,18 @@ def lr_factor(section: LearnerSection, total: int) -> Callable[[int], float]:
     return factor
 
 
-def make_optimizer(model: nn.Module, section: LearnerSection, total: int) -> tuple[Any, Any]:
-    """AdamW over the trainable parameters (no weight decay on vectors: norms and biases), and its schedule."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in trainable if p.ndim >= 2], "weight_decay": section.weight_decay},
-              {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0}]
+def make_optimizer(model: nn.Module, section: LearnerSection, total: int, critic_lr: float | None = None) -> tuple[Any, Any]:
+    """AdamW over the trainable parameters (no weight decay on vectors: norms and biases), and its schedule.
+
+    ``critic_lr`` is the learning rate of the parameters under ``critic.``; None: that of the others.
+    """
+    trainable = [(n.startswith("critic."), p) for n, p in model.named_parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = []
+    for of_critic in (False, True):
+        lr = section.lr if critic_lr is None or not of_critic else critic_lr
+        for matrix in (True, False):
+            groups.append({"params": [p for c, p in trainable if c == of_critic and (p.ndim >= 2) == matrix], "lr": lr,
+                           "weight_decay": section.weight_decay if matrix else 0.0})
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=section.lr, betas=section.betas,
                                   eps=section.eps)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(section, total))
@@ -53,12 +60,12 @@ def make_optimizer(model: nn.Module, section: LearnerSection, total: int) -> tup
 class TorchBackend:
     """One process, no sharding: for notebooks, debuggers and tests."""
 
-    def __init__(self, model: nn.Module, section: LearnerSection, total_steps: int) -> None:
-        self.module, self.section, self.total_steps = model, section, total_steps
+    def __init__(self, model: nn.Module, section: LearnerSection, total_steps: int, critic_lr: float | None = None) -> None:
+        self.module, self.section, self.total_steps, self.critic_lr = model, section, total_steps, critic_lr
         self.reset_optimizer()
 
     def reset_optimizer(self) -> None:
-        self.optimizer, self.schedule = make_optimizer(self.module, self.section, self.total_steps)
+        self.optimizer, self.schedule = make_optimizer(self.module, self.section, self.total_steps, self.critic_lr)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
@@ -85,6 +92,11 @@ class TorchBackend:
         """Inside, the given parameters are whole on every rank."""
         return contextlib.nullcontext()
 
+    def assign(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Gives a parameter another value (whole, the same on every rank); the optimizer's state stays."""
+        with torch.no_grad():
+            parameter.copy_(value)
+
     def save(self, folder: Path) -> None:
         trainable = {n: p.detach() for n, p in self.module.named_parameters() if p.requires_grad}
         torch.save({"model": trainable, "optimizer": self.optimizer.state_dict(),
@@ -104,12 +116,12 @@ class DeepSpeedBackend:
     """A DeepSpeed engine on this rank of ``world`` ranks. The user's ``deepspeed:`` section is handed on as it is."""
 
     def __init__(self, model: nn.Module, section: LearnerSection, total_steps: int, options: Mapping[str, Any],
-                 bf16: bool, world: int) -> None:
+                 bf16: bool, world: int, critic_lr: float | None = None) -> None:
         deepspeed = import_deepspeed()
         if not torch.distributed.is_initialized():
             deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo",
                                        auto_mpi_discovery=False, verbose=False)
-        optimizer, schedule = make_optimizer(model, section, total_steps)
+        optimizer, schedule = make_optimizer(model, section, total_steps, critic_lr)
         zero = {"stage": 0, "overlap_comm": torch.cuda.is_available(), **options.get("zero_optimization", {})}
         config = {
             "train_micro_batch_size_per_gpu": 1,
@@ -150,6 +162,14 @@ class DeepSpeedBackend:
         if self.stage < 3:
             return contextlib.nullcontext()
         return import_deepspeed().zero.GatheredParameters(list(parameters))
+
+    def assign(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """See :meth:`TorchBackend.assign`; the optimizer's own float32 copy gets the value too."""
+        deepspeed = import_deepspeed()
+        shards = deepspeed.zero.GatheredParameters([parameter], modifier_rank=0) if self.stage == 3 else contextlib.nullcontext()
+        with torch.no_grad(), shards:
+            parameter.data.copy_(value)
+        deepspeed.utils.safe_set_full_fp32_param(parameter, value.to(parameter.device, torch.float32))
 
     def save(self, folder: Path) -> None:
         self.engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False, exclude_frozen_parameters=True)

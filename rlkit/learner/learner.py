@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from rlkit.breakdown import add_gram
+from rlkit.config import locate
 from rlkit.learner.backend import DeepSpeedBackend, TorchBackend, free_port, in_buckets, rank_environment
-from rlkit.learner.model import PolicyModel, add_lora, evaluate_new, load_lm
+from rlkit.learner.model import PolicyModel, ValueModel, add_lora, evaluate_new, load_lm
 from rlkit.learner.reference import ReferenceState
 from rlkit.objective import loss
 from rlkit.objective.full_vocab import FullDivergence
@@ -42,15 +43,23 @@ class Learner:
         if run.learner.gradient_checkpointing:
             lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             lm.enable_input_require_grads()
-        self.policy = PolicyModel(lm, value_head="value" in needs, fp32_head=run.model.fp32_head).to(self.device)
+        critic = None
+        if run.critic is not None:
+            where = model_path if run.critic.path is None else str(locate(run.critic.path, run.base))
+            start = load_lm(where, dtype=lm.dtype, attention=run.model.attention)
+            if run.learner.gradient_checkpointing:
+                start.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            critic = ValueModel(start)
+        self.policy = PolicyModel(lm, "value" in needs, run.model.fp32_head, critic).to(self.device)
         self.policy.train()
         total = run.steps * run.learner.epochs * run.learner.minibatches
+        critic_lr = None if run.critic is None else run.critic.lr
         if run.deepspeed is None:
-            self.backend: Any = TorchBackend(self.policy, run.learner, total)
+            self.backend: Any = TorchBackend(self.policy, run.learner, total, critic_lr)
         else:
             if "RANK" not in os.environ:
                 os.environ.update(rank_environment(0, 1, "127.0.0.1", free_port()))
-            self.backend = DeepSpeedBackend(self.policy, run.learner, total, run.deepspeed, bf16, world)
+            self.backend = DeepSpeedBackend(self.policy, run.learner, total, run.deepspeed, bf16, world, critic_lr)
         self.one_update = run.learner.epochs * run.learner.minibatches == 1
         self.full = [t for t in run.objective if isinstance(t, FullDivergence)]
         self.anchors: dict[str, ReferenceState] = {

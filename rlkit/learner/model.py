@@ -60,20 +60,52 @@ def add_lora(lm: Any, options: dict[str, Any], seed: int) -> Any:
         raise ValueError(f"peft: {str(error).splitlines()[0]}") from error
 
 
+def padded(decoder: Any, ids: Tensor, length: Tensor) -> Tensor:
+    """Last hidden states ``[L, H]`` of a decoder on packed sequences.
+
+    Rows are padded on the right: attention is causal, so no real token ever sees padding and no mask is needed.
+    """
+    rows, longest = length.shape[0], int(length.max())
+    row = torch.repeat_interleave(torch.arange(rows, device=ids.device), length)
+    start = (length.cumsum(0) - length)[row]
+    column = torch.arange(ids.shape[0], device=ids.device) - start
+    ids_2d = ids.new_zeros(rows, longest)
+    ids_2d[row, column] = ids
+    hidden: Tensor = decoder(input_ids=ids_2d, use_cache=False).last_hidden_state
+    return hidden[row, column]
+
+
+class ValueModel(nn.Module):
+    """A critic of its own: a decoder, and a linear layer that starts at zero."""
+
+    def __init__(self, lm: Any) -> None:
+        super().__init__()
+        self.decoder = lm.get_decoder()
+        self.out = nn.Linear(lm.config.hidden_size, 1, dtype=lm.dtype)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, ids: Tensor, length: Tensor, action: Tensor) -> Tensor:
+        """The value of the prefix before each action token, ``[N]``."""
+        values: Tensor = self.out(padded(self.decoder, ids, length)[action - 1])[:, 0]
+        return values
+
+
 class PolicyModel(nn.Module):
-    """A language model (with a LoRA adapter or not) and an optional value head.
+    """A language model (with a LoRA adapter or not) and, where values are needed, a value head or a critic of its own.
 
     ``forward`` takes packed sequences and returns log-probs of the action tokens of the distribution that was sampled
     from: after temperature, top-k and top-p.
     """
 
-    def __init__(self, lm: Any, value_head: bool = False, fp32_head: bool = False) -> None:
+    def __init__(self, lm: Any, value_head: bool = False, fp32_head: bool = False, critic: ValueModel | None = None) -> None:
         super().__init__()
         self.lm = lm
         self.base.set_output_embeddings(LMHead.adopt(self.base.get_output_embeddings()))
         self.fp32_head = fp32_head
+        self.critic = critic
         self.value_head: nn.Linear | None = None
-        if value_head:
+        if value_head and critic is None:
             self.value_head = nn.Linear(self.base.config.hidden_size, 1)
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
@@ -97,22 +129,16 @@ class PolicyModel(nn.Module):
         logp, ent, found = self.base.get_output_embeddings()(
             at, target=ids[action], temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
             entropy=entropy, fp32=self.fp32_head, full=full)
-        values = self.value_head(at)[:, 0].float() if value and self.value_head is not None else None
+        values = None
+        if value and self.critic is not None:
+            values = self.critic(ids, length, action).float()
+        elif value and self.value_head is not None:
+            values = self.value_head(at)[:, 0].float()
         return logp, ent, values, found
 
     def hidden(self, ids: Tensor, length: Tensor) -> Tensor:
-        """Last hidden states ``[L, H]``.
-
-        Rows are padded on the right: attention is causal, so no real token ever sees padding and no mask is needed.
-        """
-        rows, longest = length.shape[0], int(length.max())
-        row = torch.repeat_interleave(torch.arange(rows, device=ids.device), length)
-        start = (length.cumsum(0) - length)[row]
-        column = torch.arange(ids.shape[0], device=ids.device) - start
-        padded = ids.new_zeros(rows, longest)
-        padded[row, column] = ids
-        hidden: Tensor = self.base.get_decoder()(input_ids=padded, use_cache=False).last_hidden_state
-        return hidden[row, column]
+        """Last hidden states ``[L, H]``."""
+        return padded(self.base.get_decoder(), ids, length)
 
 
 def evaluate_new(model: Any, b: Batch, sampling: Sampling, needs: frozenset[str], full: Sequence[tuple[Any, Head, Tensor]] = ()) -> New:

@@ -11,20 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlkit.objective import Term, normalise
+from rlkit.objective import Term, is_marking, normalise
 from rlkit.types import Batch
 
 
 def minibatches(b: Batch, epochs: int, count: int, seed: int) -> list[Tensor]:
-    """Row indices of each optimizer step: ``count`` minibatches an epoch, prompt groups never split.
-
-    Raises:
-        ValueError: fewer prompt groups than minibatches.
-    """
+    """Row indices of each optimizer step: ``count`` minibatches an epoch, fewer if there are fewer prompt groups (never split)."""
     groups = torch.unique(b.group)
-    if count > len(groups):
-        raise ValueError(f"learner.minibatches is {count}, but the batch has only {len(groups)} prompt groups; "
-                         "groups are never split. Lower it, or raise rollout.prompts_per_step.")
+    count = min(count, len(groups))
     generator = torch.Generator().manual_seed(seed)
     out: list[Tensor] = []
     for _ in range(epochs):
@@ -99,12 +93,25 @@ def _idle(b: Batch) -> Batch:
     return out
 
 
+def marks(objective: Sequence[Term], b: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    """What terms with a ``mark`` say of each token, from the whole batch; 0 on rows that the term does not read."""
+    out = {}
+    for i, term in enumerate(objective):
+        if is_marking(term):
+            assert b.norm is not None
+            keep = b.norm[i] > 0
+            out[term.name] = b.reward.new_zeros(b.N).masked_scatter(keep[b.seq], term.mark(b.rows(keep), generator))
+    return out
+
+
 def optimizer_steps(b: Batch, objective: Sequence[Term], *, epochs: int, count: int, ranks: int, max_tokens: int,
                     seed: int) -> list[list[list[Batch]]]:
-    """``out[step][rank]`` is the list of micro-batches; ``norm`` is that of the whole minibatch."""
+    """``out[step][rank]`` is the list of micro-batches; ``norm`` and ``marks`` are those of the whole minibatch."""
     out: list[list[list[Batch]]] = []
+    generator = torch.Generator().manual_seed(seed)
     for rows in minibatches(b, epochs, count, seed):
         mini = take(b, rows.tolist())
         mini.norm = normalise(objective, mini)
+        mini.marks = marks(objective, mini, generator)
         out.append(cut(mini, ranks, max_tokens)[0])
     return out

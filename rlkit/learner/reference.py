@@ -348,6 +348,72 @@ class HardReset:
         return _ResetState(learner, self)
 
 
+class _ElasticState:
+    """Elastic Reset: a frozen reference, and a policy that goes back to its own average."""
+
+    def __init__(self, learner: Learner, spec: ElasticReset) -> None:
+        self.learner, self.spec, self.resets = learner, spec, 0
+        self.frozen = Frozen(path=spec.path, offload=spec.offload).build(learner)
+        self.start = {name: p.cpu() for name, _, p in self._policy()}           # read at resets only: host memory is enough
+        self.average = {name: p for name, _, p in self._policy()}
+
+    def _policy(self) -> Any:
+        """(name, parameter, whole copy in float32) of what is trained, the critic's parameters aside."""
+        for name, p in self.learner.policy.lm.named_parameters():
+            if p.requires_grad:
+                with torch.no_grad(), self.learner.backend.whole([p]):
+                    copy = p.detach().float().clone()
+                yield name, p, copy
+
+    def logprobs(self, b: Batch, sampling: Sampling) -> Tensor:
+        return self.frozen.logprobs(b, sampling)
+
+    def head(self, b: Batch) -> Head:
+        return self.frozen.head(b)
+
+    def after_step(self, step: int, stats: Stats) -> None:
+        for name, _, value in self._policy():
+            self.average[name].lerp_(value, 1 - self.spec.decay)
+        if step % self.spec.every == 0:
+            for name, p in self.learner.policy.lm.named_parameters():
+                if p.requires_grad:
+                    self.learner.backend.assign(p, self.average[name])
+                    self.average[name].copy_(self.start[name])
+            self.resets += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"average": self.average, "start": self.start, "resets": self.resets}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.resets = state["resets"]
+        for name, value in self.average.items():
+            value.copy_(state["average"][name])
+            self.start[name].copy_(state["start"][name])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElasticReset:
+    """The start model as the reference, and every ``every`` steps the policy becomes its own moving average, which restarts at the start.
+
+    ``average <- decay * average + (1 - decay) * policy`` each step; at a reset ``policy <- average``, ``average <- start``. The optimizer's
+    state and the value function stay. Costs a copy of the trained parameters on the device and one in host memory.
+
+    Source: Elastic Reset (NeurIPS 2023), released code.
+    """
+
+    every: int = 260
+    decay: float = 0.995
+    path: str | None = None
+    offload: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1 or self.every < 1:
+            raise ValueError(f"reference ElasticReset: decay is {self.decay} (must be in [0, 1)), every is {self.every} (at least 1).")
+
+    def build(self, learner: Learner) -> ReferenceState:
+        return _ElasticState(learner, self)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Soup:
     """The (weighted) average of several checkpoints of one architecture (SALSA; the weights are [memory])."""

@@ -54,10 +54,21 @@ class Term:
         """The cost: ``[N]`` per token or ``[S]`` per sequence."""
         raise NotImplementedError(f"{type(self).__name__} has no __call__(new, batch)")
 
+    def mark(self, b: Batch, generator: torch.Generator) -> Tensor:
+        """What cannot be known from a shard: a number for each token ``[N]``, computed once on the driver from the whole batch of an
+        optimizer step, with log-probs from before the update. ``__call__`` finds it in ``b.marks[self.name]``.
+        """
+        raise NotImplementedError
+
     @property
     def name(self) -> str:
         """The term's name in metrics."""
         return type(self).__name__
+
+
+def is_marking(term: Any) -> bool:
+    """Whether the term has a ``mark`` of its own."""
+    return isinstance(term, Term) and type(term).mark is not Term.mark
 
 
 def needs(parts: Iterable[Any]) -> frozenset[str]:

@@ -187,23 +187,56 @@ class GAE:
 
 @dataclass(frozen=True)
 class TokenKL:
-    """``A_t = log teacher - log old`` of the sampled token: on-policy distillation, reverse KL to the teacher.
+    """``A_t = log teacher - log mu`` of the sampled token: on-policy distillation, reverse KL to the teacher.
 
-    ``clip`` bounds each token's signal; ``centre`` subtracts the batch mean (ERPD 2605.25582 [abstract]).
+    ``minus: ref`` compares the teacher with the reference instead of the policy: what the teacher learned (ERPD 2605.25582 [abstract]).
+    ``clip`` bounds each token's signal; ``centre`` subtracts the batch mean.
     """
 
     teacher: Literal["teacher", "ref"] = "teacher"
+    minus: Literal["behav", "ref"] = "behav"
     clip: float | None = None
     centre: bool = False
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({self.teacher, "behav"})
+        return frozenset({self.teacher, self.minus})
 
     def __call__(self, b: Batch) -> Tensor:
-        a = b.logp[self.teacher] - b.logp["behav"]
+        a = b.logp[self.teacher] - b.logp[self.minus]
         a = a if self.clip is None else a.clamp(-self.clip, self.clip)
         return a - a.mean() if self.centre else a
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthShaped:
+    """APO's STCR around the advantage ``of``: long wrong responses count more.
+
+    A wrong response (reward <= 0.5) that is longer than the mean length ``L`` of its group's correct ones is multiplied by
+    ``2 - rate^-(length - L)``; groups without a correct response stay as they are. The published rate is so near to 1 that only
+    thousands of tokens matter.
+
+    Source: APO 2506.21655 (released code).
+    """
+
+    of: Advantage
+    rate: float = 1.00001
+    group: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.rate < 1:
+            raise ValueError(f"LengthShaped.rate is {self.rate}; it must be at least 1 (1 changes nothing).")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.of.needs
+
+    def __call__(self, b: Batch) -> Tensor:
+        length, correct = b.seq_len(), (b.reward > 0.5).to(b.reward.dtype)
+        count = b.group_sum(correct)
+        mean_S = (b.group_sum(length * correct) / count.clamp(min=1))[b.group]
+        longer = (length - mean_S).clamp(min=0) * (1 - correct) * (count > 0)[b.group]
+        return self.of(b) * (2 - self.rate ** -longer)[b.seq]
 
 
 def is_group(advantage: Any) -> bool:

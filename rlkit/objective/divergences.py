@@ -279,12 +279,16 @@ class KL(Term):
     k1          token       w log u, w differentiable                       KL(pi‖anchor), off-policy too; noisier
     k1          none        refused: its expected gradient is zero
     k1+, k3+    none        value of k1, k3, gradient of k2                 KL(pi‖anchor)
+    kF          none        v log v - v + 1, v = 1/u                        none that has a name: E[-v log v score]
+    kF          token       w (v log v - v + 1), w differentiable           KL(anchor‖pi), off-policy too
     ==========  ==========  ==============================================  ===========================================
 
-    Source: exact enumeration (tests), agreeing with 2506.09477, 2510.01555 and 2512.21852.
+    kF is an unbiased value of KL(anchor‖pi) on samples of pi; differentiating it alone, as RAPO does, gives another gradient.
+
+    Source: exact enumeration (tests), agreeing with 2506.09477, 2510.01555 and 2512.21852; kF: RAPO 2510.03865.
     """
 
-    estimator: Literal["k1", "k2", "k3", "k1+", "k3+"] = "k3"
+    estimator: Literal["k1", "k2", "k3", "k1+", "k3+", "kF"] = "k3"
     anchor: Anchor = "ref"
     importance: Literal["none", "token"] = "none"
 
@@ -296,7 +300,8 @@ class KL(Term):
                 "reward_penalties: [{type: KLReward}].")
         if self.estimator in ("k1+", "k3+") and self.importance != "none":
             raise ValueError(f"KL(estimator={self.estimator!r}) has no importance weight; use k2 or k3 with importance: token.")
-        check_geometric(self.anchor, self.estimator != "k3" or self.importance == "token", f"KL {self.estimator}")
+        reverse = self.estimator != "kF" and (self.estimator != "k3" or self.importance == "token")
+        check_geometric(self.anchor, reverse, f"KL {self.estimator}")
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
@@ -311,10 +316,12 @@ class KL(Term):
         k2 = 0.5 * a**2
         bounded = a.clamp(-BOUND, BOUND)
         k3 = torch.expm1(-bounded) + bounded
-        # Beyond the bound k3 goes on linearly with the slope it has there, instead of standing still.
+        kF = 1 - torch.exp(-bounded) * (1 + bounded)
+        # Beyond the bound they go on linearly with the slope that they have there, instead of standing still.
         k3 = k3 - torch.expm1(-bounded.detach()) * (a - bounded)
+        kF = kF + (bounded * torch.exp(-bounded)).detach() * (a - bounded)
         if self.importance == "none":
             straight = k2 - k2.detach()
-            return {"k2": k2, "k3": k3, "k1+": straight + a.detach(), "k3+": straight + k3.detach()}[self.estimator]
+            return {"k2": k2, "k3": k3, "k1+": straight + a.detach(), "k3+": straight + k3.detach(), "kF": kF}[self.estimator]
         w = importance(new, b, "token", None, None)
-        return {"k1": w * a, "k2": w.detach() * k2, "k3": w * k3}[self.estimator]
+        return {"k1": w * a, "k2": w.detach() * k2, "k3": w * k3, "kF": w * kF}[self.estimator]

@@ -190,6 +190,59 @@ class DPPO(Term):
         return -r.exp() * a * keep + self.quadratic * r**2
 
 
+def covariance(b: Batch) -> Tensor:
+    """``(A - mean A) (log pi - mean log pi)`` of each token over the whole batch, ``[N]``; its mean drives the entropy's change."""
+    a, logp = advantage(b), b.logp["old"]
+    return (a - a.mean()) * (logp - logp.mean())
+
+
+@dataclass(frozen=True)
+class ClipCov(PPOClip):
+    """PPO's clip without the gradient of a few tokens: ``share`` of all, drawn among those with a covariance in (``low``, ``high``).
+
+    The covariance is that of advantage and log-prob over the whole batch of the optimizer step, before the update; the released code has it
+    for each micro-batch, and with current log-probs.
+
+    Source: Clip-Cov 2505.22617 [code].
+    """
+
+    share: float = 2e-4
+    low: float = 1.0
+    high: float = 5.0
+
+    def mark(self, b: Batch, generator: torch.Generator) -> Tensor:
+        cov = covariance(b)
+        found = ((cov > self.low) & (cov < self.high)).nonzero()[:, 0]
+        count = max(1, int(self.share * b.N))
+        chosen = found[torch.randperm(len(found), generator=generator)[:count]]
+        return torch.zeros_like(cov).index_fill(0, chosen, 1.0)
+
+    def __call__(self, new: New, b: Batch) -> Tensor:
+        return super().__call__(new, b) * (1 - b.marks[self.name])
+
+
+@dataclass(frozen=True)
+class KLCov(Term):
+    """``-w A``, plus ``beta |r|`` on the ``share`` of tokens with the largest covariance of advantage and log-prob; corrected.
+
+    The covariance is that of the whole batch of the optimizer step, before the update (see :class:`ClipCov`).
+
+    Source: KL-Cov 2505.22617 [code].
+    """
+
+    needs: ClassVar[frozenset[str]] = ADV_OLD
+    share: float = 2e-4
+    beta: float = 1.0
+
+    def mark(self, b: Batch, generator: torch.Generator) -> Tensor:
+        cov = covariance(b)
+        return torch.zeros_like(cov).index_fill(0, cov.topk(max(1, int(self.share * b.N))).indices, 1.0)
+
+    def __call__(self, new: New, b: Batch) -> Tensor:
+        r = log_ratio(new.logp, b.logp["old"])
+        return corrected(-r.exp() * advantage(b) + self.beta * r.abs() * b.marks[self.name], b)
+
+
 @dataclass(frozen=True)
 class RPG(Term):
     """REINFORCE-style regularised policy gradient with RPG-Style Clip: ``sg(A' w) * (-log pi)``, ``A' = A + C / w``.

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rlkit.objective import Reduce, Term, loss
+from rlkit.objective import Reduce, Term, is_marking, loss
 from rlkit.objective.divergences import KL, TABLE, Divergence, Generator, anchor_name, generator, label
 from rlkit.objective.full_vocab import FullDivergence
 from rlkit.objective.losses import NLL, Entropy, ValueMSE
@@ -111,6 +111,8 @@ def term_gradient(w: World, term: Term, reduce: Reduce | None = None) -> tuple[T
     """The term's expected gradient, and the noise of one response: ``sqrt(E|g|^2 - |E g|^2) / |E g|``."""
     b, term = w.batch(), dataclasses.replace(term, reduce=reduce or term.reduce, on="policy")
     b.cols = {name[4:]: torch.zeros_like(b.reward) for name in term.needs if name.startswith("col:")}
+    if is_marking(term):                        # marks are of whole batches; here no token has one
+        b.marks = {term.name: torch.zeros(b.N, dtype=b.reward.dtype)}
     p, weight = w.whole(w.mu).exp(), w.weights(term.reduce, term.const)
     new = w.new([term] if isinstance(term, FullDivergence) else [])
     grads = []
@@ -187,7 +189,7 @@ def words(f: str, anchor: str) -> str:
 def claim(part: Any) -> str | None:
     """What a part's name says that it is; None for parts whose name says nothing (a user's own loss)."""
     if isinstance(part, KL):
-        return f"{words('reverse_kl', anchor_name(part.anchor))} per token"
+        return f"{words('forward_kl' if part.estimator == 'kF' else 'reverse_kl', anchor_name(part.anchor))} per token"
     if isinstance(part, KLReward):
         how = "per token" if part.credit == "token" else "of responses"
         return f"{words('reverse_kl', anchor_name(part.anchor))} {how}"
@@ -213,6 +215,7 @@ class Finding:
         cosine, norm: its expected gradient against the exact one of ``claims`` (or ``follows``), both under the part's own reduction.
         noise: the standard deviation of one response's gradient over the norm of the mean.
         reduction: cosine between its gradient under its own reduction and under ``reduce: sum``.
+        in_reward: it is a penalty: inside a policy gradient, not beside it.
         problem: why it was not examined.
     """
 
@@ -225,12 +228,15 @@ class Finding:
     noise: float = math.nan
     reduction: float = 1.0
     acknowledged: bool = False
+    in_reward: bool = False
     problem: str | None = None
 
     @property
     def honest(self) -> bool:
-        """Whether it does what its name says. A policy gradient is exact on-policy and near it elsewhere: that is its trade."""
-        return self.claims is None or self.follows == self.claims or (self.claims == PG and self.sampled != "on-policy")
+        """Whether it does what its name says. A policy gradient, and a penalty inside one, is exact on-policy and near it elsewhere: that is
+        its trade.
+        """
+        return self.claims is None or self.follows == self.claims or ((self.claims == PG or self.in_reward) and self.sampled != "on-policy")
 
     @property
     def sentence(self) -> str:
@@ -280,7 +286,7 @@ def examine(part: Any, sampled: Sampled, seed: int = 0) -> Finding:
     if target is None:
         target = max(known.values(), key=lambda g: abs(_cosine(own, g)))
     return Finding(part.name, sampled, claims, follows, _cosine(own, target), float(own.norm() / target.norm()), noise, _cosine(own, plain),
-                   bool(getattr(part, "acknowledge", False)))
+                   bool(getattr(part, "acknowledge", False)), hasattr(part, "placement"))
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:

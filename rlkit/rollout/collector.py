@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 from rlkit.rollout.engine import Aborted
+from rlkit.rollout.interrupt import Interruption
 from rlkit.types import Prompt, Rollout, Sampling
 
 
@@ -25,20 +26,20 @@ class Scores(Protocol):
 class Collector:
     """Keeps prompt groups in flight and hands out ``prompts`` finished ones a step, in the order in which they started.
 
-    Group ``i`` may start once ``i < (version + 1 + max_lag) * prompts + dropped``: with ``max_lag=0`` generation is strictly
+    Group ``i`` may start once ``i < (version + 1 + max_lag) * prompts + replaced``: with ``max_lag=0`` generation is strictly
     on-policy, with ``k`` it runs up to ``k`` steps ahead. Groups leave in start order, so that short answers do not win.
     Rewards are computed in the same thread as their group, while other groups still generate.
     """
 
     def __init__(self, engine: Generates, scorer: Scores, sampler: Any, *, prompts: int, n: int, sampling: Sampling, max_lag: int = 0,
-                 drop: Sequence[Callable[[Sequence[Rollout]], str | None]] = (), admit: Any = None, max_waste: float = 10.0,
-                 statistics: Any = None) -> None:
+                 drop: Sequence[Callable[[Sequence[Rollout]], str | None]] = (), refill: bool = True, admit: Any = None,
+                 max_waste: float = 10.0, interrupt: Interruption | None = None, statistics: Any = None) -> None:
         self.engine, self.scorer, self.sampler, self.admit, self.statistics = engine, scorer, sampler, admit, statistics
         self.prompts, self.n, self.sampling, self.max_lag = prompts, n, sampling, max_lag
-        self.drop, self.max_waste = tuple(drop), max_waste
+        self.drop, self.refill, self.max_waste, self.interrupt = tuple(drop), refill, max_waste, interrupt
         self.pool = ThreadPoolExecutor(prompts * (1 + max_lag) * 2, thread_name_prefix="group")
         self.pending: deque[Future[tuple[list[Rollout], str | None]]] = deque()
-        self.started = self.dropped = self.base = self.aborted = 0
+        self.started = self.replaced = self.dropped = self.base = self.aborted = 0
         self.reasons: Counter[str] = Counter()
         self.waited = 0.0
 
@@ -47,7 +48,7 @@ class Collector:
         self.base = version
 
     def _admit(self, version: int) -> None:                     # the whole staleness rule
-        while self.started < (version - self.base + 1 + self.max_lag) * self.prompts + self.dropped:
+        while self.started < (version - self.base + 1 + self.max_lag) * self.prompts + self.replaced:
             self.pending.append(self.pool.submit(self._run_group, next(self.sampler)))
             self.started += 1
 
@@ -65,7 +66,8 @@ class Collector:
     def _ask(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
         while True:
             try:
-                group = self.engine.generate(prompt, n, sampling)
+                group = self.engine.generate(prompt, n, sampling) if self.interrupt is None else (
+                    self.interrupt.generate(self.engine, prompt, n, sampling))
                 break
             except Aborted:
                 self.aborted += 1
@@ -75,7 +77,8 @@ class Collector:
     def next(self, version: int) -> list[Rollout]:
         """The rollouts of the next step; ``rollout.group`` numbers the prompt groups from 0.
 
-        Errors of engines and rewards surface here. Responses without a reward are left out.
+        Errors of engines and rewards surface here. Responses without a reward are left out. Without ``refill`` there are fewer groups when
+        some are dropped, but at least one.
 
         Raises:
             RuntimeError: more than ``max_waste * prompts`` groups of one step were dropped.
@@ -83,7 +86,7 @@ class Collector:
         out: list[Rollout] = []
         kept = dropped_now = 0
         start = time.perf_counter()
-        while kept < self.prompts:
+        while kept + (0 if self.refill else dropped_now) < self.prompts or not kept:
             self._admit(version)
             group, refused = self.pending.popleft().result()
             if self.statistics is not None:
@@ -100,6 +103,8 @@ class Collector:
                 continue
             self.dropped += 1
             dropped_now += 1
+            if self.refill or dropped_now >= self.prompts:      # there must be something to train on
+                self.replaced += 1
             self.reasons[why] += 1
             if dropped_now > self.max_waste * self.prompts:
                 counts = ", ".join(f"{k}: {v}" for k, v in self.reasons.most_common())

@@ -21,7 +21,7 @@ from rlkit.objective.losses import Entropy, PPOClip
 from rlkit.run import Run
 from rlkit.types import Batch, Prompt, Rollout, Sampling
 
-NEEDS = frozenset({"adv", "old", "ref", "behav"})
+NEEDS = frozenset({"adv", "old", "ref", "behav", "value", "returns"})
 
 
 def batch(seed: int) -> Batch:
@@ -41,14 +41,17 @@ def train(run: Run, workers: Any, steps: int = 3) -> dict[str, np.ndarray]:
     group = LearnerGroup(workers, run, NEEDS)
     for k in range(steps):
         b = batch(k)
-        group.annotate(b, ("ref", "old"))
-        stats = group.update(b, (1.0, 0.1), seed=k, breakdown=k == 1)
+        group.annotate(b, ("ref", "old", "value"))
+        b.returns = b.adv * 0.5
+        stats = group.update(b, (1.0, 0.1, 0.5)[:len(run.objective)], seed=k, breakdown=k == 1)
+        group.after_step(k + 1, stats)
         if k == 1:
             assert 0 < gradient_shares(stats, [t.name for t in run.objective])["gradient/share/PPOClip"] < 1
     out: dict[str, np.ndarray] = {}
     for names in group.buckets():
         out |= workers.handles("gather", names)[0] if isinstance(workers, LocalWorkers) else workers.call("gather", names)[0]
-    return out
+    group.annotate(b, ("value",))
+    return {**out, "values": b.value.numpy()}
 
 
 def test_the_token_log_probs_are_those_of_the_plain_model(tiny: Path) -> None:
@@ -113,8 +116,12 @@ def test_lora_reference_is_the_base_and_the_export_is_the_merge(small: dict[str,
 def test_two_sharded_ranks_on_ray_train_as_one_process_does(small: dict[str, Any], tiny: Path, stage: int, ray_session: None) -> None:
     from rlkit.cluster import ray as on_ray
 
+    """With a critic of its own and a policy that goes back to its average on the way: everything that a rank does to weights."""
+    small |= {"critic": {"lr": 2e-3}, "reference": {"type": "ElasticReset", "every": 2, "decay": 0.5}}
+    small["objective"].append({"type": "ValueMSE", "coef": 0.5})
     local = make_run(small)
     want = train(local, LocalWorkers(Learner(local, str(tiny), NEEDS)))
+    assert np.abs(want["values"]).max() > 1e-3
     run = make_run({**small, "deepspeed": {"zero_optimization": {"stage": stage}}, "cluster": {"engines": 1, "learners": 2, "cpus": 0.3}})
     run = dataclasses.replace(run, cluster=dataclasses.replace(run.cluster, timeout=200.0))
     from rlkit.build import make_engine
