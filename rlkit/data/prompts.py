@@ -1,4 +1,4 @@
-"""From rows to prompts: tasks, files, and hub data sets; every problem is reported with its place."""
+"""From rows to prompts: tasks, files, named sets and hub data sets; every problem is reported with its place."""
 
 from __future__ import annotations
 
@@ -6,60 +6,88 @@ import csv
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlkit.config import locate
 from rlkit.data import Data
+from rlkit.data.sets import is_named, load_table, normalised, read_set
 from rlkit.data.tasks import Row, Split
 from rlkit.types import Prompt
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
+@dataclass(frozen=True)
+class Template:
+    """``text`` holds ``{question}``; ``chat``: the text is the user's message in the tokenizer's own chat template."""
+
+    text: str
+    chat: bool = False
+
+
 def load_prompts(data: Data, split: Split, tokenizer: Any, say: Callable[[str], None] = lambda text: None,
                  base: str | Path | None = None) -> list[Prompt]:
     """The prompts of one split, in a fixed order; files are looked up beside ``base``, the configuration's folder.
 
+    A question that differs from an earlier one in white space only is left out and counted. Columns of a row travel with its prompt, and so
+    does ``question``, the text without the template.
+
     Raises:
-        ValueError: a missing file, a malformed or empty row (file:line), a missing column, no row left; prompts that are too
-            long under ``too_long: raise``.
+        ValueError: a missing file or set, a malformed or empty row (file:line), a missing column, an empty answer among others, no row
+            left; prompts that are too long under ``too_long: raise``.
     """
     source = data.train if split == "train" else data.test
     limit = data.size if split == "train" else data.test_size
-    if data.task is not None:
-        rows: Iterable[tuple[str, Row]] = [(r["id"], r) for r in data.task.rows(split, limit or 0)]
-    elif source is None:
+    if data.task is None and source is None:
         return []
-    else:
-        rows = read_rows(source, split, base) if isinstance(source, str) else (
-            (where, {**row, "dataset": Path(name).stem}) for name in source for where, row in read_rows(name, split, base))
+
+    def rows() -> Iterator[tuple[str, Row, Mapping[str, str]]]:
+        """Place, row, and which columns hold what: a named set comes with its own mapped."""
+        if data.task is not None:
+            yield from ((r["id"], r, {}) for r in data.task.rows(split, limit or 0))
+            return
+        for name in (source,) if isinstance(source, str) else source or ():
+            for where, row in read_rows(name, split, base, say):
+                if is_named(name):
+                    yield where, row, {}
+                else:
+                    yield where, row if isinstance(source, str) else {**row, "dataset": Path(name).stem}, data.columns
+
     template = load_template(data.template, base)
     prompts: list[Prompt] = []
-    seen: dict[str, str] = {}
+    seen: dict[str, tuple[str, Any]] = {}
     long: list[str] = []
+    unanswered: list[str] = []
+    contradicting: list[str] = []
     twice = 0
-    for where, row in rows:
+    for where, row, mapped in rows():
         if limit is not None and len(prompts) >= limit:
             break
-        question = pick(row, data.columns.get("prompt", "prompt"), "prompt", where)
+        question = pick(row, mapped.get("prompt", "prompt"), "prompt", where)
         if not isinstance(question, str) or not question.strip():
             raise ValueError(f"{where}: the prompt is {question!r}; it must be a text that is not empty.")
+        answer = pick(row, mapped["answer"], "answer", where) if "answer" in mapped else row.get("answer")
         text = render(template, question, tokenizer)
-        if text in seen:
+        key = text if data.task is not None else normalised(question)
+        if key in seen:
             twice += 1
+            if seen[key][1] != answer:
+                contradicting.append(f"{where} ({answer!r}) and {seen[key][0]} ({seen[key][1]!r})")
             continue
         ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
         identity = str(row.get("id", hashlib.sha256(text.encode()).hexdigest()[:16]))
         if len(ids) > data.max_prompt_tokens:
             long.append(f"{where} ({len(ids)} tokens)")
             continue
-        answer = row.get(data.columns.get("answer", "answer"))
-        if answer is None and "answer" in data.columns:
-            pick(row, data.columns["answer"], "answer", where)
-        seen[text] = where
+        if answer is None or answer == [] or (isinstance(answer, str) and not answer.strip()):
+            unanswered.append(where)
+        seen[key] = (where, answer)
         columns = {k: v for k, v in row.items() if k not in ("prompt", "answer")}
+        if data.task is None:
+            columns.setdefault("question", question)        # without the template: for rewards, and for files that `rlkit filter` writes
         prompts.append(Prompt(identity, ids, text, answer, columns))
     if long:
         message = f"{len(long)} prompts are longer than data.max_prompt_tokens = {data.max_prompt_tokens}: {', '.join(long[:3])}"
@@ -68,8 +96,17 @@ def load_prompts(data: Data, split: Split, tokenizer: Any, say: Callable[[str], 
         say(f"data: {message}; dropped.")
     if twice:
         say(f"data: {twice} duplicate prompts of the {split} split dropped.")
+    if contradicting:
+        say(f"data: {len(contradicting)} duplicate(s) have another answer than the first, which is kept: {contradicting[0]}.")
     if not prompts:
         raise ValueError(f"data.{split}: no prompt is left of {source or data.task}.")
+    if unanswered and ("answer" in data.columns or len(unanswered) < len(prompts)):
+        raise ValueError(f"{unanswered[0]}: the answer is empty ({len(unanswered)} of {len(prompts)} prompts of data.{split}). Fill it in, "
+                         "remove these rows, or name the column that holds answers: data.columns: {answer: ...}.")
+    if unanswered and data.task is None:
+        others = [k for k in prompts[0].columns if k not in ("id", "dataset", "question")]
+        say(f"data: no prompt of the {split} split has an answer (other columns: {', '.join(others) or 'none'}); a reward that reads it "
+            "will fail. Name the column with data.columns: {answer: ...}.")
     duplicates = len(prompts) - len({p.id for p in prompts})
     if duplicates:
         raise ValueError(f"data.{split}: {duplicates} prompts share an `id` with another one; ids must be unique.")
@@ -77,24 +114,29 @@ def load_prompts(data: Data, split: Split, tokenizer: Any, say: Callable[[str], 
 
 
 def pick(row: Mapping[str, Any], column: str, what: str, where: str) -> Any:
-    if column not in row:
-        close = difflib.get_close_matches(column, list(row), 1)
-        raise ValueError(f"{where}: there is no column {column!r} for the {what}; columns are {', '.join(map(str, row))}."
-                         + (f" Did you mean {close[0]!r}?" if close else f" Name it: data.columns: {{{what}: ...}}."))
-    return row[column]
+    """``row[column]``; ``a.b`` reaches into a column that holds a mapping (``reward_model.ground_truth``)."""
+    if column in row:
+        return row[column]
+    first, _, rest = column.partition(".")
+    if rest and isinstance(row.get(first), Mapping):
+        return pick(row[first], rest, what, f"{where}: {first}")
+    close = difflib.get_close_matches(column, list(row), 1)
+    raise ValueError(f"{where}: there is no column {column!r} for the {what}; columns are {', '.join(map(str, row))}."
+                     + (f" Did you mean {close[0]!r}?" if close else f" Name it: data.columns: {{{what}: ...}}."))
 
 
-def read_rows(source: str, split: str, base: str | Path | None = None) -> Iterable[tuple[str, Row]]:
-    """``(place, row)`` of a file, or of a hub data set ``name[:config]``."""
+def read_rows(source: str, split: Split, base: str | Path | None = None, say: Callable[[str], None] = lambda text: None) \
+        -> Iterable[tuple[str, Row]]:
+    """``(place, row)`` of a file, of a named set (:mod:`rlkit.data.sets`), or of a hub data set ``owner/name[:config]``."""
     path = locate(source, base)
     suffix = path.suffix.lower()
-    if suffix in (".jsonl", ".json", ".csv", ".parquet"):
+    if suffix in READERS:
         if not path.is_file():
             folder = (Path(base or ".") / source).parent
             near = difflib.get_close_matches(path.name, [p.name for p in folder.glob("*")], 1)
             raise ValueError(f"data.{split}: there is no file {source!r}." + (f" Did you mean {folder / near[0]}?" if near else ""))
-        return {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}[suffix](path)
-    return _hub(source, split)
+        return READERS[suffix](path)
+    return read_set(source, split, say) if is_named(source) else _hub(source, split)
 
 
 def _jsonl(path: Path) -> Iterable[tuple[str, Row]]:
@@ -132,41 +174,52 @@ def _parquet(path: Path) -> Iterable[tuple[str, Row]]:
     return [(f"{path}[{i}]", row) for i, row in enumerate(parquet.read_table(path).to_pylist())]
 
 
+READERS: dict[str, Callable[[Path], Iterable[tuple[str, Row]]]] = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+
+
 def _hub(source: str, split: str) -> Iterable[tuple[str, Row]]:
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise ValueError(f"data.{split}: {source!r} is a hub data set; reading it needs `datasets`. Install it with: pip "
-                         "install datasets") from None
     name, _, config = source.partition(":")
     try:
-        rows = load_dataset(name, config or None, split=split)
-    except Exception as error:                      # the hub client raises many kinds; all mean that the set is not there
-        raise ValueError(f"data.{split}: {source!r} is neither a .jsonl/.json/.csv/.parquet file nor a data set that could be "
-                         f"loaded ({str(error).splitlines()[0]}).") from error
+        rows = load_table(name, config or None, split)
+    except ValueError as error:
+        raise ValueError(f"data.{split}: {error}") from error
     return ((f"{source}[{i}]", dict(row)) for i, row in enumerate(rows))
 
 
-def load_template(name: str, base: str | Path | None = None) -> str:
-    """A template by name (``plain``, ``qwen-boxed``, ``dapo``, ``r1``, ``chat``) or file."""
+def load_template(name: str, base: str | Path | None = None) -> Template:
+    """A template by name (a file of ``rlkit/data/templates``) or path; ``chat:NAME`` puts its text into the tokenizer's chat template.
+
+    Raises:
+        ValueError: no such template, or one without ``{question}``.
+    """
     if name == "chat":
-        return ""
+        return Template("{question}", chat=True)
+    chat, name = name.startswith("chat:"), name.removeprefix("chat:")
     path = locate(name, base) if "/" in name or name.endswith(".txt") else TEMPLATES / f"{name}.txt"
     if not path.is_file():
-        known = [*sorted(p.stem for p in TEMPLATES.glob("*.txt")), "chat"]
-        raise ValueError(f"data.template: there is no template {name!r}; there are {', '.join(known)}, or the path of a text file "
-                         "with {question}.")
+        known = sorted(p.stem for p in TEMPLATES.glob("*.txt"))
+        near = difflib.get_close_matches(name, known, 1)
+        raise ValueError(f"data.template: there is no template {name!r}." + (f" Did you mean {near[0]!r}?" if near else "")
+                         + f" There are {', '.join(known)}, chat (the tokenizer's own), chat:NAME (one inside it), or the path of a text "
+                           "file with {question}.")
     text = path.read_text()
     if "{question}" not in text:
         raise ValueError(f"data.template: {path} has no {{question}}.")
-    return text
+    return Template(text, chat)
 
 
-def render(template: str, question: str, tokenizer: Any) -> str:
-    """The template, or the tokenizer's own chat template for ``chat`` (empty)."""
-    if template:
-        return template.replace("{question}", question)
-    return str(tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True))
+def render(template: Template, question: str, tokenizer: Any) -> str:
+    """The prompt of a question.
+
+    Raises:
+        ValueError: the template is ``chat``, and the tokenizer has none (base models often do not).
+    """
+    text = template.text.replace("{question}", question)
+    if not template.chat:
+        return text
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError("data.template: the tokenizer has no chat template. Use a template that needs none, e.g. qwen-boxed, r1 or abel.")
+    return str(tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True))
 
 
 def preview(prompts: Sequence[Prompt], tokenizer: Any) -> str:
