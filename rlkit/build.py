@@ -12,6 +12,7 @@ import math
 import os
 import string
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,7 @@ class Parts:
     started: float                          # time.monotonic() when the run began
     lengths: LengthState | None
     stored: StoredRows | None
+    correct: str                            # the reward that says whether a response is right: the first one
     new_score: float | None = None          # the last held-out score, until a step has reported it
 
 
@@ -145,6 +147,17 @@ def is_off_policy(run: Run) -> bool:
     return run.learner.epochs * run.learner.minibatches > 1 or run.rollout.max_lag > 0
 
 
+def first_of_each(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
+    """The first ``n`` prompts of each data set."""
+    seen: Counter[Any] = Counter()
+    kept = []
+    for p in prompts:
+        seen[p.columns.get("dataset")] += 1
+        if seen[p.columns.get("dataset")] <= n:
+            kept.append(p)
+    return kept
+
+
 def alphabet(run: Run) -> str:
     """The characters of a model that the run makes: those of its task, or printable ASCII."""
     return string.printable if run.data.task is None else str(run.data.task.alphabet)
@@ -192,6 +205,22 @@ def reward_specs(run: Run) -> tuple[RewardSpec, ...]:
             raise ValueError("rewards: `task` is the verifier of data.task, which is not set. Name another reward, e.g. math.")
         return run.rewards
     return tuple(dataclasses.replace(r, fn=TaskReward(task)) if r.fn == "task" else r for r in run.rewards or (RewardSpec("task"),))
+
+
+def self_test(specs: Sequence[RewardSpec], prompts: Sequence[Prompt]) -> list[str]:
+    """What the reward ``math`` says of reference answers that it would not accept from a model: such rows can only teach wrongly."""
+    spec = next((s for s in specs if s.fn in ("math", "rlkit.rewards.math:reward")), None)
+    if spec is None:
+        return []
+    from rlkit.rewards.math import gold_against_itself
+
+    rows = [{"id": p.id, "answer": p.answer} for p in prompts if p.answer is not None]
+    bad = gold_against_itself(rows, **{k: v for k, v in spec.args.items() if k in ("mode", "extract")})
+    if not bad:
+        return []
+    found = ", ".join(f"{b['id']} ({str(b['answer'])[:40]!r}: {b['reason']})" for b in bad[:5])
+    return [f"warning: {len({b['id'] for b in bad})} of {len(rows)} reference answers are not accepted by the reward `math` when a model "
+            f"gives them: {found}{', ...' if len(bad) > 5 else ''}. Correct or remove these rows."]
 
 
 def model_config(path: str, where: str, remedy: str = "") -> Any:
@@ -285,14 +314,16 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
     latest = checkpoints.latest() if resume else None
     first_step = Checkpoints.read(latest)[0] if latest else 0
     with contextlib.ExitStack() as stack:
-        scorer = Scorer(reward_specs(run), on_error=run.on_reward_error, workers=max(1, (os.cpu_count() or 2) // 2), base=Path(run.base))
+        specs = reward_specs(run)
+        scorer = Scorer(specs, on_error=run.on_reward_error, workers=max(1, (os.cpu_count() or 2) // 2), base=Path(run.base))
         stack.callback(scorer.close)
         # Everything that can be wrong is found before the run folder is made: a run that cannot start leaves nothing behind.
         tokenizer = make_tokenizer(alphabet(run)) if run.model.make is not None else load_tokenizer(str(run.model.path))
         notes: list[str] = []
         train_prompts = load_prompts(run.data, "train", tokenizer, notes.append, run.base)
-        test_prompts = load_prompts(run.data, "test", tokenizer, notes.append, run.base)[:run.eval.prompts]
+        test_prompts = first_of_each(load_prompts(run.data, "test", tokenizer, notes.append, run.base), run.eval.prompts)
         scorer.check(list(train_prompts[0].columns))
+        notes += self_test(specs, [*train_prompts, *test_prompts])
         check_columns(run, train_prompts)
         rows = StoredRows(run.data.stored, tokenizer, run.seed, run.base) if run.data.stored else None
         interrupt = Interruption(run.rollout.interrupt, tokenizer, run.sampling.max_tokens) if run.rollout.interrupt else None
@@ -337,7 +368,7 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
             run, folder, log, tokenizer, train_prompts, test_prompts, scorer, learners, engines,
             WeightSync(learners, engines, run.rollout.pause), collector, statistics, Coefficients(run.objective),
             Coefficients(run.reward_penalties), checkpoints, before_update(run, need), sampling, started,
-            LengthState(run.rollout.lengths) if run.rollout.lengths else None, rows)
+            LengthState(run.rollout.lengths) if run.rollout.lengths else None, rows, specs[0].label)
 
 
 def _seeded(sampling: Sampling, seed: int) -> Sampling:

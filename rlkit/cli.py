@@ -14,7 +14,13 @@ from typing import Any
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Exit codes: 0 done, 1 the run failed, 2 something in the input is wrong, 130 interrupted."""
-    arguments = parser().parse_args(argv)
+    top = parser()
+    arguments, rest = top.parse_known_args(argv)            # argparse wants key=value before the options; people write them after, too
+    strange = [x for x in rest if x.startswith("-") or "=" not in x or not hasattr(arguments, "overrides")]
+    if strange:
+        top.error(f"unrecognized arguments: {' '.join(strange)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
     try:
         return int(arguments.run(arguments) or 0)
     except ValueError as error:
@@ -53,12 +59,41 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("config")
     p.add_argument("overrides", nargs="*", metavar="key=value")
 
-    p = command("eval", evaluate, "Score a model on the held-out prompts of a configuration.")
+    p = command("eval", evaluate, "Measure a model on the held-out prompts of a configuration: avg@n, pass@k, maj@k, with intervals.")
     p.add_argument("config")
-    p.add_argument("overrides", nargs="*", metavar="key=value")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.test=[math500,aime24] eval.prompts=500 sampling.top_p=0.95")
     p.add_argument("--model", required=True, help="a model folder, a hub name, or a run folder")
     p.add_argument("-n", type=int, default=1, help="responses a prompt (default 1)")
-    p.add_argument("--out", help="write every response to this JSONL file")
+    p.add_argument("--out", metavar="FOLDER", help="keep every response there; the same command goes on after an interruption")
+    p.add_argument("--temperature", type=float, action="append", help="may be repeated: votes over several temperatures")
+    p.add_argument("--adaptive", action="store_true", help="stop sampling a prompt when its majority answer is settled")
+    p.add_argument("--self-certainty", action="store_true", help="also vote weighed by self-certainty (one more pass over each response)")
+    p.add_argument("--forgetting", metavar="BASE", help="also KL(BASE‖model) on responses of BASE")
+    p.add_argument("--engines", type=int, default=1, help="engines; more than one run on Ray")
+    p.add_argument("--address", help="a Ray cluster (auto, or host:port)")
+
+    p = command("metrics", metrics, "Every metric again from stored samples, or a paired comparison of two models.")
+    p.add_argument("samples", help="what `rlkit eval --out` wrote")
+    p.add_argument("--against", metavar="SAMPLES", help="those of another model on the same prompts")
+    p.add_argument("-k", type=int, action="append", help="k of pass@k and maj@k; may be repeated (default: powers of two)")
+    p.add_argument("--out", help="write the report as JSON")
+
+    p = command("fit", fit, "Fit scaling curves to runs: ScaleRL's sigmoid to each, or one power law over model sizes.")
+    p.add_argument("runs", nargs="+", help="run folders")
+    p.add_argument("--law", choices=("sigmoid", "power"), default="sigmoid")
+    p.add_argument("--unit", choices=("tokens", "seconds", "step"), default="tokens", help="what compute is measured in")
+    p.add_argument("--sizes", type=float, nargs="+", help="parameters of each run's model (power law)")
+    p.add_argument("--skip", type=float, default=0.0, help="leave out points before this much compute")
+    p.add_argument("--until", type=float, default=math.inf, help="fit points up to this much compute only: the rest tests the prediction")
+    p.add_argument("--ceiling", type=float, default=1.0, help="the largest possible reward")
+    p.add_argument("--extrapolate", type=float, default=4.0, help="predict at so many times the compute spent")
+    p.add_argument("--out", default="fit.png", help="the picture (default fit.png)")
+
+    p = command("audit-reward", audit, "Run a verifier, or two, over stored responses: what they decide, why, and where they disagree.")
+    p.add_argument("file", help="JSONL with response and answer, and perhaps correct (a label) and finish; `rlkit eval` writes such files")
+    p.add_argument("--reward", default="math", help="a built-in name or my_file.py:function (default math)")
+    p.add_argument("--against", help="another one to compare with")
+    p.add_argument("--show", type=int, default=5, help="examples of each kind of difference (default 5)")
 
     p = command("filter", keep, "Keep the training prompts that a model sometimes solves (offline learnability filter, RIF-RFT).")
     p.add_argument("config")
@@ -140,55 +175,46 @@ def check(a: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
-def model_folder(name: str) -> str:
-    """A run folder stands for its final model."""
-    final = Path(name) / "final"
-    return str(final) if final.is_dir() else name
-
-
-def _score(a: argparse.Namespace, split: Any) -> tuple[str, list[Any], list[Any]]:
-    """``(model folder, prompts, scored responses)`` of the prompts of one split, ``a.n`` responses each."""
+def _score_training(a: argparse.Namespace) -> tuple[list[Any], list[Any]]:
+    """The training prompts, and ``a.n`` scored responses to each of them, in order."""
     import dataclasses
 
-    from rlkit.build import context_length, load_tokenizer, make_engine, quiet_libraries, reward_specs
-    from rlkit.cluster.groups import EngineGroup, LocalWorkers
+    from rlkit.build import load_tokenizer, quiet_libraries
     from rlkit.config import load
     from rlkit.data.prompts import load_prompts
-    from rlkit.rewards import Scorer
+    from rlkit.evaluation.commands import model_folder, running
     from rlkit.trainer import sample_and_score
 
     quiet_libraries()
     run = load(a.config, a.overrides)
     path = model_folder(a.model)
-    tokenizer = load_tokenizer(path)
-    prompts = load_prompts(run.data, split, tokenizer, print, run.base)
-    if not prompts:
-        raise ValueError(f"data.{split} is not set: there are no prompts to score. Add e.g. data.{split}=my_prompts.jsonl")
-    prompts = prompts[:run.eval.prompts] if split == "test" else prompts
-    scorer = Scorer(reward_specs(run), on_error=run.on_reward_error, base=Path(run.base))
-    scorer.check(list(prompts[0].columns))
-    engine = make_engine(path, kind=run.rollout.engine, seed=run.seed, dtype=run.model.dtype,
-                         max_model_len=context_length(run, prompts, path), options=run.vllm, tensor_parallel=1)
-    temperature = run.eval.temperature if split == "test" and run.eval.temperature is not None else run.sampling.temperature
-    sampling = dataclasses.replace(run.sampling, seed=run.seed, temperature=temperature)
-    try:
-        return path, prompts, sample_and_score(EngineGroup(LocalWorkers(engine)), scorer, prompts, a.n, sampling)
-    finally:
-        engine.close()
-        scorer.close()
+    prompts = load_prompts(run.data, "train", load_tokenizer(path), print, run.base)
+    with running(run, path, prompts) as (engines, scorer):
+        return prompts, sample_and_score(engines, scorer, prompts, a.n, dataclasses.replace(run.sampling, seed=run.seed))
 
 
 def evaluate(a: argparse.Namespace) -> None:
-    path, prompts, rollouts = _score(a, "test")
-    if a.out:
-        with open(a.out, "w") as f:
-            for r in rollouts:
-                f.write(json.dumps({"prompt_id": r.prompt.id, "prompt": r.prompt.text, "response": r.text, "answer": r.prompt.answer,
-                                    "reward": r.reward, "finish": r.finish}, default=str) + "\n")
-    scored = [r.reward for r in rollouts if r.reward == r.reward]
-    solved = {r.prompt.id for r in rollouts if r.reward >= 1}
-    print(f"{path}: mean reward {sum(scored) / max(1, len(scored)):.4f} over {len(rollouts)} responses to {len(prompts)} prompts; "
-          f"solved at least once: {len(solved) / len(prompts):.4f}; without a reward: {len(rollouts) - len(scored)}")
+    from rlkit.evaluation import commands
+
+    commands.evaluate(a)
+
+
+def metrics(a: argparse.Namespace) -> None:
+    from rlkit.evaluation import commands
+
+    commands.metrics(a)
+
+
+def fit(a: argparse.Namespace) -> None:
+    from rlkit.evaluation import commands
+
+    commands.fit(a)
+
+
+def audit(a: argparse.Namespace) -> None:
+    from rlkit.rewards.audit import audit_command
+
+    audit_command(a)
 
 
 def keep(a: argparse.Namespace) -> None:
@@ -196,7 +222,7 @@ def keep(a: argparse.Namespace) -> None:
         raise ValueError(f"--soft-value {a.soft_value}: it must be positive.")
     if not 0 <= a.low <= a.high <= 1:
         raise ValueError(f"--low {a.low} and --high {a.high} must satisfy 0 <= low <= high <= 1.")
-    _, prompts, rollouts = _score(a, "train")
+    prompts, rollouts = _score_training(a)
     rates = {p.id: [min(1.0, max(0.0, r.reward)) for r in rollouts[i * a.n:(i + 1) * a.n] if r.reward == r.reward]
              for i, p in enumerate(prompts)}
     kept, solved = 0, []
@@ -226,6 +252,7 @@ def keep(a: argparse.Namespace) -> None:
 
 def sample(a: argparse.Namespace) -> None:
     from rlkit.build import load_tokenizer, make_engine, quiet_libraries
+    from rlkit.evaluation.commands import model_folder
     from rlkit.types import Prompt, Sampling
 
     quiet_libraries()

@@ -180,12 +180,18 @@ class Probe:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSection:
-    """Held-out evaluation: before, every ``every`` steps (0: only before and after), and after training."""
+    """Held-out evaluation: before, every ``every`` steps (0: only before and after), and after training.
+
+    Attributes:
+        prompts: at most so many of each data set. n: responses to each. temperature: null is that of training.
+        alarm: with ``n`` of at least 2, a warning when pass@n falls below the start model's by more than chance (95 %, paired by prompt).
+    """
 
     every: int = 0
     prompts: int = 128
     n: int = 1
-    temperature: float | None = None        # null: the training temperature
+    temperature: float | None = None
+    alarm: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import resource
 import shutil
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,9 @@ from rlkit.build import Parts, build, columns
 from rlkit.checkpoint import Checkpoints
 from rlkit.cluster.groups import EngineGroup
 from rlkit.cluster.sync import probe_parity
+from rlkit.evaluation.compare import mcnemar
+from rlkit.evaluation.metrics import pass_at_k, powers_of_two
+from rlkit.evaluation.samples import correctness, dataset_of
 from rlkit.log import duration
 from rlkit.objective.corrections import correction_stats, weights
 from rlkit.objective.penalties import fill_advantages
@@ -159,7 +163,7 @@ def probe(p: Parts, version: int) -> Stats:
 
 
 def evaluate(p: Parts, step: int) -> float:
-    """Mean reward on held-out prompts, written to ``eval.jsonl``; repeated steps of a resumed run are replaced."""
+    """Mean reward and pass@k on held-out prompts, written to ``eval.jsonl``; repeated steps of a resumed run are replaced."""
     section, start = p.run.eval, time.perf_counter()
     if not p.test_prompts:
         return math.nan
@@ -171,14 +175,42 @@ def evaluate(p: Parts, step: int) -> float:
     score = sum(scored) / len(scored) if scored else math.nan
     p.new_score = None if math.isnan(score) else score
     path = p.folder / "eval.jsonl"
-    lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] < step] if path.exists() else []
-    lines.append(json.dumps({"step": step, "score": score, "prompts": len(p.test_prompts), "n": section.n, "temperature": temperature,
-                             "seconds": time.perf_counter() - start}))
-    path.write_text("\n".join(lines) + "\n")
+    earlier = [row for row in map(json.loads, path.read_text().splitlines()) if row["step"] < step] if path.exists() else []
+    right = [[correctness(r, p.correct) >= 0.5 for r in rollouts[i:i + section.n]] for i in range(0, len(rollouts), section.n)]
+    by_set: dict[str, list[list[bool]]] = defaultdict(list)
+    for prompt, flags in zip(p.test_prompts, right, strict=True):
+        by_set[dataset_of(prompt)].append(flags)
+    measured = {name: {f"pass@{k}": sum(pass_at_k(section.n, sum(f), k) for f in rows) / len(rows) for k in powers_of_two(section.n)}
+                for name, rows in by_set.items()}
+    solved = [any(f) for f in right]
+    now = {"step": step, "score": score, "prompts": len(p.test_prompts), "n": section.n, "temperature": temperature, "datasets": measured,
+           "truncated": sum(r.finish == "length" for r in rollouts) / len(rollouts), "solved": solved,
+           "seconds": time.perf_counter() - start}
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*earlier, now]))
     if p.log.tensorboard is not None:
         p.log.tensorboard.add_scalar("eval/score", score, step)
-    p.log.say(("\n" if p.log.live and step else "") + f"held-out score at step {step}: {score:.3f} ({len(p.test_prompts)} prompts)")
+        for name, values in measured.items():
+            for key, value in values.items():
+                p.log.tensorboard.add_scalar(f"eval/{name}/{key}" if name else f"eval/{key}", value, step)
+    most = f"pass@{powers_of_two(section.n)[-1]}"
+    sets = "; ".join(f"{name or 'all'} {values['pass@1']:.3f}, {most} {values[most]:.3f}" for name, values in measured.items())
+    p.log.say(("\n" if p.log.live and step else "") + f"held-out score at step {step}: {score:.3f} ({len(p.test_prompts)} prompts"
+              + (f"; {sets})" if section.n > 1 or len(measured) > 1 else ")"))
+    if section.alarm and section.n > 1 and earlier and "solved" in earlier[0]:
+        alarm(p, earlier[0]["solved"], solved)
     return score
+
+
+def alarm(p: Parts, before: Sequence[bool], after: Sequence[bool]) -> None:
+    """Says when fewer prompts are solved by any of the n responses than by the start model's, by more than chance."""
+    if len(before) != len(after):
+        return
+    gained, lost = (sum(y and not x for x, y in zip(a, b, strict=True)) for a, b in ((before, after), (after, before)))
+    if lost > gained and mcnemar(gained, lost) < 0.05:
+        n = p.run.eval.n
+        p.log.say(f"warning: pass@{n} on held-out prompts is {sum(after) / len(after):.3f}; the start model's was "
+                  f"{sum(before) / len(before):.3f} ({lost} prompts are no longer solved, {gained} newly are). Training narrows what the "
+                  "model can do: a divergence that covers mass (docs/regularizers.md), a smaller learning rate or fewer steps keep more.")
 
 
 def sample_and_score(engines: EngineGroup, scorer: Scorer, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[Rollout]:

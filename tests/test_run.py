@@ -176,8 +176,8 @@ def test_the_core_imports_with_torch_and_transformers_alone() -> None:
 def test_eval_and_filter_from_the_command_line(small: dict[str, Any], tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small["rewards"] = [str(Path("tests/rewards/examples.py").absolute()) + ":often"]
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(small))
-    assert main(["eval", str(tmp_path / "c.yaml"), "--model", str(tiny), "-n", "2", "--out", str(tmp_path / "r.jsonl")]) == 0
-    assert "over 8 responses to 4 prompts" in capsys.readouterr().out and len((tmp_path / "r.jsonl").read_text().splitlines()) == 8
+    assert main(["eval", str(tmp_path / "c.yaml"), "--model", str(tiny), "-n", "2", "--out", str(tmp_path / "e")]) == 0
+    assert "8 responses to 4 prompts" in capsys.readouterr().out
     assert main(["filter", str(tmp_path / "c.yaml"), "--model", str(tiny), "-n", "4", "--out", str(tmp_path / "kept.jsonl"), "--high", "0.9"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
     assert 0 < len(rows) < 40 and all(0 < r["pass_rate"] <= 0.9 and r["prompt"] and "level" in r for r in rows)

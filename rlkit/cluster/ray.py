@@ -148,6 +148,28 @@ def make_learner(run: Run, model_path: str, needs: frozenset[str], rank: int, wo
     return Learner(run, model_path, needs, rank, world)
 
 
+def _quiet(cluster: Cluster) -> dict[str, str]:
+    return {"OMP_NUM_THREADS": str(max(1, int(cluster.cpus))), "TOKENIZERS_PARALLELISM": "false"}
+
+
+def _spawn_engines(cluster: Cluster, model_path: str, make_engine: Callable[..., Any], env: dict[str, str],
+                   args: dict[str, Any]) -> tuple[RayWorkers, list[Any]]:
+    """Actors for the engines, and what to wait for until they are built."""
+    ray = import_ray()
+    gpus = gpus_per_device(cluster, ray.cluster_resources())
+    actors = [ray.remote(Host).options(num_cpus=cluster.cpus, num_gpus=gpus * cluster.tensor_parallel, max_concurrency=512,
+                                       runtime_env={"env_vars": {**_quiet(cluster), **env}}).remote() for _ in range(cluster.engines)]
+    return RayWorkers(actors, cluster.timeout, "engine"), [a.build.remote(make_engine, env, model_path, **args) for a in actors]
+
+
+def start_engines(cluster: Cluster, model_path: str, make_engine: Callable[..., Any], env: dict[str, str],
+                  args: dict[str, Any]) -> RayWorkers:
+    """Engines without learners, for evaluation."""
+    engines, building = _spawn_engines(cluster, model_path, make_engine, env, args)
+    engines.get(building, "start")
+    return engines
+
+
 def start(run: Run, model_path: str, needs: frozenset[str], make_engine: Callable[..., Any],
           engine_env: dict[str, str], engine_args: dict[str, Any]) -> tuple[RayWorkers, RayWorkers]:
     """Actors for all learners and engines of a run, built side by side: ``(learners, engines)``."""
@@ -155,15 +177,10 @@ def start(run: Run, model_path: str, needs: frozenset[str], make_engine: Callabl
     cluster = run.cluster
     assert cluster is not None
     gpus = gpus_per_device(cluster, ray.cluster_resources())
-    host = ray.remote(Host)
-    quiet = {"env_vars": {"OMP_NUM_THREADS": str(max(1, int(cluster.cpus))), "TOKENIZERS_PARALLELISM": "false"}}
-    engines = [host.options(num_cpus=cluster.cpus, num_gpus=gpus * cluster.tensor_parallel, max_concurrency=512,
-                            runtime_env={"env_vars": {**quiet["env_vars"], **engine_env}}).remote()
-               for _ in range(cluster.engines)]
-    learners = [host.options(num_cpus=cluster.cpus, num_gpus=gpus, runtime_env=quiet).remote()
+    engines, building = _spawn_engines(cluster, model_path, make_engine, engine_env, engine_args)
+    learners = [ray.remote(Host).options(num_cpus=cluster.cpus, num_gpus=gpus, runtime_env={"env_vars": _quiet(cluster)}).remote()
                 for _ in range(cluster.learners)]
-    groups = (RayWorkers(learners, cluster.timeout, "learner"), RayWorkers(engines, cluster.timeout, "engine"))
-    building = [e.build.remote(make_engine, engine_env, model_path, **engine_args) for e in engines]
+    groups = (RayWorkers(learners, cluster.timeout, "learner"), engines)
     master, port = groups[0].get([learners[0].address.remote()], "address")[0]
     building += [a.build.remote(make_learner, rank_environment(rank, cluster.learners, master, port), run, model_path,
                                 needs, rank, cluster.learners) for rank, a in enumerate(learners)]

@@ -233,9 +233,7 @@ class Finding:
 
     @property
     def honest(self) -> bool:
-        """Whether it does what its name says. A policy gradient, and a penalty inside one, is exact on-policy and near it elsewhere: that is
-        its trade.
-        """
+        """Whether it does what its name says. A policy gradient (or a penalty in one) is exact on-policy, near it elsewhere: its trade."""
         return self.claims is None or self.follows == self.claims or ((self.claims == PG or self.in_reward) and self.sampled != "on-policy")
 
     @property

@@ -1,68 +1,774 @@
-"""The answer of a mathematical solution, checked by ``math-verify`` (LaTeX, fractions, sets, intervals, units)."""
+r"""The answer of a mathematical solution, checked in three tiers: text, exact values, symbols.
+
+1. ``string``: both answers are the same after cleaning (``\dfrac`` is ``\frac``, blanks, ``$``, Unicode).
+2. ``exact``: both are read to exact values (:mod:`rlkit.rewards.answers`) and compared in the field of rationals, roots, pi and variables;
+   tuples, sets, intervals, matrices and equations entry by entry. Nothing is rounded.
+3. ``symbolic``: values with functions (sin, log, nested roots) are compared to 50 digits at sample points; what cannot be read goes to
+   ``math-verify`` (sympy), if it is small enough to be safe. sympy is imported only then.
+
+What is accepted, in both modes:
+
+* any form of the same value: 0.5, 1/2, ``\frac12``, ``1\frac{3}{4}`` and 7/4, ``1.2\times10^3`` and 1200, ``\sqrt{12}`` and ``2\sqrt3``;
+* a unit, a degree sign or a currency sign on one side only; two known units must be the same one;
+* 50% against 50 (the sign as a unit, as references write it) and against 0.5 (its value); 0.5 against 50 is wrong;
+* ``x=5`` against 5, and an interval against its inequality; the same equation multiplied by a constant;
+* lists and sets in any order, tuples and matrices in theirs; (1, 2] is not [1, 2);
+* 1,234 is one number, except inside brackets or where the reference is a list.
+
+The reference may hold what a response may not: ``204_5`` accepts 204 (the question states the base), but 204 does not accept ``204_5``. A
+response with several candidates (1 or 2) is wrong where the reference has one; of several boxes the last one counts.
+
+``mode="permissive"`` accepts in addition: the correct rounding to at least three significant digits of a reference that is no integer, and
+an exact value or longer decimal that rounds to a decimal reference; another name (``y=5`` for ``x=5``); tuples for lists, column vectors
+and sets and the other way round; 1:2 for 1/2 or 2:4; units of the same dimension (60 minutes, 1 hour); a decimal comma.
+"""
 
 from __future__ import annotations
 
 import functools
+import logging
 import re
-from typing import Any
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+from rlkit.rewards import answers
+from rlkit.rewards.answers import (
+    DEGREE,
+    INFINITY,
+    PERCENT,
+    Atom,
+    Based,
+    Equation,
+    Expr,
+    Inequality,
+    Items,
+    Matrix,
+    Ratio,
+    Reader,
+    Region,
+    Scalar,
+    Text,
+    Unreadable,
+    Value,
+)
+
+Mode = Literal["strict", "permissive"]
+Tier = Literal["string", "exact", "symbolic"]
+Reason = Literal["equal", "different", "no_answer", "truncated", "unreadable", "refused", "timeout"]
+EXTRACT = ("boxed", "tag", "line", "hash")
+KINDS = ("boxed", "tag", "line", "hash", "number", "whole")
+MAX_RESPONSE = 1_000_000    # characters searched, from the end
+SYMPY_SECONDS = 2           # for one call of math-verify; it can be interrupted in the main thread of a process only
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found and why it counts or not.
+
+    ``tier`` decided (None if there was nothing to compare). ``reason``: equal, different; no_answer; truncated (finish "length" and no
+    complete answer); unreadable (no tier understands the answer, or the reference); refused (too large for sympy); timeout (of sympy).
+    """
+
+    correct: bool
+    extracted: str | None
+    gold: str
+    tier: Tier | None
+    reason: Reason
+
+
+# ----------------------------------------------------------------------------------------------------------------------- extraction
+
+
+_ANSWER = re.compile(r"(?i)\banswers?\b(?:\*{1,2}|\s){0,3}(?:is|are|=|:|equals)(?:\s*:)?")
+_STOP = re.compile(r"\.(?=\s+[A-Z])|\.\s*$|(?i:,?\s+(?:because|since|which|where|so|as|when|hence|therefore)\b)|\n")
+_NUMBER = re.compile(r"(?:(?<![\w.)])-)?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?%?")
+
+
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,3}(?:(\{)|([0-9A-Za-z]+))|\\[{}]|[{}]")
+
+
+def _boxes(text: str) -> list[tuple[int, int, str]]:
+    r"""``(start, end, content)`` of all complete boxes, by their start, the last first; ``\boxed 5`` is one too. One pass over the text."""
+    starts = [k for k in (text.find("\\boxed"), text.find("\\fbox")) if k >= 0]
+    if not starts:
+        return []
+    out: list[tuple[int, int, str]] = []
+    open_braces: list[tuple[int, int] | None] = []          # start and content of a box, None for another brace
+    for m in _BRACES.finditer(text, min(starts)):
+        if m[1]:
+            open_braces.append((m.start(), m.end()))
+        elif m[2]:
+            out.append((m.start(), m.end(), m[2]))
+        elif m[0] == "{":
+            open_braces.append(None)
+        elif m[0] == "}" and open_braces and (box := open_braces.pop()) is not None:
+            out.append((box[0], m.end(), text[box[1]:m.start()].strip()[:8 * answers.MAX_TEXT]))
+    return sorted(out, reverse=True)
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last complete ``\boxed{...}`` (braces may nest), or None."""
-    for start in reversed([m.end() for m in re.finditer(r"\\(?:f?boxed)\s*\{", text)]):
-        depth = 1
-        for i in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[i], 0)
-            if depth == 0:
-                return text[start:i].strip()
+    r"""The content of the last complete ``\boxed{...}`` (braces may nest; of nested boxes the innermost), or None."""
+    return next((content for _, _, content in _boxes(text[-MAX_RESPONSE:])), None)
+
+
+def _tag(text: str, complete: bool) -> str | None:
+    end = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, end if end >= 0 else None)
+    if start < 0 or (end < 0 and not complete):
+        return None
+    inner = text[start + len("<answer>"):end if end >= 0 else None].strip()
+    return last_boxed(inner) or _line(inner, True) or inner or None
+
+
+def _line(text: str, complete: bool) -> str | None:
+    """What follows the last "Answer:" or "answer is", to the end of the sentence."""
+    last = None
+    for last in _ANSWER.finditer(text):  # noqa: B007
+        pass
+    if last is None:
+        return None
+    rest = text[last.end():last.end() + 2 * answers.MAX_TEXT].lstrip(" \t*:")
+    display = re.match(r"\s*(?:\\\[|\$\$)\s*", rest)
+    if display:
+        end = rest.find(r"\]" if r"\[" in display[0] else "$$", display.end())
+        return rest[display.end():end].strip() or None if end >= 0 else None
+    rest = rest.lstrip()
+    found = _STOP.search(rest)
+    if found is None and not complete:
+        return None                         # cut off inside the answer: 12 of 123
+    if found is not None and not complete and found.end() >= len(rest) and not found[0].startswith("\n"):
+        return None
+    rest = re.sub(r"(?<![\w)}])\*\*|\*\*(?![\w({\\])", " ", rest[:found.start() if found else None])
+    return rest.replace("$", " ").replace("\\(", " ").replace("\\)", " ").strip(" \t:") or None
+
+
+def _hash(text: str, complete: bool) -> str | None:
+    at = text.rfind("####")
+    if at < 0:
+        return None
+    line, newline, _ = text[at + 4:at + 4 + answers.MAX_TEXT].lstrip("# ").partition("\n")
+    return line.strip() or None if newline or complete else None
+
+
+def _last_number(text: str, complete: bool) -> str | None:
+    tail = text[-20_000:]
+    last = None
+    for last in _NUMBER.finditer(tail):  # noqa: B007
+        pass
+    if last is None or (not complete and last.end() >= len(tail.rstrip())):
+        return None
+    return last[0].rstrip(",").replace("$", "")
+
+
+_EXTRACT: dict[str, Callable[[str, bool], str | None]] = {
+    "boxed": lambda text, complete: last_boxed(text), "tag": _tag, "line": _line, "hash": _hash, "number": _last_number,
+    "whole": lambda text, complete: text.strip() or None if complete else None}
+
+
+def extract_answer(response: str, extract: Sequence[str] = EXTRACT, finish: str = "stop") -> str | None:
+    r"""What the response commits to, by the first of the ways in ``extract`` that finds something.
+
+    ``boxed``: the last complete ``\boxed{}``; ``tag``: ``<answer>...</answer>``; ``line``: what follows the last "Answer:" or "answer is";
+    ``hash``: what follows the last ``####``; and only if the data says so ``number``: the last number of the text, ``whole``: all of it.
+    What follows the last ``</think>`` is searched first. If ``finish`` is "length", an answer that ends with the text is not complete.
+
+    Raises:
+        ValueError: an unknown way.
+    """
+    unknown = [kind for kind in extract if kind not in _EXTRACT]
+    if unknown:
+        raise ValueError(f"the reward `math` has no extract {unknown[0]!r}; there are {', '.join(KINDS)}.")
+    text = response[-MAX_RESPONSE:]
+    complete = finish != "length"
+    thought = text.rfind("</think>")
+    for part in ([text[thought + 8:]] if thought >= 0 else []) + [text]:
+        for kind in extract:
+            found = _EXTRACT[kind](part, complete)
+            if found is not None:
+                return found
     return None
 
 
 def final_answer(response: str) -> str | None:
-    r"""What the response commits to: the last ``\boxed{}``, else what follows ``####`` or the last "answer is"/"Answer:"."""
-    boxed = last_boxed(response)
-    if boxed is not None:
-        return boxed
-    for pattern in (r"####\s*(.+?)\s*$", r"(?i)answer(?:\s+is)?\s*:?\s*\$?([^\n$]+?)\$?\s*\.?\s*$"):
-        found = re.findall(pattern, response.strip(), flags=re.MULTILINE)
-        if found:
-            return str(found[-1]).strip()
+    r"""What the response commits to: the last ``\boxed{}``, else ``<answer>``, "Answer:", "answer is" or ``####``."""
+    return extract_answer(response)
+
+
+@functools.lru_cache(maxsize=8192)
+def _gold(text: str) -> str:
+    """A bare reference from a bare one or a whole solution (GSM8K's ``#### 72``, MATH's boxed one)."""
+    return (last_boxed(text) or _hash(text, True) or (_line(text, True) if len(text) > 40 else None) or text).strip()
+
+
+# ----------------------------------------------------------------------------------------------------------------------- comparison
+
+
+class _Comparison:
+    """Compares values; ``tier`` is "symbolic" once something was evaluated."""
+
+    def __init__(self, mode: Mode) -> None:
+        self.permissive = mode == "permissive"
+        self.tier: Tier = "exact"
+        self.inside = 0                         # of a list: there the names of values count
+
+    # -- expressions
+
+    def equal(self, a: Expr, b: Expr) -> bool:
+        if a.rational is not None and b.rational is not None:
+            return a.rational == b.rational
+        try:
+            if a.same(b):
+                return True
+            if not a.opaque and not b.opaque:
+                return False
+        except Unreadable:                      # too many terms: by values
+            pass
+        if a.atoms & {INFINITY} or b.atoms & {INFINITY}:
+            return False
+        self.tier = "symbolic"
+        return answers.agree(a, b)
+
+    def scalars(self, gold: Scalar, found: Scalar) -> bool:
+        a, b = gold.expr, found.expr
+        units = [answers.unit_of(s.unit) if s.unit else None for s in (gold, found)]
+        if units[0] is not None and units[1] is not None and units[0] != units[1]:
+            if not self.permissive or units[0][0] != units[1][0]:
+                return False
+            return self.equal(a * answers.number(units[0][1]), b * answers.number(units[1][1]))
+        if gold.unit and not found.unit and (letter := Atom(gold.unit.strip())) in b.symbols and letter not in a.symbols:
+            b = b.without(letter) or b          # 10 \text{ m} against 10m
+        a, b = self._bare(a, b, DEGREE)
+        pct = [e.without(PERCENT) for e in (a, b)]
+        if pct[0] is not None or pct[1] is not None:
+            if pct[0] is not None and pct[1] is not None:
+                return self.equal(pct[0], pct[1])
+            hundredth = answers.number(Fraction(1, 100))
+            one, two = (pct[0], b) if pct[0] is not None else (pct[1], a)
+            assert one is not None
+            return self.equal(one, two) or self.equal(one * hundredth, two)
+        return self.equal(a, b) or (self.permissive and self._rounded(a, gold, b, found))
+
+    @staticmethod
+    def _bare(a: Expr, b: Expr, unit: Atom) -> tuple[Expr, Expr]:
+        """Without a unit that all terms of one have."""
+        return a.without(unit) or a, b.without(unit) or b
+
+    def _rounded(self, a: Expr, gold: Scalar, b: Expr, found: Scalar) -> bool:
+        """A decimal that is the other value correctly rounded."""
+        x, y = answers._real(a), answers._real(b)
+        if x is None or y is None or (a.rational is not None and a.rational.denominator == 1):
+            return False
+        if (found.decimals is not None and b.rational is not None and gold.decimals is None
+                and _significant(b.rational, found.decimals) >= 3 and abs(x - y) <= 0.5 * 10.0 ** -found.decimals * (1 + 1e-9)):
+            return True
+        return bool(gold.decimals and a.rational is not None and (found.decimals is None or found.decimals > gold.decimals)
+                    and abs(x - y) <= 0.5 * 10.0 ** -gold.decimals * (1 + 1e-9) and _significant(a.rational, gold.decimals) >= 3)
+
+    # -- values
+
+    def same(self, gold: Value, found: Value) -> bool:
+        if isinstance(gold, Equation) or isinstance(found, Equation):
+            return self._equations(gold, found)
+        if isinstance(gold, Items) and not gold.ordered and len(gold.items) == 1 and not isinstance(found, Items):
+            return self.same(gold.items[0], found)
+        if isinstance(found, Items) and not found.ordered and len(found.items) == 1 and not isinstance(gold, Items):
+            return self.same(gold, found.items[0])
+        if isinstance(gold, Scalar) and isinstance(found, Scalar):
+            return self.scalars(gold, found)
+        if isinstance(gold, Text) and isinstance(found, Text):
+            return gold.text == found.text
+        if isinstance(gold, Text) and isinstance(found, Scalar):
+            return _is_letter(found, gold.text)
+        if isinstance(gold, Scalar) and isinstance(found, Text):
+            return _is_letter(gold, found.text)
+        if isinstance(gold, Based) or isinstance(found, Based):
+            return self._based(gold, found)
+        if isinstance(gold, Region) or isinstance(found, Region):
+            one, two = _as_region(gold), _as_region(found)
+            return one is not None and two is not None and self._regions(one, two)
+        if isinstance(gold, Matrix) or isinstance(found, Matrix):
+            return self._matrices(gold, found)
+        if isinstance(gold, Ratio) or isinstance(found, Ratio):
+            return self._ratios(gold, found)
+        if isinstance(gold, Inequality) and isinstance(found, Inequality):
+            return gold.op == found.op and self._proportional(gold.difference, found.difference, positive=gold.op != "!=")
+        if isinstance(gold, Items) and isinstance(found, Items):
+            return self._items(gold, found)
+        return False
+
+    def _each(self, a: Sequence[Any], b: Sequence[Any]) -> bool:
+        return len(a) == len(b) and all(self.same(x, y) for x, y in zip(a, b, strict=True))
+
+    def _any_order(self, a: Sequence[Any], b: Sequence[Any]) -> bool:
+        if len(a) != len(b) or len(a) > 60:
+            return False
+        left = list(b)
+        for x in a:
+            k = next((k for k, y in enumerate(left) if self.same(x, y)), None)
+            if k is None:
+                return False
+            del left[k]
+        return True
+
+    def _items(self, gold: Items, found: Items) -> bool:
+        self.inside += 1
+        try:
+            return self._entries(gold, found)
+        finally:
+            self.inside -= 1
+
+    def _entries(self, gold: Items, found: Items) -> bool:
+        if gold.ordered and found.ordered:
+            return (gold.ends == found.ends or (self.permissive and len(gold.items) > 2)) and self._each(gold.items, found.items)
+        if gold.ordered:
+            if found.kind == "set":
+                return self.permissive and gold.kind == "tuple" and self._each(gold.items, found.items)
+            pairs = [(v.name, v.parts[-1]) for v in found.items if isinstance(v, Equation) and v.name]
+            if len(pairs) == len(found.items) and len({name for name, _ in pairs}) == len(pairs):
+                return gold.kind == "tuple" and self._each(gold.items, [v for _, v in sorted(pairs, key=lambda p: p[0])])
+            return gold.kind == "tuple" and self._each(gold.items, found.items)      # 3, 5 for the point (3, 5)
+        if found.ordered:
+            names = [(v.name, v.parts[-1]) for v in gold.items if isinstance(v, Equation) and v.name]
+            if names and len(names) == len(gold.items) and len({n for n, _ in names}) == len(names):
+                return found.kind == "tuple" and self._each([v for _, v in sorted(names, key=lambda p: p[0])], found.items)
+            plain = len(found.items) > 2 or found.ends in ("()", "[]")
+            return self.permissive and plain and (self._each(gold.items, found.items)
+                                                  or (found.ends == "[]" and self._any_order(gold.items, found.items)))
+        one, two = _assigned(gold.items), _assigned(found.items)
+        if gold.kind == "set" or found.kind == "set" or self.permissive:
+            one, two = self._distinct(one), self._distinct(two)
+        if not self.permissive and all(isinstance(v, Text) and len(v.text) > 1 for v in (*one, *two)):
+            return self._each(one, two)                                              # words: "put in order"
+        return self._any_order(one, two)
+
+    def _distinct(self, values: Sequence[Any]) -> list[Any]:
+        out: list[Any] = []
+        for v in values[:60]:
+            if not any(self.same(v, w) for w in out):
+                out.append(v)
+        return out + list(values[60:])
+
+    def _equations(self, gold: Value, found: Value) -> bool:
+        if isinstance(gold, Equation) and isinstance(found, Equation):
+            if gold.name and found.name:
+                if gold.name == found.name or _same_name(gold.name, found.name):
+                    return self.same(gold.parts[-1], found.parts[-1])
+                if self.permissive and not self.inside and self.same(gold.parts[-1], found.parts[-1]):
+                    return True
+            if (len(gold.parts) == len(found.parts) == 2 and all(isinstance(p, Scalar) for p in (*gold.parts, *found.parts))):
+                one, two = (e.parts[0].expr - e.parts[1].expr for e in (gold, found))
+                return self._proportional(one, two, positive=False)
+            return not gold.name and not found.name and self._each(gold.parts, found.parts)
+        if isinstance(gold, Equation):
+            if gold.name or _free(gold.parts[0]) >= 2:
+                return self.same(gold.parts[-1], found)
+            if all(_free(p) == 0 for p in gold.parts):
+                return any(self.same(p, found) for p in gold.parts)                  # 0.56 = 56\%
+            return False
+        assert isinstance(found, Equation)
+        if isinstance(gold, Items) and gold.ordered and found.name and not isinstance(found.parts[-1], Items):
+            return False
+        if found.name:
+            return all(self.same(gold, p) for p in found.parts[1:])
+        if all(_free(p) == 0 for p in found.parts):                                  # 2 + 3 = 5: every part has to be right
+            return all(self.same(gold, p) for p in found.parts)
+        if _free(found.parts[0]) >= 2 or self.permissive:
+            return isinstance(gold, Scalar) and _free(gold) == 0 and self.same(gold, found.parts[-1])
+        return False
+
+    def _proportional(self, a: Expr, b: Expr, positive: bool) -> bool:
+        """Whether a is a non-zero (positive) constant times b: the same equation."""
+        if not a.num or not b.num:
+            return not a.num and not b.num
+        if a.symbols != b.symbols:
+            return False
+        mono = next(iter(sorted(a.num, key=answers._mono_key)))
+        if mono in b.num and a.den == b.den:
+            ratio = b.num[mono] / a.num[mono]
+            if a.opaque or b.opaque:
+                return (ratio > 0 or not positive) and self.equal(a * answers.number(ratio), b)
+            if (ratio > 0 or not positive) and (a * answers.number(ratio)).same(b):
+                return True
+        if positive:
+            return False
+        quotient = a / b if a.den is answers.ONE else b / a
+        lead = answers._mono_key
+        first, second = (min(p, key=lead) for p in (a.num, b.num))
+        c = Expr({second: b.num[second]}) / Expr({first: a.num[first]})               # a constant factor may hold roots
+        return not c.symbols and bool(quotient.num) and (a * c).same(b)
+
+    def _based(self, gold: Value, found: Value) -> bool:
+        if isinstance(gold, Based) and isinstance(found, Based):
+            return gold.base == found.base and gold.digits == found.digits
+        if isinstance(gold, Based) and isinstance(found, Scalar) and found.expr.rational is not None:
+            return str(found.expr.rational) == gold.digits
+        if isinstance(found, Based) and isinstance(gold, Scalar) and gold.expr.rational is not None:
+            return self.permissive and str(gold.expr.rational) == found.digits
+        return False
+
+    def _regions(self, a: Region, b: Region) -> bool:
+        one, two = answers.merged(a.spans).spans, answers.merged(b.spans).spans
+        if len(one) != len(two):
+            return False
+
+        def end(x: Expr | None, y: Expr | None) -> bool:
+            return x is None and y is None if x is None or y is None else self.equal(*self._bare(x, y, DEGREE))
+
+        return all(s[1] == t[1] and s[3] == t[3] and end(s[0], t[0]) and end(s[2], t[2]) for s, t in zip(one, two, strict=True))
+
+    def _matrices(self, gold: Value, found: Value) -> bool:
+        if isinstance(gold, Matrix) and isinstance(found, Matrix):
+            if len(gold.rows) != len(found.rows) and self.permissive and 1 in (len(gold.rows), len(gold.rows[0])):
+                return self._each([x for r in gold.rows for x in r], [x for r in found.rows for x in r])
+            return len(gold.rows) == len(found.rows) and all(self._each(x, y) for x, y in zip(gold.rows, found.rows, strict=True))
+        matrix, other = (gold, found) if isinstance(gold, Matrix) else (found, gold)
+        assert isinstance(matrix, Matrix)
+        flat = [x for r in matrix.rows for x in r]
+        vector = 1 in (len(matrix.rows), len(matrix.rows[0]))
+        if self.permissive and vector and isinstance(other, Items) and other.kind != "set":
+            return self._each(flat, other.items) if matrix is gold else self._each(other.items, flat)
+        return len(flat) == 1 and (self.same(flat[0], found) if matrix is gold else self.same(gold, flat[0]))
+
+    def _ratios(self, gold: Value, found: Value) -> bool:
+        if isinstance(gold, Ratio) and isinstance(found, Ratio) and self._each(gold.items, found.items):
+            return True
+        if not self.permissive:
+            return False
+        one, two = (_quotient(v) for v in (gold, found))
+        return one is not None and two is not None and self.equal(one, two)
+
+
+def _quotient(v: Value) -> Expr | None:
+    if isinstance(v, Scalar):
+        return v.expr
+    if isinstance(v, Ratio) and len(v.items) == 2 and all(isinstance(x, Scalar) and x.expr.num for x in v.items):
+        return v.items[0].expr / v.items[1].expr
     return None
 
 
-@functools.lru_cache(maxsize=4096)
-def _parsed(text: str) -> Any:
+def _significant(x: Fraction, decimals: int) -> int:
+    """Digits of a decimal without leading zeros."""
+    return len(str(abs(x.numerator) * 10 ** decimals // x.denominator).lstrip("0"))
+
+
+def _is_letter(v: Scalar, text: str) -> bool:
+    """Whether an expression is only the letter that a text is: A in a list of letters."""
+    names = list(v.expr.symbols)
+    return len(names) == 1 and names[0].key.casefold() == text and v.expr.same(answers.symbol(names[0]))
+
+
+def _free(v: Any) -> int:
+    """Number of symbols of an expression; other values count as having none."""
+    return len(v.expr.symbols) if isinstance(v, Scalar) else 0
+
+
+def _same_name(a: str, b: str) -> bool:
+    """f(x) and f, angle ABC and ABC name the same."""
+    def bare(x: str) -> str:
+        return re.sub(r"\(\w\)$", "", re.sub(r"^(?:m?angle|triangle|overline)", "", x.replace(" ", "")))
+
+    return bare(a).casefold() == bare(b).casefold() if len(bare(a)) > 1 else bare(a) == bare(b)
+
+
+def _assigned(items: Sequence[Any]) -> Sequence[Any]:
+    """x = 1, x = 2 is 1, 2: values where one name stands for all."""
+    names = {v.name for v in items if isinstance(v, Equation)}
+    if len(names) == 1 and "" not in names and all(isinstance(v, Equation) for v in items):
+        return [v.parts[-1] for v in items]
+    return items
+
+
+def _as_region(v: Value) -> Region | None:
+    return Reader()._as_region(v) if isinstance(v, Items | Region) else None
+
+
+# --------------------------------------------------------------------------------------------------------------------- the verifier
+
+
+@functools.lru_cache(maxsize=8192)
+def _cleaned(text: str) -> tuple[str, str] | None:
+    """Compact text and its words, or None if it is too long."""
     try:
-        from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
+        s = answers.clean(text)
+    except Unreadable:
+        return None
+    return answers.compact(s), answers.words(s)
+
+
+_INTEGER = re.compile(r"-?\d{1,30}")
+_GROUPS = re.compile(r"\d,\d{3}(?!\d)")
+
+
+@functools.lru_cache(maxsize=8192)
+def _read(text: str, thousands: bool) -> Value | None:
+    try:
+        return Reader(thousands).read(text)
+    except Unreadable:
+        return None
+
+
+def _readings(text: str, gold: bool) -> list[Value]:
+    """The meanings of a text: 1,234 is one number; in brackets, or if the reference is a list, two."""
+    if not _GROUPS.search(text):
+        choices = [True]
+    elif re.search(r"[(\[]|\\[{l]", text):
+        choices = [False] if gold or ", " not in text else [False, True]
+    elif gold:
+        choices = [", " not in text]
+    else:
+        choices = [True, False]
+    values = (_read(text, thousands) for thousands in choices)
+    return [v for v in values if v is not None]
+
+
+def _choice(text: str) -> str | None:
+    """The letter of a multiple choice: A, (A), \\textbf{(A)}, (A) 12, A. 12, or None."""
+    found = re.fullmatch(r"\(?([a-j])(?:\)|[.):](?=\s|$))(.{0,200})|([a-j])", text, re.DOTALL)
+    if found is None:
+        return None
+    if found[2] and re.search(r"^\s*(?:[,;/&]|or\b|and\b)|\([a-j]\)", found[2]):
+        return None                                                                  # several letters
+    return found[1] or found[3]
+
+
+def _compare(found: str, gold: str, mode: Mode) -> tuple[bool, Tier | None, Reason]:
+    """Whether the answer ``found`` is the reference ``gold``."""
+    if _INTEGER.fullmatch(found) and _INTEGER.fullmatch(gold):
+        if found == gold:
+            return True, "string", "equal"
+        same = int(found) == int(gold)
+        return same, "exact", "equal" if same else "different"
+    one, two = _cleaned(gold), _cleaned(found)
+    if one is None or two is None:
+        return found == gold, "string", "equal" if found == gold else "refused"
+    if not one[0]:
+        raise ValueError(f"the reference answer {gold!r} has nothing to compare; correct the data.")
+    if one[0] == two[0]:
+        return True, "string", "equal"
+    letter = re.fullmatch(r"\(?([a-j])\)?", one[1])
+    if letter and re.search(rf"{letter[1].upper()}", gold):                          # a choice; lower case letters are variables
+        right = _choice(two[1]) == letter[1]
+        return right, "string", "equal" if right else "different"
+    if "\\" in one[0] + two[0] and answers.untexted(one[0]) == answers.untexted(two[0]):
+        return True, "string", "equal"
+    words = re.search(r"\\(?:text|mbox|math[rb])|[A-Za-z]{4}", one[0]) is not None
+    if (words or re.fullmatch(r"[a-z]{3,}", one[1])) and one[1] == two[1] and not re.search(r"\d \d", two[1]):
+        return True, "string", "equal"
+    label = re.fullmatch(r"(?:\\(?:text|mathrm|textbf|mathbf)\s?\{)?\(([A-J])\)\}?(?=[\s\d\\-])(.{1,300})", two[0], re.DOTALL)
+    texts = [found, label[2]] if label else [found]                                  # (B) 12
+    comparison = _Comparison(mode)
+    golds = _readings(gold, True)
+    readings = [v for text in texts for v in _readings(text, False)]
+    if mode == "permissive" and re.fullmatch(r"-?\d{1,9},\d{1,2}", two[0]):
+        readings += _readings(two[0].replace(",", "."), False)
+    undecided = not golds or not readings
+    for g in golds:
+        for v in readings:
+            try:
+                if comparison.same(g, v):
+                    return True, comparison.tier, "equal"
+            except Unreadable:
+                undecided = True
+    if not undecided:
+        return False, comparison.tier, "different"
+    return _by_sympy(one[0], two[0], mode)
+
+
+_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
+_FUNCTION_WORDS = frozenset([
+    "arccos", "arcsin", "arctan", "bmatrix", "cases", "cos", "cot", "csc", "det", "exp", "frac", "gcd", "int", "lcm", "lim", "log", "max",
+    "min", "mod", "pmatrix", "prod", "sec", "sin", "sqrt", "sum", "tan", "vmatrix"])
+
+
+def _safe_for_sympy(text: str) -> Reason | None:
+    """None if sympy may see it; it is bounded in length, nesting, exponents, factorials and digits."""
+    if len(text) > 300:
+        return "refused"
+    if re.search(r"\d[)}]?\s?_|\\(?:text|mbox|mathrm)", text):
+        return "unreadable"                                                          # sympy's reader drops bases and words
+    plain = re.sub(r"\\(?:begin|end)\{[a-z]{1,12}\}|\\[A-Za-z]{1,30}", " ", text)
+    if any(w not in _FUNCTION_WORDS for w in _PROSE.findall(plain)):
+        return "unreadable"                                                          # prose: nothing to guess in it
+    depth = deepest = 0
+    for c in text:
+        depth += (c in "{([") - (c in "})]")
+        deepest = max(deepest, depth)
+    towers = re.search(r"(?:\^|\*\*)\s?\{?[^{}^]{0,40}(?:\^|\*\*)", text)
+    large = any(len(d) > 3 for d in re.findall(r"(?:\^|\*\*)\s?\{?\s?-?\s?(\d{1,40})", text))
+    digits = any(len(d) > 30 for d in re.findall(r"\d{1,400}", text))
+    if deepest > 8 or towers or large or digits or "!" in text or "binom" in text or text.count("^") > 12:
+        return "refused"
+    return None
+
+
+def _by_sympy(gold: str, found: str, mode: Mode) -> tuple[bool, Tier | None, Reason]:
+    """The third tier, for what :mod:`answers` cannot read."""
+    for text in (gold, found):
+        reason = _safe_for_sympy(text)
+        if reason is not None:
+            return False, "symbolic" if reason == "refused" else "string", reason
+    gold, found = (text.replace(r"\newrow", r"\\") for text in (gold, found))
+    try:
+        import math_verify
+        from math_verify.errors import TimeoutException
     except ImportError:
         raise ValueError("the reward `math` needs math-verify. Install it with: pip install 'math-verify[antlr4-13-2]'") from None
-    return parse(f"${text}$", extraction_config=[LatexExtractionConfig(), ExprExtractionConfig()], parsing_timeout=5)
+    logging.getLogger("math_verify").setLevel(logging.ERROR)                         # it warns of every time-out
+    seconds = SYMPY_SECONDS if threading.current_thread() is threading.main_thread() else 0      # its alarm is a signal
+    try:
+        one, two = (math_verify.parse(f"${text}$", extraction_config=[math_verify.LatexExtractionConfig()], fallback_mode="no_fallback",
+                                      parsing_timeout=seconds) for text in (gold, found))
+        if not one or not two:
+            return False, "symbolic", "unreadable"
+        digits = 12 if mode == "strict" else 6
+        right = bool(math_verify.verify(one, two, strict=mode == "strict", float_rounding=digits, timeout_seconds=seconds))
+        return right, "symbolic", "equal" if right else "different"
+    except (TimeoutException, TimeoutError):
+        return False, "symbolic", "timeout"
+    except (RecursionError, MemoryError, OverflowError):
+        return False, "symbolic", "refused"
 
 
-def same_answer(answer: str, truth: str) -> bool:
-    """Whether two final answers mean the same; equal texts always do."""
-    def plain(x: str) -> str:
-        return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", x.strip().strip("$").rstrip("."))
-
-    if plain(answer) == plain(truth):
-        return True
-    from math_verify import verify
-
-    gold, found = _parsed(truth.strip().strip("$")), _parsed(answer.strip().strip("$"))
-    return bool(gold and found and verify(gold, found, timeout_seconds=5))
+@functools.lru_cache(maxsize=16_384)
+def _decide(found: str, gold: str, mode: Mode) -> tuple[bool, Tier | None, Reason]:
+    return _compare(found, gold, mode)
 
 
-def reward(response: str, answer: Any) -> float:
-    """1.0 if the response's final answer equals the reference answer, else 0.0; a response without one gets 0.0.
+def same_answer(answer: str, truth: str, mode: Mode = "strict") -> bool:
+    """Whether a final answer means the same as the reference; equal texts always do."""
+    return answer.strip() == truth.strip() or _decide(answer.strip(), truth.strip(), mode)[0]
 
-    ``answer`` may be a bare answer or a whole solution (GSM8K's ``#### 72``, MATH's boxed one).
+
+def _golds(answer: Any) -> list[str]:
+    """The references of a row: a list holds alternatives, any of which counts.
 
     Raises:
-        ValueError: there is no reference answer: that is an error of the data, not of the response.
+        ValueError: there is none: an error of the data, not of the response.
     """
-    truth = str(answer if answer is not None else "").strip()
-    truth = final_answer(truth) or truth
-    if not truth:
-        raise ValueError("the row has no reference answer")
-    found = final_answer(response)
-    return 0.0 if found is None else float(same_answer(found, truth))
+    several = answer if isinstance(answer, list | tuple) else [answer]
+    golds = [_gold(str(a).strip()) for a in several if a is not None and str(a).strip()]
+    if not golds:
+        raise ValueError("the row has no reference answer; fill the data's answer column or drop the row.")
+    return golds
+
+
+def verify(response: str, answer: Any, *, finish: str = "stop", mode: Mode = "strict", extract: Sequence[str] = EXTRACT) -> Verdict:
+    r"""Compares the response's final answer with the reference.
+
+    ``answer`` may be a bare answer, a whole solution (GSM8K's ``#### 72``, MATH's boxed one), or a list of answers any of which counts.
+    ``finish`` "length": the response was cut off; without a complete answer it is ``truncated``, not ``no_answer``.
+
+    Raises:
+        ValueError: no reference answer, an unknown mode, or an unknown way to extract.
+    """
+    if mode not in ("strict", "permissive"):
+        raise ValueError(f"the reward `math` has no mode {mode!r}; it is strict or permissive.")
+    golds = _golds(answer)
+    found = extract_answer(response, extract, finish)
+    if found is None or not found.strip():
+        return Verdict(False, None, golds[0], None, "truncated" if finish == "length" else "no_answer")
+    found = found.strip()
+    first: Verdict | None = None
+    for candidate, gold in ((f, g) for f in (found, *_joined(response, found, golds, extract)) for g in golds):
+        short = len(candidate) <= 4 * answers.MAX_TEXT
+        correct, tier, reason = _decide(candidate, gold, mode) if short else (candidate == gold, "string", "refused")
+        verdict = Verdict(correct, candidate, gold, tier, reason if not correct else "equal")
+        if correct:
+            return verdict
+        first = first or verdict
+    assert first is not None
+    return first
+
+
+_JOIN = re.compile(r"[\s$.,;]*(?:\\\)|\\\]|\\[(\[])?[\s$,;]*(?:and|or|,|\\text\{\s*(?:and|or)\s*\})?[\s$]*(?:\\[(\[])?[\s$]*")
+
+
+def _joined(response: str, found: str, golds: Sequence[str], extract: Sequence[str]) -> list[str]:
+    r"""``\boxed{2} and \boxed{3}`` as one list, tried only where the reference has several values."""
+    if "boxed" not in extract or response.count("boxed") < 2 or not any(isinstance(v, Items) for g in golds for v in _readings(g, True)):
+        return []
+    contents: list[str] = []
+    left = None
+    for start, end, content in _boxes(response[-MAX_RESPONSE:]):
+        if left is not None and not _JOIN.fullmatch(response[-MAX_RESPONSE:][end:left][:60]):
+            break
+        contents.insert(0, content)
+        left = start
+    return [", ".join(contents)] if 1 < len(contents) <= 20 and contents[-1] == found else []
+
+
+def reward(response: str, answer: Any, finish: str = "stop", mode: Mode = "strict", extract: Sequence[str] = EXTRACT) -> float:
+    """1.0 if the response's final answer equals the reference answer, else 0.0: what runs use as ``rewards: [math]``.
+
+    ``{fn: math, args: {mode: permissive, extract: [boxed, line, hash, number]}}`` sets the parameters of :func:`verify`.
+
+    Raises:
+        ValueError: no reference answer.
+    """
+    return float(verify(response, answer, finish=finish, mode=mode, extract=extract).correct)
+
+
+def vote_key(text: str) -> str:
+    """A text that different ways of writing a final answer share, to count votes (maj@k): 0.5 and ``\\frac12`` vote for the same.
+
+    Equal keys mean equal answers; of what is only equal by value (sines, inequalities) the ways of writing may keep different keys.
+    """
+    cleaned = _cleaned(text.strip())
+    values = _readings(text.strip(), True)
+    key = _value_key(values[0]) if values else None
+    return key or (cleaned[0] if cleaned else text.strip())
+
+
+def _value_key(v: Any) -> str | None:
+    if isinstance(v, Equation) and v.name:
+        return _value_key(v.parts[-1])
+    if isinstance(v, Scalar):
+        expr = v.expr.without(DEGREE) or v.expr
+        return (expr.without(PERCENT) or expr).key
+    if isinstance(v, Text):
+        return v.text
+    if isinstance(v, Items):
+        keys = [_value_key(x) for x in _assigned(v.items)]
+        if any(k is None for k in keys):
+            return None
+        known = [k for k in keys if k is not None]
+        return v.ends[0] + ",".join(known) + v.ends[1] if v.ordered else "{" + ",".join(sorted(known)) + "}"
+    return None
+
+
+def explained(response: str, answer: Any, finish: str = "stop", mode: Mode = "strict",
+              extract: Sequence[str] = EXTRACT) -> dict[str, float]:
+    """:func:`reward` as ``correct``, with the reason and the tier as names of parts that are worth 0 (for an audit)."""
+    verdict = verify(response, answer, finish=finish, mode=mode, extract=extract)
+    return {"correct": float(verdict.correct), f"reason/{verdict.reason}": 0.0, f"tier/{verdict.tier or 'none'}": 0.0}
+
+
+def gold_against_itself(rows: Iterable[Mapping[str, Any]], *, mode: Mode = "strict",
+                        extract: Sequence[str] = EXTRACT) -> list[dict[str, Any]]:
+    """Rows whose reference answer is not accepted as a response: each ``{"row", "id", "answer", "as", "reason"}``.
+
+    The answer is given boxed and in every way of ``extract``; ``as`` names the one that failed. Rows need "answer"; "id" is optional.
+    """
+    written: dict[str, Callable[[str], str]] = {
+        "boxed": lambda a: rf"The result is $\boxed{{{a}}}$.", "tag": lambda a: f"<think> so </think> <answer> {a} </answer>",
+        "line": lambda a: f"So we are done.\nAnswer: {a}", "hash": lambda a: f"That is all.\n#### {a}",
+        "number": lambda a: f"This makes {a}", "whole": str}
+    bad: list[dict[str, Any]] = []
+    for k, row in enumerate(rows):
+        answer = row.get("answer")
+        try:
+            golds = _golds(answer)
+        except ValueError:
+            bad.append({"row": k, "id": row.get("id", k), "answer": answer, "as": "boxed", "reason": "no_reference"})
+            continue
+        for kind in dict.fromkeys(["boxed", *extract]):
+            if kind == "number" and not re.fullmatch(r"-?[\d.,]+", golds[0]):
+                continue
+            verdict = verify(written[kind](" ".join(golds[0].split())), answer, mode=mode, extract=[kind])
+            if not verdict.correct:
+                bad.append({"row": k, "id": row.get("id", k), "answer": answer, "as": kind, "reason": verdict.reason})
+                break
+    return bad

@@ -25,6 +25,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -141,7 +142,7 @@ def normalise_result(value: Any) -> dict[str, float] | None:
 
 
 def _worker(connection: Any, payload: bytes) -> None:
-    """A worker process: receives lists of calls, answers each as ``("ok", parts)`` or ``("error", text)``."""
+    """A worker process: receives lists of calls, answers each as soon as it is done as ``("ok", parts)`` or ``("error", text)``."""
     import cloudpickle
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -150,19 +151,23 @@ def _worker(connection: Any, payload: bytes) -> None:
     connection.send("ready")
     while True:
         try:
-            index, arguments = connection.recv()
+            calls = connection.recv()
         except (EOFError, OSError):
             return
-        try:
-            value = functions[index](**arguments)
-            if inspect.isawaitable(value):
-                value = loop.run_until_complete(value)
-            answer: tuple[str, Any] = ("ok", normalise_result(value))
-        except BaseException as error:
-            tail = traceback.extract_tb(error.__traceback__)
-            place = f" at {Path(tail[-1].filename).name}:{tail[-1].lineno}" if tail else ""
-            answer = ("error", f"{type(error).__name__}: {error}{place}")
-        connection.send(answer)
+        for index, arguments in calls:
+            try:
+                value = functions[index](**arguments)
+                if inspect.isawaitable(value):
+                    value = loop.run_until_complete(value)
+                answer: tuple[str, Any] = ("ok", normalise_result(value))
+            except BaseException as error:
+                tail = traceback.extract_tb(error.__traceback__)
+                place = f" at {Path(tail[-1].filename).name}:{tail[-1].lineno}" if tail else ""
+                answer = ("error", f"{type(error).__name__}: {error}{place}")
+            connection.send(answer)
+
+
+Call = tuple[int, Mapping[str, Any]]    # index of the reward, its arguments
 
 
 class _Process:
@@ -172,27 +177,43 @@ class _Process:
         context = multiprocessing.get_context("spawn")
         self.connection, child = context.Pipe()
         self.process = context.Process(target=_worker, args=(child, payload), daemon=True)
-        with _main_not_reimported():
+        with _MAIN, _main_not_reimported():
             self.process.start()
         child.close()
-        self.ready = False
+        self.ready, self.healthy = False, True
 
-    def call(self, index: int, arguments: Mapping[str, Any], timeout: float) -> tuple[str, Any]:
+    def call(self, calls: Sequence[Call], timeouts: Sequence[float]) -> Iterator[tuple[str, Any]]:
+        """The answers in order. If a call takes longer than its time, its answer is the last one and the process has to be killed.
+
+        Raises:
+            EOFError, OSError: the process died.
+        """
+        self.healthy = False
         if not self.ready:
             if not self.connection.poll(120):
-                return "error", "the reward process did not start within 120 s"
+                yield "error", "the reward process did not start within 120 s"
+                return
             self.connection.recv()
             self.ready = True
-        self.connection.send((index, arguments))
-        if not self.connection.poll(timeout):
-            return "timeout", f"no answer within {timeout:g} s"
-        return self.connection.recv()
+        self.connection.send(calls)
+        for timeout in timeouts:
+            if not self.connection.poll(timeout):
+                yield "timeout", f"no answer within {timeout:g} s"
+                return
+            yield self.connection.recv()
+        self.healthy = True
 
     def kill(self) -> None:
         with contextlib.suppress(OSError):
             self.connection.close()
         self.process.kill()
         self.process.join(5)
+        with contextlib.suppress(ValueError):
+            self.process.close()
+
+
+_MAIN = threading.Lock()                # one process starts at a time: starting one changes __main__ for a moment
+BATCH_CALLS, BATCH_CHARACTERS = 64, 1_000_000
 
 
 @contextlib.contextmanager
@@ -229,7 +250,7 @@ class Scorer:
         self._slots = threading.Semaphore(self.workers)
         self._lock = threading.Lock()
         self._payload = b""
-        self._reported = 0
+        self._reported = self._scoring = 0
         self.busy = 0.0
 
     def check(self, columns: Sequence[str]) -> None:
@@ -252,7 +273,9 @@ class Scorer:
             if unknown:
                 raise ValueError(f"reward {spec.label!r} has no parameter {unknown[0]!r} (args); it has "
                                  f"{', '.join(inspect.signature(fn).parameters)}.")
-            self._names.append(parameters(fn, sorted({*available, *spec.args}), spec.label))
+            # The options of a built-in reward come from `args` alone: a data column that happens to be called `mode` must not set one.
+            offered = ALWAYS if isinstance(spec.fn, str) and spec.fn in BUILTIN else available
+            self._names.append(parameters(fn, sorted({*offered, *spec.args}), spec.label))
             portable = isinstance(spec.fn, str) and ".py:" not in spec.fn
             if not portable and not isinstance(spec.fn, str):
                 module = inspect.getmodule(fn)
@@ -272,13 +295,44 @@ class Scorer:
             RewardError: under ``on_error="raise"``.
         """
         start = time.perf_counter()
+        with self._lock:
+            self._scoring += 1
+            alone = self._scoring == 1
+        # The calls of many rollouts travel in one message. A caller that is alone uses all workers; many callers have one each.
+        share = max(1, min(BATCH_CALLS // max(1, len(self.rewards)), -(-len(rollouts) // (self.workers if alone else 1))))
+        batches: list[list[Rollout]] = []
+        size = 0
+        for r in rollouts:
+            if not batches or len(batches[-1]) >= share or size > BATCH_CHARACTERS:
+                batches.append([])
+                size = 0
+            batches[-1].append(r)
+            size += len(r.text)
+        try:
+            if alone and len(batches) > 1 and self.workers > 1:
+                with ThreadPoolExecutor(min(self.workers, len(batches))) as threads:
+                    list(threads.map(self._score_batch, batches))
+            else:
+                for batch in batches:
+                    self._score_batch(batch)
+        finally:
+            with self._lock:
+                self._scoring -= 1
+        with self._lock:
+            self.busy += time.perf_counter() - start
+
+    def _score_batch(self, rollouts: Sequence[Rollout]) -> None:
+        calls: list[Call] = []
         for r in rollouts:
             inputs = inputs_of(r)
-            total = 0.0
             for index, spec in enumerate(self.rewards):
                 given = {**inputs, **spec.args}
-                status, value = self._call(index, {n: given[n] for n in self._names[index] if n in given}, spec.timeout)
-                self.counts["calls"] += 1
+                calls.append((index, {n: given[n] for n in self._names[index] if n in given}))
+        answers = self._call(calls)
+        for r in rollouts:
+            total = 0.0
+            for spec in self.rewards:
+                status, value = next(answers)
                 if status == "ok" and value is None:
                     status, value = "unscorable", "the reward returned None"
                 if status == "ok":
@@ -291,7 +345,7 @@ class Scorer:
                     total = math.nan
             r.reward = total
         with self._lock:
-            self.busy += time.perf_counter() - start
+            self.counts["calls"] += len(calls)
 
     def _failed(self, r: Rollout, spec: RewardSpec, status: str, why: str) -> None:
         with self._lock:
@@ -308,23 +362,30 @@ class Scorer:
             more = " Further failures are only counted (reward/errors; `error` in rollouts.jsonl)." if self._reported == 5 else ""
             self.report(f"warning: {message}.{more}")
 
-    def _call(self, index: int, arguments: Mapping[str, Any], timeout: float) -> tuple[str, Any]:
-        with self._slots:
-            try:
-                worker = self._idle.get_nowait()
-            except queue.Empty:
-                worker = _Process(self._payload)
-            try:
-                status, value = worker.call(index, arguments, timeout)
-            except (EOFError, OSError, BrokenPipeError):
-                status, value = "error", f"the reward's process died (exit code {worker.process.exitcode})"
-                worker.kill()
-                return status, value
-            if status == "timeout":
-                worker.kill()
-            else:
-                self._idle.put(worker)
-            return status, value
+    def _call(self, calls: Sequence[Call]) -> Iterator[tuple[str, Any]]:
+        """The answers to all calls in order; after one that hung or killed its process, the rest goes to another process."""
+        done = 0
+        while done < len(calls):
+            rest = calls[done:]
+            with self._slots:
+                try:
+                    worker = self._idle.get_nowait()
+                except queue.Empty:
+                    worker = _Process(self._payload)
+                answers: list[tuple[str, Any]] = []
+                try:
+                    for answer in worker.call(rest, [self.rewards[index].timeout for index, _ in rest]):
+                        answers.append(answer)
+                except (EOFError, OSError):
+                    worker.process.join(1)
+                    answers.append(("error", f"the reward's process died (exit code {worker.process.exitcode})"))
+                finally:
+                    if worker.healthy:
+                        self._idle.put(worker)
+                    else:
+                        worker.kill()
+            done += len(answers)
+            yield from answers
 
     def metrics(self) -> dict[str, float]:
         return {"reward/errors": float(self.counts["error"] + self.counts["unscorable"]), "reward/timeouts": float(self.counts["timeout"])}

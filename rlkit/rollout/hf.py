@@ -6,6 +6,7 @@ samples; every row draws from its own seeded generator, so its tokens do not dep
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlkit.learner.head import truncate
+from rlkit.learner.head import CHUNK_ELEMENTS, truncate
 from rlkit.learner.model import PolicyModel, evaluate_new, load_lm
 from rlkit.rollout.engine import Pending, UpdateMode, check_length, request_seed
 from rlkit.types import Batch, Finish, Prompt, Rollout, Sampling
@@ -170,6 +171,20 @@ class HFEngine:
         with self._lock, torch.no_grad():
             logp = evaluate_new(self._policy, b, Sampling(), frozenset()).logp
         return [x.tolist() for x in logp.split(torch.bincount(b.seq, minlength=b.S).tolist())]
+
+    def self_certainty(self, rollouts: Sequence[Rollout]) -> list[float]:
+        """Mean over a response's tokens of ``KL(uniform‖pi) = logsumexp(z) - mean(z) - log V``, nats (2502.18581)."""
+        if self._policy is None:
+            self._policy = PolicyModel(self.lm)
+        b = Batch.from_rollouts(rollouts).map(lambda t: t.to(self.device))
+        assert b.ids is not None and b.length is not None and b.action is not None
+        layer = self._policy.base.get_output_embeddings()
+        with self._lock, torch.no_grad():
+            hidden = self._policy.hidden(b.ids, b.length)[b.action - 1]
+            rows = max(1, CHUNK_ELEMENTS // layer.out_features)
+            each = torch.cat([z.logsumexp(-1) - z.mean(-1) for h in hidden.split(rows) for z in [layer(h).float()]])
+        each = each - math.log(layer.out_features)
+        return [float(x) for x in b.seq_mean(each)]
 
     # -- weights ----------------------------------------------------------------------------------------------------
 

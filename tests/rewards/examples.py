@@ -1,5 +1,6 @@
 """Rewards that the tests use from files."""
 import asyncio
+import os
 import time
 
 
@@ -44,3 +45,27 @@ def constant(response):
 def often(response, id):
     """Never solved for some prompts, sometimes for others."""
     return 0.0 if sum(map(ord, id)) % 5 == 0 else float(sum(map(ord, response)) % 3 == 0)
+
+
+def some_hang(response):
+    if response == "hang":
+        time.sleep(60)
+    if response == "die":
+        os._exit(3)
+    return 1.0
+
+
+def hangs_on_long(response):
+    if len(response) > 1000:
+        time.sleep(60)
+    return 1.0
+
+
+_CALLS = 0
+
+
+def fading(response):
+    """Right for the first 16 responses that its process sees, then never."""
+    global _CALLS
+    _CALLS += 1
+    return 1.0 if _CALLS <= 16 else 0.4 * varied(response)

@@ -1,0 +1,227 @@
+"""`rlkit eval`, `rlkit metrics` and `rlkit fit`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlkit.evaluation.compare import aligned, compare, forgetting_of
+from rlkit.evaluation.metrics import summarize
+from rlkit.evaluation.samples import SampleFile, dataset_of, draw, read_samples, tenths
+from rlkit.evaluation.voting import temperature_vote, weighted_vote
+from rlkit.types import Prompt, Rollout
+
+
+def model_folder(name: str) -> str:
+    """A run folder stands for its final model."""
+    final = Path(name) / "final"
+    return str(final) if final.is_dir() else name
+
+
+@contextlib.contextmanager
+def running(run: Any, path: str, prompts: Sequence[Prompt], engines: int = 1, address: str | None = None) -> Iterator[tuple[Any, Any]]:
+    """``(engines, scorer)`` for a model and the rewards of a run: one engine in this process, or several on Ray."""
+    from rlkit.build import context_length, make_engine, reward_specs
+    from rlkit.cluster.groups import EngineGroup, LocalWorkers
+    from rlkit.rewards import Scorer
+    from rlkit.run import Cluster
+
+    with contextlib.ExitStack() as stack:
+        scorer = Scorer(reward_specs(run), on_error=run.on_reward_error, base=Path(run.base))
+        stack.callback(scorer.close)
+        scorer.check(list(prompts[0].columns))
+        cluster = run.cluster or Cluster()
+        options = {"kind": run.rollout.engine, "seed": run.seed, "dtype": run.model.dtype, "options": run.vllm,
+                   "max_model_len": context_length(run, prompts, path), "tensor_parallel": cluster.tensor_parallel}
+        if engines == 1 and address is None:
+            group = EngineGroup(LocalWorkers(make_engine(path, **options)))
+        else:
+            from rlkit.cluster.ray import connect, start_engines
+            from rlkit.rollout.vllm import environment
+
+            cluster = dataclasses.replace(cluster, engines=engines, learners=0, address=address or cluster.address)
+            connect(cluster)
+            env = environment() if run.rollout.engine == "vllm" else {}
+            group = EngineGroup(start_engines(cluster, path, make_engine, env, options))
+        stack.callback(group.close)
+        yield group, scorer
+
+
+def voter(run: Any) -> Callable[[Rollout], str | None]:
+    """How a response votes: its final answer where the first reward is ``math``, else its whole text."""
+    from rlkit.build import reward_specs
+
+    first = reward_specs(run)[0]
+    if first.fn not in ("math", "rlkit.rewards.math:reward"):
+        return lambda r: r.text.strip() or None
+    from rlkit.rewards.math import EXTRACT, extract_answer, vote_key
+
+    places = tuple(first.args.get("extract", EXTRACT))
+
+    def key(r: Rollout) -> str | None:
+        found = extract_answer(r.text, places, r.finish)
+        return None if found is None else vote_key(found)
+
+    return key
+
+
+def evaluate(a: argparse.Namespace) -> None:
+    from rlkit.build import first_of_each, load_tokenizer, quiet_libraries, reward_specs
+    from rlkit.config import load
+    from rlkit.data.prompts import load_prompts
+
+    quiet_libraries()
+    run = load(a.config, a.overrides)
+    path = model_folder(a.model)
+    tokenizer = load_tokenizer(path)
+    if a.n < 1:
+        raise ValueError(f"-n {a.n}: at least one response to each prompt is needed.")
+    if a.adaptive and a.n < 2:
+        raise ValueError("--adaptive stops sampling when the majority is settled: -n must be above 1 (it is the most it draws).")
+    prompts = load_prompts(run.data, "test", tokenizer, print, run.base)
+    if not prompts:
+        raise ValueError("data.test is not set: there are no prompts to score. Add e.g. data.test=my_prompts.jsonl or data.test=math500.")
+    prompts = first_of_each(prompts, run.eval.prompts)
+    temperatures = a.temperature or [run.sampling.temperature if run.eval.temperature is None else run.eval.temperature]
+    specs = reward_specs(run)
+    sampling = dataclasses.replace(run.sampling, seed=run.seed if run.sampling.seed is None else run.sampling.seed)
+    settings = {"model": str(Path(path).resolve() if Path(path).exists() else path), "template": run.data.template,
+                "max_tokens": sampling.max_tokens, "top_p": sampling.top_p, "top_k": sampling.top_k, "stop": list(sampling.stop),
+                "seed": sampling.seed, "rewards": [f"{s.label} {s.args}" if s.args else s.label for s in specs]}
+    store = SampleFile(Path(a.out) / "samples.jsonl" if a.out else None, settings)
+    known = len(store.rows)
+    if known:
+        print(f"{store.path}: {known} samples are there already.")
+    with running(run, path, prompts, a.engines, a.address) as (engines, scorer), contextlib.ExitStack() as stack:
+        scorer.report = print
+        certainty = None
+        if a.self_certainty:
+            from rlkit.rollout.hf import HFEngine
+
+            scoring = HFEngine(path, dtype=run.model.dtype, max_model_len=1 << 30)
+            stack.callback(scoring.close)
+            certainty = scoring.self_certainty
+        draw(engines.generate, scorer.score, prompts, n=a.n, sampling=sampling, temperatures=temperatures, label=specs[0].label,
+             vote=voter(run), store=store, adaptive=a.adaptive, certainty=certainty, progress=tenths(print))
+    wanted = {(dataset_of(p), p.id) for p in prompts}
+    rows = [r for r in store.rows if (r["dataset"], r["prompt_id"]) in wanted and r["k"] < a.n and r["temperature"] in temperatures]
+    print(f"\n{path}: {len(rows)} responses to {len(prompts)} prompts; correct is what {specs[0].label!r} says")
+    report = show(rows)
+    if a.forgetting:
+        report["forgetting"] = forgets(run, a.forgetting, path, prompts)
+    if a.out:
+        (Path(a.out) / "report.json").write_text(json.dumps(report, indent=1))
+        print(f"\n{a.out}/: samples.jsonl (every response), report.json (every metric with its interval). Again without a model: rlkit "
+              f"metrics {a.out}")
+
+
+def forgets(run: Any, base: str, path: str, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """KL(base‖model) on one response of the base model to each prompt (RL's Razor), printed and returned."""
+    from rlkit.build import context_length
+    from rlkit.rollout.hf import HFEngine
+
+    base = model_folder(base)
+    length = context_length(run, prompts, base)
+    engines = [HFEngine(m, dtype=run.model.dtype, max_model_len=length) for m in (base, path)]
+    try:
+        sampling = dataclasses.replace(run.sampling, temperature=1.0, top_p=1.0, top_k=0, seed=run.seed)
+        rollouts = [engines[0].generate(p, 1, sampling)[0] for p in prompts]
+        found = forgetting_of(engines[0], engines[1], rollouts)
+    finally:
+        for e in engines:
+            e.close()
+    print(f"\nforgetting: KL({base}‖model) on its own responses: {found.per_sequence:.4f} ± {1.96 * found.per_sequence_error:.4f} nats per "
+          f"response, {found.per_token:.5f} per token ({found.sequences} responses)")
+    return {k: v for k, v in dataclasses.asdict(found).items() if k != "values"}
+
+
+def metrics(a: argparse.Namespace) -> None:
+    settings, rows = read_samples(a.samples)
+    if not rows:
+        raise ValueError(f"{a.samples}: there is no sample in it yet.")
+    print(f"{settings.get('model', a.samples)}: {len(rows)} samples")
+    if a.against is None:
+        report = show(rows, a.k)
+        if a.out:
+            Path(a.out).write_text(json.dumps(report, indent=1))
+        return
+    other_settings, others = read_samples(a.against)
+    differ = [k for k in ("template", "max_tokens", "top_p", "top_k", "rewards") if settings.get(k) != other_settings.get(k)]
+    if differ:
+        print(f"note: the two were evaluated with different {', '.join(differ)}")
+    print(f"a: {settings.get('model', a.samples)}\nb: {other_settings.get('model', a.against)}\n")
+    found = compare(voting(rows), voting(others))
+    print(found.table())
+    for what, ids in (("solved by b only", found.gained), ("solved by a only", found.lost)):
+        if ids:
+            print(f"{what}: {', '.join(ids[:8])}{' ...' if len(ids) > 8 else ''}")
+    if a.out:
+        Path(a.out).write_text(json.dumps(dataclasses.asdict(found), indent=1))
+
+
+def voting(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Samples as the metrics read them: ``answer`` is what a response votes for. Files of others may have that already."""
+    return [{**r, "answer": r["vote"]} if "vote" in r else r for r in rows]
+
+
+def show(rows: Sequence[dict[str, Any]], ks: Sequence[int] | None = None) -> dict[str, Any]:
+    """Prints a table of the main metrics with their intervals and returns all of them, by temperature if there are several."""
+    temperatures = sorted({r.get("temperature", 1.0) for r in rows})
+    report: dict[str, Any] = {}
+    for t in temperatures:
+        mine = [r for r in rows if r.get("temperature", 1.0) == t]
+        found = summarize(voting(mine), ks=ks)
+        report[str(t)] = found
+        parts = [*found["datasets"].items(), *([("all", found["overall"])] if len(found["datasets"]) > 1 else [])]
+        shown = sorted({int(k) for _, part in parts for k in part["pass@k"]})
+        few = [k for k in shown if k in (1, 4, 16, 64, shown[-1])]
+        few = [k for k in few if k > 1]
+        most = few[-1:]
+        table = [("data set", "prompts", "n", "avg", *(f"pass@{k}" for k in few), *(f"maj@{k}" for k in most), "cut off", "length")]
+        for name, part in parts:
+            cells = [part["avg"], *(part["pass@k"].get(str(k)) for k in few), *((part["maj@k"] or {}).get(str(k)) for k in most)]
+            low, high = (part["samples_per_prompt"][x] for x in ("min", "max"))
+            length = f"{part['length']['mean']['value']:.0f}" if part["length"] else "-"
+            table.append((name or "-", str(part["prompts"]), f"{low}" if low == high else f"{low}-{high}", *map(_cell, cells),
+                          _cell(part["truncated"]), length))
+        which = f"temperature {t:g}; " if len(temperatures) > 1 else ""
+        print(f"\n{which}mean over prompts, ± half of the 95 % interval (bootstrap over prompts)")
+        print(aligned(table))
+    by_prompt: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for r in rows:
+        by_prompt.setdefault((r.get("dataset", ""), r["prompt_id"]), []).append(r)
+    groups = list(by_prompt.values())
+    if len({len(g) for g in groups}) > 1:
+        every = [weighted_vote([r["vote"] for r in g], [r["correct"] for r in g], [1.0] * len(g)) for g in groups]
+        report["majority_of_all"] = sum(every) / len(every)
+        print(f"majority of all samples of a prompt ({len(rows) / len(groups):.1f} on average): {report['majority_of_all']:.4f}")
+    if len(groups[0]) > 1 and all("certainty" in r for r in rows):
+        weighed = [weighted_vote([r["vote"] for r in g], [r["correct"] for r in g], [r["certainty"] for r in g]) for g in groups]
+        report["self_certainty_vote"] = sum(weighed) / len(weighed)
+        print(f"vote weighed by self-certainty: {report['self_certainty_vote']:.4f}")
+    if len(temperatures) > 1:
+        right = 0.0
+        for g in groups:
+            vote = temperature_vote({t: [r["vote"] for r in g if r["temperature"] == t] for t in temperatures})
+            right += next((r["correct"] for r in g if r["vote"] == vote.answer), 0.0) if vote.answer is not None else 0.0
+        report["temperature_vote"] = right / len(groups)
+        print(f"vote over all temperatures: {report['temperature_vote']:.4f}")
+    return report
+
+
+def _cell(x: dict[str, float] | None) -> str:
+    return "-" if x is None or x["value"] is None else f"{x['value']:.4f} ± {(x['high'] - x['low']) / 2:.4f}"
+
+
+def fit(a: argparse.Namespace) -> None:
+    from rlkit.evaluation.scaling import fit_runs
+
+    report = fit_runs(a.runs, law=a.law, unit=a.unit, sizes=a.sizes or (), skip=a.skip, until=a.until, ceiling=a.ceiling,
+                      extrapolate=a.extrapolate)
+    print(report.table())
+    print(f"drawn in {report.plot(a.out)}")

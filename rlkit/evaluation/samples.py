@@ -1,0 +1,168 @@
+"""Samples of a model, drawn and graded and kept: what `rlkit eval` does, and what every metric is computed from.
+
+A file of samples is JSONL. Its first line says what they are samples of; then one line for each sample::
+
+    {"evaluation": {"model": "runs/grpo/final", "max_tokens": 1024, "top_p": 1.0, "top_k": 0, "seed": 0, "rewards": ["math"], ...}}
+    {"dataset": "gsm8k", "prompt_id": "gsm8k-test-0", "temperature": 1.0, "k": 0, "response": "...", "answer": "18", "vote": "18",
+     "correct": 1.0, "length": 212, "finish": "stop", ...}
+
+Lines are written as soon as a prompt's samples are graded. A later call with the same settings draws what is missing, and metrics are
+computed again from the file without a model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from rlkit.evaluation.voting import should_stop
+from rlkit.types import Prompt, Rollout, Sampling
+
+Record = dict[str, Any]
+ROUND = 16                  # samples of one request; further rounds have seeds of their own, so that more samples keep the earlier ones
+
+
+def read_samples(path: str | Path) -> tuple[Record, list[Record]]:
+    """``(settings, samples)`` of a file, or of the folder that `rlkit eval --out` wrote. A last line that was cut off is left out.
+
+    Raises:
+        ValueError: no such file, or not one of samples.
+    """
+    path = Path(path) / "samples.jsonl" if Path(path).is_dir() else Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file of samples. Make one with: rlkit eval CONFIG --model MODEL --out {path.parent}")
+    settings: Record | None = None
+    rows: list[Record] = []
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}:{number}: not valid JSON. Remove the line, or evaluate again.") from None
+        if number == 1 and isinstance(row, dict) and "evaluation" in row:
+            settings = row["evaluation"]
+        elif isinstance(row, dict) and "prompt_id" in row and "correct" in row:
+            rows.append(row)
+        else:
+            raise ValueError(f"{path}:{number}: not a sample: it needs prompt_id and correct, and found {', '.join(map(str, row))[:120]}.")
+    return settings or {}, rows
+
+
+class SampleFile:
+    """Samples that are complete, on disk or (``path=None``) in memory. Thread-safe."""
+
+    def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
+        """Raises ValueError if the file holds samples of another model, or drawn or graded otherwise."""
+        self.path, self.rows, self._lock = path, list[Record](), threading.Lock()
+        if path is None:
+            return
+        if path.exists() and path.stat().st_size:
+            found, self.rows = read_samples(path)
+            other = [k for k in {**settings, **found} if settings.get(k) != found.get(k)]
+            if other:
+                what = "another model" if "model" in other else f"another {other[0]}"
+                raise ValueError(f"{path} has samples of {what} ({other[0]}: {found.get(other[0])!r}, now {settings.get(other[0])!r}). "
+                                 "Give another --out, or remove the file.")
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._write([{"evaluation": dict(settings)}, *self.rows], "w")      # without a line that was cut off
+
+    def _write(self, rows: Sequence[Record], mode: str) -> None:
+        if self.path is not None:
+            with self.path.open(mode) as f:
+                f.writelines(json.dumps(r, ensure_ascii=False, default=str) + "\n" for r in rows)
+
+    def add(self, rows: Sequence[Record]) -> None:
+        with self._lock:
+            self.rows.extend(rows)
+            self._write(rows, "a")
+
+    def of_prompts(self) -> dict[tuple[str, str, float], list[Record]]:
+        """The samples of each (data set, prompt, temperature), in the order of ``k``."""
+        out: dict[tuple[str, str, float], list[Record]] = defaultdict(list)
+        for r in self.rows:
+            out[r.get("dataset", ""), r["prompt_id"], r.get("temperature", 1.0)].append(r)
+        return out
+
+
+def dataset_of(prompt: Prompt) -> str:
+    """The data set that a prompt is from; empty if there is only one without a name."""
+    return str(prompt.columns.get("dataset", ""))
+
+
+def record(r: Rollout, k: int, temperature: float, correct: float, vote: str | None) -> Record:
+    """One line of the file: ``answer`` is the reference, ``vote`` the response's own final answer, normalised."""
+    return {"dataset": dataset_of(r.prompt), "prompt_id": r.prompt.id, "temperature": temperature, "k": k, "response": r.text,
+            "answer": r.prompt.answer, "vote": vote, "correct": correct, "reward": None if math.isnan(r.reward) else r.reward,
+            "length": len(r.tokens), "finish": r.finish, "logp": round(sum(r.logp), 4), **({"error": r.error} if r.error else {})}
+
+
+def correctness(r: Rollout, label: str) -> float:
+    """The part of the reward that the first reward function gave; a response that could not be graded counts as wrong."""
+    parts = [v for name, v in r.parts.items() if name == label or name.startswith(f"{label}/")]
+    return sum(parts) if parts else 0.0
+
+
+def draw(generate: Callable[[Prompt, int, Sampling], list[Rollout]], score: Callable[[Sequence[Rollout]], None],
+         prompts: Sequence[Prompt], *, n: int, sampling: Sampling, temperatures: Sequence[float], label: str,
+         vote: Callable[[Rollout], str | None], store: SampleFile, adaptive: bool = False,
+         certainty: Callable[[Sequence[Rollout]], list[float]] | None = None, threads: int = 64,
+         progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+    """Fills ``store`` up to ``n`` samples of every prompt at every temperature.
+
+    ``adaptive``: a prompt gets no further round once its majority answer is settled
+    (:func:`rlkit.evaluation.voting.should_stop`). ``certainty`` gives each response a weight for votes, kept beside it.
+    """
+    known = store.of_prompts()
+    tasks = [(p, t) for t in temperatures for p in prompts]
+    done, lock = 0, threading.Lock()
+
+    def one(task: tuple[Prompt, float]) -> None:
+        nonlocal done
+        prompt, temperature = task
+        have = list(known.get((dataset_of(prompt), prompt.id, temperature), ()))
+        each = ROUND if n > ROUND else n
+        while len(have) < n and not (adaptive and have and should_stop([h["vote"] for h in have])):
+            number, inside = divmod(len(have), each)
+            seed = None if sampling.seed is None else sampling.seed + 7919 * number
+            group = generate(prompt, each, dataclasses.replace(sampling, seed=seed, temperature=temperature))
+            group = group[inside:inside + n - len(have)]        # an earlier call may have ended inside a round
+            score(group)
+            rows = [record(r, len(have) + k, temperature, correctness(r, label), vote(r)) for k, r in enumerate(group)]
+            for row, weight in zip(rows, certainty(group) if certainty is not None else (), strict=False):
+                row["certainty"] = round(weight, 4)
+            store.add(rows)
+            have += rows
+        with lock:
+            done += 1
+            progress(done, len(tasks))
+
+    with ThreadPoolExecutor(threads) as pool:
+        for future in [pool.submit(one, task) for task in tasks]:
+            try:
+                future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)      # what is graded is kept; the next call goes on from there
+                raise
+
+
+def tenths(say: Callable[[str], None]) -> Callable[[int, int], None]:
+    """A ``progress`` that speaks at every tenth."""
+    last = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if 10 * done // total > last:
+            last = 10 * done // total
+            say(f"  {done} of {total} prompts")
+
+    return progress
