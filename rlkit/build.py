@@ -125,6 +125,9 @@ def check(run: Run) -> None:
     if run.model.dtype == "bfloat16" and run.deepspeed is None:
         raise ValueError("model.dtype: bfloat16 needs DeepSpeed, which keeps float32 master weights. Add deepspeed: "
                          "{zero_optimization: {stage: 1}}, or set model.dtype: float32.")
+    if run.model.dtype == "bfloat16" and run.deepspeed is not None and not run.deepspeed.get("zero_optimization", {}).get("stage", 0):
+        raise ValueError("model.dtype: bfloat16 needs deepspeed.zero_optimization.stage 1, 2 or 3: DeepSpeed refuses float32 gradient sums "
+                         "under stage 0.")
     if run.cluster is not None and run.cluster.learners > 1 and run.deepspeed is None:
         raise ValueError(f"cluster.learners is {run.cluster.learners}, but deepspeed is null: several ranks need DeepSpeed. Add "
                          "deepspeed: {zero_optimization: {stage: 1}}.")

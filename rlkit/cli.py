@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
     p = command("plot", plot, "Draw the curves of a run, reward against sqrt(KL) among them.")
     p.add_argument("run_folder", help="a run folder")
 
-    p = command("sample", sample, "Sample responses of a model.")
+    p = command("sample", sample, "Sample responses of a model, or of what decoding makes of it: DeRa, best of n, rejection sampling.")
     p.add_argument("model", help="a model folder, a hub name, or a run folder")
     p.add_argument("--prompt", action="append", required=True, help="may be repeated")
     p.add_argument("-n", type=int, default=4)
@@ -118,6 +118,23 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--max-tokens", type=int, default=64)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--engine", choices=("vllm", "hf"), default="hf")
+    p.add_argument("--reference", metavar="MODEL", help="mix with this model at every token (DeRa); needs --realign")
+    p.add_argument("--realign", type=float, metavar="LAMBDA", help="0 is the reference, 1 the model, above 1 goes further (a weaker KL)")
+    p.add_argument("--reward", metavar="FN", help="score responses: my_file.py:fn of (prompt, response), or a built-in name")
+    p.add_argument("--answer", action="append", help="the reference answer of each prompt, where the reward reads one")
+    p.add_argument("--best", action="store_true", help="show the best of the n by --reward, and the KL that selecting costs")
+    p.add_argument("--tilt", type=float, metavar="BETA", help="keep responses by rejection, towards model * exp(reward / BETA)")
+
+    p = command("plan", plan, "What a run needs before it starts: memory of every role, seconds, the layout that fits, growth with GPUs.")
+    p.add_argument("config")
+    p.add_argument("overrides", nargs="*", metavar="key=value")
+    p.add_argument("--gpu", default="80GB", help="H100, H200, A100-80GB, A100-40GB, L40S, RTX4090, or a size (default 80GB)")
+    p.add_argument("--nodes", type=int, default=1)
+    p.add_argument("--gpus-per-node", type=int, default=8)
+    p.add_argument("--prompt-tokens", type=float, help="mean tokens of a prompt, where known")
+    p.add_argument("--mean-length", type=float, help="mean tokens of a response, where known")
+    p.add_argument("--no-growth", action="store_true", help="leave out the simulation of 1 to 1,024 GPUs")
+    p.add_argument("--probe", action="store_true", help="also run one worst-case learner step here, with dummy data, and measure it")
 
     p = command("submit", submit, "Send `rlkit train CONFIG` to a Ray cluster as a job.")
     p.add_argument("config")
@@ -251,30 +268,31 @@ def keep(a: argparse.Namespace) -> None:
 
 
 def sample(a: argparse.Namespace) -> None:
-    from rlkit.build import load_tokenizer, make_engine, quiet_libraries
-    from rlkit.evaluation.commands import model_folder
-    from rlkit.types import Prompt, Sampling
+    from rlkit.evaluation import commands
 
-    quiet_libraries()
-    path = model_folder(a.model)
-    tokenizer = load_tokenizer(path)
-    sampling = Sampling(temperature=a.temperature, top_p=a.top_p, max_tokens=a.max_tokens, seed=a.seed)
-    prompts = [Prompt(text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]), text) for text in a.prompt]
-    length = max(len(p.token_ids) for p in prompts) + a.max_tokens + 8
-    engine = make_engine(path, kind=a.engine, seed=a.seed, dtype="float32", max_model_len=length, options={}, tensor_parallel=1)
-    try:
-        for p in prompts:
-            print(p.text)
-            for r in engine.generate(p, a.n, sampling):
-                print(f"  {r.text!r}  ({len(r.tokens)} tokens, {r.finish}, log-prob {sum(r.logp):.2f})")
-    finally:
-        engine.close()
+    commands.sample(a)
 
 
 def plot(a: argparse.Namespace) -> None:
     from rlkit.breakdown import plot_run
 
     print(plot_run(Path(a.run_folder)))
+
+
+def plan(a: argparse.Namespace) -> int:
+    from rlkit.build import quiet_libraries
+    from rlkit.config import load
+    from rlkit.planning import plan as make_plan
+    from rlkit.planning.probe import probe
+
+    quiet_libraries()
+    run = load(a.config, a.overrides)
+    found = make_plan(run, a.gpu, a.nodes, a.gpus_per_node, prompt_tokens=a.prompt_tokens, mean_length=a.mean_length,
+                      growth=not a.no_growth)
+    print(found)
+    if a.probe:
+        print(f"\n{probe(run)}")
+    return 0 if found.fits else 1
 
 
 def submit(a: argparse.Namespace) -> None:

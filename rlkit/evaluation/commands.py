@@ -1,4 +1,4 @@
-"""`rlkit eval`, `rlkit metrics` and `rlkit fit`."""
+"""`rlkit eval`, `rlkit metrics`, `rlkit fit` and `rlkit sample`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rlkit.evaluation.compare import aligned, compare, forgetting_of
 from rlkit.evaluation.metrics import summarize
 from rlkit.evaluation.samples import SampleFile, dataset_of, draw, read_samples, tenths
 from rlkit.evaluation.voting import temperature_vote, weighted_vote
-from rlkit.types import Prompt, Rollout
+from rlkit.types import Prompt, Rollout, Sampling
 
 
 def model_folder(name: str) -> str:
@@ -225,3 +226,61 @@ def fit(a: argparse.Namespace) -> None:
                       extrapolate=a.extrapolate)
     print(report.table())
     print(f"drawn in {report.plot(a.out)}")
+
+
+def sample(a: argparse.Namespace) -> None:
+    """``rlkit sample``: responses of a model or of a realigned one, all of them, the best, or those that rejection keeps."""
+    from rlkit.build import load_tokenizer, make_engine, quiet_libraries
+    from rlkit.rewards import RewardSpec, Scorer
+    from rlkit.rollout.control import DeRaEngine, best_of_n, best_of_n_kl, best_of_n_kl_bound, frontier, rejection_sample
+
+    if (a.reference is None) != (a.realign is None):
+        raise ValueError("--reference MODEL and --realign LAMBDA belong together: the mixture of two models needs both.")
+    if (a.best or a.tilt is not None) and a.reward is None:
+        raise ValueError("--best and --tilt choose by a reward: give --reward, e.g. --reward my_rewards.py:helpful or --reward math.")
+    if a.answer and len(a.answer) != len(a.prompt):
+        raise ValueError(f"there are {len(a.prompt)} --prompt and {len(a.answer)} --answer; give one answer for each prompt.")
+    if a.best and a.tilt is not None:
+        raise ValueError("--best and --tilt are two ways to choose: use one of them.")
+    if a.tilt is not None and a.tilt <= 0:
+        raise ValueError(f"--tilt {a.tilt}: the KL coefficient must be positive (smaller follows the reward more).")
+    quiet_libraries()
+    path = model_folder(a.model)
+    tokenizer = load_tokenizer(path)
+    answers = a.answer or [None] * len(a.prompt)
+    prompts = [Prompt(text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]), text, answer)
+               for text, answer in zip(a.prompt, answers, strict=True)]
+    sampling = Sampling(temperature=a.temperature, top_p=a.top_p, max_tokens=a.max_tokens, seed=a.seed)
+    length = max(len(p.token_ids) for p in prompts) + a.max_tokens + 8
+    scorer = None
+    if a.reward is not None:
+        scorer = Scorer([RewardSpec(a.reward)])
+        scorer.check([])
+    if a.realign is not None:
+        engine: Any = DeRaEngine(path, model_folder(a.reference), a.realign, max_model_len=length)
+    else:
+        engine = make_engine(path, kind=a.engine, seed=a.seed, dtype="float32", max_model_len=length, options={}, tensor_parallel=1)
+    try:
+        for p in prompts:
+            group = list(engine.generate(p, a.n, sampling))
+            print(p.text)
+            if scorer is not None:
+                scorer.score(group)
+            kept = group
+            if a.best:
+                kept = best_of_n(group)
+                kl = float(best_of_n_kl([sum(kept[0].logp)], a.n)[0])
+                print(f"  best of {a.n}: KL to the model about {kl:.3f} nats (at most {best_of_n_kl_bound(a.n):.3f})")
+            elif a.tilt is not None:
+                group = [r for r in group if not math.isnan(r.reward)]
+                kept = [group[i] for i in rejection_sample([r.reward for r in group], a.tilt, seed=a.seed)]
+                point = frontier([r.reward for r in group], [a.tilt])[0]
+                print(f"  {len(kept)} of {len(group)} kept; the optimum at this beta: reward {point.reward:.3f}, KL {point.kl:.3f} nats"
+                      + ("" if point.valid else f" (from too few samples: {point.ess:.1f} effective ones)"))
+            for r in kept:
+                score = "" if scorer is None else f", reward {r.reward:g}"
+                print(f"  {r.text!r}  ({len(r.tokens)} tokens, {r.finish}, log-prob {sum(r.logp):.2f}{score})")
+    finally:
+        engine.close()
+        if scorer is not None:
+            scorer.close()

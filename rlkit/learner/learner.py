@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rlkit.breakdown import add_gram
+from rlkit.cluster.wire import pack
 from rlkit.config import locate
 from rlkit.learner.backend import DeepSpeedBackend, TorchBackend, free_port, in_buckets, rank_environment
 from rlkit.learner.model import PolicyModel, ValueModel, add_lora, evaluate_new, load_lm
@@ -176,7 +177,7 @@ class Learner:
 
     def buckets(self) -> list[list[str]]:
         """Names of all exported tensors, grouped to about 64 MiB."""
-        sizes = []
+        sizes: list[tuple[str, int]] = []
         for name, parameters, _ in self._exports():
             p = max(parameters, key=_numel)
             sizes.append((name, _numel(p) * p.element_size()))
@@ -185,12 +186,12 @@ class Learner:
     def gather(self, names: Sequence[str]) -> dict[str, Any] | None:
         """One bucket of whole tensors as numpy arrays on rank 0 (None elsewhere). A collective.
 
-        bfloat16 has no numpy type and travels as its bits: the engine reads them back by ``torch.view``.
+        Weights travel in their own type (see :mod:`rlkit.cluster.wire`).
         """
         out = {}
         for name, tensor in self.full_weights(names):
             if self.rank == 0:
-                out[name] = tensor.float().cpu().numpy()
+                out[name] = pack(tensor)
         return out if self.rank == 0 else None
 
     # -- files ----------------------------------------------------------------------------------------------------

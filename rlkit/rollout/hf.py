@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlkit.cluster.wire import unpack
 from rlkit.learner.head import CHUNK_ELEMENTS, truncate
 from rlkit.learner.model import PolicyModel, evaluate_new, load_lm
 from rlkit.rollout.engine import Pending, UpdateMode, check_length, request_seed
@@ -195,7 +196,7 @@ class HFEngine:
         named = dict(self.lm.named_parameters())
         with torch.no_grad():
             for name, value in tensors.items():
-                named[name].copy_(torch.as_tensor(value))
+                named[name].copy_(unpack(value))
 
     def end_update(self, version: int) -> None:
         self.version = version

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from rlkit.cluster.wire import unpack
 from rlkit.rollout.engine import Aborted, Pending, UpdateMode, check_length, request_seed
 from rlkit.types import Prompt, Rollout, Sampling
 
@@ -66,6 +67,7 @@ class VLLMEngine:
         try:
             from vllm.config import WeightTransferConfig
             from vllm.engine.arg_utils import EngineArgs
+            from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.llm_engine import LLMEngine
         except ImportError as error:
             raise ValueError(f"vLLM could not be imported ({error}). Install it with: pip install 'rlkit[cpu]' (or rlkit[gpu]), or "
@@ -76,7 +78,8 @@ class VLLMEngine:
         self.limit = max_model_len
         try:
             self.engine = LLMEngine.from_engine_args(EngineArgs(
-                tensor_parallel_size=tensor_parallel, weight_transfer_config=WeightTransferConfig(backend=BACKEND), **arguments))
+                tensor_parallel_size=tensor_parallel, weight_transfer_config=WeightTransferConfig(backend=BACKEND), **arguments),
+                usage_context=UsageContext.LLM_CLASS)           # vLLM's batch sizes for throughput; `vllm: {max_num_seqs: ...}` sets others
         except (TypeError, ValueError) as error:        # an unknown option, or one that vLLM refuses for this model
             raise ValueError(f"vllm: {' '.join(str(error).split())[:500]}") from error
         self.version = 0
@@ -216,9 +219,7 @@ class VLLMEngine:
             self._waiting.pop(name).set_exception(Aborted("the request was aborted by a weight update"))
 
     def load(self, tensors: Mapping[str, Any]) -> None:
-        import torch
-
-        as_tensors = {k: torch.from_numpy(v) if not isinstance(v, torch.Tensor) else v for k, v in tensors.items()}
+        as_tensors = {k: unpack(v) for k, v in tensors.items()}
         self._submit(lambda: self.engine.collective_rpc("update_weights", kwargs={"update_info": {"tensors": as_tensors}}))
 
     def end_update(self, version: int) -> None:

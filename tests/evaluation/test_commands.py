@@ -40,7 +40,7 @@ def test_samples_are_kept_and_go_on_where_they_stopped(config: Path, tiny: Path,
     assert "12 responses to 4 prompts" in text and "pass@2" in text and "maj@2" in text and "\none " in text and "\nall " in text
     settings, rows = read_samples(out)
     assert settings["model"] == str(tiny.resolve()) and len(rows) == 12
-    assert all(r["correct"] in (0.0, 1.0) and r["length"] and r["vote"] is None or r["vote"] == r["response"].strip() for r in rows)
+    assert all(r["correct"] in (0.0, 1.0) and r["length"] > 0 and r["vote"] == (r["response"].strip() or None) for r in rows)
     report = json.loads((out / "report.json").read_text())["1.0"]
     assert report["overall"]["avg"]["value"] == pytest.approx(sum(r["correct"] for r in rows) / 12) and set(report["datasets"]) == {"one", "two"}
 
@@ -151,3 +151,22 @@ def test_an_alarm_when_fewer_prompts_are_solved_than_by_the_start_model(small: d
     assert "warning: pass@2 on held-out prompts is 0.000; the start model's was 1.000 (8 prompts are no longer solved" in capsys.readouterr().out
     rows = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
     assert rows[0]["datasets"][""]["pass@2"] == 1 and rows[1]["datasets"][""] == {"pass@1": 0.0, "pass@2": 0.0} and not any(rows[1]["solved"])
+
+
+def test_sampling_realigned_best_and_tilted(tiny: Path, tmp_path: Path, capsys: Capture) -> None:
+    varied = str(Path("tests/rewards/examples.py").absolute()) + ":varied"
+    base = ["sample", str(tiny), "--prompt", "31>", "-n", "40", "--max-tokens", "4"]
+    assert main(base) == 0
+    plain = capsys.readouterr().out
+    assert len(plain.splitlines()) == 41
+    assert main([*base, "--reference", str(tiny), "--realign", "2.0"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split("(")[0] == plain.splitlines()[1].split("(")[0]     # a mixture with itself is itself
+    assert main([*base, "--reward", varied, "--best"]) == 0
+    best = capsys.readouterr().out.splitlines()
+    assert "best of 40: KL to the model about" in best[1] and len(best) == 3 and "reward" in best[2]
+    assert main([*base, "--reward", varied, "--tilt", "0.2"]) == 0
+    kept = capsys.readouterr().out.splitlines()
+    assert "of 40 kept; the optimum at this beta: reward" in kept[1] and 0 < len(kept) - 2 < 40
+    for wrong, says in ((["--realign", "2"], "belong together"), (["--best"], "give --reward"), (["--reward", "exact", "--tilt", "-1"], "must be positive"),
+                        (["--reward", "nothing"], "not a built-in reward"), (["--answer", "1", "--answer", "2"], "one answer for each prompt")):
+        assert main([*base, *wrong]) == 2 and says in capsys.readouterr().err

@@ -1,0 +1,354 @@
+"""From a run and its GPUs to a report: the run's own layout, the fastest layout that fits, and how throughput grows with the cluster."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rlkit.build import alphabet, before_update, needed
+from rlkit.config import locate
+from rlkit.data.tiny import make_tiny
+from rlkit.learner.reference import Frozen, Served
+from rlkit.objective.full_vocab import FullDivergence
+from rlkit.planning import speed
+from rlkit.planning.memory import GIB, Budget, Shape, Sharding, engine_memory, learner_memory, shape
+from rlkit.planning.simulate import EngineModel, LearnerModel, LogNormal, Trace, Workload, simulate
+from rlkit.planning.speed import Assumptions, Gpu, find_gpu
+from rlkit.run import Run
+
+SIZES = tuple(2**k for k in range(11))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Who gets which GPU. ``shared``: engine and learner on one device in one process (``cluster: null``)."""
+
+    learners: int
+    engines: int
+    tensor_parallel: int
+    sharding: Sharding
+    checkpointing: bool
+    max_tokens: int
+    utilization: float
+    shared: bool = False
+
+    def keys(self) -> str:
+        """What to write on the command line."""
+        z = self.sharding.options()
+        where = "cluster=null" if self.shared else (f"cluster.learners={self.learners} cluster.engines={self.engines} "
+                                                    f"cluster.tensor_parallel={self.tensor_parallel}")
+        zero = "deepspeed=null" if z is None else "deepspeed=" + json.dumps(z).replace('"', "").replace(" ", "").replace(":", ": ")
+        zero = zero if " " not in zero else f"'{zero}'"
+        return (f"{where} {zero} learner.gradient_checkpointing={str(self.checkpointing).lower()} learner.max_tokens={self.max_tokens}"
+                + (f" vllm.gpu_memory_utilization={self.utilization:g}" if self.shared else ""))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One layout: its memory, and its seconds of one step."""
+
+    layout: Layout
+    learner: Budget
+    engine: Budget
+    kv: dict[str, float]
+    seconds: dict[str, float]
+    workload: Workload
+    engine_model: EngineModel
+    learner_model: LearnerModel
+    loaded: float                           # bytes of the whole model, which every rank reads into host memory first
+
+    @property
+    def fits(self) -> bool:
+        return self.learner.over <= 0 and self.engine.over <= 0
+
+    @property
+    def step(self) -> float:
+        """Without the simulation: stages one after the other, or the slower one with ``max_lag``."""
+        s = self.seconds
+        both = s["generate"] + s["learner"] if not self.workload.max_lag or self.layout.shared else max(s["generate"], s["learner"])
+        return both + s["sync"]
+
+    def learner_host(self) -> float:
+        """Bytes of host memory of one rank, at the start or later."""
+        return max(self.loaded, self.learner.host)
+
+    def simulate(self, max_lag: int | None = None, steps: int = 9) -> Trace:
+        w = self.workload if max_lag is None else dataclasses.replace(self.workload, max_lag=max_lag)
+        return simulate(w, self.layout.engines, self.engine_model, self.learner_model, steps=steps, shared=self.layout.shared)
+
+
+class Planner:
+    """Everything of a run that does not depend on its layout."""
+
+    def __init__(self, run: Run, gpu: Gpu, gpus_per_node: int, config: Any, prompt_tokens: float | None, mean_length: float | None,
+                 assumptions: Assumptions) -> None:
+        self.run, self.gpu, self.per_node, self.a = run, gpu, gpus_per_node, assumptions
+        need = needed(run)
+        own = self._own_config() if config is None else config
+        self.shape = shape(own, run.peft, "value" in need)
+        plain = self.shape if run.peft is None else shape(own)
+        self.limit = run.sampling.max_tokens if run.rollout.lengths is None else run.rollout.lengths.limits[-1]
+        self.longest = min(run.rollout.max_model_len or self.shape.context, run.data.max_prompt_tokens + self.limit)
+        self.prompt = prompt_tokens if prompt_tokens is not None else assumptions.prompt_share * run.data.max_prompt_tokens
+        self.mean = mean_length if mean_length is not None else max(1.0, assumptions.mean_share * self.limit)
+        self.entropy = "entropy" in need
+        self.whole = any(isinstance(t, FullDivergence) for t in run.objective)
+        self.anchors: dict[str, tuple[Shape, bool]] = {}
+        before = before_update(run, need)
+        self._found: dict[tuple[int, bool], tuple[Estimate | None, Estimate]] = {}
+        self.passes = 1.0 if {"old", "value"} & set(before) else 0.0
+        for name, spec in (("ref", run.reference), ("teacher", run.teacher)):
+            if spec is None or not need & {name, f"{name}_full"} or isinstance(spec, Served):
+                continue
+            path = next(iter(getattr(spec, "paths", ())), getattr(spec, "path", None))
+            anchor = plain if path is None else shape(str(locate(path, run.base)))
+            if not (isinstance(spec, Frozen) and path is None and run.peft is not None):         # else the adapter is switched off
+                self.anchors[name] = (anchor, bool(getattr(spec, "offload", False)))
+            again = run.learner.epochs if any(isinstance(t, FullDivergence) and t.anchor == name for t in run.objective) else 0
+            self.passes += anchor.active / self.shape.active * ((name in before) + again)
+
+    def _own_config(self) -> Any:
+        run = self.run
+        if run.model.path is not None:
+            return str(locate(run.model.path, run.base))
+        from transformers import AutoConfig
+
+        m = run.model.make
+        assert m is not None
+        with tempfile.TemporaryDirectory() as folder:
+            make_tiny(folder, alphabet(run), family=m.family, hidden=m.hidden, layers=m.layers, heads=m.heads, kv_heads=m.kv_heads)
+            return AutoConfig.from_pretrained(folder)
+
+    def asked(self) -> Layout:
+        """The layout that the run's configuration says."""
+        run, c = self.run, self.run.cluster
+        ranks = c.learners if c else 1
+        return Layout(ranks, c.engines if c else 1, c.tensor_parallel if c else 1, Sharding.of(run.deepspeed, ranks),
+                      run.learner.gradient_checkpointing, run.learner.max_tokens,
+                      float(run.vllm.get("gpu_memory_utilization", 0.92)), c is None)
+
+    def layouts(self, gpus: int) -> Iterator[Layout]:
+        """All layouts of ``gpus`` devices that are worth a look."""
+        run, s = self.run, self.shape
+        base, per_node = Sharding.of(run.deepspeed or {}, 1), self.per_node
+        floor = min(self.longest, run.learner.max_tokens)                   # one row is never cut
+        sizes = sorted({max(floor, run.learner.max_tokens >> k) for k in range(12)}, reverse=True)
+        utilization = float(run.vllm.get("gpu_memory_utilization", 0.92))
+        places: list[tuple[int, int, int, float, bool]] = []
+        if gpus == 1:
+            places = [(1, 1, 1, u, True) for u in (0.8, 0.6, 0.45, 0.3, 0.2, 0.1)]
+        for tp in (t for t in (1, 2, 4, 8, 16) if t <= min(per_node, gpus - 1) and s.heads % t == 0):
+            for learners in sorted({max(1, round(gpus * k / 8)) for k in range(8)}):
+                if gpus - learners >= tp:
+                    places.append((learners, (gpus - learners) // tp, tp, utilization, False))
+        for learners, engines, tp, u, shared in places:
+            stages: list[int | None] = [1, 2, 3] if run.model.dtype == "bfloat16" else [None] if learners == 1 else [0, 1, 2, 3]
+            for stage, away, checkpointing, size in itertools.product(stages, (0, 1, 2), (False, True), sizes):
+                if (away and not stage) or (away == 2 and stage != 3):
+                    continue
+                z = dataclasses.replace(base, stage=stage, ranks=learners, offload_optimizer=away > 0, offload_params=away > 1)
+                yield Layout(learners, engines, tp, z, checkpointing, size, u, shared)
+
+    def estimate(self, x: Layout) -> Estimate:
+        run, s, a, gpu, dtype = self.run, self.shape, self.a, self.gpu, self.run.model.dtype
+        total = run.rollout.prompts * run.rollout.n
+        engine_share = x.utilization * gpu.memory if x.shared else 0.0
+        rows = max(1.0, min(max(x.max_tokens, self.longest) / self.longest, math.ceil(total / x.learners)))
+        micro = rows * self.longest
+        learner = learner_memory(
+            s, x.sharding, dtype=dtype, tokens=micro, actions=micro * min(1.0, self.limit / self.longest), longest=self.longest,
+            capacity=a.capacity(gpu) - engine_share, checkpointing=x.checkpointing, attention=run.model.attention, anchors=self.anchors,
+            entropy=self.entropy, whole_vocabulary=self.whole)
+        usual, usual_tokens = speed.batch_sizes(gpu)
+        seats = int(run.vllm.get("max_num_seqs", usual))
+        engine, kv = engine_memory(
+            s, dtype=dtype, capacity=a.capacity(gpu), device=gpu.memory, utilization=x.utilization, tensor_parallel=x.tensor_parallel,
+            max_seqs=seats, batched_tokens=int(run.vllm.get("max_num_batched_tokens", usual_tokens)), mean=self.prompt + self.mean,
+            longest=self.longest)
+        # -- time
+        base, per_sequence, per_context = speed.decode_step(s, gpu, a, dtype, x.tensor_parallel)
+        running = max(1, int(kv["sequences at the mean length"]))
+        prefill = speed.prefill_seconds(s, gpu, a, x.tensor_parallel, self.prompt)
+        model = EngineModel(base, per_sequence, per_context, prefill, running)
+        each = total / x.engines
+        spread = min(self.mean * math.exp(a.sigma**2), self.limit)                   # E[l^2] / E[l] of a log-normal
+        longest = min(self.limit, self.mean * math.exp(2.5 * a.sigma))
+        generate = (run.rollout.prompts / x.engines * prefill + base * max(longest, each / min(running, each) * self.mean)
+                    + each * self.mean * (per_sequence + per_context * (self.prompt + spread / 2)))
+        tokens, actions = total * (self.prompt + self.mean), total * self.mean
+        updates = run.learner.epochs * run.learner.minibatches
+        micros = max(1, math.ceil(tokens / run.learner.minibatches / x.learners / max(x.max_tokens, self.longest)))
+        parts = speed.learner_seconds(
+            s, gpu, a, x.sharding, dtype=dtype, tokens=tokens, actions=actions, length=self.prompt + spread, passes=self.passes,
+            updates=updates, epochs=run.learner.epochs, micros=micros, checkpointing=x.checkpointing, gpus_per_node=self.per_node)
+        learned = parts["total"] * math.ceil(total / x.learners) * x.learners / total       # ranks without a row wait for the others
+        sync = speed.sync_seconds(s, gpu, a, math.ceil(x.engines * x.tensor_parallel / self.per_node), dtype)
+        seconds = {"generate": generate, "learner": learned, "sync": sync, **{f"learner: {k}": v for k, v in parts.items() if k != "total"}}
+        w = Workload(run.rollout.prompts, run.rollout.n, LogNormal(min(self.mean, self.limit), a.sigma, self.limit), self.prompt,
+                     run.rollout.max_lag, "keep" if run.rollout.pause == "keep" else "wait")
+        learner_model = LearnerModel(parts["optimizer"], (learned - parts["optimizer"]) / tokens, sync)
+        return Estimate(x, learner, engine, kv, seconds, w, model, learner_model, float((2 if dtype == "bfloat16" else 4) * s.parameters))
+
+    def search(self, gpus: int) -> tuple[Estimate | None, Estimate]:
+        """(the fastest layout that fits, or None; the layout that comes closest)."""
+        key = gpus, self.run.rollout.max_lag > 0
+        if key not in self._found:
+            all_of = [self.estimate(x) for x in self.layouts(gpus)]
+            if not all_of:
+                raise ValueError(f"--nodes, --gpus-per-node: {gpus} GPUs hold no engine and learner.")
+            simple = min((e for e in all_of if e.fits), default=None,
+                         key=lambda e: (e.step, e.layout.sharding.offload_optimizer, e.layout.checkpointing, e.layout.sharding.stage or 0))
+            self._found[key] = simple, min(all_of, key=lambda e: max(0.0, e.learner.over) + max(0.0, e.engine.over))
+        best, closest = self._found[key]
+        return best and self.estimate(best.layout), closest
+
+@dataclass(frozen=True)
+class Plan:
+    """The report; ``print(plan)``. ``asked`` is the run's own layout, ``best`` the fastest that fits, ``closest`` what comes nearest."""
+
+    run: Run
+    gpu: Gpu
+    gpus: int
+    shape: Shape
+    assumptions: Assumptions
+    lengths: str
+    asked: Estimate
+    asked_gpus: int
+    best: Estimate | None
+    closest: Estimate
+    growth: tuple[tuple[int, int, float, float, float, float, str], ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the run fits as it is configured."""
+        return self.asked.fits and self.asked_gpus <= self.gpus and not self.refused
+
+    @property
+    def refused(self) -> str | None:
+        """Why the configured layout would not even start."""
+        z = self.asked.layout.sharding
+        if self.run.model.dtype == "bfloat16" and z.stage == 0:
+            return "DeepSpeed refuses bfloat16 with float32 gradient sums under ZeRO-0: set deepspeed.zero_optimization.stage to 1, 2 or 3."
+        if z.offload_params and z.stage != 3:
+            return "deepspeed.zero_optimization.offload_param needs stage 3."
+        return None
+
+    def __str__(self) -> str:
+        s, run = self.shape, self.run
+        lora = f", {s.trainable / 1e6:.1f} M of them trained (LoRA)" if s.lora else ""
+        usable = self.assumptions.capacity(self.gpu) / GIB
+        out = [f"{run.name}: {s.parameters / 1e9:.4f} B parameters{lora}, {run.model.dtype}, {s.layers} layers, hidden {s.hidden}, "
+               f"vocabulary {s.vocab}",
+               f"{self.gpus} x {self.gpu.name} ({self.gpu.memory / GIB:.0f} GiB, {usable:.1f} GiB usable), {self.lengths}",
+               "", f"As configured ({self.asked_gpus} GPUs): {self.asked.layout.keys()}"]
+        if self.asked_gpus > self.gpus:
+            out.append(f"  DOES NOT FIT: it asks for {self.asked_gpus} GPUs of {self.gpus}.")
+        out += [f"  DOES NOT START: {self.refused}"] if self.refused else []
+        out += self._describe(self.asked)
+        if self.best is not None and not (self.fits and self.best.layout == self.asked.layout):
+            out += ["", f"Fastest layout that fits {self.gpus} GPUs: {self.best.layout.keys()}", *self._describe(self.best)]
+        elif self.best is None:
+            out += ["", f"No layout fits {self.gpus} GPUs. The closest: {self.closest.layout.keys()}"]
+            out += [f"  {line}" for b in (self.closest.learner, self.closest.engine) if b.over > 0 for line in (str(b), advice(b))]
+        if self.growth:
+            out += ["", "Growth (simulated, the run's batch; each size with its fastest layout):",
+                    f"  {'GPUs':>5} {'lag':>4} {'tokens/s':>10} {'s/step':>9} {'engines idle':>13} {'learners idle':>14}  layout"]
+            out += [f"  {g:>5} {k:>4} {speed_:>10.0f} {step:>9.1f} {ei:>12.0%} {li:>13.0%}   {text}"
+                    for g, k, speed_, step, ei, li, text in self.growth]
+        a = self.assumptions
+        g = self.gpu
+        out += ["", f"Assumed, not measured: {a.mfu:.0%} of peak FLOP/s, {a.hbm:.0%} of memory bandwidth, "
+                f"{a.engine_step * 1e3:g} ms an engine step, object store {a.store / 1e9:g} GB/s, {a.reserve / GIB:g} GiB reserved "
+                f"and {a.slack:.0%} lost to fragmentation a device, log-normal lengths with sigma {a.sigma:g}.",
+                f"{g.name}: {g.flops / 1e12:g} TFLOP/s in bfloat16, memory {g.hbm / 1e12:g} TB/s, link {g.link / 1e9:g} GB/s, network "
+                f"{g.network / 1e9:g} GB/s, host {g.host / 1e9:g} GB/s. Rewards, evaluation and checkpoints take no time here."]
+        return "\n".join(out)
+
+    def _describe(self, e: Estimate) -> list[str]:
+        trace = e.simulate()
+        s, w = e.seconds, e.workload
+        out = [f"  {line}" for line in (str(e.learner), str(e.engine))]
+        if not e.layout.shared:
+            out.append(f"    host memory: {e.learner_host() / GIB:.1f} GiB a rank; each reads the whole model first")
+        kv, each = e.kv, w.prompts * w.n / e.layout.engines
+        out.append(f"    KV cache: {kv['bytes a token'] / 1024:.1f} KiB a token and device, {kv['tokens']:.0f} tokens: "
+                   f"{kv['sequences at the mean length']:.0f} sequences at the mean length, {kv['sequences at the longest length']:.0f} at "
+                   "the longest")
+        seats = int(self.run.vllm.get("max_num_seqs", speed.batch_sizes(self.gpu)[0]))
+        room = min(each, kv["room at the mean length"])
+        if seats < room:
+            out.append(f"    {each:.0f} responses an engine, but vLLM runs {seats} at once: set vllm.max_num_seqs={room:.0f}")
+        out.append(f"    one step: generate {s['generate']:.1f} s, learner {s['learner']:.1f} s (compute {s['learner: compute']:.1f}, "
+                   f"communication {s['learner: communication']:.1f}, optimizer {s['learner: optimizer']:.1f}), weight sync "
+                   f"{s['sync']:.1f} s")
+        out.append(f"    simulated with max_lag {w.max_lag}, pause {w.pause}: {trace.step_seconds:.1f} s a step, {trace.throughput:.0f} "
+                   f"tokens/s, engines idle {trace.engine_idle:.0%}, learners idle {trace.learner_idle:.0%}, tokens "
+                   f"{trace.staleness:.2f} versions old")
+        return out
+
+
+def advice(b: Budget) -> str:
+    """What is largest, and what makes it smaller."""
+    name, size = max(b.items.items(), key=lambda i: i[1])
+    table = (("before ZeRO-3", "the model must fit on one device before it is split: larger GPUs, or LoRA on a smaller model"),
+             ("AdamW", "more learners, a higher ZeRO stage, offload_optimizer, or LoRA (peft:)"),
+             ("master", "more learners, a higher ZeRO stage, offload_optimizer, or LoRA (peft:)"),
+             ("gradients inside", "a smaller learner.max_tokens, shorter responses"),
+             ("gradient", "ZeRO-2 or 3, more learners, or LoRA (peft:)"),
+             ("parameters", "ZeRO-3 with more learners, a smaller model or larger GPUs"),
+             ("copy on every rank", "offload: true, LoRA (its reference is free), or no anchor that is a second model"),
+             ("activations", "learner.gradient_checkpointing: true, a smaller learner.max_tokens, shorter responses"),
+             ("layer", "a smaller learner.max_tokens, shorter responses, attention: sdpa"),
+             ("weights", "a larger cluster.tensor_parallel"), ("logits", "a smaller vllm.max_num_seqs"),
+             ("KV", "a larger cluster.tensor_parallel, shorter responses, vllm.gpu_memory_utilization"))
+    remedy = next((text for key, text in table if key in name), "larger GPUs")
+    return f"too large by {b.over / GIB:.1f} GiB; the largest part is {name!r} ({size / GIB:.1f} GiB). Change: {remedy}."
+
+
+def plan(run: Run, gpu: str | Gpu = "80GB", nodes: int = 1, gpus_per_node: int = 8, model_config: Any = None, *,
+         prompt_tokens: float | None = None, mean_length: float | None = None, assumptions: Assumptions | None = None,
+         growth: bool = True) -> Plan:
+    """What ``run`` needs on ``nodes * gpus_per_node`` GPUs, as configured and at best; ``str(plan)`` is the report.
+
+    ``model_config``: a ``PretrainedConfig`` or a folder instead of the run's own model. ``prompt_tokens`` and ``mean_length``: mean tokens
+    of prompts and responses, where they are known. ``growth``: also simulate 1 to 1,024 GPUs.
+
+    Raises:
+        ValueError: unknown GPU, or a model that cannot be planned.
+    """
+    if nodes < 1 or gpus_per_node < 1:
+        raise ValueError(f"--nodes is {nodes} and --gpus-per-node {gpus_per_node}; both must be at least 1.")
+    gpu, a = find_gpu(gpu) if isinstance(gpu, str) else gpu, assumptions or Assumptions()
+    p = Planner(run, gpu, gpus_per_node, model_config, prompt_tokens, mean_length, a)
+    asked = p.estimate(p.asked())
+    best, closest = p.search(nodes * gpus_per_node)
+    x = asked.layout
+    lengths = (f"prompts of {p.prompt:.0f} tokens ({'given' if prompt_tokens is not None else 'assumed'}), responses of {p.mean:.0f} "
+               f"({'given' if mean_length is not None else 'assumed'}), at most {p.longest} together")
+    return Plan(run, gpu, nodes * gpus_per_node, p.shape, a, lengths, asked, 1 if x.shared else x.learners + x.engines * x.tensor_parallel,
+                best, closest, tuple(grow(p)) if growth else ())
+
+
+def grow(p: Planner, sizes: tuple[int, ...] = SIZES, lags: tuple[int, ...] | None = None
+         ) -> Iterator[tuple[int, int, float, float, float, float, str]]:
+    """(GPUs, max_lag, tokens/s, seconds a step, idle share of engines and of learners, layout) of each size, simulated."""
+    run = p.run
+    for k in lags if lags is not None else sorted({0, 1, max(run.rollout.max_lag, 4)}):
+        q = dataclasses.replace(run.rollout, max_lag=k, pause="keep" if k else run.rollout.pause)
+        p.run = run.replace(rollout=q)
+        for gpus in sizes:
+            e, _ = p.search(gpus)
+            if e is None:
+                continue
+            t, x = e.simulate(), e.layout
+            words = ["shared device" if x.shared else f"{x.learners} learners, {x.engines} x {x.tensor_parallel} engines",
+                     "torch" if x.sharding.stage is None else f"ZeRO-{x.sharding.stage}"]
+            words += ["offload"] * x.sharding.offload_optimizer + ["checkpointing"] * x.checkpointing
+            yield gpus, k, t.throughput, t.step_seconds, t.engine_idle, t.learner_idle, ", ".join(words)
+    p.run = run

@@ -1,0 +1,331 @@
+"""Bytes on one learner rank and on one engine device, before anything is loaded.
+
+Parameter counts come from the model's own code on the meta device, so they are exact for every architecture. Static bytes are those that
+torch and DeepSpeed keep; activations are what the Hugging Face code saves for the backward pass, tensor by tensor. Both are tested against
+tensors that were counted in real steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rlkit.learner.head import CHUNK_ELEMENTS
+from rlkit.learner.learner import BUCKET_BYTES
+
+GIB = 1 << 30
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What memory and FLOPs of a causal language model depend on; all sizes in elements.
+
+    Attributes:
+        parameters: all of them, shared ones once. trainable: those with a gradient.
+        active: parameters that multiply a token (experts that are not routed to, and a table that is only looked up, left out).
+        intermediate: width of the gated MLP that one token passes, all its experts together.
+        largest: parameters of the largest layer.
+    """
+
+    parameters: int
+    trainable: int
+    active: int
+    largest: int
+    vocab: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    qk_norm: bool
+    lora: bool
+    context: int
+
+    @property
+    def head(self) -> int:
+        """Parameters of the output layer."""
+        return self.vocab * self.hidden
+
+    def kv_bytes(self, size: int, tensor_parallel: int = 1) -> int:
+        """Keys and values of one token on one device: ``2 * layers * kv_heads / tp * head_dim * size``; a head is never split."""
+        return 2 * self.layers * -(-self.kv_heads // tensor_parallel) * self.head_dim * size
+
+
+def shape(config: Any, peft: Mapping[str, Any] | None = None, value_head: bool = False) -> Shape:
+    """The shape of ``config``: a ``PretrainedConfig``, or a folder or hub name of one. ``peft`` are options of a LoRA adapter.
+
+    Raises:
+        ValueError: not a model, or one whose configuration lacks a size that is needed.
+    """
+    if isinstance(config, str):
+        from rlkit.build import model_config
+
+        config = model_config(config, "model.path")
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from rlkit.learner.model import add_lora
+
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        try:
+            lm = AutoModelForCausalLM.from_config(config)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError("model.path: no causal language model can be made from this configuration: "
+                             f"{str(error).splitlines()[0]}") from error
+        base = lm
+        if peft is not None:
+            lm = add_lora(lm, dict(peft), 0)
+    c = config.get_text_config()
+    missing = [n for n in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size") if not getattr(c, n, None)]
+    if missing:
+        raise ValueError(f"model.path: the configuration of {type(config).__name__} has no {missing[0]}; rlkit plans Llama-like decoders.")
+    sizes = {n: p.numel() for n, p in lm.named_parameters()}
+    trainable = sum(p.numel() for p in lm.parameters() if p.requires_grad)
+    extra = c.hidden_size + 1 if value_head else 0
+    # Experts beside the routed ones hold memory but multiply no token; an untied input table is only looked up.
+    experts = getattr(c, "num_local_experts", None) or getattr(c, "num_experts", None) or getattr(c, "n_routed_experts", None) or 0
+    routed = getattr(c, "num_experts_per_tok", 1)
+    in_experts = sum(n for name, n in sizes.items() if ".experts." in name) if experts else 0
+    tied = base.get_input_embeddings().weight is base.get_output_embeddings().weight
+    table = 0 if tied else base.get_input_embeddings().weight.numel()
+    blocks: dict[str, int] = {}
+    for name, n in sizes.items():
+        where = name.split(".layers.")
+        block = where[1].split(".")[0] if len(where) > 1 else name
+        blocks[block] = blocks.get(block, 0) + n
+    width = c.intermediate_size
+    if in_experts:
+        width = (getattr(c, "moe_intermediate_size", None) or width) * routed + (getattr(c, "shared_expert_intermediate_size", None) or 0)
+    kv = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
+    return Shape(
+        parameters=sum(sizes.values()) + extra, trainable=trainable + extra,
+        active=sum(sizes.values()) + extra - table - (in_experts * (experts - routed) // experts if experts else 0),
+        largest=max(blocks.values()), vocab=c.vocab_size, hidden=c.hidden_size, layers=c.num_hidden_layers, heads=c.num_attention_heads,
+        kv_heads=kv, head_dim=getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads, intermediate=width,
+        qk_norm=any("q_norm" in n for n in sizes), lora=peft is not None,
+        context=getattr(c, "max_position_embeddings", None) or 1 << 30)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The memory of one device in bytes: what lies there in each phase by name, and what there is (``capacity``)."""
+
+    role: str
+    capacity: float
+    phases: Mapping[str, Mapping[str, float]]
+    host: float = 0.0                       # bytes that this rank keeps in host memory instead
+
+    @property
+    def worst(self) -> str:
+        """The phase with the highest peak."""
+        return max(self.phases, key=lambda p: sum(self.phases[p].values()))
+
+    @property
+    def items(self) -> dict[str, float]:
+        """What lies in memory at the peak."""
+        return {k: v for k, v in self.phases[self.worst].items() if v}
+
+    @property
+    def peak(self) -> float:
+        return sum(self.items.values())
+
+    @property
+    def over(self) -> float:
+        """Bytes that are missing; 0 or less fits."""
+        return self.peak - self.capacity
+
+    def __str__(self) -> str:
+        rows = "\n".join(f"    {name:<58}{size / GIB:9.2f} GiB" for name, size in sorted(self.items.items(), key=lambda i: -i[1]))
+        verdict = f"fits, {-self.over / GIB:.2f} GiB free" if self.over <= 0 else f"TOO LARGE by {self.over / GIB:.2f} GiB"
+        host = f"\n    (and {self.host / GIB:.2f} GiB in host memory)" if self.host else ""
+        return f"{self.role}: {self.peak / GIB:.2f} of {self.capacity / GIB:.2f} GiB in the phase {self.worst!r}: {verdict}\n{rows}{host}"
+
+
+def saved(s: Shape, tokens: float, size: int, longest: float, attention: str | None = None) -> float:
+    """Bytes that one decoder layer saves for its backward pass, for ``tokens`` padded tokens in rows of ``longest``.
+
+    Per token, in elements of ``size`` bytes (norms work in float32, which is a copy of its own in bfloat16):
+    two norms ``2 h (4 + 2 size)``, attention ``(2 q + 2 kv) size`` and the softmax's sums ``4 heads``, gated MLP ``4 i size``.
+    Eager attention also keeps ``heads * longest`` probabilities (float32, and a copy in ``size``) and repeats keys and values.
+    """
+    q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
+    norm = 4 + (size if s.lora else 2 * size)               # a frozen norm does not keep what its weight multiplied
+    per: float = 2 * s.hidden * norm + (2 * q + 2 * kv) * size + 4 * s.heads + 4 * s.intermediate * size
+    if s.qk_norm:
+        per += (q + kv) * (4 + (0 if s.lora else size))
+    if attention == "eager":
+        per += s.heads * longest * (4 + (size if size < 4 else 0)) + 2 * (q - kv) * size
+    return per * tokens
+
+
+def activations(s: Shape, tokens: float, actions: float, size: int, *, longest: float, checkpointing: bool = False,
+                attention: str | None = None) -> dict[str, float]:
+    """What one micro-batch keeps from its forward to its backward pass, by name.
+
+    Without checkpointing every layer keeps :func:`saved`, with it its input (``h`` elements a token).
+    """
+    if checkpointing:
+        kept = {"layer inputs (gradient checkpointing)": float(s.layers * s.hidden * size * tokens)}
+    else:
+        kept = {f"activations of {s.layers} layers": s.layers * saved(s, tokens, size, longest, attention)}
+    return {**kept, "final norm and hidden states of action tokens": tokens * s.hidden * (4 + size) + actions * s.hidden * size}
+
+
+def layer_backward(s: Shape, tokens: float, size: int, *, longest: float, checkpointing: bool = False,
+                   attention: str | None = None) -> dict[str, float]:
+    """What the backward pass of one layer adds: gradients (``i + 2 h``; further ones take the place of tensors that are freed), and with
+    checkpointing the layer itself, computed again.
+    """
+    again = {"one layer, computed again": saved(s, tokens, size, longest, attention)} if checkpointing else {}
+    return {**again, "gradients inside a layer": float((s.intermediate + 2 * s.hidden) * size * tokens)}
+
+
+def head_bytes(s: Shape, size: int, entropy: bool = False) -> dict[str, float]:
+    """The chunked output layer in its backward pass: logits, probabilities, their gradient, and the float32 gradient of its weight."""
+    chunk = min(CHUNK_ELEMENTS, CHUNK_ELEMENTS // s.vocab * s.vocab or s.vocab)
+    out = {"logits, probabilities, gradient (one chunk)": chunk * 4.0 * (6 if entropy else 4)}
+    if not s.lora:                          # summed in float32; in bfloat16 each chunk's product is a copy
+        out["gradient of the output layer's weight (float32)"] = s.head * (4.0 + (2 if size == 2 else 0))
+    return out
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How a learner's states are laid out. ``stage`` null: plain torch (one rank, float32)."""
+
+    stage: int | None
+    ranks: int = 1
+    offload_optimizer: bool = False
+    offload_params: bool = False
+    bucket: float = 5e8                     # elements: DeepSpeed's reduce_bucket_size
+    live: float = 1e9                       # elements: stage3_max_live_parameters
+    prefetch: float = 5e7
+
+    @classmethod
+    def of(cls, deepspeed: Mapping[str, Any] | None, ranks: int) -> Sharding:
+        """From a run's ``deepspeed:`` section."""
+        if deepspeed is None:
+            return cls(None, 1)
+        z = deepspeed.get("zero_optimization", {})
+
+        def number(key: str, default: float) -> float:
+            v = z.get(key, default)
+            return default if v == "auto" else float(v)
+
+        def away(key: str) -> bool:
+            return (z.get(key) or {}).get("device", "none") != "none"
+
+        return cls(int(z.get("stage", 0)), ranks, away("offload_optimizer"), away("offload_param"),
+                   number("reduce_bucket_size", cls.bucket), number("stage3_max_live_parameters", cls.live),
+                   number("stage3_prefetch_bucket_size", cls.prefetch))
+
+    def options(self) -> dict[str, Any] | None:
+        """The ``deepspeed:`` section that says this."""
+        if self.stage is None:
+            return None
+        z: dict[str, Any] = {"stage": self.stage}
+        z |= {"offload_optimizer": {"device": "cpu"}} if self.offload_optimizer else {}
+        z |= {"offload_param": {"device": "cpu"}} if self.offload_params else {}
+        return {"zero_optimization": z}
+
+
+def states(s: Shape, sharding: Sharding, size: int) -> tuple[dict[str, float], float, float]:
+    """(bytes that stay on a rank, bytes the optimizer step adds, bytes in host memory).
+
+    ``P`` parameters, ``T`` of them trained, ``N`` ranks, bytes per element. AdamW: two float32 moments, ``8 T``.
+
+    ========================  ==========  =========  ===========  ==========
+    \\                         parameters  gradients  master copy  moments
+    ========================  ==========  =========  ===========  ==========
+    torch, ZeRO-0 (float32)   4 P         4 T        -            8 T
+    ZeRO-1 float32            4 P         4 T        4 T/N        8 T/N
+    ZeRO-1 bfloat16           2 P         4 T + 2 T  4 T/N        8 T/N
+    ZeRO-2                    size P      4 T/N      4 T/N        8 T/N
+    ZeRO-3                    size P/N    4 T/N      4 T/N        8 T/N
+    ========================  ==========  =========  ===========  ==========
+
+    ZeRO-2 and 3 also hold reduce buckets, ZeRO-3 the layers that are gathered. Offloading moves master copy, moments and sharded gradients
+    to the host.
+    """
+    t, p, n, stage = float(s.trainable), float(s.parameters), sharding.ranks, sharding.stage
+    if not stage:
+        return {"parameters": size * p, "gradients": 4 * t, "AdamW moments": 8 * t}, 4 * t, 0.0
+    out = {"parameters": size * p / (n if stage == 3 else 1)}
+    away = sharding.offload_optimizer
+    plain = stage == 1 and size == 2 and not away           # DeepSpeed's BF16_Optimizer; everything else is the ZeRO one
+    host = 0.0
+    if stage == 1:
+        out["gradients"] = 4 * t + (2 * t if plain else 0)
+    optimizer = {"fp32 master weights": 4 * t / n, "AdamW moments": 8 * t / n}
+    optimizer |= {} if stage == 1 else {"gradients (own part)": 4 * t / n}
+    if away:
+        host += sum(optimizer.values())
+    else:
+        out |= optimizer
+    if not plain:
+        # Two buffers when communication overlaps (ZeRO-1 and 2); torch.empty of their full size, whatever the model needs.
+        out["reduce buckets"] = sharding.bucket * size * (2 if stage < 3 else 1)
+    if stage == 3:
+        if sharding.offload_params:
+            host += out.pop("parameters")
+        gathered = min(p, max(sharding.live, s.largest) + sharding.prefetch)
+        out["gathered layers"] = 0.0 if n == 1 and not sharding.offload_params else gathered * size
+    step = 0.0 if away else (8 if size == 2 and stage < 3 else 12) * t / n
+    return out, step, host
+
+
+def learner_memory(s: Shape, sharding: Sharding, *, dtype: str, tokens: float, actions: float, longest: float, capacity: float,
+                   checkpointing: bool = False, attention: str | None = None, anchors: Mapping[str, tuple[Shape, bool]] | None = None,
+                   entropy: bool = False, whole_vocabulary: bool = False) -> Budget:
+    """One learner rank. ``tokens``: padded tokens of its largest micro-batch, ``actions`` of them trained, in rows of ``longest``.
+
+    ``anchors`` are models beside the policy by name: (shape, in host memory between passes); each rank has a whole copy.
+    """
+    size = BYTES[dtype]
+    always, optimizer_step, host = states(s, sharding, size)
+    visiting = 0.0                          # the largest anchor that comes to the device for its pass
+    for name, (a, offload) in (anchors or {}).items():
+        if offload:
+            visiting, host = max(visiting, float(size * a.parameters)), host + size * a.parameters
+        else:
+            always[f"{name} (whole copy on every rank)"] = float(size * a.parameters)
+    kept = activations(s, tokens, actions, size, longest=longest, checkpointing=checkpointing, attention=attention)
+    if whole_vocabulary:                    # the anchors' hidden states and output layers stay for the step
+        kept["anchors' hidden states and output layers"] = sum(
+            (actions * a.hidden + (a.head if offload else 0)) * size for a, offload in (anchors or {}).values())
+    # A forward pass without gradient holds one layer's inputs and outputs at a time.
+    passing = saved(s, tokens, size, longest, attention) + 2 * CHUNK_ELEMENTS * 4
+    layer = layer_backward(s, tokens, size, longest=longest, checkpointing=checkpointing, attention=attention)
+    phases = {"backward through the output layer": {**kept, **head_bytes(s, size, entropy)}, "backward through a layer": {**kept, **layer},
+              "optimizer step": {"temporaries of AdamW": optimizer_step},
+              "annotate": {"one layer without gradient": passing, "anchor that is offloaded": visiting},
+              "weight sync": {"one bucket of whole tensors": 2.0 * max(BUCKET_BYTES, size * s.head)}}
+    whole = {name: {**always, **extra} for name, extra in phases.items()}
+    if sharding.stage == 3:                 # nothing else is there yet
+        whole["start"] = {"whole model, before ZeRO-3 splits it": float(size * s.parameters)}
+    return Budget("learner rank", capacity, whole, host)
+
+
+def engine_memory(s: Shape, *, dtype: str, capacity: float, device: float, utilization: float, tensor_parallel: int, max_seqs: int,
+                  batched_tokens: int, mean: float, longest: float, kv_dtype_bytes: int | None = None) -> tuple[Budget, dict[str, float]]:
+    """One vLLM device, and what its KV cache holds: ``tokens``, sequences at the ``mean`` and at the ``longest`` total length.
+
+    vLLM takes ``utilization`` of the device; what weights and one step's work leave of it is KV cache. At least one longest sequence
+    must fit.
+    """
+    size, tp = BYTES[dtype], tensor_parallel
+    per_token = s.kv_bytes(kv_dtype_bytes or size, tp)
+    work = batched_tokens * (4 * s.hidden + 3 * s.intermediate / tp) * size
+    # Logits of every running sequence in float32, their log-probs, and the sampler's sorted copy.
+    always = {"weights": size * s.parameters / tp, "one step's activations": work, "logits and log-probs of running sequences":
+              3 * 4.0 * max_seqs * s.vocab}
+    room = utilization * device - sum(always.values())
+    always["KV cache for one longest sequence"] = per_token * longest
+    budget = Budget(f"engine device (tensor_parallel {tp})", min(capacity, utilization * device), {"generate": always})
+    tokens = max(0.0, room) / per_token
+    fit = {"bytes a token": float(per_token), "tokens": tokens, "room at the mean length": tokens / mean,
+           "sequences at the mean length": min(max_seqs, tokens / mean), "sequences at the longest length": min(max_seqs, tokens / longest)}
+    return budget, fit

@@ -1,0 +1,79 @@
+"""One worst-case learner step on this machine, with dummy data: what really is used, before data, rewards or engines are touched."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rlkit.planning.memory import GIB
+from rlkit.run import Run
+
+
+def probe(run: Run) -> str:
+    """Builds one rank of the learner with its references, gives it one full micro-batch of the longest rows, and steps.
+
+    ZeRO shards over one rank here, so states are not divided. Peak memory is that of the device, or of this process on a CPU.
+
+    Raises:
+        ValueError: a model that cannot be loaded.
+    """
+    import torch
+
+    from rlkit.build import alphabet, before_update, needed
+    from rlkit.config import locate
+    from rlkit.data.tiny import make_tiny
+    from rlkit.learner.learner import Learner
+    from rlkit.objective import normalise
+    from rlkit.types import Batch, Prompt, Rollout
+
+    need = needed(run)
+    with tempfile.TemporaryDirectory() as folder:
+        if run.model.path is None:
+            m = run.model.make
+            assert m is not None
+            make_tiny(Path(folder), alphabet(run), family=m.family, hidden=m.hidden, layers=m.layers, heads=m.heads, kv_heads=m.kv_heads)
+        path = str(locate(run.model.path, run.base)) if run.model.path is not None else folder
+        cluster = None if run.cluster is None else dataclasses.replace(run.cluster, learners=1)
+        learner = Learner(run.replace(cluster=cluster, model=dataclasses.replace(run.model, warm_up=None)), path, need)
+    device = learner.device
+    response = run.sampling.max_tokens
+    longest = min(run.rollout.max_model_len or 1 << 30, run.data.max_prompt_tokens + response,
+                  getattr(learner.policy.base.config, "max_position_embeddings", 1 << 30))
+    rows = max(1, min(run.learner.max_tokens // longest, run.rollout.prompts * run.rollout.n))
+    rng, vocabulary = random.Random(0), learner.policy.base.config.vocab_size
+    prompt = [rng.randrange(vocabulary) for _ in range(max(1, longest - response))]
+    tokens = longest - len(prompt)
+
+    def row(i: int) -> Rollout:
+        drawn = [rng.randrange(vocabulary) for _ in range(tokens)]
+        return Rollout(Prompt(str(i), tuple(prompt), ""), drawn, [True] * tokens, [-1.0] * tokens, [0] * tokens, "length", reward=i % 2)
+
+    batch = Batch.from_rollouts([row(i) for i in range(rows)])
+    batch.adv = torch.ones(batch.N)
+    batch.returns = torch.zeros(batch.N)
+    batch.value = torch.zeros(batch.N)
+    batch.cols = {n[4:]: torch.zeros(batch.S) for n in need if n.startswith("col:")}
+    batch.marks = {t.name: torch.zeros(batch.N) for t in run.objective}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    times: dict[str, float] = {}
+    for _ in range(2):                                  # the second one is without the start's one-time work
+        start = time.perf_counter()
+        found = learner.annotate([batch], sorted({*before_update(run, need), "old"} - {"value"}))
+        batch.logp.update(found)
+        times["annotate"], start = time.perf_counter() - start, time.perf_counter()
+        batch.norm = normalise(run.objective, batch)
+        learner.step([batch], [1.0] * len(run.objective))
+        times["update"] = time.perf_counter() - start
+    if device.type == "cuda":
+        peak: Any = torch.cuda.max_memory_allocated(device)
+        what = f"peak on {torch.cuda.get_device_name(device)}"
+    else:
+        peak, what = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "peak of this process"
+    return (f"Probe, one rank on {device}: {rows} rows of {longest} tokens; {what} {peak / GIB:.2f} GiB; annotate "
+            f"{times['annotate']:.2f} s, update {times['update']:.2f} s.")
