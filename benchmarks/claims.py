@@ -41,7 +41,7 @@ def configuration(claim: str, method: str, seed: int) -> Row:
     base = OUT / claim / "base" / "final"
     model = {"path": str(base)} if method != "base" else {
         "make": {"hidden": 64, "layers": 3, "heads": 2, "kv_heads": 2}, "warm_up": {"steps": 1200, "batch": 128, "lr": 2e-3}}
-    return {"name": f"{method}-{seed}", "out": str(OUT / claim), "seed": seed, "steps": 0 if method == "base" else STEPS, "model": model,
+    return {"name": "base" if method == "base" else f"{method}-{seed}", "out": str(OUT / claim), "seed": seed, "steps": 0 if method == "base" else STEPS, "model": model,
             "data": {"task": {"type": "Countdown", "levels": CLAIMS[claim]["levels"], "mistakes": 0.3}, "size": 1500, "test_size": 150, **data},
             "sampling": {"max_tokens": 10}, "rollout": {"engine": "hf", "prompts": 32, "n": 8}, "advantage": "GroupNorm", "objective": objective,
             "learner": {"lr": 5e-4, "warmup_steps": 5, "minibatches": 2}, "eval": {"prompts": 50}, "log": {"tensorboard": False}}

@@ -100,7 +100,9 @@ class LearnerSection:
     Attributes:
         lr: peak learning rate. schedule: its shape after ``warmup_steps`` (linear warm-up), down to ``final_lr`` * lr.
         epochs, minibatches: optimizer steps a rollout batch = epochs * minibatches.
-        max_tokens: padded tokens of one micro-batch on one rank; changes memory and speed, never the result.
+        max_tokens: tokens of one micro-batch on one rank, padding included; changes memory and speed, never the result.
+        packed: micro-batches without padding, with prompts shared by their responses (:mod:`rlkit.learner.packed`). null: on CPUs, where it
+            was measured to be faster, if the model allows it.
     """
 
     lr: float = 1e-6
@@ -114,6 +116,7 @@ class LearnerSection:
     epochs: int = 1
     minibatches: int = 1
     max_tokens: int = 16384
+    packed: bool | None = None
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:

@@ -65,12 +65,14 @@ class LearnerGroup:
     def __init__(self, workers: Workers, run: Run, needs: frozenset[str]) -> None:
         self.workers, self.run, self.needs = workers, run, needs
         self._buckets: list[list[str]] | None = None
+        self.ready: dict[str, Any] = workers.call("ready")[0]
+        self.packed = self.ready["layout"] == "packed"
 
     def annotate(self, b: Batch, which: Sequence[str]) -> None:
         """Fills ``b.logp[...]`` (``old``, ``ref``) and ``b.value`` for the names in ``which``."""
         if not which:
             return
-        shards, rows = cut(b, self.workers.size, self.run.learner.max_tokens)
+        shards, rows = cut(b, self.workers.size, self.run.learner.max_tokens, self.packed)
         results = self.workers.call("annotate", each=[(micros, tuple(which)) for micros in shards])
         start = torch.bincount(b.seq, minlength=b.S).cumsum(0)
         start = torch.cat([start.new_zeros(1), start])
@@ -87,7 +89,7 @@ class LearnerGroup:
         """All optimizer steps of one rollout batch; with ``breakdown`` the last one compares the terms' gradients."""
         section, stats = self.run.learner, Stats()
         steps = optimizer_steps(b, self.run.objective, epochs=section.epochs, count=section.minibatches,
-                                ranks=self.workers.size, max_tokens=section.max_tokens, seed=seed)
+                                ranks=self.workers.size, max_tokens=section.max_tokens, seed=seed, packed=self.packed)
         for k, shards in enumerate(steps):
             compare = breakdown and k == len(steps) - 1
             for part in self.workers.call("step", each=[(micros, tuple(coefs), compare) for micros in shards]):

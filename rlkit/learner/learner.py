@@ -18,6 +18,7 @@ from torch import Tensor
 from rlkit.breakdown import add_gram
 from rlkit.cluster.wire import pack
 from rlkit.config import locate
+from rlkit.learner import packed
 from rlkit.learner.backend import DeepSpeedBackend, TorchBackend, free_port, in_buckets, rank_environment
 from rlkit.learner.model import PolicyModel, ValueModel, add_lora, evaluate_new, load_lm
 from rlkit.learner.reference import ReferenceState
@@ -38,7 +39,16 @@ class Learner:
         self.run, self.model_path, self.needs, self.rank, self.world = run, model_path, needs, rank, world
         self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         bf16 = run.model.dtype == "bfloat16"
-        lm = load_lm(model_path, dtype=torch.bfloat16 if bf16 else torch.float32, attention=run.model.attention)
+        self.attention, self.layout = choose_attention(run, model_path, self.device)
+        lm = load_lm(model_path, dtype=torch.bfloat16 if bf16 else torch.float32, attention=self.attention)
+        if self.attention == packed.NAME:
+            gap = packed.agrees(lm.get_decoder(), lm.config.get_text_config().vocab_size, 0.05 if bf16 else 1e-4)
+            if gap is not None and run.learner.packed:
+                raise ValueError(f"learner.packed: this model's code gives other hidden states for packed sequences (relative difference "
+                                 f"{gap:.2g}). Set learner.packed: false.")
+            if gap is not None:
+                self.attention, self.layout = run.model.attention, "padded: packed sequences give other hidden states"
+                lm = load_lm(model_path, dtype=lm.dtype, attention=self.attention)
         if run.peft is not None:
             lm = add_lora(lm, run.peft, run.seed)
         if run.learner.gradient_checkpointing:
@@ -47,7 +57,7 @@ class Learner:
         critic = None
         if run.critic is not None:
             where = model_path if run.critic.path is None else str(locate(run.critic.path, run.base))
-            start = load_lm(where, dtype=lm.dtype, attention=run.model.attention)
+            start = load_lm(where, dtype=lm.dtype, attention=self.attention)
             if run.learner.gradient_checkpointing:
                 start.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             critic = ValueModel(start)
@@ -231,7 +241,27 @@ class Learner:
         """What was built; asked once, at the start."""
         trainable = sum(_numel(p) for p in self.policy.parameters() if p.requires_grad)
         return {"device": str(self.device), "parameters": sum(_numel(p) for p in self.policy.parameters()),
-                "trainable": trainable}
+                "trainable": trainable, "layout": self.layout}
+
+
+def choose_attention(run: Run, model_path: str, device: torch.device) -> tuple[str | None, str]:
+    """(attention implementation, layout and why) of ``learner.packed``.
+
+    Raises:
+        ValueError: packing was asked for, but the model or another setting does not allow it.
+    """
+    from transformers import AutoConfig
+
+    wanted = run.learner.packed
+    why = packed.supported(AutoConfig.from_pretrained(model_path))
+    if run.model.attention is not None:
+        why = f"model.attention is {run.model.attention}"
+    if wanted and why:
+        raise ValueError(f"learner.packed: {why}; packed sequences need full causal attention of rlkit's own. Set learner.packed: false.")
+    if wanted or (wanted is None and why is None and device.type == "cpu"):
+        packed.register()
+        return packed.NAME, "packed"
+    return run.model.attention, f"padded{f': {why}' if why else ''}"
 
 
 def _numel(p: Tensor) -> int:

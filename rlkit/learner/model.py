@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlkit.learner import packed
 from rlkit.learner.head import LMHead
 from rlkit.objective.full_vocab import Head
 from rlkit.types import Batch, New, Sampling
@@ -75,6 +76,15 @@ def padded(decoder: Any, ids: Tensor, length: Tensor) -> Tensor:
     return hidden[row, column]
 
 
+def hidden_states(decoder: Any, ids: Tensor, length: Tensor, action: Tensor, group: Tensor) -> Tensor:
+    """Last hidden states ``[L, H]``: packed (:mod:`rlkit.learner.packed`) if the model was loaded for it, else padded."""
+    if decoder.config._attn_implementation != packed.NAME:
+        return padded(decoder, ids, length)
+    layout = packed.make(ids, length, action, group)
+    out: Tensor = decoder(input_ids=layout.ids[None], position_ids=layout.position[None], use_cache=False, packing=layout).last_hidden_state
+    return out[0, layout.place]
+
+
 class ValueModel(nn.Module):
     """A critic of its own: a decoder, and a linear layer that starts at zero."""
 
@@ -85,9 +95,9 @@ class ValueModel(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, ids: Tensor, length: Tensor, action: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, length: Tensor, action: Tensor, group: Tensor) -> Tensor:
         """The value of the prefix before each action token, ``[N]``."""
-        values: Tensor = self.out(padded(self.decoder, ids, length)[action - 1])[:, 0]
+        values: Tensor = self.out(hidden_states(self.decoder, ids, length, action, group)[action - 1])[:, 0]
         return values
 
 
@@ -116,29 +126,29 @@ class PolicyModel(nn.Module):
         """The Hugging Face model itself, without the adapter's wrapper."""
         return self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
 
-    def forward(self, ids: Tensor, length: Tensor, action: Tensor, sampling: Sampling, entropy: bool = False,
+    def forward(self, ids: Tensor, length: Tensor, action: Tensor, group: Tensor, sampling: Sampling, entropy: bool = False,
                 value: bool = False, full: Sequence[tuple[Any, Head, Tensor]] = ()
                 ) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]:
         """Log-probs ``[N]``, entropies (``[N]`` or empty), values (``[N]`` or None), whole-vocabulary divergences by name.
 
         Shapes:
-            ids ``[L]`` packed tokens; length ``[S]``, sums to ``L``; action ``[N]`` indices into ``[L]``.
+            ids ``[L]`` packed tokens; length ``[S]``, sums to ``L``; action ``[N]`` indices into ``[L]``; group ``[S]``.
         """
-        hidden = self.hidden(ids, length)                                           # [L, H]
+        hidden = self.hidden(ids, length, action, group)                            # [L, H]
         at = hidden[action - 1]                                                     # the one shift
         logp, ent, found = self.base.get_output_embeddings()(
             at, target=ids[action], temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
             entropy=entropy, fp32=self.fp32_head, full=full)
         values = None
         if value and self.critic is not None:
-            values = self.critic(ids, length, action).float()
+            values = self.critic(ids, length, action, group).float()
         elif value and self.value_head is not None:
             values = self.value_head(at)[:, 0].float()
         return logp, ent, values, found
 
-    def hidden(self, ids: Tensor, length: Tensor) -> Tensor:
+    def hidden(self, ids: Tensor, length: Tensor, action: Tensor, group: Tensor) -> Tensor:
         """Last hidden states ``[L, H]``."""
-        return padded(self.base.get_decoder(), ids, length)
+        return hidden_states(self.base.get_decoder(), ids, length, action, group)
 
 
 def evaluate_new(model: Any, b: Batch, sampling: Sampling, needs: frozenset[str], full: Sequence[tuple[Any, Head, Tensor]] = ()) -> New:
@@ -146,5 +156,6 @@ def evaluate_new(model: Any, b: Batch, sampling: Sampling, needs: frozenset[str]
 
     ``full`` are the terms that compare whole distributions, with their anchors' output layers and the tokens' weights in the loss.
     """
-    logp, entropy, value, found = model(b.ids, b.length, b.action, sampling, entropy="entropy" in needs, value="value" in needs, full=full)
+    logp, entropy, value, found = model(b.ids, b.length, b.action, b.group, sampling, entropy="entropy" in needs, value="value" in needs,
+                                        full=full)
     return New(logp, entropy if "entropy" in needs else None, value, found)

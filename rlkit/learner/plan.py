@@ -42,12 +42,46 @@ def pack(length: Tensor, ranks: int, max_tokens: int) -> list[list[list[int]]]:
             block.append(row)
         else:
             blocks.append([row])
+    return _spread(blocks, sizes, ranks)
+
+
+def pack_groups(length: Tensor, prompt: Tensor, group: Tensor, ranks: int, max_tokens: int) -> list[list[list[int]]]:
+    """As :func:`pack` for the layout of :mod:`rlkit.learner.packed`: no padding, and a prompt counts once for its responses.
+
+    Groups stay whole where they fit; the largest go first, each into the first micro-batch with room.
+    """
+    sizes, prompts = length.tolist(), prompt.tolist()
+    members: dict[int, list[int]] = {}
+    for row, g in enumerate(group.tolist()):
+        members.setdefault(g, []).append(row)
+    units: list[tuple[int, list[int]]] = []             # (tokens, rows of one group)
+    for rows in members.values():
+        shared = min(prompts[r] for r in rows)
+        for r in sorted(rows, key=lambda r: -sizes[r]):
+            own = sizes[r] - shared
+            if units and units[-1][1][0] in rows and units[-1][0] + own <= max_tokens:
+                units[-1] = (units[-1][0] + own, [*units[-1][1], r])
+            else:
+                units.append((sizes[r], [r]))
+    bins: list[tuple[int, list[int]]] = []
+    for tokens, rows in sorted(units, key=lambda u: -u[0]):
+        k = next((k for k, (used, _) in enumerate(bins) if used + tokens <= max_tokens), None)
+        if k is None:
+            bins.append((tokens, list(rows)))
+        else:
+            bins[k] = (bins[k][0] + tokens, bins[k][1] + rows)
+    return _spread([rows for _, rows in bins], sizes, ranks)
+
+
+def _spread(blocks: list[list[int]], sizes: Sequence[int], ranks: int) -> list[list[list[int]]]:
+    """Micro-batches to ranks: equally many on each, tokens balanced."""
     while len(blocks) % ranks:                          # every rank runs equally many collectives
         widest = max(range(len(blocks)), key=lambda i: len(blocks[i]))
         if len(blocks[widest]) < 2:
             break
         rows = blocks.pop(widest)
-        blocks[widest:widest] = [rows[0::2], rows[1::2]]
+        half = len(rows) // 2
+        blocks[widest:widest] = [rows[:half], rows[half:]]
     out: list[list[list[int]]] = [[] for _ in range(ranks)]
     load = [0] * ranks
     blocks.sort(key=lambda rows: -sum(sizes[r] for r in rows))
@@ -61,14 +95,20 @@ def pack(length: Tensor, ranks: int, max_tokens: int) -> list[list[list[int]]]:
     return out
 
 
-def cut(b: Batch, ranks: int, max_tokens: int) -> tuple[list[list[Batch]], list[Tensor]]:
-    """The micro-batches of each rank, and for each rank the rows (in order) that they hold.
+def cut(b: Batch, ranks: int, max_tokens: int, packed: bool = False) -> tuple[list[list[Batch]], list[Tensor]]:
+    """The micro-batches of each rank, and for each rank the rows (in order) that they hold; ``packed``: the learners' layout.
 
     A rank without rows for its last micro-batch gets one row with weight zero: it takes part in the collectives and
     adds nothing.
     """
     assert b.length is not None
-    plan = pack(b.length, ranks, max_tokens)
+    if packed:
+        assert b.action is not None
+        ends = b.length.cumsum(0)
+        first = ends.clone().scatter_reduce_(0, b.seq, b.action, "amin")
+        plan = pack_groups(b.length, first - ends + b.length, b.group, ranks, max_tokens)
+    else:
+        plan = pack(b.length, ranks, max_tokens)
     shards: list[list[Batch]] = []
     rows: list[Tensor] = []
     for micro in plan:
@@ -105,7 +145,7 @@ def marks(objective: Sequence[Term], b: Batch, generator: torch.Generator) -> di
 
 
 def optimizer_steps(b: Batch, objective: Sequence[Term], *, epochs: int, count: int, ranks: int, max_tokens: int,
-                    seed: int) -> list[list[list[Batch]]]:
+                    seed: int, packed: bool = False) -> list[list[list[Batch]]]:
     """``out[step][rank]`` is the list of micro-batches; ``norm`` and ``marks`` are those of the whole minibatch."""
     out: list[list[list[Batch]]] = []
     generator = torch.Generator().manual_seed(seed)
@@ -113,5 +153,5 @@ def optimizer_steps(b: Batch, objective: Sequence[Term], *, epochs: int, count: 
         mini = take(b, rows.tolist())
         mini.norm = normalise(objective, mini)
         mini.marks = marks(objective, mini, generator)
-        out.append(cut(mini, ranks, max_tokens)[0])
+        out.append(cut(mini, ranks, max_tokens, packed)[0])
     return out

@@ -79,7 +79,7 @@ class AdapterOff(_Unchanging):
     def head(self, b: Batch) -> Head:
         assert b.ids is not None and b.length is not None and b.action is not None
         with torch.no_grad(), self.learner.policy.lm.disable_adapter():
-            return Head(self.learner.policy.hidden(b.ids, b.length)[b.action - 1], None)
+            return Head(self.learner.policy.hidden(b.ids, b.length, b.action, b.group)[b.action - 1], None)
 
 
 class OwnWeights(_Unchanging):
@@ -92,7 +92,7 @@ class OwnWeights(_Unchanging):
         self.learner, self.offload = learner, offload and learner.device.type == "cuda"
         run = learner.run
         where = learner.model_path if path is None else str(locate(path, run.base))
-        lm = load_lm(where, dtype=getattr(torch, run.model.dtype), attention=run.model.attention)
+        lm = load_lm(where, dtype=getattr(torch, run.model.dtype), attention=learner.attention)
         sizes = (lm.get_output_embeddings().out_features, learner.policy.base.get_output_embeddings().out_features)
         if sizes[0] != sizes[1]:
             raise ValueError(f"reference or teacher: {where} has a vocabulary of {sizes[0]}, the policy one of {sizes[1]}. Log-probs are "
@@ -127,7 +127,7 @@ class OwnWeights(_Unchanging):
         with torch.no_grad(), self.on_device():
             layer = self.model.base.get_output_embeddings()
             bias = None if layer.bias is None else layer.bias.detach()
-            return Head(self.model.hidden(b.ids, b.length)[b.action - 1], layer.weight.detach(), bias)
+            return Head(self.model.hidden(b.ids, b.length, b.action, b.group)[b.action - 1], layer.weight.detach(), bias)
 
     def blend(self, weight: float) -> None:
         """``ref <- (1 - weight) * ref + weight * policy``, one parameter at a time."""

@@ -181,7 +181,7 @@ class HFEngine:
         assert b.ids is not None and b.length is not None and b.action is not None
         layer = self._policy.base.get_output_embeddings()
         with self._lock, torch.no_grad():
-            hidden = self._policy.hidden(b.ids, b.length)[b.action - 1]
+            hidden = self._policy.hidden(b.ids, b.length, b.action, b.group)[b.action - 1]
             rows = max(1, CHUNK_ELEMENTS // layer.out_features)
             each = torch.cat([z.logsumexp(-1) - z.mean(-1) for h in hidden.split(rows) for z in [layer(h).float()]])
         each = each - math.log(layer.out_features)

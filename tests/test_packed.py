@@ -1,0 +1,130 @@
+"""Packed sequences with shared prompts against the padded model: log-probs, entropies, values, and the gradient of every parameter."""
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import rlkit as rk
+from rlkit.data.tasks import Sorting
+from rlkit.data.tiny import make_tiny
+from rlkit.learner import packed
+from rlkit.learner.learner import Learner
+from rlkit.learner.model import PolicyModel, ValueModel, add_lora, evaluate_new, load_lm
+from rlkit.learner.plan import cut, pack_groups
+from rlkit.types import Batch, Prompt, Rollout, Sampling
+
+packed.register()
+
+
+def batch(seed: int, groups: tuple[int, ...] = (4, 1, 3), tools: bool = False) -> Batch:
+    r = random.Random(seed)
+    rollouts = []
+    for g, n in enumerate(groups):
+        prompt = Prompt(str(g), tuple(r.randint(3, 13) for _ in range(r.randint(1, 20))), "")
+        for _ in range(n):
+            T = r.randint(1, 12)
+            flags = [not tools or r.random() < 0.6 for _ in range(T)]
+            flags[-1] = True
+            rollouts.append(Rollout(prompt, [r.randint(3, 13) for _ in range(T)], flags, [-2.5] * T, [0] * T, "stop", group=g))
+    return Batch.from_rollouts(rollouts)
+
+
+def both(path: Path, b: Batch, lora: bool = False, critic: bool = False, checkpointing: bool = False) -> list[tuple[Any, torch.Tensor]]:
+    found = []
+    for attention in (None, packed.NAME):
+        lm = load_lm(path, attention=attention)
+        value = ValueModel(load_lm(path, attention=attention)) if critic else None
+        if value is not None:
+            torch.nn.init.ones_(value.out.weight)
+        if lora:
+            lm = add_lora(lm, {"r": 4, "target_modules": "all-linear", "init_lora_weights": False}, 0)
+        if checkpointing:
+            lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            lm.enable_input_require_grads()
+        model = PolicyModel(lm, value_head=critic, critic=value).train()
+        new = evaluate_new(model, b, Sampling(temperature=0.8), frozenset({"entropy", "value"} if critic else {"entropy"}))
+        weight = torch.randn(b.N, generator=torch.Generator().manual_seed(1))
+        total = (new.logp * weight).sum() + (new.entropy * weight.flip(0)).sum() + (0 if new.value is None else (new.value * weight).sum())
+        total.backward()
+        found.append((new, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])))
+    return found
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+@pytest.mark.parametrize("seed", range(3))
+def test_packed_is_padded(family: Any, seed: int, tmp_path: Path) -> None:
+    path = make_tiny(tmp_path, Sorting.alphabet, family=family, hidden=64, layers=2, heads=2, kv_heads=1 + seed % 2)
+    (one, grad), (two, other) = both(path, batch(seed, tools=seed == 2))
+    torch.testing.assert_close(two.logp, one.logp, rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(two.entropy, one.entropy, rtol=1e-5, atol=2e-6)
+    assert float((grad - other).norm() / grad.norm()) < 2e-6
+
+
+def test_with_an_adapter_a_critic_and_checkpointing(tiny: Path) -> None:
+    for options in ({"lora": True}, {"critic": True}, {"checkpointing": True}):
+        (one, grad), (two, other) = both(tiny, batch(5), **options)
+        torch.testing.assert_close(two.logp, one.logp, rtol=1e-5, atol=2e-6)
+        assert float((grad - other).norm() / grad.norm()) < 2e-6
+        if "critic" in options:
+            torch.testing.assert_close(two.value, one.value, rtol=1e-5, atol=2e-6)
+
+
+def test_a_prompt_is_there_once_and_no_padding() -> None:
+    b = batch(0)
+    layout = packed.make(b.ids, b.length, b.action, b.group)
+    prompts = {int(g): int(b.length[b.group == g].sum() - (b.group[b.seq] == g).sum()) // int((b.group == g).sum()) for g in b.group.unique()}
+    assert len(layout.ids) == sum(prompts.values()) + b.N and len(layout.blocks) == 3
+    assert torch.equal(layout.ids[layout.place], b.ids)                  # every original token is somewhere
+    assert sorted(set(layout.place.tolist())) == list(range(len(layout.ids)))
+
+
+def test_rows_of_one_group_with_other_prompts_do_not_share(tiny: Path) -> None:
+    """As after an interrupted response, or where stored rows stand in a group of their own."""
+    rollouts = [Rollout(Prompt(str(k), prompt, ""), [5, 6, 7], [True] * 3, [-1.0] * 3, [0] * 3, "stop", group=0) for k, prompt in enumerate([(3, 4), (3, 5), (3, 4), (3,)])]
+    b = Batch.from_rollouts(rollouts)
+    assert len(packed.make(b.ids, b.length, b.action, b.group).blocks) == 3
+    (one, grad), (two, other) = both(tiny, b)
+    torch.testing.assert_close(two.logp, one.logp, rtol=1e-5, atol=2e-6)
+    assert float((grad - other).norm() / grad.norm()) < 2e-6
+
+
+def test_what_cannot_be_packed_is_refused_or_padded(small: dict[str, Any], tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = Learner(rk.load(small), str(tiny), frozenset())
+    assert learner.ready()["layout"] == "packed"
+    assert Learner(rk.load({**small, "learner": {"packed": False}}), str(tiny), frozenset()).ready()["layout"] == "padded"
+    eager = {**small, "model": {"path": str(tiny), "attention": "eager"}}
+    assert "model.attention is eager" in Learner(rk.load(eager), str(tiny), frozenset()).ready()["layout"]
+    with pytest.raises(ValueError, match=r"learner.packed: model.attention is eager"):
+        Learner(rk.load({**eager, "learner": {"packed": True}}), str(tiny), frozenset())
+    # a model whose code does not hand the layout on to its attention
+    def deaf(module: Any, query: Any, key: Any, value: Any, mask: Any = None, packing: Any = None, **more: Any) -> Any:
+        return packed.attention(module, query, key, value, mask, **more)
+
+    from transformers import AttentionInterface
+    monkeypatch.setattr(packed, "register", lambda: AttentionInterface.register(packed.NAME, deaf))
+    try:
+        assert "packed sequences give other hidden states" in Learner(rk.load(small), str(tiny), frozenset()).ready()["layout"]
+        with pytest.raises(ValueError, match="this model's code gives other hidden states"):
+            Learner(rk.load({**small, "learner": {"packed": True}}), str(tiny), frozenset())
+    finally:
+        AttentionInterface.register(packed.NAME, packed.attention)
+
+
+def test_micro_batches_count_a_prompt_once() -> None:
+    g = torch.Generator().manual_seed(0)
+    group = torch.arange(10).repeat_interleave(4)
+    prompt = torch.randint(5, 30, (10,), generator=g).repeat_interleave(4)
+    length = prompt + torch.randint(1, 40, (40,), generator=g)
+    for ranks in (1, 2, 3):
+        plan = pack_groups(length, prompt, group, ranks, 120)
+        assert sorted(r for rank in plan for micro in rank for r in micro) == list(range(40)) and len({len(rank) for rank in plan}) == 1
+        for micro in (m for rank in plan for m in rank):
+            tokens = sum(int(length[r] - prompt[r]) for r in micro) + sum(int(prompt[group == k][0]) for k in {int(group[r]) for r in micro})
+            assert tokens <= 120 or len(micro) == 1
+    b = batch(3, groups=(5, 5))
+    shards, rows = cut(b, 1, 60, packed=True)
+    assert sorted(torch.cat(rows).tolist()) == list(range(10)) and len(shards[0]) > 1
