@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from statistics import mean
 
 from trials import RESULTS, ROOT, Row, cell, curve, half_width, measure, read, run_all, sampled

@@ -1,6 +1,7 @@
 """What the training benchmarks share: runs side by side in processes of their own, measured on held-out prompts, kept as lines of a file."""
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import multiprocessing
@@ -63,7 +64,7 @@ def curve(folder: Path, points: int = 20) -> list[float]:
     rewards = [json.loads(line)["reward/mean"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     points = min(points, len(rewards))
     cuts = [round(i * len(rewards) / points) for i in range(points + 1)]
-    return [round(mean(rewards[a:b]), 4) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [round(mean(rewards[a:b]), 4) for a, b in itertools.pairwise(cuts)]
 
 
 def measure(run: Any, model: Path, base: Path, n: int) -> Row:

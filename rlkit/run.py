@@ -212,12 +212,14 @@ class LogSection:
     Attributes:
         rollouts: sampled responses kept per step.
         breakdown: every so many steps, where KL and gradients come from (0: never).
+        trace: write ``trace.json``, a timeline of stages and prompt groups for Chrome's trace viewer.
     """
 
     tensorboard: bool = True
     wandb: dict[str, Any] | None = None     # handed to wandb.init as it is
     rollouts: int = 8
     breakdown: int = 10
+    trace: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

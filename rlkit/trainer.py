@@ -27,7 +27,7 @@ from rlkit.cluster.sync import probe_parity
 from rlkit.evaluation.compare import mcnemar
 from rlkit.evaluation.metrics import pass_at_k, powers_of_two
 from rlkit.evaluation.samples import correctness, dataset_of
-from rlkit.log import duration
+from rlkit.log import Timeline, duration
 from rlkit.objective.corrections import correction_stats, weights
 from rlkit.objective.penalties import fill_advantages
 from rlkit.rewards import Scorer
@@ -51,7 +51,7 @@ def train(run: Run, *, resume: bool = False, quiet: bool = False) -> Path:
         probe(p, step)
         evaluate(p, step)
         while step < run.steps:
-            clock = Clock()
+            clock = Clock(p.engines.busy(), p.timeline)
             if p.lengths is not None:
                 p.collector.sampling = dataclasses.replace(p.sampling, max_tokens=p.lengths.limit)
             with clock("generate"):
@@ -84,15 +84,16 @@ def train(run: Run, *, resume: bool = False, quiet: bool = False) -> Path:
 
 
 class Clock:
-    """Seconds by stage of one step."""
+    """Seconds by stage of one step; ``engines_busy``: what the engines had worked when it began."""
 
-    def __init__(self) -> None:
-        self.start, self.stages = time.perf_counter(), dict[str, float]()
+    def __init__(self, engines_busy: float, timeline: Timeline) -> None:
+        self.start, self.stages, self.engines_busy, self.timeline = time.perf_counter(), dict[str, float](), engines_busy, timeline
 
     @contextlib.contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
-        yield
+        with self.timeline(stage):
+            yield
         self.stages[stage] = self.stages.get(stage, 0.0) + time.perf_counter() - start
 
 
@@ -128,6 +129,8 @@ def summarize(p: Parts, step: int, stats: Stats, rollouts: Sequence[Rollout], ba
     if p.lengths is not None:
         stats.update(p.lengths.metrics())
         p.lengths.observe(step, values["entropy/sampled"])
+    stats.update({"idle/engines": max(0.0, 1 - (p.engines.busy() - clock.engines_busy) / total),
+                  "idle/learners": max(0.0, 1 - (clock.stages["annotate"] + clock.stages["update"]) / total)})
     stats.update(p.collector.metrics() | p.scorer.metrics() | p.terms.metrics() | p.penalties.metrics())
 
 

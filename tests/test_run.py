@@ -39,6 +39,15 @@ def test_a_run_writes_what_a_reader_needs(small: dict[str, Any]) -> None:
     assert {p.name for p in folder.iterdir()} >= {"checkpoints", "final", "eval.jsonl", "summary.json"}
 
 
+def test_a_timeline_for_the_trace_viewer(small: dict[str, Any]) -> None:
+    folder = rk.train(rk.load({**small, "log": {"tensorboard": False, "trace": True}, "steps": 2}), quiet=True)
+    events = json.loads((folder / "trace.json").read_text().rstrip().rstrip(",") + "]")
+    names = [e["name"] for e in events]
+    assert names.count("generate") == 2 + 8 and names.count("update") == 2 and names.count("reward") == 8 and all(e["dur"] >= 0 for e in events)
+    last = metrics(folder)[-1]
+    assert 0 <= last["idle/engines"] <= 1 and 0 < last["idle/learners"] < 1 and last["sync/mib"] > 0 and last["memory/learner_peak_mib"] > 50
+
+
 def test_three_steps_and_three_more_are_six(small: dict[str, Any]) -> None:
     small["checkpoint"] = {"every": 3}
     whole = rk.train(rk.load({**small, "steps": 6, "name": "whole"}), quiet=True)

@@ -166,5 +166,10 @@ class EngineGroup:
     def stats(self) -> list[dict[str, float]]:
         return self.workers.call("stats")
 
+    def busy(self) -> float:
+        """Seconds that the engines have worked, averaged over them."""
+        found = [s["busy"] for s in self.stats()]
+        return sum(found) / len(found)
+
     def close(self) -> None:
         self.workers.close()

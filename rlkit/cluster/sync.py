@@ -28,6 +28,7 @@ class WeightSync:
             self.engines.load(self.learners.gather(names))
         self.engines.end_update(version)
         stats.add("time/sync", time.perf_counter() - start, "sum")
+        stats.add("sync/mib", self.learners.ready["exported_mib"], "last")
         return stats
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,6 +135,10 @@ class Learner:
         norm = self.backend.step()
         stats.add("learner/grad_norm", norm, "max")
         stats.add("learner/lr", self.backend.lr, "max")
+        stats.add("learner/tokens", float(sum(m.N for m in micros if not m.meta.get("idle"))), "sum")
+        on_card = self.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated() / 1024 if on_card else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        stats.add("memory/learner_peak_mib", peak / 1024, "max")
         return stats
 
     def _diagnose(self, shares: Stats, logp: Tensor, b: Batch) -> str:
@@ -241,7 +246,8 @@ class Learner:
         """What was built; asked once, at the start."""
         trainable = sum(_numel(p) for p in self.policy.parameters() if p.requires_grad)
         return {"device": str(self.device), "parameters": sum(_numel(p) for p in self.policy.parameters()),
-                "trainable": trainable, "layout": self.layout}
+                "trainable": trainable, "layout": self.layout,
+                "exported_mib": sum(_numel(max(p, key=_numel)) * p[0].element_size() for _, p, _ in self._exports()) / 2**20}
 
 
 def choose_attention(run: Run, model_path: str, device: torch.device) -> tuple[str | None, str]:

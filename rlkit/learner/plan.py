@@ -144,6 +144,20 @@ def marks(objective: Sequence[Term], b: Batch, generator: torch.Generator) -> di
     return out
 
 
+def with_gradient(objective: Sequence[Term], b: Batch) -> Batch:
+    """The rows that can have a gradient: where every term lives from the advantage alone, groups of equal rewards need no pass.
+
+    The weights of all means are fixed already, so the gradient stays the same.
+    """
+    if b.adv is None or not all(t.only_advantage for t in objective):
+        return b
+    keep = b.seq_sum((b.adv != 0).to(b.reward.dtype)) > 0
+    if not bool(keep.any()):
+        assert b.length is not None
+        keep[int(b.length.argmin())] = True                 # an optimizer step needs a row
+    return b.rows(keep)
+
+
 def optimizer_steps(b: Batch, objective: Sequence[Term], *, epochs: int, count: int, ranks: int, max_tokens: int,
                     seed: int, packed: bool = False) -> list[list[list[Batch]]]:
     """``out[step][rank]`` is the list of micro-batches; ``norm`` and ``marks`` are those of the whole minibatch."""
@@ -153,5 +167,6 @@ def optimizer_steps(b: Batch, objective: Sequence[Term], *, epochs: int, count: 
         mini = take(b, rows.tolist())
         mini.norm = normalise(objective, mini)
         mini.marks = marks(objective, mini, generator)
+        mini = with_gradient(objective, mini)
         out.append(cut(mini, ranks, max_tokens, packed)[0])
     return out

@@ -43,6 +43,7 @@ class Term:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    only_advantage: ClassVar[bool] = False      # the cost of a token with advantage 0 has no gradient: such rows need not be computed
 
     coef: Any = 1.0
     reduce: Reduce = "token"

@@ -43,6 +43,7 @@ class PPOClip(Term):
     Source: PPO 1707.06347 eq. 7; decoupled bounds: DAPO 2503.14476 eq. 10; dual clip: 1912.09729.
     """
 
+    only_advantage: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = ADV_OLD
     eps_low: float = 0.2
     eps_high: float = 0.2
@@ -70,6 +71,7 @@ class ISGradient(Term):
     Source: RPG 2505.17508, section 2.
     """
 
+    only_advantage: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = ADV_BEHAV
 
     def __call__(self, new: New, b: Batch) -> Tensor:
@@ -83,6 +85,7 @@ class Reinforce(Term):
     Source: Williams 1992.
     """
 
+    only_advantage: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"adv"})
 
     def __call__(self, new: New, b: Batch) -> Tensor:
@@ -99,6 +102,7 @@ class CISPO(Term):
     Source: MiniMax-M1 2506.13585; ScaleRL 2510.13786.
     """
 
+    only_advantage: ClassVar[bool] = True
     eps_low: float | None = None
     eps_max: float = 5.0
     against: Literal["behav", "old"] = "behav"
@@ -122,6 +126,7 @@ class GSPO(Term):
     Source: GSPO 2507.18071 eq. 5; token form: verl.
     """
 
+    only_advantage: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = ADV_OLD
     eps_low: float = 3e-4
     eps_high: float = 4e-4
@@ -139,6 +144,7 @@ class SAPO(Term):
     Source: SAPO 2511.20347.
     """
 
+    only_advantage: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = ADV_OLD
     tau_pos: float = 1.0
     tau_neg: float = 1.05
@@ -158,6 +164,7 @@ class GMPO(Term):
     Source: GMPO 2507.20673.
     """
 
+    only_advantage: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = ADV_OLD
     eps: float = 0.4
 

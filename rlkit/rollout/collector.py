@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -33,10 +35,12 @@ class Collector:
 
     def __init__(self, engine: Generates, scorer: Scores, sampler: Any, *, prompts: int, n: int, sampling: Sampling, max_lag: int = 0,
                  drop: Sequence[Callable[[Sequence[Rollout]], str | None]] = (), refill: bool = True, admit: Any = None,
-                 max_waste: float = 10.0, interrupt: Interruption | None = None, statistics: Any = None) -> None:
+                 max_waste: float = 10.0, interrupt: Interruption | None = None, statistics: Any = None,
+                 timeline: Any = None) -> None:
         self.engine, self.scorer, self.sampler, self.admit, self.statistics = engine, scorer, sampler, admit, statistics
         self.prompts, self.n, self.sampling, self.max_lag = prompts, n, sampling, max_lag
         self.drop, self.refill, self.max_waste, self.interrupt = tuple(drop), refill, max_waste, interrupt
+        self.timeline = timeline or (lambda *a, **k: contextlib.nullcontext())
         self.pool = ThreadPoolExecutor(prompts * (1 + max_lag) * 2, thread_name_prefix="group")
         self.pending: deque[Future[tuple[list[Rollout], str | None]]] = deque()
         self.started = self.replaced = self.dropped = self.base = self.aborted = 0
@@ -66,12 +70,14 @@ class Collector:
     def _ask(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
         while True:
             try:
-                group = self.engine.generate(prompt, n, sampling) if self.interrupt is None else (
-                    self.interrupt.generate(self.engine, prompt, n, sampling))
+                with self.timeline("generate", threading.current_thread().name, prompt=prompt.id):
+                    group = self.engine.generate(prompt, n, sampling) if self.interrupt is None else (
+                        self.interrupt.generate(self.engine, prompt, n, sampling))
                 break
             except Aborted:
                 self.aborted += 1
-        self.scorer.score(group)
+        with self.timeline("reward", threading.current_thread().name, prompt=prompt.id):
+            self.scorer.score(group)
         return group
 
     def next(self, version: int) -> list[Rollout]:

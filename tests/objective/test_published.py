@@ -252,3 +252,35 @@ def test_rapos_estimator_and_its_gradient(log_u: float) -> None:
     if abs(log_u) < 20:
         assert float(cost) == pytest.approx(v * math.log(v) - v + 1) and slope == pytest.approx(-v * math.log(v))
     assert math.isfinite(float(cost)) and (slope < 0) == (log_u < 0)
+
+
+def test_groups_of_equal_rewards_need_no_pass_and_change_nothing() -> None:
+    """Where only advantages drive the loss, rows without one leave before the batch is cut; the gradient is that of the whole batch."""
+    b = ragged(9, sizes=(3, 3, 3))
+    b.reward[b.group == 1] = 1.0
+    b.adv = GroupMean()(b)
+    length = torch.bincount(b.seq)
+    b.length, b.ids = length + 1, torch.zeros(int((length + 1).sum()), dtype=torch.long)
+    b.action = torch.arange(b.N) + b.seq + 1
+    b.cols["row"] = torch.arange(b.S).double()
+
+    def run(objective: tuple[Term, ...]) -> tuple[Tensor, int]:
+        grad, rows_seen = torch.zeros(b.N, dtype=torch.float64), 0
+        for micro in optimizer_steps(b, objective, epochs=1, count=1, ranks=1, max_tokens=20, seed=0)[0][0]:
+            new = New(micro.logp["old"].clone().requires_grad_())
+            value, _ = loss(objective, new, micro, [1.0] * len(objective))
+            grad[torch.isin(b.seq, micro.cols["row"].long())] += torch.autograd.grad(value, new.logp)[0]
+            rows_seen += micro.S
+        return grad, rows_seen
+
+    for reduce in ("token", "seq", "sum", "prompt"):
+        few, seen = run((L.PPOClip(reduce=reduce),))            # type: ignore[arg-type]
+        assert seen == 6
+        whole = (L.PPOClip(reduce=reduce),)                     # type: ignore[arg-type]
+        norm = normalise(whole, b)
+        new = New(b.logp["old"].clone().requires_grad_())
+        b.norm = norm
+        torch.testing.assert_close(few, torch.autograd.grad(loss(whole, new, b, (1.0,))[0], new.logp)[0])
+    assert run((L.PPOClip(), KL(estimator="k2")))[1] == 9      # a KL has a gradient everywhere
+    b.adv = torch.zeros_like(b.adv)
+    assert run((L.PPOClip(),))[1] == 1
