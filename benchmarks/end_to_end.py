@@ -56,9 +56,10 @@ def trl_side(seed: int, steps: int, folder: str) -> dict[str, Any]:
     from trl import GRPOConfig, GRPOTrainer
 
     import rlkit as rk
-    from rlkit.build import load_tokenizer, reward_specs
+    from rlkit.build import reward_specs
     from rlkit.cluster.groups import EngineGroup, LocalWorkers
     from rlkit.data.prompts import load_prompts
+    from rlkit.learner.model import load_tokenizer
     from rlkit.rewards import Scorer
     from rlkit.rollout.hf import HFEngine
     from rlkit.trainer import sample_and_score

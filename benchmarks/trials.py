@@ -69,10 +69,11 @@ def curve(folder: Path, points: int = 20) -> list[float]:
 
 def measure(run: Any, model: Path, base: Path, n: int) -> Row:
     """pass@k, KL to the base, entropy, length, and different right answers, from ``n`` responses to each held-out prompt at temperature 1."""
-    from rlkit.build import load_tokenizer, reward_specs
+    from rlkit.build import reward_specs
     from rlkit.cluster.groups import EngineGroup, LocalWorkers
     from rlkit.data.prompts import load_prompts
     from rlkit.evaluation.metrics import pass_at_k, powers_of_two
+    from rlkit.learner.model import load_tokenizer
     from rlkit.rewards import Scorer
     from rlkit.rollout.hf import HFEngine
     from rlkit.trainer import sample_and_score

@@ -28,6 +28,7 @@ from rlkit.data.stored import StoredRows
 from rlkit.data.tasks import TaskReward
 from rlkit.data.tiny import make_tiny, make_tokenizer
 from rlkit.learner.backend import check_deepspeed_options
+from rlkit.learner.model import load_tokenizer
 from rlkit.learner.reference import Frozen, Served, Tempered
 from rlkit.log import RunLog, Timeline, environment, run_folder
 from rlkit.objective import is_marking, needs
@@ -293,15 +294,6 @@ def make_engine(model_path: str, *, kind: str, seed: int, dtype: str, max_model_
     from rlkit.rollout.vllm import VLLMEngine
 
     return VLLMEngine(model_path, seed=seed, dtype=dtype, max_model_len=max_model_len, options=options, tensor_parallel=tensor_parallel)
-
-
-def load_tokenizer(path: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"model.path: no tokenizer could be loaded from {path!r}: {str(error).splitlines()[0]}") from error
 
 
 @contextlib.contextmanager

@@ -196,10 +196,11 @@ def _score_training(a: argparse.Namespace) -> tuple[list[Any], list[Any]]:
     """The training prompts, and ``a.n`` scored responses to each of them, in order."""
     import dataclasses
 
-    from rlkit.build import load_tokenizer, quiet_libraries
+    from rlkit.build import quiet_libraries
     from rlkit.config import load
     from rlkit.data.prompts import load_prompts
     from rlkit.evaluation.commands import model_folder, running
+    from rlkit.learner.model import load_tokenizer
     from rlkit.trainer import sample_and_score
 
     quiet_libraries()

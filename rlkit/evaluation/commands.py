@@ -72,9 +72,10 @@ def voter(run: Any) -> Callable[[Rollout], str | None]:
 
 
 def evaluate(a: argparse.Namespace) -> None:
-    from rlkit.build import first_of_each, load_tokenizer, quiet_libraries, reward_specs
+    from rlkit.build import first_of_each, quiet_libraries, reward_specs
     from rlkit.config import load
     from rlkit.data.prompts import load_prompts
+    from rlkit.learner.model import load_tokenizer
 
     quiet_libraries()
     run = load(a.config, a.overrides)
@@ -230,7 +231,8 @@ def fit(a: argparse.Namespace) -> None:
 
 def sample(a: argparse.Namespace) -> None:
     """``rlkit sample``: responses of a model or of a realigned one, all of them, the best, or those that rejection keeps."""
-    from rlkit.build import load_tokenizer, make_engine, quiet_libraries
+    from rlkit.build import make_engine, quiet_libraries
+    from rlkit.learner.model import load_tokenizer
     from rlkit.rewards import RewardSpec, Scorer
     from rlkit.rollout.control import DeRaEngine, best_of_n, best_of_n_kl, best_of_n_kl_bound, frontier, rejection_sample
 

@@ -6,6 +6,7 @@ the token at ``t``.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,25 @@ def load_lm(path: str | Path, dtype: torch.dtype = torch.float32, attention: str
         raise ValueError(f"model.path: {path} has no linear output layer; rlkit needs one.")
     config.use_cache = False
     return lm
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """The tokenizer of a model folder or hub name, as it was saved.
+
+    ``AutoTokenizer`` takes the class from the *model's* type for some families (Qwen2), whatever the folder says; a folder that names the
+    plain class holds a tokenizer of its own, which another class would split differently without a word.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    saved = Path(path) / "tokenizer_config.json"
+    plain = saved.is_file() and json.loads(saved.read_text()).get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(path) if plain else AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"model.path: no tokenizer could be loaded from {str(path)!r}: {str(error).splitlines()[0]}") from error
 
 
 def add_lora(lm: Any, options: dict[str, Any], seed: int) -> Any:

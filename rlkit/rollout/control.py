@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from rlkit.learner.model import load_lm
+from rlkit.learner.model import load_lm, load_tokenizer
 from rlkit.rollout.hf import HFEngine
 from rlkit.types import Rollout
 
@@ -85,12 +85,10 @@ class DeRaEngine(HFEngine):
     """
 
     def __init__(self, aligned: str, ref: str, lam: float, *, dtype: str = "float32", max_model_len: int = 1024) -> None:
-        from transformers import AutoTokenizer
-
         super().__init__(aligned, dtype=dtype, max_model_len=max_model_len)
         try:
             other = load_lm(ref, dtype=getattr(torch, dtype)).to(self.device).eval().requires_grad_(False)
-            tokens, others = self.tokenizer.get_vocab(), AutoTokenizer.from_pretrained(ref).get_vocab()
+            tokens, others = self.tokenizer.get_vocab(), load_tokenizer(ref).get_vocab()
             if tokens != others:
                 differ = sum(tokens.get(k) != others.get(k) for k in tokens.keys() | others.keys())
                 raise ValueError(f"DeRa: {differ} tokens differ between the tokenizers of {aligned} and {ref}; both models need one "

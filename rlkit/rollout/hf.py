@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rlkit.cluster.wire import unpack
 from rlkit.learner.head import CHUNK_ELEMENTS, truncate
-from rlkit.learner.model import PolicyModel, evaluate_new, load_lm
+from rlkit.learner.model import PolicyModel, evaluate_new, load_lm, load_tokenizer
 from rlkit.rollout.engine import Pending, UpdateMode, check_length, request_seed
 from rlkit.types import Batch, Finish, Prompt, Rollout, Sampling
 
@@ -39,11 +39,9 @@ class HFEngine:
     """See :class:`rlkit.rollout.engine.Engine`. Requests with different sampling settings run one after the other."""
 
     def __init__(self, model: str, *, dtype: str = "float32", max_model_len: int = 1024) -> None:
-        from transformers import AutoTokenizer
-
         self.device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
         self.lm = load_lm(model, dtype=getattr(torch, dtype)).to(self.device).eval().requires_grad_(False)
-        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        self.tokenizer = load_tokenizer(model)
         self.limit, self.version = max_model_len, 0
         self._policy: PolicyModel | None = None
         self._inbox: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
