@@ -77,16 +77,16 @@ def test_a_prompt_is_there_once_and_no_padding() -> None:
     b = batch(0)
     layout = packed.make(b.ids, b.length, b.action, b.group)
     prompts = {int(g): int(b.length[b.group == g].sum() - (b.group[b.seq] == g).sum()) // int((b.group == g).sum()) for g in b.group.unique()}
-    assert len(layout.ids) == sum(prompts.values()) + b.N and len(layout.blocks) == 3
+    assert len(layout.ids) == sum(prompts.values()) + b.N
     assert torch.equal(layout.ids[layout.place], b.ids)                  # every original token is somewhere
-    assert sorted(set(layout.place.tolist())) == list(range(len(layout.ids)))
+    assert sorted(set(layout.place.tolist())) == list(range(len(layout.ids))) == sorted(layout.order.tolist())
 
 
 def test_rows_of_one_group_with_other_prompts_do_not_share(tiny: Path) -> None:
     """As after an interrupted response, or where stored rows stand in a group of their own."""
     rollouts = [Rollout(Prompt(str(k), prompt, ""), [5, 6, 7], [True] * 3, [-1.0] * 3, [0] * 3, "stop", group=0) for k, prompt in enumerate([(3, 4), (3, 5), (3, 4), (3,)])]
     b = Batch.from_rollouts(rollouts)
-    assert len(packed.make(b.ids, b.length, b.action, b.group).blocks) == 3
+    assert len(packed.make(b.ids, b.length, b.action, b.group).ids) == 2 + 2 + 1 + 4 * 3      # two of four share
     (one, grad), (two, other) = both(tiny, b)
     torch.testing.assert_close(two.logp, one.logp, rtol=1e-5, atol=2e-6)
     assert float((grad - other).norm() / grad.norm()) < 2e-6
@@ -128,3 +128,13 @@ def test_micro_batches_count_a_prompt_once() -> None:
     b = batch(3, groups=(5, 5))
     shards, rows = cut(b, 1, 60, packed=True)
     assert sorted(torch.cat(rows).tolist()) == list(range(10)) and len(shards[0]) > 1
+
+
+def test_long_and_short_rows_attend_in_parts_of_their_own() -> None:
+    """Padding of the attention stays small: one long row does not make all others as long."""
+    rollouts = [Rollout(Prompt("p", (3,) * 50, ""), [4] * T, [True] * T, [-1.0] * T, [0] * T, "stop", group=0) for T in [400] + [10] * 30]
+    b = Batch.from_rollouts(rollouts)
+    layout = packed.make(b.ids, b.length, b.action, b.group)
+    cost = sum(p.query.shape[0] * p.query.shape[1] * p.key.shape[1] for p in layout.parts)
+    real = 50 * 50 + 400 * 450 + 30 * 10 * 60
+    assert len(layout.ids) == 50 + 700 and cost < 4.5 * real             # a part has at least four rows: three short ones stand beside the long one

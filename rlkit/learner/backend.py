@@ -163,6 +163,19 @@ class DeepSpeedBackend:
             return contextlib.nullcontext()
         return import_deepspeed().zero.GatheredParameters(list(parameters))
 
+    def reset_optimizer(self) -> None:
+        """Moments and step counts to zero, the schedule to its start; weights stay."""
+        inner = getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)      # ZeRO's wrapper, or AdamW itself
+        for state in inner.state.values():
+            for key, x in state.items():
+                if isinstance(x, Tensor):
+                    x.zero_()
+                else:
+                    state[key] = 0
+        schedule = self.engine.lr_scheduler
+        schedule.last_epoch = -1
+        schedule.step()
+
     def assign(self, parameter: nn.Parameter, value: Tensor) -> None:
         """See :meth:`TorchBackend.assign`; the optimizer's own float32 copy gets the value too."""
         deepspeed = import_deepspeed()

@@ -151,11 +151,7 @@ class Learner:
 
     def reset_optimizer(self) -> None:
         """Forgets the optimizer's moments and restarts its schedule; weights stay."""
-        if isinstance(self.backend, TorchBackend):
-            self.backend.reset_optimizer()
-            return
-        raise ValueError("reference.reset_optimizer is not available under DeepSpeed, whose engine owns the optimizer "
-                         "state. Set reset_optimizer: false, or train with deepspeed: null.")
+        self.backend.reset_optimizer()
 
     def after_step(self, step: int, stats: Stats) -> None:
         for anchor in self.anchors.values():

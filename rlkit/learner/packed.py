@@ -7,6 +7,7 @@ sequences: a prompt attends to itself, a response to the prompt and to itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,70 +19,107 @@ NAME = "rlkit_packed"               # the attention implementation that a model 
 
 
 @dataclass(frozen=True)
-class Block:
-    """One prompt group: ``prompt`` tokens from ``start`` on, then its responses.
+class Part:
+    """Rows of similar length that attend in one call. Attention, and nothing else, is padded: keys on the left, queries on the right.
 
     Shapes:
-        index ``[R, T]`` places of the responses' tokens in the row, the last ones repeated where a response is shorter; real ``[R, T]``.
+        query ``[R, T]`` and key ``[R, P + T]``: places in the row (any place where there is padding); mask ``[R, 1, T, P + T]`` or None for
+        plain causal attention; real ``[R, T]`` where there is a query.
     """
 
-    start: int
-    prompt: int
-    index: Tensor
+    query: Tensor
+    key: Tensor
+    mask: Tensor | None
     real: Tensor
 
 
 @dataclass(frozen=True)
 class Packing:
-    """The row of a micro-batch: ``ids`` and ``position`` ``[M]``, where each of the ``L`` original tokens went (``place``), its groups."""
+    """The row of a micro-batch: ``ids`` and ``position`` ``[M]``; ``place`` ``[L]``, where each original token went; the parts in which
+    it attends, and ``order`` ``[M]``, where their results, one after the other, belong.
+    """
 
     ids: Tensor
     position: Tensor
     place: Tensor
-    blocks: tuple[Block, ...]
+    parts: tuple[Part, ...]
+    order: Tensor
 
 
 def make(ids: Tensor, length: Tensor, action: Tensor, group: Tensor) -> Packing:
     """Lays out packed sequences (``ids`` ``[L]``, ``length`` ``[S]``); rows of one ``group`` share their prompts where these are equal."""
     device = ids.device
     ends = length.cumsum(0)
-    starts = (ends - length).tolist()
-    sizes, groups = length.tolist(), group.tolist()
+    starts, sizes, groups = (ends - length).tolist(), length.tolist(), group.tolist()
     row_of = torch.repeat_interleave(torch.arange(len(sizes), device=device), length)
     # What precedes a row's first action token is its prompt.
-    first = torch.full((len(sizes),), torch.iinfo(torch.long).max, device=device).scatter_reduce_(
-        0, row_of[action], action, "amin").minimum(ends)
-    prompts = (first - (ends - length)).tolist()
+    first = ends.clone().scatter_reduce_(0, row_of[action], action, "amin")
+    prompts = (first - ends + length).tolist()
+    tokens = ids.tolist()
     members: dict[Any, list[int]] = {}
     for r, (p, g) in enumerate(zip(prompts, groups, strict=True)):
-        key = (g, tuple(ids[starts[r]:starts[r] + p].tolist()))         # rows of one group with another prompt are a group of their own
-        members.setdefault(key, []).append(r)
-    order: list[Tensor] = []
-    position: list[Tensor] = []
-    place = torch.empty_like(ids)
-    blocks: list[Block] = []
-    at = 0
-    for (_, prompt), rows in members.items():
-        p = len(prompt)
-        head = torch.arange(starts[rows[0]], starts[rows[0]] + p, device=device)
-        order.append(head)
-        position.append(torch.arange(p, device=device))
-        start, at = at, at + p
-        longest = max(sizes[r] - p for r in rows)
-        index = torch.empty(len(rows), longest, dtype=torch.long, device=device)
-        real = torch.zeros(len(rows), longest, dtype=torch.bool, device=device)
-        for k, r in enumerate(rows):
-            n = sizes[r] - p
-            order.append(torch.arange(starts[r] + p, starts[r] + sizes[r], device=device))
-            position.append(torch.arange(p, sizes[r], device=device))
-            place[starts[r]:starts[r] + p] = torch.arange(start, start + p, device=device)
-            place[starts[r] + p:starts[r] + sizes[r]] = torch.arange(at, at + n, device=device)
-            index[k, :n] = torch.arange(at, at + n, device=device)
-            index[k, n:] = at + n - 1 if n else start
-            real[k, :n] = True
-            at += n
-        blocks.append(Block(start, p, index, real))
-    return Packing(ids[torch.cat(order)], torch.cat(position), place, tuple(blocks))
+        members.setdefault((g, *tokens[starts[r]:starts[r] + p]), []).append(r)     # another prompt in a group stands for itself
+    source: list[int] = []                              # the original token at each place
+    position: list[int] = []
+    place = [0] * len(tokens)
+    spans: list[tuple[int, int]] = []                   # (first place, tokens) of each prompt
+    rows: list[tuple[int, int, int, int]] = []          # (first place of the prompt, its tokens, first place of the response, its tokens)
+    for (_, *prompt), of_group in members.items():
+        p, begin = len(prompt), len(source)
+        source += range(starts[of_group[0]], starts[of_group[0]] + p)
+        position += range(p)
+        spans.append((begin, p))
+        for r in of_group:
+            n, at = sizes[r] - p, len(source)
+            place[starts[r]:starts[r] + p] = range(begin, begin + p)
+            place[starts[r] + p:starts[r] + sizes[r]] = range(at, at + n)
+            source += range(starts[r] + p, starts[r] + sizes[r])
+            position += range(p, sizes[r])
+            if n:
+                rows.append((begin, p, at, n))
+    parts = [_part([(0, 0, begin, p) for begin, p in some]) for some in _similar([x for x in spans if x[1]], lambda x: (0, x[1]))]
+    parts += [_part(some) for some in _similar(rows, lambda x: (x[1], x[3]))]
+    results = torch.cat([part.query[part.real] for part in parts])
+    order = torch.empty_like(results)
+    order[results] = torch.arange(len(results))
+    parts = [Part(p.query.to(device), p.key.to(device), None if p.mask is None else p.mask.to(device), p.real.to(device)) for p in parts]
+    return Packing(ids[torch.tensor(source, device=device)], torch.tensor(position, device=device), torch.tensor(place, device=device),
+                   tuple(parts), order.to(device))
+
+
+def _similar(rows: list[Any], size: Callable[[Any], tuple[int, int]]) -> list[list[Any]]:
+    """Cuts rows into parts, so that padding costs at most about half as much as what is real."""
+    out: list[list[Any]] = []
+    padded = real = longest = deepest = 0
+    for row in sorted(rows, key=lambda x: (-size(x)[1], -size(x)[0])):
+        p, t = size(row)
+        cost = t * (p + t)
+        if out:
+            deeper = max(deepest, p)
+            padded = (len(out[-1]) + 1) * longest * (deeper + longest)
+            if len(out[-1]) < 4 or padded <= 1.5 * (real + cost):
+                out[-1].append(row)
+                real, deepest = real + cost, deeper
+                continue
+        out.append([row])
+        real, longest, deepest = cost, t, p
+    return out
+
+
+def _part(rows: list[tuple[int, int, int, int]]) -> Part:
+    """``rows`` as (first place of the prompt, its tokens, first place of the response, its tokens)."""
+    begin, prompt, at, n = (torch.tensor(x)[:, None] for x in zip(*rows, strict=True))
+    deepest, longest = int(prompt.max()), int(n.max())
+    step = torch.arange(longest)[None]
+    real = step < n
+    query = torch.where(real, at + step, at)
+    back = torch.arange(deepest)[None] - (deepest - prompt)                         # place in the prompt; negative on the padding
+    key = torch.cat([torch.where(back >= 0, begin + back, at), query], 1)
+    if not deepest:
+        return Part(query, key, None, real)
+    seen = torch.ones(longest, deepest + longest, dtype=torch.bool).tril(deepest)[None]
+    there = torch.cat([back >= 0, torch.ones_like(real)], 1)[:, None]
+    return Part(query, key, (seen & there)[:, None], real)
 
 
 def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, scaling: float | None = None,
@@ -95,27 +133,17 @@ def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_
     if packing is None:
         out = scaled_dot_product_attention(query, key, value, attention_mask, is_causal=attention_mask is None, **options)
         return out.transpose(1, 2).contiguous(), None
-    q, k, v = query[0], key[0], value[0]                                # [heads, M, d]
-    parts: list[Tensor] = []
-    for block in packing.blocks:
-        p = slice(block.start, block.start + block.prompt)
-        if block.prompt:
-            parts.append(scaled_dot_product_attention(q[None, :, p], k[None, :, p], v[None, :, p], is_causal=True, **options)[0])
-        rows, longest = block.index.shape
-        if not longest:
-            continue
-        at = block.index.flatten()
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))                   # [M, heads, d]
 
-        def of(x: Tensor, at: Tensor = at, rows: int = rows, longest: int = longest) -> Tensor:
-            return x[:, at].unflatten(1, (rows, longest)).transpose(0, 1)           # [R, heads, T, d]
+    def rows(x: Tensor, index: Tensor) -> Tensor:
+        return x.index_select(0, index.flatten()).unflatten(0, tuple(index.shape)).transpose(1, 2)      # [R, heads, T, d]
 
-        def behind_prompt(x: Tensor, p: slice = p, rows: int = rows, of: Any = of) -> Tensor:
-            return torch.cat([x[None, :, p].expand(rows, -1, -1, -1), of(x)], 2)
-
-        mask = torch.ones(longest, block.prompt + longest, dtype=torch.bool, device=q.device).tril(block.prompt)
-        answer = scaled_dot_product_attention(of(q), behind_prompt(k), behind_prompt(v), mask, **options)
-        parts.append(answer.transpose(1, 2)[block.real].transpose(0, 1))            # [heads, real tokens, d]
-    return torch.cat(parts, 1).transpose(0, 1)[None], None
+    found = []
+    for part in packing.parts:
+        plain = part.mask is None
+        out = scaled_dot_product_attention(rows(q, part.query), rows(k, part.key), rows(v, part.key), part.mask, is_causal=plain, **options)
+        found.append(out.transpose(1, 2)[part.real])                                # [real tokens, heads, d]
+    return torch.cat(found).index_select(0, packing.order)[None], None
 
 
 def register() -> None:

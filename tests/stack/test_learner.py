@@ -45,6 +45,8 @@ def train(run: Run, workers: Any, steps: int = 3) -> dict[str, np.ndarray]:
         b.returns = b.adv * 0.5
         stats = group.update(b, (1.0, 0.1, 0.5)[:len(run.objective)], seed=k, breakdown=k == 1)
         group.after_step(k + 1, stats)
+        if k == 0:
+            workers.call("reset_optimizer")
         if k == 1:
             assert 0 < gradient_shares(stats, [t.name for t in run.objective])["gradient/share/PPOClip"] < 1
     out: dict[str, np.ndarray] = {}
@@ -116,9 +118,10 @@ def test_lora_reference_is_the_base_and_the_export_is_the_merge(small: dict[str,
 def test_two_sharded_ranks_on_ray_train_as_one_process_does(small: dict[str, Any], tiny: Path, stage: int, ray_session: None) -> None:
     from rlkit.cluster import ray as on_ray
 
-    """With a critic of its own and a policy that goes back to its average on the way: everything that a rank does to weights."""
+    """With a critic of its own, a schedule that starts again with a new optimizer, and a policy that goes back to its average."""
     small |= {"critic": {"lr": 2e-3}, "reference": {"type": "ElasticReset", "every": 2, "decay": 0.5}}
     small["objective"].append({"type": "ValueMSE", "coef": 0.5})
+    small["learner"] = {**small["learner"], "warmup_steps": 3}
     local = make_run(small)
     want = train(local, LocalWorkers(Learner(local, str(tiny), NEEDS)))
     assert np.abs(want["values"]).max() > 1e-3
