@@ -111,7 +111,7 @@ def test_states_of_a_real_torch_step(peft: dict[str, Any] | None) -> None:
     policy = model(config, torch.float32, peft=peft)
     backend = TorchBackend(policy, LearnerSection(lr=1e-3), 10)
     ids, length, action = micro_batch(2, 16)
-    backend.backward(backend(ids, length, action, Sampling())[0].sum(), True)
+    backend.backward(backend(ids, length, action, torch.arange(len(length)), Sampling())[0].sum(), True)
     gradients = sum(p.grad.nbytes for p in policy.parameters() if p.grad is not None)
     backend.step()
     moments = sum(x.nbytes for state in backend.optimizer.state.values() for name, x in state.items() if name != "step")
@@ -137,7 +137,7 @@ def test_saved_activations(family: Any, dtype: torch.dtype, sizes: tuple[int, ..
 
     ids, at, action = micro_batch(rows, length)
     with saved_tensors_hooks(pack, lambda t: t):
-        policy(ids, at, action, Sampling())
+        policy(ids, at, action, torch.arange(len(at)), Sampling())
     measured = sum(t.untyped_storage().nbytes() for t in seen.values())
     s, size = shape(config), 4 if dtype is torch.float32 else 2
     parts = activations(s, rows * length, len(action), size, longest=length, checkpointing=checkpointing, attention=attention)
@@ -152,9 +152,9 @@ def test_peak_of_a_real_forward_and_backward_pass(family: Any, dtype: torch.dtyp
     config = tiny_config(family, 256, 4, 4, 2, 768, vocab=2000)
     policy = model(config, dtype, checkpointing, peft=peft)
     ids, at, action = micro_batch(4, 128)
-    policy(ids, at, action, Sampling())[0].sum().backward()     # gradients exist from here on: the second micro-batch adds to them
+    policy(ids, at, action, torch.arange(len(at)), Sampling())[0].sum().backward()     # gradients exist from here on: the second micro-batch adds to them
     with Live(policy) as live:
-        policy(ids, at, action, Sampling())[0].sum().backward()
+        policy(ids, at, action, torch.arange(len(at)), Sampling())[0].sum().backward()
     s, size = shape(config, peft), 4 if dtype is torch.float32 else 2
     kept = sum(activations(s, len(ids), len(action), size, longest=128, checkpointing=checkpointing).values())
     layer = sum(layer_backward(s, len(ids), size, longest=128, checkpointing=checkpointing).values())
