@@ -24,8 +24,10 @@ def import_ray() -> Any:
     return ray
 
 
-def connect(cluster: Cluster) -> None:
+def connect(cluster: Cluster, learners: int | None = None) -> None:
     """Starts a local cluster, or joins the one at ``cluster.address``; checks that the run fits on it.
+
+    ``learners``: how many there will be, if not ``cluster.learners`` (evaluation has none).
 
     Raises:
         ValueError: the cluster does not answer, or it has too few CPUs or GPUs.
@@ -45,7 +47,7 @@ def connect(cluster: Cluster) -> None:
                 raise ValueError(f"cluster.address: no Ray cluster answers at {cluster.address!r} "
                                  f"({str(error).splitlines()[0]}). Start one with `ray start --head`, correct the "
                                  "address, or set cluster.address: null to start a local one.") from error
-    check_resources(cluster, ray.cluster_resources())
+    check_resources(cluster, ray.cluster_resources(), learners)
 
 
 def _knock(address: str) -> None:
@@ -66,13 +68,14 @@ def gpus_per_device(cluster: Cluster, resources: dict[str, float]) -> float:
     return (1.0 if resources.get("GPU", 0) else 0.0) if cluster.gpus is None else cluster.gpus
 
 
-def check_resources(cluster: Cluster, resources: dict[str, float]) -> None:
-    """Raises ValueError if the engines and learners of the run do not fit on the cluster."""
+def check_resources(cluster: Cluster, resources: dict[str, float], learners: int | None = None) -> None:
+    """Raises ValueError if the engines and learners of the run (or so many ``learners``) do not fit on the cluster."""
+    learners = cluster.learners if learners is None else learners
     gpus = gpus_per_device(cluster, resources)
-    workers = cluster.engines + cluster.learners
+    workers = cluster.engines + learners
     want_cpu = cluster.cpus * workers
-    want_gpu = gpus * (cluster.engines * cluster.tensor_parallel + cluster.learners)
-    layout = (f"{cluster.engines} engine(s) of {cluster.tensor_parallel} device(s) and {cluster.learners} learner(s)")
+    want_gpu = gpus * (cluster.engines * cluster.tensor_parallel + learners)
+    layout = (f"{cluster.engines} engine(s) of {cluster.tensor_parallel} device(s) and {learners} learner(s)")
     if want_cpu > resources.get("CPU", 0) + 1e-6:
         raise ValueError(f"cluster: {layout} need {want_cpu:g} CPUs, but the cluster has {resources.get('CPU', 0):g}. "
                          f"Use fewer workers, or set cluster.cpus to at most {resources.get('CPU', 0) / workers:.2g} "

@@ -45,8 +45,8 @@ def running(run: Any, path: str, prompts: Sequence[Prompt], engines: int = 1, ad
             from rlkit.cluster.ray import connect, start_engines
             from rlkit.rollout.vllm import environment
 
-            cluster = dataclasses.replace(cluster, engines=engines, learners=0, address=address or cluster.address)
-            connect(cluster)
+            cluster = dataclasses.replace(cluster, engines=engines, address=address or cluster.address)
+            connect(cluster, learners=0)
             env = environment() if run.rollout.engine == "vllm" else {}
             group = EngineGroup(start_engines(cluster, path, make_engine, env, options))
         stack.callback(group.close)
@@ -58,7 +58,7 @@ def voter(run: Any) -> Callable[[Rollout], str | None]:
     from rlkit.build import reward_specs
 
     first = reward_specs(run)[0]
-    if first.fn not in ("math", "rlkit.rewards.math:reward"):
+    if not first.is_math:
         return lambda r: r.text.strip() or None
     from rlkit.rewards.math import EXTRACT, extract_answer, vote_key
 
@@ -173,16 +173,16 @@ def voting(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def show(rows: Sequence[dict[str, Any]], ks: Sequence[int] | None = None) -> dict[str, Any]:
     """Prints a table of the main metrics with their intervals and returns all of them, by temperature if there are several."""
+    rows = voting(rows)
     temperatures = sorted({r.get("temperature", 1.0) for r in rows})
     report: dict[str, Any] = {}
     for t in temperatures:
         mine = [r for r in rows if r.get("temperature", 1.0) == t]
-        found = summarize(voting(mine), ks=ks)
+        found = summarize(mine, ks=ks)
         report[str(t)] = found
         parts = [*found["datasets"].items(), *([("all", found["overall"])] if len(found["datasets"]) > 1 else [])]
         shown = sorted({int(k) for _, part in parts for k in part["pass@k"]})
-        few = [k for k in shown if k in (1, 4, 16, 64, shown[-1])]
-        few = [k for k in few if k > 1]
+        few = [k for k in shown if k in (4, 16, 64, shown[-1]) and k > 1]
         most = few[-1:]
         table = [("data set", "prompts", "n", "avg", *(f"pass@{k}" for k in few), *(f"maj@{k}" for k in most), "cut off", "length")]
         for name, part in parts:
@@ -199,18 +199,18 @@ def show(rows: Sequence[dict[str, Any]], ks: Sequence[int] | None = None) -> dic
         by_prompt.setdefault((r.get("dataset", ""), r["prompt_id"]), []).append(r)
     groups = list(by_prompt.values())
     if len({len(g) for g in groups}) > 1:
-        every = [weighted_vote([r["vote"] for r in g], [r["correct"] for r in g], [1.0] * len(g)) for g in groups]
+        every = [weighted_vote([r.get("answer") for r in g], [r["correct"] for r in g], [1.0] * len(g)) for g in groups]
         report["majority_of_all"] = sum(every) / len(every)
         print(f"majority of all samples of a prompt ({len(rows) / len(groups):.1f} on average): {report['majority_of_all']:.4f}")
     if len(groups[0]) > 1 and all("certainty" in r for r in rows):
-        weighed = [weighted_vote([r["vote"] for r in g], [r["correct"] for r in g], [r["certainty"] for r in g]) for g in groups]
+        weighed = [weighted_vote([r.get("answer") for r in g], [r["correct"] for r in g], [r["certainty"] for r in g]) for g in groups]
         report["self_certainty_vote"] = sum(weighed) / len(weighed)
         print(f"vote weighed by self-certainty: {report['self_certainty_vote']:.4f}")
     if len(temperatures) > 1:
         right = 0.0
         for g in groups:
-            vote = temperature_vote({t: [r["vote"] for r in g if r["temperature"] == t] for t in temperatures})
-            right += next((r["correct"] for r in g if r["vote"] == vote.answer), 0.0) if vote.answer is not None else 0.0
+            vote = temperature_vote({t: [r.get("answer") for r in g if r.get("temperature", 1.0) == t] for t in temperatures})
+            right += next((r["correct"] for r in g if r.get("answer") == vote.answer), 0.0) if vote.answer is not None else 0.0
         report["temperature_vote"] = right / len(groups)
         print(f"vote over all temperatures: {report['temperature_vote']:.4f}")
     return report

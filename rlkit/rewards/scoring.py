@@ -58,6 +58,11 @@ class RewardSpec:
     args: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def is_math(self) -> bool:
+        """Whether it is the built-in verifier of mathematical answers, by either of its names."""
+        return isinstance(self.fn, str) and BUILTIN.get(self.fn, self.fn) == BUILTIN["math"]
+
+    @property
     def label(self) -> str:
         if self.name:
             return self.name
