@@ -1,6 +1,6 @@
 """Every configuration of configs/algorithms on one task, from one model, with one budget of responses.
 
-    python benchmarks/algorithms.py                     # all of them, three seeds: about half an hour on 2 cores; continues where it stopped
+    python benchmarks/algorithms.py                     # all of them, three seeds: about a quarter of an hour on 2 cores; continues where it stopped
     python benchmarks/algorithms.py grpo dapo --seeds 5
     python benchmarks/algorithms.py --report            # the table and the picture again, from what is stored
 

@@ -1,7 +1,7 @@
 """The whole training loop, rlkit against TRL with Hugging Face generation: samples per second, and seconds to the same held-out accuracy.
 
     pip install 'rlkit[cpu,bench]'
-    python benchmarks/end_to_end.py             # about 20 minutes on 2 cores
+    python benchmarks/end_to_end.py             # a few minutes on 2 cores
 
 Both start from one warmed-up model and train GRPO (group mean and standard deviation, clip 0.2, mean over responses of the mean over tokens, no
 KL) on the same prompts: 32 x 8 responses a step, one update, AdamW with the same settings. rlkit runs in one process with its Hugging Face engine,

@@ -1,7 +1,7 @@
 """One learner step, rlkit against TRL's GRPOTrainer: the same model, rows and objective; gradients compared.
 
     pip install 'rlkit[cpu,bench]'
-    python benchmarks/learner_step.py               # about 15 minutes on 2 cores; continues where it stopped
+    python benchmarks/learner_step.py               # continues where it stopped
 
 Each side runs in processes of its own with one thread, in turns. Time is that of forward and backward (the minimum over repeats), memory the
 peak that the first step adds to the process. GRPO (2402.03300): PPO clip, k3 to a reference whose log-probs are given, mean over responses of

@@ -214,7 +214,7 @@ def reward_specs(run: Run) -> tuple[RewardSpec, ...]:
 
 def self_test(specs: Sequence[RewardSpec], prompts: Sequence[Prompt]) -> list[str]:
     """What the reward ``math`` says of reference answers that it would not accept from a model: such rows can only teach wrongly."""
-    spec = next((s for s in specs if s.fn in ("math", "rlkit.rewards.math:reward")), None)
+    spec = next((s for s in specs if s.is_math), None)
     if spec is None:
         return []
     from rlkit.rewards.math import gold_against_itself

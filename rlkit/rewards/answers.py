@@ -1238,12 +1238,16 @@ class _Parser:
             return True
         return False
 
+    def group(self, depth: int) -> Expr:
+        """What stands in the braces that begin here."""
+        self.i += 1
+        value = self.expression(depth + 1)
+        self.take("}")
+        return value
+
     def exponent(self, depth: int) -> Expr:
         if self.peek() == "{":
-            self.i += 1
-            value = self.expression(depth + 1)
-            self.take("}")
-            return value
+            return self.group(depth)
         sign = self.signs()
         value = self.base(depth + 1)
         if self.peek() == "^":                                       # 9^9^9 from the right
@@ -1254,10 +1258,7 @@ class _Parser:
     def argument(self, depth: int) -> Expr:
         """A LaTeX argument: a group, or one token, and of a number one digit."""
         if self.peek() == "{":
-            self.i += 1
-            value = self.expression(depth + 1)
-            self.take("}")
-            return value
+            return self.group(depth)
         t = self.token()
         if t is not None and t.kind == "number" and len(t.text) > 1 and t.text.isdigit():
             self.tokens = [*self.tokens[:self.i], Token("number", t.text[0]), Token("number", t.text[1:]), *self.tokens[self.i + 1:]]

@@ -15,7 +15,7 @@ from typing import Any
 from rlkit.rewards.scoring import RewardSpec, Scorer
 
 LABELS = ("correct", "reward", "label")     # columns that may hold a stored verdict
-EXPLAINED = {"math": "rlkit.rewards.math:explained", "rlkit.rewards.math:reward": "rlkit.rewards.math:explained"}
+EXPLAINED = "rlkit.rewards.math:explained"  # the reward `math` with its reasons
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,7 @@ def audit(file: str | Path, verifiers: Sequence[str | RewardSpec], *, workers: i
     for verifier in verifiers:
         spec = verifier if isinstance(verifier, RewardSpec) else RewardSpec(verifier)
         label = spec.label if spec.label not in names else f"{spec.label} ({len(names) + 1})"
-        explained = EXPLAINED.get(spec.fn) if isinstance(spec.fn, str) else None
-        spec = dataclasses.replace(spec, name="verifier", fn=explained or spec.fn, weight=1.0)
+        spec = dataclasses.replace(spec, name="verifier", fn=EXPLAINED if spec.is_math else spec.fn, weight=1.0)
         scorer = Scorer([spec], on_error="mask", workers=workers or max(1, os.cpu_count() or 1), base=base, report=lambda text: None)
         try:
             scorer.check(columns)
