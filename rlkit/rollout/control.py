@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from rlkit.learner.model import load_lm, load_tokenizer
+from rlkit.rollout.cache import make_cache
 from rlkit.rollout.hf import HFEngine
 from rlkit.types import Rollout
 
@@ -56,7 +57,6 @@ class _Caches:
 @dataclass
 class _Output:
     logits: Tensor
-    past_key_values: _Caches
 
 
 class _Mixture(nn.Module):
@@ -70,7 +70,7 @@ class _Mixture(nn.Module):
         cache = past_key_values
         one = self.aligned(past_key_values=None if cache is None else cache.aligned, **inputs)
         two = self.ref(past_key_values=None if cache is None else cache.ref, **inputs)
-        return _Output(dera_logits(one.logits, two.logits, self.lam), _Caches(one.past_key_values, two.past_key_values))
+        return _Output(dera_logits(one.logits, two.logits, self.lam))
 
 
 class DeRaEngine(HFEngine):
@@ -102,6 +102,9 @@ class DeRaEngine(HFEngine):
             raise
         self.aligned = self.lm
         self.lm = _Mixture(self.aligned, other, lam)
+
+    def _cache(self) -> _Caches:
+        return _Caches(make_cache(self.aligned.config), make_cache(self.lm.ref.config))
 
     @property
     def lam(self) -> float:

@@ -1,7 +1,8 @@
 """Generation with transformers alone: for notebooks, debuggers and machines without vLLM.
 
-A worker thread gathers the requests that are waiting into one batch. The prompt of a group is prefilled once and shared by its
-samples; every row draws from its own seeded generator, so its tokens do not depend on what it was batched with.
+A worker thread gathers the requests that are waiting into batches of prompts of similar length. The prompt of a group is prefilled once
+and shared by its samples, and rows that have finished leave the batch. Every row draws from its own seeded generator, so its tokens do
+not depend on what it was batched with.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ import torch
 from torch import Tensor
 
 from rlkit.cluster.wire import unpack
-from rlkit.learner.head import CHUNK_ELEMENTS, truncate
+from rlkit.learner.head import CHUNK_ELEMENTS
 from rlkit.learner.model import PolicyModel, evaluate_new, load_lm, load_tokenizer
+from rlkit.rollout.cache import make_cache
+from rlkit.rollout.draw import sample
 from rlkit.rollout.engine import Pending, UpdateMode, check_length, request_seed
 from rlkit.types import Batch, Finish, Prompt, Rollout, Sampling
 
-MAX_ROWS = 512
+MAX_ROWS = 512              # rows of one batch
+LEAVE = 0.85                # finished rows leave when so few of a batch, or fewer, are left
 
 
 @dataclass
@@ -33,6 +37,20 @@ class _Request:
     n: int
     sampling: Sampling
     future: Future[list[Rollout]]
+
+
+def _batches(requests: Sequence[_Request]) -> list[list[_Request]]:
+    """Cuts requests into batches of equal sampling settings and similar prompt lengths (padding costs), of at most MAX_ROWS rows each."""
+    out: list[list[_Request]] = []
+    rows = 0
+    order = {sampling: i for i, sampling in enumerate(dict.fromkeys(r.sampling for r in requests))}
+    for r in sorted(requests, key=lambda r: (order[r.sampling], len(r.prompt.token_ids))):
+        if not out or out[-1][0].sampling != r.sampling or rows + r.n > MAX_ROWS:
+            out.append([])
+            rows = 0
+        out[-1].append(r)
+        rows += r.n
+    return out
 
 
 class HFEngine:
@@ -57,111 +75,95 @@ class HFEngine:
         return self._pending.wait(request.future, lambda: self._inbox.put(request))  # type: ignore[no-any-return]
 
     def _loop(self) -> None:
-        waiting: list[_Request] = []
         while True:
-            if not waiting:
-                first = self._inbox.get()
-                if first is None:
-                    return
-                waiting.append(first)
-            time.sleep(0.002)                       # callers of one step arrive together
-            while not self._inbox.empty():
-                item = self._inbox.get()
-                if item is None:
-                    return
-                waiting.append(item)
-            batch: list[_Request] = []
-            for r in waiting:
-                rows = sum(x.n for x in batch)
-                if r.sampling == waiting[0].sampling and (not batch or rows + r.n <= MAX_ROWS):
-                    batch.append(r)
-            waiting = [r for r in waiting if r not in batch]
-            start = time.perf_counter()
-            try:
-                with self._lock, torch.no_grad():
-                    results = self._run(batch)
-                for r, group in zip(batch, results, strict=True):
-                    r.future.set_result(group)
-            except Exception as error:
-                for r in batch:
-                    r.future.set_exception(error)
-            self._busy += time.perf_counter() - start
+            waiting = [self._inbox.get()]
+            while len(waiting) < MAX_ROWS:          # callers of one step arrive together
+                try:
+                    waiting.append(self._inbox.get(timeout=0.002))
+                except queue.Empty:
+                    break
+            for batch in _batches([r for r in waiting if r is not None]):
+                start = time.perf_counter()
+                try:
+                    with self._lock, torch.no_grad():
+                        results = self._run(batch)
+                    for r, group in zip(batch, results, strict=True):
+                        r.future.set_result(group)
+                except Exception as error:
+                    for r in batch:
+                        r.future.set_exception(error)
+                self._busy += time.perf_counter() - start
+            if None in waiting:
+                return
 
     # -- the token loop ---------------------------------------------------------------------------------------------
 
     def _run(self, batch: Sequence[_Request]) -> list[list[Rollout]]:
-        sampling, version = batch[0].sampling, self.version
-        owner = torch.tensor([i for i, r in enumerate(batch) for _ in range(r.n)])
-        generators = [self._generator(r, k) for r in batch for k in range(r.n)]
+        sampling, version, device = batch[0].sampling, self.version, self.device
+        owner = torch.tensor([i for i, r in enumerate(batch) for _ in range(r.n)], device=device)
+        chance = self._chances(batch).to(device)                            # [R, max_tokens]
         width = max(len(r.prompt.token_ids) for r in batch)
         ids = torch.zeros(len(batch), width, dtype=torch.long)
         mask = torch.zeros(len(batch), width, dtype=torch.long)
         for i, r in enumerate(batch):               # padded on the left: all rows continue at the same place
             ids[i, width - len(r.prompt.token_ids):] = torch.tensor(r.prompt.token_ids)
             mask[i, width - len(r.prompt.token_ids):] = 1
-        ids, mask, owner = ids.to(self.device), mask.to(self.device), owner.to(self.device)
+        ids, mask = ids.to(device), mask.to(device)
         position = (mask.cumsum(1) - 1).clamp(min=0)
-        out = self.lm(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=True, logits_to_keep=1)
-        cache = out.past_key_values
+        cache = self._cache()
+        out = self.lm(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=True, past_key_values=cache, logits_to_keep=1)
         cache.batch_select_indices(owner)           # the prompt is computed once and shared by its samples
         logits, mask, position = out.logits[owner, -1], mask[owner], position[owner, -1:]
-        rows = torch.arange(len(owner), device=self.device)
-        tokens: list[list[int]] = [[] for _ in generators]
-        logps: list[list[float]] = [[] for _ in generators]
-        finish: list[Finish] = ["length" for _ in generators]
+        rows = torch.arange(len(owner), device=device)
+        tokens = torch.zeros(len(owner), sampling.max_tokens, dtype=torch.long, device=device)
+        logps = torch.zeros(len(owner), sampling.max_tokens, device=device)
+        length = torch.full((len(owner),), sampling.max_tokens, device=device)
+        stopped = torch.zeros(len(owner), dtype=torch.bool, device=device)
         for t in range(sampling.max_tokens):
-            token, logp = self._sample(logits.float(), sampling, [generators[i] for i in rows.tolist()])
-            going = []
-            for j, (i, x, lp) in enumerate(zip(rows.tolist(), token.tolist(), logp.tolist(), strict=True)):
-                tokens[i].append(x)
-                logps[i].append(lp)
-                if x == self.tokenizer.eos_token_id or self._stopped(tokens[i], sampling):
-                    finish[i] = "stop"
-                else:
-                    going.append(j)
-            if not going or t == sampling.max_tokens - 1:
+            tokens[rows, t], logps[rows, t] = sample(logits, sampling, chance[rows, t])
+            ends = tokens[rows, t] == self.tokenizer.eos_token_id
+            if sampling.stop:
+                ends |= torch.tensor([self._stopped(x, sampling) for x in tokens[rows, max(0, t - 31):t + 1].tolist()], device=device)
+            ends &= ~stopped[rows]
+            length[rows[ends]], stopped[rows[ends]] = t + 1, True
+            going = ~stopped[rows]
+            left = int(going.sum())
+            if not left or t == sampling.max_tokens - 1:
                 break
-            if len(going) < len(rows):              # finished rows leave the batch
-                keep = torch.tensor(going, device=self.device)
+            if left <= LEAVE * len(rows):           # finished rows leave the batch, several at a time: the cache is copied
+                keep = going.nonzero()[:, 0]
                 cache.batch_select_indices(keep)
-                rows, token, mask, position = rows[keep], token[keep], mask[keep], position[keep]
+                rows, mask, position = rows[keep], mask[keep], position[keep]
             position = position + 1
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
-            out = self.lm(input_ids=token[:, None], attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True)
+            token = tokens[rows, t, None]
+            out = self.lm(input_ids=token, attention_mask=mask, position_ids=position, use_cache=True, past_key_values=cache)
             logits = out.logits[:, -1]
-        self._tokens += sum(map(len, tokens))
+        counts = length.tolist()
+        self._tokens += sum(counts)
         results: list[list[Rollout]] = [[] for _ in batch]
-        for i, k in enumerate(owner.tolist()):
-            text = str(self.tokenizer.decode(tokens[i], skip_special_tokens=True))
-            for stop in sampling.stop:
-                text = text.split(stop, 1)[0]
-            count = len(tokens[i])
-            results[k].append(Rollout(batch[k].prompt, tokens[i], [True] * count, logps[i], [version] * count, finish[i], text=text))
+        found = zip(owner.tolist(), tokens.tolist(), logps.tolist(), counts, stopped.tolist(), strict=True)
+        for k, x, logp, count, stop in found:
+            text = str(self.tokenizer.decode(x[:count], skip_special_tokens=True))
+            for end in sampling.stop:
+                text = text.split(end, 1)[0]
+            finish: Finish = "stop" if stop else "length"
+            results[k].append(Rollout(batch[k].prompt, x[:count], [True] * count, logp[:count], [version] * count, finish, text=text))
         return results
 
-    def _generator(self, r: _Request, k: int) -> torch.Generator | None:
-        seed = request_seed(r.sampling, r.prompt, self.version)
-        return None if seed is None else torch.Generator(self.device).manual_seed(seed + k)
+    def _cache(self) -> Any:
+        return make_cache(self.lm.config)
+
+    def _chances(self, batch: Sequence[_Request]) -> Tensor:
+        """Numbers in [0, 1) for every row and token, from each row's own generator where the sampling has a seed."""
+        seeds = [request_seed(r.sampling, r.prompt, self.version) for r in batch]
+        generators = [None if seed is None else torch.Generator().manual_seed(seed + k)
+                      for r, seed in zip(batch, seeds, strict=True) for k in range(r.n)]
+        return torch.stack([torch.rand(batch[0].sampling.max_tokens, generator=g, dtype=torch.float64) for g in generators])
 
     def _stopped(self, tokens: list[int], sampling: Sampling) -> bool:
-        if not sampling.stop:
-            return False
-        tail = self.tokenizer.decode(tokens[-32:], skip_special_tokens=True)
+        tail = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return any(s in tail for s in sampling.stop)
-
-    @staticmethod
-    def _sample(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator | None]) -> tuple[Tensor, Tensor]:
-        """Draws one token a row; log-probs after temperature, top-k and top-p."""
-        best = logits.argmax(-1)
-        if sampling.temperature == 0:
-            return best, logits.log_softmax(-1).gather(-1, best[:, None])[:, 0]
-        logits = logits / sampling.temperature
-        if sampling.top_k or sampling.top_p < 1:
-            logits = truncate(logits, best, sampling.top_k, sampling.top_p)
-        logp = logits.log_softmax(-1)
-        noise = torch.stack([torch.empty_like(logp[0]).exponential_(generator=g) for g in generators])
-        token = (logp.exp() / noise).argmax(-1)     # exponential race: one draw from the softmax
-        return token, logp.gather(-1, token[:, None])[:, 0]
 
     def score(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         if self._policy is None:
