@@ -1,19 +1,19 @@
 """One learner step, rlkit against TRL's GRPOTrainer: the same model, rows and objective; gradients compared.
 
     pip install 'rlkit[cpu,bench]'
-    python benchmarks/learner_step.py               # continues where it stopped
+    python benchmarks/learner_step.py               # continues where it stopped; --fresh starts again
 
 Each side runs in processes of its own with one thread, in turns. Time is that of forward and backward (the minimum over repeats), memory the
-peak that the first step adds to the process. GRPO (2402.03300): PPO clip, k3 to a reference whose log-probs are given, mean over responses of
-the mean over tokens; 8 responses to each prompt. Results go to benchmarks/results/learner_step.jsonl, the table to benchmarks/learner_step.md.
+peak that a step adds to the process after one pass without gradient. GRPO (2402.03300): PPO clip, k3 to a reference whose log-probs are given,
+mean over responses of the mean over tokens; 8 responses to each prompt. Results go to benchmarks/results/learner_step.jsonl, the table to
+benchmarks/learner_step.md.
 """
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
-import os
 import random
-import subprocess
 import sys
 import tempfile
 import threading
@@ -21,12 +21,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "learner_step.jsonl"
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from report import RESULTS, append, page, plot, process, read, table
+
 G = 8
 CASES = [  # vocabulary, prompts, tokens of a prompt, shortest and longest response
     {"vocab": 1000, "prompts": 2, "prompt": 128, "low": 32, "high": 256}, {"vocab": 32000, "prompts": 2, "prompt": 128, "low": 32, "high": 256},
-    {"vocab": 151936, "prompts": 1, "prompt": 128, "low": 32, "high": 256}, {"vocab": 1000, "prompts": 2, "prompt": 512, "low": 32, "high": 256},
+    {"vocab": 151936, "prompts": 1, "prompt": 128, "low": 32, "high": 256}, {"vocab": 151936, "prompts": 2, "prompt": 128, "low": 32, "high": 256},
+    {"vocab": 1000, "prompts": 2, "prompt": 512, "low": 32, "high": 256},
     {"vocab": 1000, "prompts": 2, "prompt": 32, "low": 256, "high": 256}]      # the last: no padding, hardly a prompt to share
 
 
@@ -47,6 +49,8 @@ def peak_during(step: Any) -> float:
     """MiB that ``step`` adds to the resident memory of this process at most."""
     import psutil
 
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)                # what earlier work freed is not the step's
     me, peak, stop = psutil.Process(), 0, threading.Event()
     before = me.memory_info().rss
 
@@ -58,9 +62,11 @@ def peak_during(step: Any) -> float:
 
     thread = threading.Thread(target=watch)
     thread.start()
-    step()
-    stop.set()
-    thread.join()
+    try:
+        step()
+    finally:
+        stop.set()
+        thread.join()
     return (max(peak, me.memory_info().rss) - before) / 2**20
 
 
@@ -96,6 +102,8 @@ def rlkit_step(folder: str, data: list[dict[str, Any]]) -> tuple[Any, Any]:
     b.adv = torch.tensor([r["adv"] for r in data])[b.seq]
     gap = torch.tensor([x for r in data for x in r["ref"]])
     b.norm = normalise(run.objective, b)
+    with torch.no_grad():                       # as on the other side: a pass before the step, and libraries are loaded
+        evaluate_new(learner.backend, b, run.sampling, frozenset({"adv", "old", "ref"}))
 
     def step() -> None:
         learner.policy.zero_grad(set_to_none=True)
@@ -156,57 +164,70 @@ def worker(side: str, case: dict[str, int], repeats: int, out: str) -> None:
             step()
             times.append(time.perf_counter() - start)
         torch.save({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, out)
-    print(json.dumps({"seconds": min(times), "added_mib": added}))
+    gradients = sum(p.grad.numel() * p.grad.element_size() for p in model.parameters() if p.grad is not None) / 2**20
+    print(json.dumps({"seconds": min(times), "added_mib": added, "gradients_mib": gradients}))
+
+
+def compare(case: dict[str, int]) -> dict[str, Any]:
+    """Both sides in turns; the better process counts."""
+    import torch
+
+    large = case["vocab"] >= 10_000                     # there one step of TRL takes minutes
+    found: dict[str, Any] = {}
+    grads = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for side in ("rlkit", "trl") * (1 if large else 2):
+            path = f"{folder}/{side}.pt"
+            row = process(__file__, "--worker", side, "--case", json.dumps(case), "--repeats", "1" if large else "3", "--out", path, threads=1)
+            best = found.setdefault(side, row)
+            found[side] = {k: min(best[k], row[k]) for k in row}
+            grads[side] = torch.load(path)
+    one, two = (torch.cat([grads[s][n].flatten() for n in sorted(grads["trl"])]) for s in ("rlkit", "trl"))
+    return {**case, "time_ratio": found["trl"]["seconds"] / found["rlkit"]["seconds"], "memory_ratio": found["trl"]["added_mib"] / found["rlkit"]["added_mib"],
+            "gradient_difference": float((one - two).norm() / two.norm()), **{f"{s}_{k}": v for s in found for k, v in found[s].items()}}
+
+
+def label(r: dict[str, Any]) -> str:
+    return f"V {r['vocab']:,}\n{r['prompts']} x {G}\nprompt {r['prompt']}\nanswers\n{r['low']}-{r['high']}"
+
+
+def write(found: list[dict[str, Any]]) -> None:
+    def draw(axes: Any) -> None:
+        places = range(len(found))
+        axes.bar([i - 0.2 for i in places], [r["time_ratio"] for r in found], 0.4, label="time")
+        axes.bar([i + 0.2 for i in places], [r["memory_ratio"] for r in found], 0.4, label="added memory")
+        axes.axhline(1, color="black", linewidth=0.8)
+        axes.set_xticks(list(places), [label(r) for r in found], fontsize=6)
+        axes.set_ylabel("TRL / rlkit")
+        axes.legend()
+
+    plot("learner_step", draw, height=4.2)
+    columns = [("vocabulary", lambda r: f"{r['vocab']:,}"), ("prompts", lambda r: str(r["prompts"])), ("prompt", lambda r: str(r["prompt"])),
+               ("responses", lambda r: f"{r['low']} to {r['high']}"), ("TRL / rlkit, time", lambda r: f"{r['time_ratio']:.2f}"),
+               ("TRL / rlkit, added memory", lambda r: f"{r['memory_ratio']:.2f}"), ("rlkit adds", lambda r: f"{r['rlkit_added_mib']:.0f} MiB"),
+               ("of these gradients", lambda r: f"{r['rlkit_gradients_mib']:.0f} MiB"), ("gradients differ by", lambda r: f"{r['gradient_difference']:.1e}")]
+    page("learner_step", "One learner step against TRL", [
+        "Forward and backward of GRPO with k3, 8 responses a prompt, a Qwen2 model of 4 layers and hidden size 256, tied embeddings, float32, one CPU",
+        "thread. TRL with its default settings. Above 1: rlkit needs less.", "", *table(found, columns)], found)
 
 
 def main() -> None:
     p = argparse.ArgumentParser()
+    p.add_argument("--fresh", action="store_true")
     p.add_argument("--worker", choices=("rlkit", "trl"))
     p.add_argument("--case", type=json.loads)
     p.add_argument("--out")
     p.add_argument("--repeats", type=int, default=3)
-    p.add_argument("--rounds", type=int, default=2)
     a = p.parse_args()
     if a.worker:
         worker(a.worker, a.case, a.repeats, a.out)
         return
-    import torch
-    import transformers
-    import trl
-
-    RESULTS.parent.mkdir(exist_ok=True)
-    table = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    if a.fresh:
+        (RESULTS / "learner_step.jsonl").unlink(missing_ok=True)
     for case in CASES:
-        if any(case.items() <= r.items() for r in table):
-            continue
-        found: dict[str, Any] = {}
-        grads = {}
-        with tempfile.TemporaryDirectory() as folder:
-            for side in ("rlkit", "trl") * a.rounds:                 # in turns; the better process counts
-                path = f"{folder}/{side}.pt"
-                done = subprocess.run([sys.executable, __file__, "--worker", side, "--case", json.dumps(case), "--repeats", str(a.repeats), "--out", path],
-                                      capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-                if done.returncode:
-                    raise SystemExit(done.stderr[-3000:])
-                row = json.loads(done.stdout.strip().splitlines()[-1])
-                best = found.setdefault(side, row)
-                found[side] = {k: min(best[k], row[k]) for k in row}
-                grads[side] = torch.load(path)
-        one, two = (torch.cat([grads[s][n].flatten() for n in sorted(grads["trl"])]) for s in ("rlkit", "trl"))
-        gap = float((one - two).norm() / two.norm())
-        row = {**case, "time_ratio": found["trl"]["seconds"] / found["rlkit"]["seconds"], "memory_ratio": found["trl"]["added_mib"] / found["rlkit"]["added_mib"],
-               "gradient_difference": gap, **{f"{s}_{k}": v for s in found for k, v in found[s].items()}}
-        with RESULTS.open("a") as f:
-            f.write(json.dumps(row) + "\n")
-        table.append(row)
-        print(json.dumps(row), flush=True)
-    lines = ["| vocabulary | prompts | prompt | responses | TRL / rlkit, time | TRL / rlkit, added memory | rlkit adds | gradients differ by |", "|---|---|---|---|---|---|---|---|"]
-    lines += [f"| {r['vocab']:,} | {r['prompts']} | {r['prompt']} | {r['low']} to {r['high']} | {r['time_ratio']:.2f} | {r['memory_ratio']:.2f} | {r['rlkit_added_mib']:.0f} MiB | "
-              f"{r['gradient_difference']:.1e} |" for r in table]
-    page = ["# One learner step against TRL", "", "Written by `python benchmarks/learner_step.py`: forward and backward of GRPO with k3, 8 responses a prompt, a Qwen2 model of 4 layers and",
-            f"hidden size 256, float32, one CPU thread. TRL {trl.__version__} (its default settings), transformers {transformers.__version__}, torch {torch.__version__}. Above 1: rlkit needs less.",
-            "", *lines, ""]
-    (ROOT / "benchmarks" / "learner_step.md").write_text("\n".join(page))
+        if not any(case.items() <= r.items() for r in read("learner_step")):
+            append("learner_step", compare(case))
+    write(sorted(read("learner_step"), key=lambda r: CASES.index({k: r[k] for k in CASES[0]})))
 
 
 if __name__ == "__main__":

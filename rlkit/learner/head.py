@@ -1,12 +1,13 @@
 """Token log-probabilities from hidden states, without ever holding ``[N, V]`` logits.
 
-The output layer is evaluated on action positions only, a chunk of tokens at a time, and evaluated again in the backward
-pass. The extra memory is one chunk of logits, whatever the batch.
+The output layer is evaluated on action positions only, a tile of tokens and vocabulary at a time, and evaluated again in the backward
+pass. The extra memory is one tile of logits, whatever the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from rlkit.objective.full_vocab import Head, full_divergence
 
 CHUNK_ELEMENTS = 1 << 24        # logits held at once: 64 MiB in float32
+CPU_ELEMENTS = 1 << 22          # on a CPU, where larger tiles are no faster (benchmarks/logprob.py)
+LOWEST = -1e30                  # a logit outside the truncation set: e^LOWEST = 0, and 0 * LOWEST is no NaN
 
 
 def truncate(logits: Tensor, target: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -36,70 +39,148 @@ def truncate(logits: Tensor, target: Tensor, top_k: int, top_p: float) -> Tensor
     return logits
 
 
-class _ChunkedLogprob(torch.autograd.Function):
-    """``log softmax(h W^T + b)[target]`` and, if asked for, the entropy; logits are recomputed in the backward pass."""
+class _Tiles:
+    """The logits ``[N, V]`` tile by tile, each made in the same buffer.
+
+    Tiles are blocks of tokens and vocabulary, so that products with large N and V stay products of large matrices; a truncated softmax
+    needs whole rows.
+    """
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, buffer: Tensor | None, temperature: float,
+                 top_k: int, top_p: float, fp32: bool) -> None:
+        self.hidden, self.weight, self.bias, self.target = hidden.float() if fp32 else hidden, weight, bias, target
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self.shape = n, v = hidden.shape[0], weight.shape[0]
+        self.truncated = 0 < top_k < v or top_p < 1
+        tile = CPU_ELEMENTS if hidden.device.type == "cpu" and not self.truncated else CHUNK_ELEMENTS
+        self.rows = max(1, min(n, tile // v if self.truncated or n * v <= tile else math.isqrt(tile) // 2))
+        self.columns = v if self.truncated else min(v, max(1, tile // self.rows))
+        self.single = not self.truncated and 0 < n <= self.rows and v <= self.columns      # then the buffer holds all logits
+        self.buffer = torch.empty(self.rows * self.columns, device=hidden.device) if buffer is None else buffer
+        # Products in the model's own precision are rounded to it, as those of the engine are.
+        self.low = None if self.hidden.dtype == torch.float32 else torch.empty_like(self.buffer, dtype=self.hidden.dtype)
+
+    def __iter__(self) -> Iterator[tuple[slice, slice]]:
+        """(tokens, vocabulary) of each tile; all tokens of a block of vocabulary follow one another."""
+        n, v = self.shape
+        for j in range(0, v, self.columns):
+            for i in range(0, n, self.rows):
+                yield slice(i, min(n, i + self.rows)), slice(j, min(v, j + self.columns))
+
+    def block(self, columns: slice) -> Tensor:
+        """``W`` of a block of vocabulary, in the precision of its products."""
+        return self.weight[columns].to(self.hidden.dtype)
+
+    def logits(self, rows: slice, columns: slice) -> Tensor:
+        """One tile in float32, after temperature and truncation. It is overwritten by the next."""
+        h, w = self.hidden[rows], self.block(columns)
+        z = _part(self.buffer, h.shape[0], w.shape[0])
+        if self.low is None:
+            torch.mm(h, w.T, out=z)
+        else:
+            z.copy_(torch.mm(h, w.T, out=_part(self.low, *z.shape)))
+        if self.bias is not None:
+            z += self.bias[columns].float()
+        if self.temperature != 1:
+            z /= self.temperature
+        return truncate(z, self.target[rows], self.top_k, self.top_p).clamp_(min=LOWEST) if self.truncated else z
+
+    def inside(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        """Where in a tile the targets are, ``[n, 1]``, and which of them really are ``[n, 1]``."""
+        at = self.target[rows, None] - columns.start
+        return at.clamp(0, columns.stop - columns.start - 1), (at >= 0) & (at < columns.stop - columns.start)
+
+
+def _part(buffer: Tensor, rows: int, columns: int) -> Tensor:
+    return buffer[:rows * columns].view(rows, columns)
+
+
+class _TokenLogprob(torch.autograd.Function):
+    """``log softmax(h W^T + b)[target]`` and, if asked for, the entropy ``H``.
+
+    With ``d log p_t / dz_j = 1[j = t] - p_j`` and ``dH / dz_j = -p_j (log p_j + H)``, a tile needs its logits and the row's ``logsumexp``
+    and ``H`` only. Logits are computed again in the backward pass, unless all of them fit into one tile: then it is kept.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, temperature: float,
                 top_k: int, top_p: float, entropy: bool, fp32: bool) -> tuple[Tensor, Tensor]:
-        n, rows = hidden.shape[0], max(1, CHUNK_ELEMENTS // weight.shape[0])
-        logp = hidden.new_empty(n, dtype=torch.float32)
-        ent = hidden.new_empty(n if entropy else 0, dtype=torch.float32)
-        for i in range(0, n, rows):
-            z = _logits(hidden[i:i + rows], weight, bias, target[i:i + rows], temperature, top_k, top_p, fp32)
-            lse = z.logsumexp(-1)
-            logp[i:i + rows] = z.gather(-1, target[i:i + rows, None])[:, 0] - lse
+        tiles = _Tiles(hidden, weight, bias, target, None, temperature, top_k, top_p, fp32)
+        keep = tiles.single and any(ctx.needs_input_grad)
+        spare = torch.empty_like(tiles.buffer) if keep or entropy else tiles.buffer
+        # Relative to the largest logit so far, so that nothing is lost where p is close to 1: sums of e^z and of e^z z, and z[target].
+        top = torch.full((hidden.shape[0], 1), LOWEST, device=hidden.device)
+        total, moment, chosen = (torch.zeros_like(top) for _ in range(3))
+        for r, c in tiles:
+            z = tiles.logits(r, c)
+            at, found = tiles.inside(r, c)
+            chosen[r] += torch.where(found, z.gather(-1, at), 0)
+            new = torch.maximum(top[r], z.amax(-1, keepdim=True))
+            p = torch.exp(z.sub_(new), out=_part(spare, *z.shape))
+            change = top[r] - new
             if entropy:
-                p = (z - lse[:, None]).exp_()
-                ent[i:i + rows] = lse - (p * z.masked_fill(p == 0, 0)).sum(-1)
-        ctx.save_for_backward(hidden, weight, bias, target)
-        ctx.args = (temperature, top_k, top_p, entropy, fp32, rows)
+                moment[r] = (moment[r] + total[r] * change) * change.exp()
+            total[r] = total[r] * change.exp() + p.sum(-1, keepdim=True)
+            if entropy:
+                moment[r] += p.mul_(z).sum(-1, keepdim=True)
+            top[r] = new
+        log_total = total.log()
+        logp = (chosen - top - log_total)[:, 0]
+        ent = (log_total - moment / total)[:, 0] if entropy else moment.new_empty(0)
+        ctx.save_for_backward(hidden, weight, bias, target, top, log_total, ent)
+        ctx.args, ctx.entropy, ctx.kept = (temperature, top_k, top_p, fp32), entropy, tiles.buffer if keep else None
         if not entropy:
             ctx.mark_non_differentiable(ent)
         return logp, ent
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, target = ctx.saved_tensors
-        temperature, top_k, top_p, entropy, fp32, rows = ctx.args
-        g_logp, g_ent = grads
-        d_hidden = torch.empty_like(hidden)
-        wants_weight, wants_bias = ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2]
-        # Micro-batches of bf16 gradients lose bits when they are added up; the head accumulates its own in float32.
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
-        d_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
-        for i in range(0, hidden.shape[0], rows):
-            h, t = hidden[i:i + rows], target[i:i + rows]
-            z = _logits(h, weight, bias, t, temperature, top_k, top_p, fp32)
-            log_p = z.sub_(z.logsumexp(-1, keepdim=True))
-            p = log_p.exp()
-            g = g_logp[i:i + rows, None]
-            dz = -p * g
-            dz.scatter_add_(-1, t[:, None], g)
-            if entropy:                                                 # dH/dz_j = -p_j (log p_j + H)
-                log_p.masked_fill_(p == 0, 0)
-                h_row = -(p * log_p).sum(-1, keepdim=True)
-                dz -= g_ent[i:i + rows, None] * p * (log_p + h_row)
-            dz /= temperature
-            d_hidden[i:i + rows] = (dz if fp32 else dz.to(weight.dtype)) @ (weight.float() if fp32 else weight)
-            if d_weight is not None:
-                if weight.dtype == torch.float32 or fp32:
-                    d_weight.addmm_(dz.T, h.float())
-                else:
-                    d_weight += dz.to(weight.dtype).T @ h
+        hidden, weight, bias, target, top, log_total, ent = ctx.saved_tensors
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        kept, ctx.kept = ctx.kept, None                                 # the only tile; used up here, a second pass computes it again
+        tiles = _Tiles(hidden, weight, bias, target, kept, *ctx.args)
+        g = grads[0][:, None] / tiles.temperature
+        if ctx.entropy:
+            g_ent = grads[1][:, None] / tiles.temperature
+            spare = torch.empty_like(tiles.buffer)
+        # Sums over tiles are float32, whatever the model's precision.
+        d_hidden = torch.zeros(hidden.shape, device=hidden.device) if wants_hidden else None
+        d_weight = torch.zeros_like(weight) if wants_weight else None
+        d_bias = torch.zeros(bias.shape, device=bias.device) if wants_bias else None
+        part: Tensor | None = None
+        for r, c in tiles:
+            dz = (tiles.logits(r, c).sub_(top[r] + log_total[r]) if kept is None else
+                  _part(kept, *tiles.shape).sub_(log_total[r]))
+            if ctx.entropy:
+                p = torch.exp(dz, out=_part(spare, *dz.shape))
+                dz.mul_(-g_ent[r]).sub_(g[r] + g_ent[r] * ent[r, None]).mul_(p)
+            else:
+                dz.exp_().mul_(-g[r])
+            at, found = tiles.inside(r, c)
+            dz.scatter_add_(-1, at, torch.where(found, g[r], 0))
             if d_bias is not None:
-                d_bias += dz.sum(0)
-        return (d_hidden, None if d_weight is None else d_weight.to(weight.dtype),
-                None if d_bias is None or bias is None else d_bias.to(bias.dtype), *([None] * 6))
+                d_bias[c] += dz.sum(0)
+            if tiles.low is not None:
+                dz = _part(tiles.low, *dz.shape).copy_(dz)
+            if d_hidden is not None:
+                _add_product(d_hidden[r], dz, tiles.block(c))
+            if d_weight is not None:
+                if r.start == 0:
+                    part = d_weight[c] if d_weight.dtype == torch.float32 else torch.zeros(d_weight[c].shape, device=weight.device)
+                assert part is not None
+                _add_product(part, dz.T, tiles.hidden[r])
+                if r.stop == hidden.shape[0]:
+                    d_weight[c] = part
+        return (None if d_hidden is None else d_hidden.to(hidden.dtype), d_weight, None if d_bias is None else d_bias.to(bias.dtype),
+                *([None] * 6))
 
 
-def _logits(h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, temperature: float, top_k: int,
-            top_p: float, fp32: bool) -> Tensor:
-    z = torch.nn.functional.linear(h.float(), weight.float()) if fp32 else torch.nn.functional.linear(h, weight).float()
-    if bias is not None:
-        z = z + bias.float()
-    z = z.div_(temperature) if temperature != 1 else z
-    return truncate(z, target, top_k, top_p) if top_k or top_p < 1 else z
+def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """``out += a b`` in float32; the product itself in the precision of its factors."""
+    if a.dtype == out.dtype:
+        out.addmm_(a, b)
+    else:
+        out += a @ b
 
 
 class LMHead(nn.Linear):
@@ -131,7 +212,7 @@ class LMHead(nn.Linear):
         if target is None:
             return super().forward(hidden)
         # Greedy sampling has no log-probabilities of its own: report the model's.
-        logp, ent = _ChunkedLogprob.apply(hidden, self.weight, self.bias, target, temperature or 1.0, top_k, top_p, entropy, fp32)
+        logp, ent = _TokenLogprob.apply(hidden, self.weight, self.bias, target, temperature or 1.0, top_k, top_p, entropy, fp32)
         found = {}
         for spec, anchor, expected in full:
             if anchor.weight is None:

@@ -184,11 +184,10 @@ def layer_backward(s: Shape, tokens: float, size: int, *, longest: float, checkp
 
 
 def head_bytes(s: Shape, size: int, entropy: bool = False) -> dict[str, float]:
-    """The chunked output layer in its backward pass: logits, probabilities, their gradient, and the float32 gradient of its weight."""
-    chunk = min(CHUNK_ELEMENTS, CHUNK_ELEMENTS // s.vocab * s.vocab or s.vocab)
-    out = {"logits, probabilities, gradient (one chunk)": chunk * 4.0 * (6 if entropy else 4)}
-    if not s.lora:                          # summed in float32; in bfloat16 each chunk's product is a copy
-        out["gradient of the output layer's weight (float32)"] = s.head * (4.0 + (2 if size == 2 else 0))
+    """The output layer in its backward pass: a tile of logits, which become their gradient in place, and the gradient of its weight."""
+    out = {"logits, probabilities, gradient (one tile)": CHUNK_ELEMENTS * (4.0 + (4 if entropy else 0) + (2 if size == 2 else 0))}
+    if not s.lora:
+        out["gradient of the output layer's weight"] = float(s.head * size)
     return out
 
 

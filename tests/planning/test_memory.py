@@ -158,9 +158,9 @@ def test_peak_of_a_real_forward_and_backward_pass(family: Any, dtype: torch.dtyp
     s, size = shape(config, peft), 4 if dtype is torch.float32 else 2
     kept = sum(activations(s, len(ids), len(action), size, longest=128, checkpointing=checkpointing).values())
     layer = sum(layer_backward(s, len(ids), size, longest=128, checkpointing=checkpointing).values())
-    # The plan counts a full chunk of logits; here one chunk holds all action tokens and is smaller.
+    # The plan counts a full tile of logits; here one tile holds all action tokens and is smaller.
     head = head_bytes(s, size)
-    head["logits, probabilities, gradient (one chunk)"] *= len(action) * s.vocab / (CHUNK_ELEMENTS // s.vocab * s.vocab)
+    head["logits, probabilities, gradient (one tile)"] *= len(action) * s.vocab / CHUNK_ELEMENTS
     assert live.peak == pytest.approx(kept + max(layer, sum(head.values())), rel=0.2)
 
 
