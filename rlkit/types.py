@@ -96,6 +96,12 @@ class Rollout:
     ref_logp: list[float] | None = None     # [T] stored reference log-probs
 
 
+def _runs(start: Tensor, count: Tensor) -> Tensor:
+    """``start[0], start[0] + 1, ...`` (``count[0]`` of them), then the run of ``start[1]``, and so on."""
+    ends = count.cumsum(0)
+    return torch.arange(int(count.sum()), device=start.device) + torch.repeat_interleave(start - ends + count, count)
+
+
 @dataclass
 class Batch:
     """What advantages and losses see; the same type on the driver and on a rank.
@@ -172,36 +178,37 @@ class Batch:
         """The sub-batch of the sequences where ``keep`` (``[S]`` bool) holds; group labels stay as they are."""
         if bool(keep.all()):
             return self
-        tok = keep[self.seq]
-        new = keep.cumsum(0) - 1
+        kept = keep.nonzero()[:, 0]
+        edge = torch.searchsorted(self.seq, torch.arange(self.S + 1, device=self.seq.device))       # the first token of each sequence
+        count = edge.diff()[kept]
+        tok = _runs(edge[kept], count)                  # indices, not a mask: cutting a batch into many parts stays linear in its tokens
 
         def pick(x: Tensor | None) -> Tensor | None:
             return None if x is None else x[tok]
 
         out = dataclasses.replace(
             self,
-            seq=new[self.seq][tok],
-            group=self.group[keep],
-            source=self.source[keep],
-            reward=self.reward[keep],
+            seq=torch.repeat_interleave(torch.arange(len(kept), device=kept.device), count),
+            group=self.group[kept],
+            source=self.source[kept],
+            reward=self.reward[kept],
             logp={k: v[tok] for k, v in self.logp.items()},
             value=pick(self.value),
             token_reward=pick(self.token_reward),
             adv=pick(self.adv),
             returns=pick(self.returns),
             weight=pick(self.weight),
-            cols={k: v[keep] for k, v in self.cols.items()},
+            cols={k: v[kept] for k, v in self.cols.items()},
             marks={k: v[tok] for k, v in self.marks.items()},
-            norm=None if self.norm is None else self.norm[:, keep],
+            norm=None if self.norm is None else self.norm[:, kept],
             meta={},
         )
         if self.ids is not None:
             assert self.length is not None and self.action is not None
-            row_of_id = torch.repeat_interleave(torch.arange(self.S, device=self.length.device), self.length)
-            kept_id = keep[row_of_id]
-            out.ids = self.ids[kept_id]
-            out.length = self.length[keep]
-            out.action = (kept_id.cumsum(0) - 1)[self.action[tok]]
+            out.length = self.length[kept]
+            start = (self.length.cumsum(0) - self.length)[kept]
+            out.ids = self.ids[_runs(start, out.length)]
+            out.action = self.action[tok] + torch.repeat_interleave(out.length.cumsum(0) - out.length - start, count)
         return out
 
     def policy_rows(self) -> Batch:

@@ -179,3 +179,17 @@ def test_cutting_keeps_groups_whole_and_respects_the_token_limit() -> None:
     assert len(parts) == 4 and sorted(torch.cat(parts[:2]).tolist()) == list(range(12))
     assert all(set(b.group[p].tolist()).isdisjoint(b.group[q].tolist()) for p, q in (parts[:2], parts[2:]))
     assert len(minibatches(b, 1, 5, 0)) == 4        # groups are never split
+
+
+def test_rows_of_a_batch_are_what_a_mask_would_keep() -> None:
+    g = torch.Generator().manual_seed(0)
+    rollouts = [Rollout(Prompt(str(i), tuple(range(3, 4 + i)), ""), list(range(10, 11 + i % 4)), [i != 2] + [True] * (i % 4) if i % 4 else [i != 4], [-0.1 * i] * (i % 4 + 1),
+                        [0] * (i % 4 + 1), "stop", group=i // 2, reward=float(i)) for i in range(7)]        # one of them without a sampled token
+    b = Batch.from_rollouts(rollouts)
+    b.norm = torch.rand(2, b.S, generator=g)
+    assert int((b.seq == 4).sum()) == 0
+    for _ in range(20):
+        keep = torch.rand(b.S, generator=g) < 0.5
+        part, tok, ids = b.rows(keep), keep[b.seq], keep[torch.repeat_interleave(torch.arange(b.S), b.length)]
+        assert torch.equal(part.seq, (keep.cumsum(0) - 1)[b.seq][tok]) and torch.equal(part.logp["behav"], b.logp["behav"][tok]) and torch.equal(part.norm, b.norm[:, keep])
+        assert torch.equal(part.ids, b.ids[ids]) and torch.equal(part.ids[part.action], b.ids[b.action[tok]]) and torch.equal(part.length, b.length[keep])

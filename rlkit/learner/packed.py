@@ -23,8 +23,8 @@ class Part:
     """Rows of similar length that attend in one call. Attention, and nothing else, is padded: keys on the left, queries on the right.
 
     Shapes:
-        query ``[R, T]`` and key ``[R, P + T]``: places in the row (any place where there is padding); mask ``[R, 1, T, P + T]`` or None for
-        plain causal attention; real ``[R, T]`` where there is a query.
+        query ``[R, T]`` and key ``[R, P + T]``: places in the row (any place where there is padding); mask ``[R, 1, T, P + T]``, or
+        None for plain causal attention over prompts and responses, both ``[R, P + T]``; real, like query: where a result is wanted.
     """
 
     query: Tensor
@@ -110,13 +110,16 @@ def _part(rows: list[tuple[int, int, int, int]]) -> Part:
     """``rows`` as (first place of the prompt, its tokens, first place of the response, its tokens)."""
     begin, prompt, at, n = (torch.tensor(x)[:, None] for x in zip(*rows, strict=True))
     deepest, longest = int(prompt.max()), int(n.max())
+    if deepest <= longest:                      # the prompt's queries once more cost less than a mask, under which nothing is skipped
+        step = torch.arange(int((prompt + n).max()))[None]
+        token = torch.where(step < prompt, begin + step, at + step - prompt)
+        query = torch.where(step < prompt + n, token, at)
+        return Part(query, query, None, (step >= prompt) & (step < prompt + n))
     step = torch.arange(longest)[None]
     real = step < n
     query = torch.where(real, at + step, at)
     back = torch.arange(deepest)[None] - (deepest - prompt)                         # place in the prompt; negative on the padding
     key = torch.cat([torch.where(back >= 0, begin + back, at), query], 1)
-    if not deepest:
-        return Part(query, key, None, real)
     seen = torch.ones(longest, deepest + longest, dtype=torch.bool).tril(deepest)[None]
     there = torch.cat([back >= 0, torch.ones_like(real)], 1)[:, None]
     return Part(query, key, (seen & there)[:, None], real)

@@ -6,6 +6,7 @@ size of a micro-batch: the weights of every mean (:func:`rlkit.objective.normali
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 
 import torch
@@ -48,7 +49,7 @@ def pack(length: Tensor, ranks: int, max_tokens: int) -> list[list[list[int]]]:
 def pack_groups(length: Tensor, prompt: Tensor, group: Tensor, ranks: int, max_tokens: int) -> list[list[list[int]]]:
     """As :func:`pack` for the layout of :mod:`rlkit.learner.packed`: no padding, and a prompt counts once for its responses.
 
-    Groups stay whole where they fit; the largest go first, each into the first micro-batch with room.
+    Groups stay whole where they fit; the largest go first, each into the lightest of as few micro-batches as hold all.
     """
     sizes, prompts = length.tolist(), prompt.tolist()
     members: dict[int, list[int]] = {}
@@ -63,14 +64,24 @@ def pack_groups(length: Tensor, prompt: Tensor, group: Tensor, ranks: int, max_t
                 units[-1] = (units[-1][0] + own, [*units[-1][1], r])
             else:
                 units.append((sizes[r], [r]))
-    bins: list[tuple[int, list[int]]] = []
-    for tokens, rows in sorted(units, key=lambda u: -u[0]):
-        k = next((k for k, (used, _) in enumerate(bins) if used + tokens <= max_tokens), None)
-        if k is None:
-            bins.append((tokens, list(rows)))
-        else:
-            bins[k] = (bins[k][0] + tokens, bins[k][1] + rows)
-    return _spread([rows for _, rows in bins], sizes, ranks)
+    units.sort(key=lambda u: -u[0])
+    count = ranks * -(-sum(tokens for tokens, _ in units) // (ranks * max_tokens))
+    while (bins := _balanced(units, count, max_tokens)) is None:
+        count += ranks
+    return _spread(bins, sizes, ranks)
+
+
+def _balanced(units: Sequence[tuple[int, list[int]]], count: int, max_tokens: int) -> list[list[int]] | None:
+    """Each unit into the lightest of ``count`` micro-batches; None if one becomes longer than ``max_tokens`` by that."""
+    bins = [(0, k) for k in range(count)]
+    out: list[list[int]] = [[] for _ in range(count)]
+    for tokens, rows in units:
+        used, k = heapq.heappop(bins)
+        if used and used + tokens > max_tokens:
+            return None
+        heapq.heappush(bins, (used + tokens, k))
+        out[k] += rows
+    return [rows for rows in out if rows]
 
 
 def _spread(blocks: list[list[int]], sizes: Sequence[int], ranks: int) -> list[list[list[int]]]:
