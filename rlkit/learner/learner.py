@@ -6,6 +6,7 @@ weights in the global mean; adding up what the ranks return gives the result of 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import resource
@@ -21,6 +22,7 @@ from rlkit.cluster.wire import pack
 from rlkit.config import locate
 from rlkit.learner import packed
 from rlkit.learner.backend import DeepSpeedBackend, TorchBackend, free_port, in_buckets, rank_environment
+from rlkit.learner.export import Export, exported, numel
 from rlkit.learner.model import PolicyModel, ValueModel, add_lora, evaluate_new, load_lm
 from rlkit.learner.reference import ReferenceState
 from rlkit.objective import loss
@@ -50,6 +52,7 @@ class Learner:
             if gap is not None:
                 self.attention, self.layout = run.model.attention, "padded: packed sequences give other hidden states"
                 lm = load_lm(model_path, dtype=lm.dtype, attention=self.attention)
+        names = {name for name, _ in lm.named_parameters()}
         if run.peft is not None:
             lm = add_lora(lm, run.peft, run.seed)
         if run.learner.gradient_checkpointing:
@@ -64,6 +67,10 @@ class Learner:
             critic = ValueModel(start)
         self.policy = PolicyModel(lm, "value" in needs, run.model.fp32_head, critic).to(self.device)
         self.policy.train()
+        self.exports = {e.name: e for e in exported(self.policy.base)}
+        if self.exports.keys() != names:
+            raise ValueError(f"peft: this adapter changes {sorted(self.exports.keys() ^ names)[:3]} in a way that engines "
+                             "cannot load. Adapt modules through target_modules and modules_to_save; leave out an embedding that is tied.")
         total = run.steps * run.learner.epochs * run.learner.minibatches
         critic_lr = None if run.critic is None else run.critic.lr
         if run.deepspeed is None:
@@ -159,51 +166,38 @@ class Learner:
 
     # -- weights --------------------------------------------------------------------------------------------------
 
-    def full_weights(self, names: Sequence[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Whole tensors under their Hugging Face names, adapters merged. A collective: every rank iterates."""
-        for name, parameters, value in self._exports():
-            if names is None or name in names:
-                with torch.no_grad(), self.backend.whole(parameters):
-                    yield name, value().detach()
+        for names, _ in self.buckets():
+            with self._whole(names) as exports:
+                for e in exports:
+                    yield e.name, e.value().detach()
 
-    def _exports(self) -> Iterator[tuple[str, list[Tensor], Any]]:
-        """(name, the parameters it is made of, how to compute it)."""
-        base = self.policy.base
-        if self.run.peft is None:
-            for name, p in base.named_parameters():
-                yield name, [p], (lambda p=p: p)
-            return
-        from peft.tuners.tuners_utils import BaseTunerLayer
+    def buckets(self, everything: bool = True) -> list[tuple[list[str], int]]:
+        """(names, bytes) of the exported tensors in groups of about 64 MiB; without ``everything``, those that training can change.
 
-        for name, found in base.named_modules():
-            if isinstance(found, BaseTunerLayer):
-                module: Any = found
-                yield (f"{name}.weight", list(module.parameters()),
-                       lambda m=module: m.base_layer.weight + m.get_delta_weight(m.active_adapters[0]))
-                if getattr(module.base_layer, "bias", None) is not None:
-                    yield f"{name}.bias", [module.base_layer.bias], (lambda m=module: m.base_layer.bias)
-        for name, p in base.named_parameters():
-            if "lora_" not in name and ".base_layer." not in name:
-                yield name, [p], (lambda p=p: p)
-
-    def buckets(self) -> list[list[str]]:
-        """Names of all exported tensors, grouped to about 64 MiB."""
-        sizes: list[tuple[str, int]] = []
-        for name, parameters, _ in self._exports():
-            p = max(parameters, key=_numel)
-            sizes.append((name, _numel(p) * p.element_size()))
-        return list(in_buckets(sizes, BUCKET_BYTES))
+        Inference engines fuse matrices of one block (q, k, v; gate and up; experts) and load them together or not at all, so what is
+        frozen in a block travels if something else in it is trained.
+        """
+        exports = self.exports.values()
+        trained = {e.block for e in exports if any(p.requires_grad for p in e.parameters)}
+        sizes = {e.name: e.nbytes for e in exports if everything or e.block in trained}
+        return [(names, sum(sizes[n] for n in names)) for names in in_buckets(sizes.items(), BUCKET_BYTES)]
 
     def gather(self, names: Sequence[str]) -> dict[str, Any] | None:
         """One bucket of whole tensors as numpy arrays on rank 0 (None elsewhere). A collective.
 
         Weights travel in their own type (see :mod:`rlkit.cluster.wire`).
         """
-        out = {}
-        for name, tensor in self.full_weights(names):
-            if self.rank == 0:
-                out[name] = pack(tensor)
-        return out if self.rank == 0 else None
+        with self._whole(names) as exports:
+            return {e.name: pack(e.value()) for e in exports} if self.rank == 0 else None
+
+    @contextlib.contextmanager
+    def _whole(self, names: Sequence[str]) -> Iterator[list[Export]]:
+        """The exports of these names; inside, what they are made of is whole, gathered at once."""
+        exports = [self.exports[name] for name in names]
+        with torch.no_grad(), self.backend.whole(dict.fromkeys(p for e in exports for p in e.parameters)):
+            yield exports
 
     # -- files ----------------------------------------------------------------------------------------------------
 
@@ -222,12 +216,12 @@ class Learner:
 
     def export(self, folder: str) -> None:
         """The model in Hugging Face format; with LoRA the merged model, and the adapter in ``adapter/``."""
-        state = {name: tensor.cpu().clone() for name, tensor in self.full_weights()}
+        state = {name: tensor.to("cpu", copy=True) for name, tensor in self.full_weights()}
         if self.run.peft is not None:
-            adapter = [p for n, p in self.policy.lm.named_parameters() if "lora_" in n]
-            with self.backend.whole(adapter):
+            adapter = {n: p for n, p in self.policy.lm.named_parameters() if p.requires_grad}
+            with self.backend.whole(adapter.values()):
                 if self.rank == 0:
-                    lora = {n: p.detach().cpu().clone() for n, p in self.policy.lm.named_parameters() if "lora_" in n}
+                    lora = {n: p.detach().to("cpu", copy=True) for n, p in adapter.items()}
                     self.policy.lm.save_pretrained(str(Path(folder) / "adapter"), state_dict=lora)
         if self.rank != 0:
             return
@@ -240,10 +234,9 @@ class Learner:
 
     def ready(self) -> dict[str, Any]:
         """What was built; asked once, at the start."""
-        trainable = sum(_numel(p) for p in self.policy.parameters() if p.requires_grad)
-        return {"device": str(self.device), "parameters": sum(_numel(p) for p in self.policy.parameters()),
-                "trainable": trainable, "layout": self.layout,
-                "exported_mib": sum(_numel(max(p, key=_numel)) * p[0].element_size() for _, p, _ in self._exports()) / 2**20}
+        trainable = sum(numel(p) for p in self.policy.parameters() if p.requires_grad)
+        return {"device": str(self.device), "parameters": sum(numel(p) for p in self.policy.parameters()),
+                "trainable": trainable, "layout": self.layout}
 
 
 def choose_attention(run: Run, model_path: str, device: torch.device) -> tuple[str | None, str]:
@@ -264,10 +257,6 @@ def choose_attention(run: Run, model_path: str, device: torch.device) -> tuple[s
         packed.register()
         return packed.NAME, "packed"
     return run.model.attention, f"padded{f': {why}' if why else ''}"
-
-
-def _numel(p: Tensor) -> int:
-    return int(getattr(p, "ds_numel", p.numel()))       # ZeRO-3 leaves an empty shell on each rank
 
 
 def describe(stats: Stats, logp: Tensor, b: Batch) -> None:

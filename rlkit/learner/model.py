@@ -131,7 +131,11 @@ class PolicyModel(nn.Module):
     def __init__(self, lm: Any, value_head: bool = False, fp32_head: bool = False, critic: ValueModel | None = None) -> None:
         super().__init__()
         self.lm = lm
-        self.base.set_output_embeddings(LMHead.adopt(self.base.get_output_embeddings()))
+        head = self.base.get_output_embeddings()
+        if not isinstance(head, nn.Linear):
+            raise ValueError(f"peft: the output layer is adapted ({type(head).__name__}); rlkit evaluates it itself and would not see it. "
+                             "Leave it out of target_modules and modules_to_save, and tokens out of trainable_token_indices.")
+        self.base.set_output_embeddings(LMHead.adopt(head))
         self.fp32_head = fp32_head
         self.critic = critic
         self.value_head: nn.Linear | None = None

@@ -36,22 +36,23 @@ class InProcessTransfer(WeightTransferEngine[_Init, _Update]):
     def start_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
+        self._received: set[str] = set()
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, info: _Update) -> None:
-        cast(Any, self.model).load_weights(list(info.tensors.items()))
+        self._received |= cast(Any, self.model).load_weights(list(info.tensors.items()))
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
-        _repack_cpu_linear(self.model)
+        _repack_cpu_linear(self.model, self._received)
 
     def shutdown(self) -> None:
         pass
 
 
-def _repack_cpu_linear(model: Any) -> None:
+def _repack_cpu_linear(model: Any, received: set[str]) -> None:
     """On a CPU vLLM packs every 2-D weight when it is loaded; a tied ``lm_head`` receives no weight and would keep the old pack."""
     from vllm.platforms import current_platform
 
@@ -59,9 +60,11 @@ def _repack_cpu_linear(model: Any) -> None:
         return
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
-    for module in model.modules():
+    named = dict(model.named_parameters(remove_duplicate=False))
+    changed = {id(named[name]) for name in received if name in named}
+    for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        if hasattr(module, "cpu_linear") and weight is not None and weight.ndim == 2 and weight.numel():
+        if hasattr(module, "cpu_linear") and id(weight) in changed and f"{name}.weight" not in received:
             dispatch_cpu_unquantized_gemm(module, remove_weight=False)
 
 

@@ -50,7 +50,7 @@ def train(run: Run, workers: Any, steps: int = 3) -> dict[str, np.ndarray]:
         if k == 1:
             assert 0 < gradient_shares(stats, [t.name for t in run.objective])["gradient/share/PPOClip"] < 1
     out: dict[str, np.ndarray] = {}
-    for names in group.buckets():
+    for names, _ in group.buckets():
         out |= workers.handles("gather", names)[0] if isinstance(workers, LocalWorkers) else workers.call("gather", names)[0]
     group.annotate(b, ("value",))
     return {**out, "values": b.value.numpy()}

@@ -1,0 +1,229 @@
+"""One publish of new weights (begin, gather, load, end) by model size, against copying the same bytes once.
+
+    python benchmarks/weight_sync.py                # continues where it stopped; --fresh starts again
+
+Every row is a process of its own. The floor is torch's `copy_` of all weights into memory that was touched before, in turns with the publishes;
+both are the minimum over repeats after two publishes that are not counted. Added memory is what the process (on Ray: learner and engines together)
+holds at most during the second publish beyond what it held before, plus all that publishes ever took of Ray's object store. The last row is one
+whole learner step, to see the share of a publish.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from report import RESULTS, ROOT, append, page, plot, process, read, table
+
+NAME = "weight_sync"
+SIZES = {"1M": (128, 384, 4, 2048), "10M": (256, 1024, 8, 8192), "100M": (768, 2048, 12, 32000)}      # hidden, feed-forward, layers, vocabulary
+LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+PLACES = {"hf": "one process, Hugging Face engine", "vllm": "one process, vLLM", "ray 1": "Ray, learner and 1 vLLM engine", "ray 2": "Ray, learner and 2 vLLM engines"}
+CASES = [{"size": size, "dtype": "float32", "place": place, "lora": False} for place in ("hf", "vllm", "ray 1") for size in SIZES]
+CASES += [{"size": "100M", "dtype": "float32", "place": "ray 2", "lora": False}, {"size": "100M", "dtype": "bfloat16", "place": "vllm", "lora": False}]
+CASES += [{"size": "100M", "dtype": "float32", "place": place, "lora": True} for place in ("vllm", "ray 1")]
+REPEATS = 5
+PROMPT, LOW, HIGH = 128, 32, 256                    # tokens of a prompt, of the shortest and of the longest response: as in learner_step.py
+
+
+def model_folder(size: str, folder: str) -> str:
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    hidden, inner, layers, vocabulary = SIZES[size]
+    heads = hidden // 64
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(Qwen2Config(vocab_size=vocabulary, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads // 2,
+                                 max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=None, eos_token_id=2, pad_token_id=1)).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "<pad>": 1, "<eos>": 2}, unk_token="a")), pad_token="<pad>", eos_token="<eos>",
+                            unk_token="a").save_pretrained(folder)
+    return folder
+
+
+def make_run(case: dict[str, Any], folder: str) -> Any:
+    import rlkit as rk
+
+    on_ray = case["place"].startswith("ray")
+    return rk.load({"model": {"path": folder, "dtype": case["dtype"]}, "data": {"task": {"type": "Sorting"}}, "reference": None, "learner": {"max_tokens": 2048},
+                    "rollout": {"engine": "hf" if case["place"] == "hf" else "vllm"}, "objective": [{"type": "PPOClip", "reduce": "seq"}],
+                    "peft": LORA if case["lora"] else None,
+                    "cluster": {"engines": int(case["place"][-1]), "learners": 1, "cpus": 0.5} if on_ray else None})
+
+
+@contextmanager
+def started(run: Any, folder: str) -> Iterator[tuple[Any, Any, Callable[[], float], Callable[[], float]]]:
+    """(learners, engines, how many MiB all of their processes hold, and how many Ray's object store has ever held)."""
+    import psutil
+
+    from rlkit.build import make_engine
+    from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers
+    from rlkit.learner.learner import Learner
+    from rlkit.rollout.vllm import environment
+
+    options = {"kind": run.rollout.engine, "seed": 0, "dtype": run.model.dtype, "max_model_len": 512, "options": {}, "tensor_parallel": 1}
+    needs = frozenset({"adv", "old"})
+    if run.cluster is None:
+        me = psutil.Process()
+        learner, engine = Learner(run, folder, needs), make_engine(folder, **options)
+        yield LearnerGroup(LocalWorkers(learner), run, needs), EngineGroup(LocalWorkers(engine)), lambda: me.memory_info().rss / 2**20, lambda: 0.0
+        engine.close()
+        return
+    from rlkit.cluster.ray import connect, import_ray, start
+
+    connect(run.cluster)
+    learners, engines = start(run, folder, needs, make_engine, environment(), options)
+    ray = import_ray()
+    children = psutil.Process().children(recursive=True)
+    workers = [p for p in children if any(word.startswith("ray::Host") for word in p.cmdline())]
+    raylet = next(p for p in children if p.name() == "raylet")
+
+    def held() -> float:
+        return sum((m := p.memory_info()).rss - m.shared for p in workers) / 2**20
+
+    assert len(workers) == run.cluster.engines + 1
+    try:
+        yield LearnerGroup(learners, run, needs), EngineGroup(engines), held, lambda: raylet.memory_info().shared / 2**20
+    finally:
+        learners.close()
+        engines.close()
+        ray.shutdown()
+
+
+def peak_during(work: Callable[[], Any], held: Callable[[], float]) -> float:
+    """MiB beyond ``held()`` before, at most."""
+    before, peak, stop = held(), 0.0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not stop.is_set():
+            peak = max(peak, held() - before)
+            time.sleep(0.002)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    work()
+    stop.set()
+    thread.join()
+    return peak
+
+
+def measure(case: dict[str, Any]) -> dict[str, float]:
+    import torch
+
+    from rlkit.cluster.sync import WeightSync
+    from rlkit.rollout.vllm import environment
+
+    os.environ.update(environment())
+    with tempfile.TemporaryDirectory() as folder:
+        run = make_run(case, model_folder(case["size"], folder))
+        with started(run, folder) as (learners, engines, held, stored):
+            sync = WeightSync(learners, engines, "wait")
+            on = "cuda" if torch.cuda.is_available() else "cpu"
+            dtype = getattr(torch, case["dtype"])
+            source = [torch.ones(nbytes // dtype.itemsize, dtype=dtype, device=on) for _, nbytes in learners.buckets()]
+            target = [torch.zeros_like(x) for x in source]
+            before = stored()
+            sync.publish(1)                                 # engines that read their weights from a mapped file get memory of their own
+            added = peak_during(lambda: sync.publish(2), held) + stored() - before
+            sent, floor, publish = [0.0], [], []
+
+            def copy() -> None:
+                for a, b in zip(target, source, strict=True):
+                    a.copy_(b)
+                if on == "cuda":
+                    torch.cuda.synchronize()
+
+            versions = iter(range(3, 3 + REPEATS))
+            for _ in range(REPEATS):
+                for seconds, work in ((floor, copy), (publish, lambda: sent.append(sync.publish(next(versions))["sync/mib"]))):
+                    start = time.perf_counter()
+                    work()
+                    seconds.append(time.perf_counter() - start)
+    return {"seconds": min(publish), "floor": min(floor), "ratio": min(publish) / min(floor), "weights_mib": sum(x.nbytes for x in source) / 2**20,
+            "sent_mib": sent[-1], "added_mib": added}
+
+
+def step(size: str) -> dict[str, float]:
+    """One optimizer step on 8 prompts with 8 responses each, lengths skewed to short ones (mean about 112)."""
+    import torch
+
+    from rlkit.cluster.groups import LearnerGroup, LocalWorkers
+    from rlkit.learner.learner import Learner
+    from rlkit.types import Batch, Prompt, Rollout
+
+    r, vocabulary = random.Random(0), SIZES[size][3]
+    rollouts = []
+    for g in range(8):
+        prompt = Prompt(str(g), tuple(r.randrange(3, vocabulary) for _ in range(PROMPT)), "")
+        for k in range(8):
+            n = HIGH if k == 0 else LOW + int((HIGH - LOW) * r.random() ** 2)
+            rollouts.append(Rollout(prompt, [r.randrange(3, vocabulary) for _ in range(n)], [True] * n, [-10.0] * n, [0] * n, "stop", group=g, reward=r.random()))
+    with tempfile.TemporaryDirectory() as folder:
+        run = make_run({"size": size, "dtype": "float32", "place": "hf", "lora": False}, model_folder(size, folder))
+        learners = LearnerGroup(LocalWorkers(Learner(run, folder, frozenset({"adv", "old"}))), run, frozenset())
+        batch = Batch.from_rollouts(rollouts)
+        batch.adv = torch.randn(batch.S, generator=torch.Generator().manual_seed(0))[batch.seq]
+        start = time.perf_counter()
+        learners.update(batch, (1.0,), seed=0)
+        return {"seconds": time.perf_counter() - start, "tokens": float(batch.N), "sequences": float(batch.S)}
+
+
+def write(rows: list[dict[str, Any]]) -> None:
+    syncs, steps = [r for r in rows if "place" in r], [r for r in rows if "step" in r]
+    full = {p: [r for r in syncs if r["place"] == p and r["dtype"] == "float32" and not r["lora"]] for p in ("hf", "vllm", "ray 1")}
+
+    def draw(axes: Any) -> None:
+        time_axis, ratio_axis = axes
+        for place, found in full.items():
+            x = [r["weights_mib"] for r in found]
+            time_axis.loglog(x, [r["seconds"] * 1e3 for r in found], "o-", label=PLACES[place])
+            ratio_axis.loglog(x, [r["ratio"] for r in found], "o-")
+        floor = full["hf"]
+        time_axis.loglog([r["weights_mib"] for r in floor], [r["floor"] * 1e3 for r in floor], "k--", label="one copy in memory")
+        time_axis.set(xlabel="weights [MiB]", ylabel="one publish [ms]")
+        time_axis.legend(fontsize=7, frameon=False)
+        ratio_axis.axhline(1, color="k", linestyle="--")
+        ratio_axis.set(xlabel="weights [MiB]", ylabel="publish / one copy in memory")
+
+    plot(NAME, draw, width=2)
+    lines = table(syncs, [("parameters", lambda r: r["size"]), ("type", lambda r: r["dtype"]), ("trained", lambda r: "LoRA, all linear layers, r = 16" if r["lora"] else "all"),
+                          ("where", lambda r: PLACES[r["place"]]), ("sent", lambda r: f"{r['sent_mib']:.0f} of {r['weights_mib']:.0f} MiB"),
+                          ("one publish", lambda r: f"{r['seconds'] * 1e3:.0f} ms"), ("one copy", lambda r: f"{r['floor'] * 1e3:.1f} ms"), ("ratio", lambda r: f"{r['ratio']:.1f}"),
+                          ("added memory", lambda r: f"{r['added_mib']:.0f} MiB")])
+    for r in steps:
+        largest = [s for s in syncs if s["size"] == r["step"] and s["dtype"] == "float32" and not s["lora"]]
+        shares = ", ".join(f"{PLACES[s['place']]} {s['seconds'] / r['seconds']:.2%}" for s in largest)
+        lines += ["", f"A learner step alone (no generation) on {r['sequences']:.0f} sequences with {r['tokens']:,.0f} response tokens took {r['seconds']:.1f} s at {r['step']} parameters. "
+                  f"A publish is this share of it: {shares}."]
+    page(NAME, "Weight sync", ["Ray: one CPU thread for each worker; one process: two. The smallest models are ruled by the fixed cost of a publish.", "", *lines], rows)
+
+
+def main() -> None:
+    p = argparse.ArgumentParser()
+    p.add_argument("--fresh", action="store_true")
+    p.add_argument("--worker", type=json.loads)
+    a = p.parse_args()
+    if a.worker:
+        print(json.dumps(step(a.worker["step"]) if "step" in a.worker else measure(a.worker)))
+        sys.stdout.flush()
+        os._exit(0)                                 # vLLM's threads do not all end by themselves
+    if a.fresh:
+        (RESULTS / f"{NAME}.jsonl").unlink(missing_ok=True)
+    for case in [*CASES, {"step": "100M"}]:
+        if not any(case.items() <= r.items() for r in read(NAME)):
+            append(NAME, {**case, **process(str(ROOT / "benchmarks" / f"{NAME}.py"), "--worker", json.dumps(case), threads=1 if "ray" in case.get("place", "") else 2)})
+    write(read(NAME))
+
+
+if __name__ == "__main__":
+    main()
