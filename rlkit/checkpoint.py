@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-FORMAT = 2
+FORMAT = 3
 
 
 class Checkpoints:
@@ -62,7 +62,8 @@ class Checkpoints:
         """
         manifest = json.loads((folder / "manifest.json").read_text())
         if manifest["format"] != FORMAT:
-            raise ValueError(f"{folder}: checkpoint format {manifest['format']}, this rlkit reads {FORMAT}.")
+            raise ValueError(f"{folder}: checkpoint format {manifest['format']}, this rlkit reads {FORMAT}. Continue with the rlkit that "
+                             "wrote it, or start from its exported model (model.path).")
         for name, size in manifest["files"].items():
             path = folder / name
             if not path.is_file() or path.stat().st_size != size:

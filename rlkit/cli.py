@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -192,8 +193,8 @@ def check(a: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
-def _score_training(a: argparse.Namespace) -> tuple[list[Any], list[Any]]:
-    """The training prompts, and ``a.n`` scored responses to each of them, in order."""
+def _score_training(a: argparse.Namespace) -> tuple[Any, Any, list[Any], list[Any]]:
+    """The run, the tokenizer, the training prompts, and ``a.n`` scored responses to each of them, in order."""
     import dataclasses
 
     from rlkit.build import quiet_libraries
@@ -206,9 +207,10 @@ def _score_training(a: argparse.Namespace) -> tuple[list[Any], list[Any]]:
     quiet_libraries()
     run = load(a.config, a.overrides)
     path = model_folder(a.model)
-    prompts = load_prompts(run.data, "train", load_tokenizer(path), print, run.base)
+    tokenizer = load_tokenizer(path)
+    prompts = load_prompts(run.data, "train", tokenizer, print, run.base)
     with running(run, path, prompts) as (engines, scorer):
-        return prompts, sample_and_score(engines, scorer, prompts, a.n, dataclasses.replace(run.sampling, seed=run.seed))
+        return run, tokenizer, prompts, sample_and_score(engines, scorer, prompts, a.n, dataclasses.replace(run.sampling, seed=run.seed))
 
 
 def evaluate(a: argparse.Namespace) -> None:
@@ -240,16 +242,16 @@ def keep(a: argparse.Namespace) -> None:
         raise ValueError(f"--soft-value {a.soft_value}: it must be positive.")
     if not 0 <= a.low <= a.high <= 1:
         raise ValueError(f"--low {a.low} and --high {a.high} must satisfy 0 <= low <= high <= 1.")
-    prompts, rollouts = _score_training(a)
+    run, tokenizer, prompts, rollouts = _score_training(a)
     rates = {p.id: [min(1.0, max(0.0, r.reward)) for r in rollouts[i * a.n:(i + 1) * a.n] if r.reward == r.reward]
              for i, p in enumerate(prompts)}
-    kept, solved = 0, []
+    kept, solved = list[Any](), []
     with open(a.out, "w") as f:
         for i, p in enumerate(prompts):
             rate = sum(rates[p.id]) / len(rates[p.id]) if rates[p.id] else None
             if rate is None or not (a.low < rate <= a.high if a.low == 0 else a.low <= rate <= a.high):
                 continue
-            kept += 1
+            kept.append(p)
             solved += [r for r in rollouts[i * a.n:(i + 1) * a.n] if r.reward >= 1][:1]
             row = {"id": p.id, "prompt": p.text, "answer": p.answer, **p.columns, "pass_rate": rate}
             if a.soft_value is not None:
@@ -264,8 +266,34 @@ def keep(a: argparse.Namespace) -> None:
 
         write_stored(a.responses, solved)
         print(f"{a.responses}: {len(solved)} solved responses with their log-probs")
-    print(f"{a.out}: {kept} of {len(prompts)} prompts kept (pass rate of {a.n} responses {'above' if a.low == 0 else 'from'} {a.low:g} to "
-          f"{a.high:g}). Their prompts are rendered already: use data.template: plain.")
+    print(f"{a.out}: {len(kept)} of {len(prompts)} prompts kept (pass rate of {a.n} responses {'above' if a.low == 0 else 'from'} "
+          f"{a.low:g} to {a.high:g}). Train on them with:\n  rlkit train {' '.join(map(shlex.quote, [a.config, *a.overrides]))} "
+          f"{_read_back(run, tokenizer, a.out, kept)}")
+    if run.data.task is not None and (not run.rewards or any(spec.fn == "task" for spec in run.rewards)):
+        print("and another reward than `task`, which needs data.task, e.g. rewards=[exact].")
+
+
+def _read_back(run: Any, tokenizer: Any, path: str, kept: list[Any]) -> str:
+    """The overrides with which ``path`` gives the prompts ``kept`` again: whether the file's texts are rendered depends on the source."""
+    import dataclasses
+
+    from rlkit.data.prompts import load_prompts
+
+    columns = {"prompt": "question", **({"answer": "answer"} if "answer" in run.data.columns else {})}
+    changes: dict[str, Any] = {}
+    for changes in ({}, {"columns": columns}, {"columns": {}, "template": "plain"}):
+        try:
+            again = load_prompts(dataclasses.replace(run.data, task=None, train=path, **changes), "train", tokenizer, base=run.base)
+        except ValueError:
+            continue                                        # a column that this file does not have
+        if [(p.id, p.text) for p in again] == [(p.id, p.text) for p in kept]:
+            break
+
+    def yaml(x: Any) -> str:
+        return "{" + ", ".join(f"{k}: {v}" for k, v in x.items()) + "}" if isinstance(x, dict) else str(x)
+
+    settings = {**({"task": "null"} if run.data.task is not None else {}), "train": path, **changes}
+    return " ".join(shlex.quote(f"data.{k}={yaml(v)}") for k, v in settings.items())
 
 
 def sample(a: argparse.Namespace) -> None:

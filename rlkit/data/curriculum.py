@@ -318,10 +318,28 @@ class Proportions:
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroVariance:
-    """Replaces groups whose rewards are all equal (dynamic sampling, DAPO 2503.14476)."""
+    """Replaces groups whose rewards are all equal (dynamic sampling).
+
+    Attributes:
+        of: the reward that is looked at, by its name in the metrics without ``reward/`` (``math``, ``task``); null: the sum of all. DAPO's
+            rule is about accuracy: beside a length penalty, a group that is all right or all wrong still differs in its sum, and is
+            replaced only where ``of`` names the reward that says what is right.
+
+    Raises:
+        ValueError: no response of a group has a reward of that name.
+
+    Source: DAPO 2503.14476, eq. 11.
+    """
+
+    of: str | None = None
 
     def __call__(self, group: Sequence[Rollout]) -> str | None:
-        rewards = {r.reward for r in group if not math.isnan(r.reward)}
+        scored = [r for r in group if not math.isnan(r.reward)]
+        names = {name for r in scored for name in r.parts}
+        if self.of is not None and scored and self.of not in names:
+            raise ValueError(f"data.drop: ZeroVariance: of is {self.of!r}, but the rewards of prompt {scored[0].prompt.id} are "
+                             f"{', '.join(sorted(names)) or 'without names'}.")
+        rewards = {r.reward if self.of is None else r.parts.get(self.of) for r in scored}
         return "zero_variance" if len(rewards) < 2 else None
 
 

@@ -113,6 +113,14 @@ def load_prompts(data: Data, split: Split, tokenizer: Any, say: Callable[[str], 
     return prompts
 
 
+def overlap(train: Sequence[Prompt], test: Sequence[Prompt]) -> str | None:
+    """A warning if prompts of ``test`` are in ``train``, too, up to white space; None if there is none."""
+    known = {normalised(p.text) for p in train}
+    both = [p.id for p in test if normalised(p.text) in known]
+    return f"data: {len(both)} of {len(test)} test prompts are also training prompts (the first: {both[0]}): their scores show what was " \
+           "memorized. Take them out of data.train or data.test." if both else None
+
+
 def pick(row: Mapping[str, Any], column: str, what: str, where: str) -> Any:
     """``row[column]``; ``a.b`` reaches into a column that holds a mapping (``reward_model.ground_truth``)."""
     if column in row:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlkit.data.tasks import Row, Split
+from rlkit.rewards.math import last_boxed
 
 
 def plain(x: Any) -> str:
@@ -37,21 +38,8 @@ def after_marks(solution: Any) -> str:
 
 
 def boxed(solution: Any) -> str:
-    r"""The content of the last ``\boxed{...}`` (braces may nest; MATH also writes ``\fbox`` and ``\boxed 5``)."""
-    text = str(solution or "")
-    for found in reversed(list(re.finditer(r"\\f?box(?:ed)?\s*(\{)?", text))):
-        start = found.end()
-        if not found[1]:
-            word = re.match(r"[^\s$.,\\{}]+", text[start:])
-            if word:
-                return word[0]
-            continue
-        depth = 1
-        for i in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[i], 0) if text[i - 1] != "\\" else 0
-            if depth == 0:
-                return text[start:i].strip()
-    return ""
+    """The content of the last box of a solution, found as the reward ``math`` finds it in a response; nothing gives the empty text."""
+    return last_boxed(str(solution or "")) or ""
 
 
 def integer(x: Any) -> str:

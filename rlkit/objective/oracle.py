@@ -2,8 +2,8 @@
 
 A :class:`World` is a policy over three tokens whose responses end at token 0 or after three tokens, so that every response can be summed
 over with its exact probability. :func:`examine` takes a term as the loss takes it, computes its expected gradient, and looks for the
-quantity whose gradient that is. Nothing here knows how a term is implemented: a user's own class is examined in the same way. Coefficients
-that differ between responses are not part of it.
+quantity whose gradient that is. Nothing here knows how a term is implemented: a user's own class is examined in the same way. A coefficient
+that differs between responses is part of it as a reduction is: what a term follows is said without it, and how far it bends that beside it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rlkit.objective import Reduce, Term, is_marking, loss
 from rlkit.objective.divergences import KL, TABLE, Divergence, Generator, anchor_name, generator, label
 from rlkit.objective.full_vocab import FullDivergence
 from rlkit.objective.losses import NLL, Entropy, ValueMSE
-from rlkit.objective.penalties import DivergenceReward, KLReward, Penalty, weighted
+from rlkit.objective.penalties import DivergenceReward, KLReward, Penalty
 from rlkit.types import Batch, New
 
 V, LONGEST = 3, 3
@@ -107,13 +107,33 @@ class World:
         return torch.autograd.grad(value, self.logits, retain_graph=True)[0]
 
 
-def term_gradient(w: World, term: Term, reduce: Reduce | None = None) -> tuple[Tensor, float]:
-    """The term's expected gradient, and the noise of one response: ``sqrt(E|g|^2 - |E g|^2) / |E g|``."""
+def response_weights(w: World, part: Any) -> Tensor | None:
+    """How a coefficient weighs responses against each other, ``[S]`` of mean 1; None if it treats those of one prompt alike.
+
+    It sees the responses of the world as the group of one prompt, each once.
+    """
+    of = getattr(part.coef, "per_sequence", None)
+    if of is None:
+        return None
+    b = w.batch()
+    if getattr(part, "placement", None) == "reward":        # a penalty in the reward comes before advantages
+        b.adv = None
+    scale: Tensor = of(b)
+    if bool((scale == scale[0]).all()):
+        return None
+    return scale / (w.whole(w.mu).exp() * scale).sum()
+
+
+def term_gradient(w: World, term: Term, reduce: Reduce | None = None, scale_S: Tensor | None = None) -> tuple[Tensor, float]:
+    """The term's expected gradient, and the noise of one response: ``sqrt(E|g|^2 - |E g|^2) / |E g|``.
+
+    ``scale_S`` is what its coefficient makes of each response.
+    """
     b, term = w.batch(), dataclasses.replace(term, reduce=reduce or term.reduce, on="policy")
     b.cols = {name[4:]: torch.zeros_like(b.reward) for name in term.needs if name.startswith("col:")}
     if is_marking(term):                        # marks are of whole batches; here no token has one
         b.marks = {term.name: torch.zeros(b.N, dtype=b.reward.dtype)}
-    p, weight = w.whole(w.mu).exp(), w.weights(term.reduce, term.const)
+    p, weight = w.whole(w.mu).exp(), w.weights(term.reduce, term.const) * (1.0 if scale_S is None else scale_S)
     new = w.new([term] if isinstance(term, FullDivergence) else [])
     grads = []
     for s in range(len(w.responses)):
@@ -123,11 +143,10 @@ def term_gradient(w: World, term: Term, reduce: Reduce | None = None) -> tuple[T
     return _moments(torch.stack(grads), p)
 
 
-def penalty_gradient(w: World, penalty: Penalty) -> tuple[Tensor, float]:
+def penalty_gradient(w: World, penalty: Penalty, scale_S: Tensor | None = None) -> tuple[Tensor, float]:
     """The same for a penalty, through ``-A log pi`` with no other reward."""
     b = w.batch()
-    cost = weighted((penalty,), (1.0,), penalty.placement, b)
-    assert cost is not None
+    cost = penalty(b) * (1.0 if scale_S is None else scale_S[b.seq])
     # The gradient of an on-policy loss: off-policy a policy-gradient loss brings its own importance weight, here the exact one.
     b.adv = -(b.reward_to_go(cost) if penalty.placement == "reward" else cost) * (w.at(w.pi()) - w.at(w.mu)).exp().detach()
     p = w.whole(w.mu).exp()
@@ -215,6 +234,8 @@ class Finding:
         cosine, norm: its expected gradient against the exact one of ``claims`` (or ``follows``), both under the part's own reduction.
         noise: the standard deviation of one response's gradient over the norm of the mean.
         reduction: cosine between its gradient under its own reduction and under ``reduce: sum``.
+        coefficient: what weighs the responses of a prompt differently, if its coefficient does. bend: cosine between its gradient with that
+            coefficient and with a constant one.
         in_reward: it is a penalty: inside a policy gradient, not beside it.
         problem: why it was not examined.
     """
@@ -227,6 +248,8 @@ class Finding:
     norm: float = math.nan
     noise: float = math.nan
     reduction: float = 1.0
+    coefficient: str | None = None
+    bend: float = 1.0
     acknowledged: bool = False
     in_reward: bool = False
     problem: str | None = None
@@ -253,6 +276,8 @@ class Finding:
         if self.follows is not None and self.reduction < 1 - 1e-6:
             text += (f". Its reduction bends it: a token's weight depends on the length of the response (cosine {self.reduction:.3f} to "
                      "reduce: sum)")
+        if self.coefficient is not None:
+            text += f". That is with a constant coefficient: {self.coefficient} weighs responses differently (cosine {self.bend:.3f} to it)"
         return head + text + "."
 
 
@@ -266,11 +291,14 @@ def examine(part: Any, sampled: Sampled, seed: int = 0) -> Finding:
     if hasattr(part, "f") and label(part.f, part.parameter) not in TABLE:
         extra = [(label(part.f, part.parameter), generator(part.f, part.parameter))]
     try:
+        scale_S = response_weights(w, part)
         if hasattr(part, "placement"):
             plain, noise = penalty_gradient(w, part)
             own, weight = plain, w.weights("sum")
+            scaled = own if scale_S is None else penalty_gradient(w, part, scale_S)[0]
         else:
             plain, (own, noise), weight = term_gradient(w, part, "sum")[0], term_gradient(w, part), w.weights(part.reduce, part.const)
+            scaled = own if scale_S is None else term_gradient(w, part, scale_S=scale_S)[0]
     except Exception as error:                  # a user's own term may want what this small world does not have
         return Finding(part.name, sampled, problem=f"it could not be examined here ({type(error).__name__}: {error}).")
     claims = claim(part)
@@ -284,7 +312,8 @@ def examine(part: Any, sampled: Sampled, seed: int = 0) -> Finding:
     if target is None:
         target = max(known.values(), key=lambda g: abs(_cosine(own, g)))
     return Finding(part.name, sampled, claims, follows, _cosine(own, target), float(own.norm() / target.norm()), noise, _cosine(own, plain),
-                   bool(getattr(part, "acknowledge", False)), hasattr(part, "placement"))
+                   None if scale_S is None else type(part.coef).__name__, _cosine(scaled, own), bool(getattr(part, "acknowledge", False)),
+                   hasattr(part, "placement"))
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:

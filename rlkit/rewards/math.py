@@ -87,11 +87,11 @@ _STOP = re.compile(r"\.(?=\s+[A-Z])|\.\s*$|(?i:,?\s+(?:because|since|which|where
 _NUMBER = re.compile(r"(?:(?<![\w.)])-)?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?%?")
 
 
-_BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,3}(?:(\{)|([0-9A-Za-z]+))|\\[{}]|[{}]")
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,3}(?:(\{)|([-+]?[0-9A-Za-z][^\s$.,;)\\{}]*))|\\[{}]|[{}]")
 
 
 def _boxes(text: str) -> list[tuple[int, int, str]]:
-    r"""``(start, end, content)`` of all complete boxes, by their start, the last first; ``\boxed 5`` is one too. One pass over the text."""
+    r"""``(start, end, content)`` of all complete boxes, by start, the last first; ``\boxed -5`` is one, too. One pass over the text."""
     starts = [k for k in (text.find("\\boxed"), text.find("\\fbox")) if k >= 0]
     if not starts:
         return []
@@ -101,7 +101,7 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
         if m[1]:
             open_braces.append((m.start(), m.end()))
         elif m[2]:
-            out.append((m.start(), m.end(), m[2]))
+            out.append((m.start(), m.end(), m[2][:8 * answers.MAX_TEXT]))
         elif m[0] == "{":
             open_braces.append(None)
         elif m[0] == "}" and open_braces and (box := open_braces.pop()) is not None:

@@ -20,6 +20,7 @@ import math
 import multiprocessing
 import os
 import queue
+import sys
 import threading
 import time
 import traceback
@@ -102,6 +103,7 @@ def _load_file(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(f"rlkit_user_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module                 # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -224,8 +226,6 @@ BATCH_CALLS, BATCH_CHARACTERS = 64, 1_000_000
 @contextlib.contextmanager
 def _main_not_reimported() -> Iterator[None]:
     """A spawned worker runs the caller's script again to find its functions; ours come by cloudpickle instead."""
-    import sys
-
     main = sys.modules["__main__"]
     saved = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
     try:
@@ -403,6 +403,4 @@ class Scorer:
 
 def _installed() -> set[str]:
     """Modules that a worker can import by name."""
-    import sys
-
     return {name for name, m in sys.modules.items() if "site-packages" in str(getattr(m, "__file__", "")) or name.startswith("rlkit")}

@@ -191,6 +191,13 @@ def test_what_is_already_solved_greedily_is_not_admitted() -> None:
 def test_drop_rules() -> None:
     p = prompts(1)[0]
     assert ZeroVariance()(group(p, [1.0, 1.0])) and not ZeroVariance()(group(p, [1.0, 0.0]))
+    shaped = group(p, [1.0, 0.7, math.nan])             # all right, one of them long
+    for r, parts in zip(shaped, ({"math": 1.0, "overlong": 0.0}, {"math": 1.0, "overlong": -0.3}, {}), strict=True):
+        r.parts = parts
+    assert not ZeroVariance()(shaped) and ZeroVariance(of="math")(shaped) and not ZeroVariance(of="overlong")(shaped)
+    assert ZeroVariance(of="math")(group(p, [math.nan] * 2))
+    with pytest.raises(ValueError, match=r"of is 'maths', but the rewards of prompt p0 are math, overlong"):
+        ZeroVariance(of="maths")(shaped)
     assert Overlong(share=0.5)(group(p, [0.0, 1.0], "length")) and not Overlong()(group(p, [0.0, 1.0]))
 
 

@@ -76,6 +76,8 @@ def test_answers_out_of_solutions() -> None:
     assert boxed(r"first \boxed{1}, then \boxed{\frac{1}{\sqrt{2}}}.") == r"\frac{1}{\sqrt{2}}"
     assert [boxed(x) for x in (r"$\boxed 5$.", r"\fbox{a{b}c}", r"\boxed{\left\{1,2\right\}}", r"cut \boxed{1", "none", None)] == \
         ["5", "a{b}c", r"\left\{1,2\right\}", "", "", ""]
+    assert [boxed(x) for x in (r"$\boxed -3/4$", r"(so \boxed 5)", r"\boxed x=2, as", r"see \boxed: ", r"\boxed{1} and \boxed{cut")] == \
+        ["-3/4", "5", "x=2", "", "1"]
     assert [plain(x) for x in (27.0, 0.5, 3, "$x^2$", "$1$ or $2$", None)] == ["27", "0.5", "3", "x^2", "$1$ or $2$", ""]
     assert [integer(x) for x in ("033", r"336^\circ", 7, "$12$", "", None)] == ["33", "336", "7", "12", "", ""]
     assert several(["$3$", "$-2$"]) == "3, -2" and several("$2^{8}$") == "2^{8}" and several([""]) == ""

@@ -1,6 +1,7 @@
 """The examiner: what it says about known cases, and that it cannot be fooled by a name."""
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from rlkit.cli import main
 from rlkit.objective import Term
+from rlkit.objective.coefficients import AccuracyScaled, DifficultyWeighted, RewardMasked
 from rlkit.objective.divergences import KL, Divergence
 from rlkit.objective.full_vocab import FullDivergence
 from rlkit.objective.losses import CISPO, GSPO, PMD, Entropy, ISGradient, PPOClip, Reinforce
@@ -53,6 +55,27 @@ def test_a_reduction_by_response_length_is_reported() -> None:
     found = examine(KL(estimator="k2", reduce="seq"), ON)
     assert found.honest and found.reduction < 0.99 and "bends it" in found.sentence
     assert examine(KL(estimator="k2", reduce="token"), ON).reduction == pytest.approx(1)
+
+
+@pytest.mark.parametrize("part", [KL(estimator="k2", coef=DifficultyWeighted()), KLReward(coef=DifficultyWeighted()), KL(estimator="k2", coef=RewardMasked())], ids=str)
+def test_a_coefficient_that_differs_between_responses_is_reported(part: Any) -> None:
+    """What a term follows is said as with a constant coefficient; how far responses' weights bend it, against the gradient written out."""
+    found, constant = examine(part, ON), examine(dataclasses.replace(part, coef=0.1), ON)
+    assert found.follows == constant.follows and found.cosine == constant.cosine and found.honest
+    assert found.bend < 0.999 and f"{type(part.coef).__name__} weighs responses differently (cosine {found.bend:.3f} to it)" in found.sentence
+    assert constant.coefficient is None and "weighs responses" not in constant.sentence
+    if not isinstance(part, KL):
+        return
+    w = World(ON)
+    scale_S, log_u = part.coef.per_sequence(w.batch()), w.at(w.pi()) - w.at(w.ref)
+    bent, plain = (w.gradient((p * w._sum(0.5 * log_u ** 2) / (w.whole(w.mu).exp() * w.length).sum()).sum()) for p in (w.whole(w.mu).exp() * scale_S, w.whole(w.mu).exp()))
+    assert found.bend == pytest.approx(float((bent * plain).sum() / bent.norm() / plain.norm()))
+
+
+def test_a_coefficient_of_whole_batches_bends_nothing() -> None:
+    for coef in (AccuracyScaled(), RewardMasked(by="group")):
+        for part in (KL(estimator="k2", coef=coef), KLReward(coef=coef)):
+            assert examine(part, ON) == examine(dataclasses.replace(part, coef=1.0), ON)
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,7 @@ def test_references_of_other_shapes() -> None:
         with pytest.raises(ValueError, match="reference answer"):
             reward(r"\boxed{1}", nothing)
     assert same_answer("1/2", "0.5") and not same_answer("1/2", "0.51") and last_boxed(r"\boxed{a{b}}") == "a{b}"
+    assert [last_boxed(x) for x in (r"so \boxed -5.", r"write \boxed, or (\boxed)", r"\boxed 3/4")] == ["-5", None, "3/4"]
 
 
 def test_references_are_tried_against_themselves_before_a_run() -> None:

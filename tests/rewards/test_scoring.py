@@ -37,6 +37,14 @@ def test_floats_dicts_coroutines_and_weights() -> None:
     assert rollouts[0].parts["correct/correct"] == 1.0
 
 
+def test_a_reward_file_may_define_dataclasses(tmp_path: Path) -> None:
+    """With postponed annotations, ``dataclass`` looks the module up by its name: in the run's process and in the worker's."""
+    (tmp_path / "shaped.py").write_text("from __future__ import annotations\nfrom dataclasses import dataclass\nfrom typing import ClassVar\n\n"
+                                        "@dataclass\nclass Shape:\n    best: ClassVar[int] = 4\n\n\ndef reward(response):\n    return float(len(response) == Shape.best)\n")
+    rollouts, _, said = score(RewardSpec(f"{tmp_path}/shaped.py:reward"))
+    assert [r.reward for r in rollouts] == [0.0, 1.0, 1.0] and not said
+
+
 @pytest.mark.parametrize(("fn", "told"), [("broken", "ZeroDivisionError"), ("not_a_number", "nan")])
 def test_a_reward_that_fails_is_masked_counted_and_reported_with_its_prompt(fn: str, told: str) -> None:
     rollouts, metrics, said = score(RewardSpec(f"examples.py:{fn}"))
