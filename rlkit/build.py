@@ -22,7 +22,7 @@ from rlkit.checkpoint import Checkpoints
 from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers
 from rlkit.cluster.sync import WeightSync
 from rlkit.config import locate, to_yaml
-from rlkit.data.prompts import load_prompts, preview
+from rlkit.data.prompts import load_prompts, overlap, preview
 from rlkit.data.statistics import PromptStatistics
 from rlkit.data.stored import StoredRows
 from rlkit.data.tasks import TaskReward
@@ -149,7 +149,7 @@ def check(run: Run) -> None:
 
 def is_off_policy(run: Run) -> bool:
     """Whether some optimizer step sees samples of older weights."""
-    return run.learner.epochs * run.learner.minibatches > 1 or run.rollout.max_lag > 0
+    return run.learner.epochs * run.learner.minibatches > 1 or run.rollout.max_lag > 0 or run.rollout.over > 0
 
 
 def first_of_each(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
@@ -318,6 +318,7 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
         notes: list[str] = []
         train_prompts = load_prompts(run.data, "train", tokenizer, notes.append, run.base)
         test_prompts = first_of_each(load_prompts(run.data, "test", tokenizer, notes.append, run.base), run.eval.prompts)
+        notes += filter(None, [overlap(train_prompts, test_prompts)])
         scorer.check(list(train_prompts[0].columns))
         notes += self_test(specs, [*train_prompts, *test_prompts])
         check_columns(run, train_prompts)
@@ -358,8 +359,9 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
         timeline = Timeline(folder / "trace.json" if run.log.trace else None)
         sampler = run.data.sampler.build(train_prompts, run.seed, statistics)
         collector = Collector(engines, scorer, sampler, prompts=run.rollout.prompts, n=run.rollout.n, sampling=sampling,
-                              max_lag=run.rollout.max_lag, drop=run.data.drop, refill=run.data.refill, admit=run.data.admit,
-                              max_waste=run.rollout.max_waste, interrupt=interrupt, statistics=statistics, timeline=timeline)
+                              max_lag=run.rollout.max_lag, over=run.rollout.over, overtake=run.rollout.overtake, drop=run.data.drop,
+                              refill=run.data.refill, admit=run.data.admit, max_waste=run.rollout.max_waste, interrupt=interrupt,
+                              statistics=statistics, timeline=timeline)
         stack.callback(collector.close)
         yield Parts(
             run, folder, log, tokenizer, train_prompts, test_prompts, scorer, learners, engines,

@@ -13,6 +13,7 @@ from rlkit.objective.advantages import Advantage, GroupNorm
 from rlkit.objective.corrections import Correction
 from rlkit.objective.penalties import Penalty
 from rlkit.rewards import RewardSpec
+from rlkit.rollout.engine import UpdateMode
 from rlkit.rollout.interrupt import Interrupt
 from rlkit.rollout.lengths import Lengths
 from rlkit.types import Sampling
@@ -68,8 +69,12 @@ class RolloutSection:
         engine: ``vllm``, or ``hf`` (transformers only; for debuggers and machines without vLLM).
         prompts: prompt groups a step. n: responses a prompt.
         max_lag: steps that generation may run ahead of training; 0 is strictly on-policy.
-        pause: what a weight update does to running requests: ``wait`` for them, ``keep`` them going (each token
-            carries its own version), or ``abort`` them.
+        pause: what a weight update does to running requests: ``wait`` for them; ``continue`` them under the new weights, which compute the
+            tokens so far once more; ``keep`` them going with what the old weights have cached, which costs nothing and is less exact; or
+            ``abort`` them and ask again. Each token carries the version that sampled it. ``engine: hf`` always waits.
+        over: share of ``prompts`` that is started beyond them, so that a step need not wait for its longest responses: it takes the groups
+            that finish first, and the others are continued for a later one (:class:`rlkit.rollout.collector.Collector` says what this
+            does to the batch). overtake: steps' worth of younger groups that may go before an older one.
         max_waste: groups that may be dropped and replaced in one step, as a multiple of ``prompts``.
         lengths: a curriculum over ``sampling.max_tokens``.
         interrupt: responses that take too long are told to answer.
@@ -79,7 +84,9 @@ class RolloutSection:
     prompts: int = 32
     n: int = 8
     max_lag: int = 0
-    pause: Literal["wait", "keep", "abort"] = "wait"
+    pause: UpdateMode = "wait"
+    over: float = 0.0
+    overtake: int = 1
     max_waste: float = 10.0
     max_model_len: int | None = None
     lengths: Lengths | None = None
@@ -91,6 +98,12 @@ class RolloutSection:
                 raise ValueError(f"rollout.{name} is {getattr(self, name)}; it must be at least 1.")
         if self.max_lag < 0:
             raise ValueError(f"rollout.max_lag is {self.max_lag}; it must be at least 0 (0 is on-policy).")
+        if not 0 <= self.over <= 1 or self.overtake < 1:
+            raise ValueError(f"rollout.over is {self.over} and rollout.overtake {self.overtake}; they must be in [0, 1] and at "
+                             "least 1.")
+        if self.over and (self.pause not in ("continue", "keep") or self.engine == "hf"):
+            raise ValueError(f"rollout.over is {self.over}, but engine: {self.engine} with pause: {self.pause} waits for stragglers or "
+                             "loses them at every weight update. Set rollout.engine: vllm and rollout.pause: continue (or keep).")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,7 @@ def train(run: Run, *, resume: bool = False, quiet: bool = False) -> Path:
         probe(p, step)
         evaluate(p, step)
         while step < run.steps:
-            clock = Clock(p.engines.busy(), p.timeline)
+            clock = Clock(p.engines.busy(), p.learners.busy(), p.timeline)
             if p.lengths is not None:
                 p.collector.sampling = dataclasses.replace(p.sampling, max_tokens=p.lengths.limit)
             with clock("generate"):
@@ -84,10 +84,11 @@ def train(run: Run, *, resume: bool = False, quiet: bool = False) -> Path:
 
 
 class Clock:
-    """Seconds by stage of one step; ``engines_busy``: what the engines had worked when it began."""
+    """Seconds by stage of one step; ``engines_busy``, ``learners_busy``: what they had worked when it began."""
 
-    def __init__(self, engines_busy: float, timeline: Timeline) -> None:
-        self.start, self.stages, self.engines_busy, self.timeline = time.perf_counter(), dict[str, float](), engines_busy, timeline
+    def __init__(self, engines_busy: float, learners_busy: float, timeline: Timeline) -> None:
+        self.start, self.stages, self.timeline = time.perf_counter(), dict[str, float](), timeline
+        self.engines_busy, self.learners_busy = engines_busy, learners_busy
 
     @contextlib.contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -130,7 +131,7 @@ def summarize(p: Parts, step: int, stats: Stats, rollouts: Sequence[Rollout], ba
         stats.update(p.lengths.metrics())
         p.lengths.observe(step, values["entropy/sampled"])
     stats.update({"idle/engines": max(0.0, 1 - (p.engines.busy() - clock.engines_busy) / total),
-                  "idle/learners": max(0.0, 1 - (clock.stages["annotate"] + clock.stages["update"]) / total)})
+                  "idle/learners": max(0.0, 1 - (p.learners.busy() - clock.learners_busy) / total)})
     stats.update(p.collector.metrics() | p.scorer.metrics() | p.terms.metrics() | p.penalties.metrics())
 
 
@@ -230,7 +231,8 @@ def sample_and_score(engines: EngineGroup, scorer: Scorer, prompts: Sequence[Pro
 
 def save(p: Parts, step: int) -> None:
     driver = {"sampler": p.collector.sampler.state_dict(), "terms": p.terms.state_dict(), "penalties": p.penalties.state_dict(),
-              "dropped": p.collector.dropped, "lengths": p.lengths.state_dict() if p.lengths else None}
+              "dropped": p.collector.dropped, "in_flight": p.collector.in_flight(),
+              "lengths": p.lengths.state_dict() if p.lengths else None}
 
     def write(folder: str) -> None:
         p.learners.save(folder)
@@ -249,7 +251,8 @@ def restore(p: Parts, resume: bool) -> int:
     p.statistics.load(latest / STATISTICS)
     p.learners.load(str(latest))
     p.collector.sampler.load_state_dict(driver["sampler"])
-    p.collector.start_at(step)
+    by_id = {prompt.id: prompt for prompt in p.train_prompts}
+    p.collector.start_at(step, [by_id[i] for i in driver["in_flight"]])
     if p.lengths is not None and driver["lengths"]:
         p.lengths.load_state_dict(driver["lengths"])
     p.terms.load_state_dict(driver["terms"])

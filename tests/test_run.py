@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,43 @@ def test_eval_and_filter_from_the_command_line(small: dict[str, Any], tiny: Path
     rk.train(rk.load(small), quiet=True)
     assert main(["filter", str(tmp_path / "c.yaml"), "--model", str(tiny), "--out", "x", "--low", "2"]) == 2
     assert main(["eval", str(tmp_path / "c.yaml"), "--model", str(tmp_path)]) == 2
+
+
+@pytest.mark.parametrize(("rows", "data", "printed"), [
+    (["prompt"], {"template": "qwen-boxed"}, "'data.columns={prompt: question}'"), (["prompt"], {}, ""),
+    (["q", "a"], {"template": "qwen-boxed", "columns": {"prompt": "q", "answer": "a"}}, ""),
+    (["question", "q"], {"template": "qwen-boxed", "columns": {"prompt": "q"}}, ""),
+    (["question", "prompt"], {"template": "qwen-boxed"}, "'data.columns={}' data.template=plain"), ([], {}, "data.task=null")], ids=str)
+def test_what_filter_prints_reads_its_file_back(small: dict[str, Any], tiny: Path, tmp_path: Path, rows: list[str], data: dict[str, Any], printed: str,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    from rlkit.data.prompts import load_prompts
+    from rlkit.learner.model import load_tokenizer
+
+    small["rewards"] = [str(Path("tests/rewards/examples.py").absolute()) + ":often"]
+    if rows:
+        (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"id": str(i), **{c: f"{i}{c}1>" for c in rows}}) for i in range(4)))
+        small["data"] = {"train": str(tmp_path / "rows.jsonl"), **data}
+    else:
+        small["data"]["size"] = 4
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(small))
+    kept = tmp_path / "kept it.jsonl"
+    assert main(["filter", str(tmp_path / "c.yaml"), "seed=3", "--model", str(tiny), "-n", "2", "--out", str(kept)]) == 0
+    command = shlex.split(capsys.readouterr().out.split("Train on them with:\n")[1])
+    assert command[:4] == ["rlkit", "train", str(tmp_path / "c.yaml"), "seed=3"] and printed in shlex.join(command)
+    run, tokenizer = rk.load(command[2], command[3:]), load_tokenizer(tiny)
+    before = {p.id: p.text for p in load_prompts(rk.load(command[2]).data, "train", tokenizer)}
+    after = load_prompts(run.data, "train", tokenizer)
+    assert run.seed == 3 and len(after) == len(kept.read_text().splitlines()) > 0 and all(before[p.id] == p.text for p in after)
+
+
+def test_test_prompts_that_are_trained_on_are_counted(small: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, texts in (("train", ("31>", "2 1>", "54>")), ("test", ("21>", "2  1> ", "54>"))):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"prompt": t, "answer": "1"}) for t in texts))
+    small |= {"steps": 0, "data": {"train": str(tmp_path / "train.jsonl"), "test": str(tmp_path / "test.jsonl")}}
+    rk.train(rk.load(small))
+    assert "data: 2 of 3 test prompts are also training prompts (the first: " in capsys.readouterr().out
+    rk.train(rk.load({**small, "name": "apart", "data": {**small["data"], "test": None}}))
+    assert "also training prompts" not in capsys.readouterr().out
 
 
 def test_stored_rows_join_batches_and_are_not_reported_as_the_policys(small: dict[str, Any], tmp_path: Path) -> None:

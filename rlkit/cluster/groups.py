@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -34,6 +35,10 @@ class Workers(Protocol):
 
     def one(self, index: int, method: str, *args: Any) -> Any: ...
 
+    def busy(self) -> float:
+        """Seconds that the workers have spent in what ``call`` and ``handles`` asked of them, averaged over them."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -43,16 +48,23 @@ class LocalWorkers:
     size = 1
 
     def __init__(self, worker: Any) -> None:
-        self.worker = worker
+        self.worker, self._busy = worker, 0.0
 
     def call(self, method: str, *args: Any, each: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
-        return [getattr(self.worker, method)(*(each[0] if each else args))]
+        start = time.perf_counter()
+        try:
+            return [getattr(self.worker, method)(*(each[0] if each else args))]
+        finally:
+            self._busy += time.perf_counter() - start
 
     def handles(self, method: str, *args: Any) -> list[Any]:
         return self.call(method, *args)
 
     def one(self, index: int, method: str, *args: Any) -> Any:
         return getattr(self.worker, method)(*args)
+
+    def busy(self) -> float:
+        return self._busy
 
     def close(self) -> None:
         if hasattr(self.worker, "close"):
@@ -64,7 +76,7 @@ class LearnerGroup:
 
     def __init__(self, workers: Workers, run: Run, needs: frozenset[str]) -> None:
         self.workers, self.run, self.needs = workers, run, needs
-        self._buckets: list[list[str]] | None = None
+        self._buckets: dict[bool, list[tuple[list[str], int]]] = {}
         self.ready: dict[str, Any] = workers.call("ready")[0]
         self.packed = self.ready["layout"] == "packed"
 
@@ -99,13 +111,14 @@ class LearnerGroup:
     def after_step(self, step: int, stats: Stats) -> None:
         self.workers.call("after_step", step, stats)
 
-    def buckets(self) -> list[list[str]]:
-        if self._buckets is None:
-            self._buckets = self.workers.call("buckets")[0]
-        return self._buckets
+    def buckets(self, everything: bool = True) -> list[tuple[list[str], int]]:
+        """(names, bytes) of what :meth:`gather` takes at a time: all weights, or those that training can change."""
+        if everything not in self._buckets:
+            self._buckets[everything] = self.workers.call("buckets", everything)[0]
+        return self._buckets[everything]
 
     def gather(self, names: Sequence[str]) -> Any:
-        """A handle of whole tensors by name; give it to :meth:`EngineGroup.load`."""
+        """A handle of whole tensors by name; give it to :meth:`EngineGroup.load`. On Ray the learners work while the driver goes on."""
         return self.workers.handles("gather", names)[0]
 
     def logprobs(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
@@ -113,6 +126,10 @@ class LearnerGroup:
         b = Batch.from_rollouts(rollouts)
         self.annotate(b, ("old",))
         return [x.tolist() for x in b.logp["old"].split(torch.bincount(b.seq, minlength=b.S).tolist())]
+
+    def busy(self) -> float:
+        """Seconds that the learners have worked (log-probs, steps, weights), averaged over them."""
+        return self.workers.busy()
 
     def save(self, folder: str) -> None:
         self.workers.call("save", folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -101,6 +102,9 @@ class RayWorkers:
     def one(self, index: int, method: str, *args: Any) -> Any:
         return self.get([self.actors[index].do.remote(method, *args)], method, timeout=None)[0]
 
+    def busy(self) -> float:
+        return sum(self.get([a.busy.remote() for a in self.actors], "busy")) / self.size
+
     def get(self, refs: list[Any], method: str, timeout: float | None = -1) -> list[Any]:
         """Results of ``refs``; errors of workers come back as what was raised there."""
         ray = import_ray()
@@ -133,11 +137,20 @@ class Host:
     def build(self, make: Callable[..., Any], env: dict[str, str], *args: Any, **kwargs: Any) -> Any:
         """Makes the worker; ``env`` is set before anything heavy is imported."""
         os.environ.update(env)
+        self.seconds = 0.0
         self.worker = make(*args, **kwargs)
         return self.worker.ready()
 
     def do(self, method: str, *args: Any) -> Any:
-        return getattr(self.worker, method)(*args)
+        start = time.perf_counter()
+        try:
+            return getattr(self.worker, method)(*args)
+        finally:
+            self.seconds += time.perf_counter() - start
+
+    def busy(self) -> float:
+        """Seconds in ``do``; calls that run side by side (an engine's) count each by itself."""
+        return self.seconds
 
 
 def make_learner(run: Run, model_path: str, needs: frozenset[str], rank: int, world: int) -> Any:

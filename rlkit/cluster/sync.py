@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Literal
 
 from rlkit.cluster.groups import EngineGroup, LearnerGroup
+from rlkit.rollout.engine import UpdateMode
 from rlkit.types import Prompt, Sampling, Stats
 
 
 class WeightSync:
     """After :meth:`publish` returns, every new token carries ``version``.
 
-    Weights travel in buckets. On Ray a bucket goes from learner rank 0 through the object store to every engine
-    without passing through the driver; on one machine the engines read it in place.
+    The first publish sends all weights, whatever the engines started with; later ones send those that training can change: with an
+    adapter, the merged weights of what it adapts. They travel in buckets: on Ray from learner rank 0 through the object store to every
+    engine without passing through the driver, the next one gathered while engines load the last, so that two exist at a time; in one
+    process the engine reads them in place.
     """
 
-    def __init__(self, learners: LearnerGroup, engines: EngineGroup, mode: Literal["wait", "keep", "abort"]) -> None:
+    def __init__(self, learners: LearnerGroup, engines: EngineGroup, mode: UpdateMode) -> None:
         self.learners, self.engines, self.mode = learners, engines, mode
+        self._complete = False                      # the engines have had all weights
 
     def publish(self, version: int) -> Stats:
         start = time.perf_counter()
         stats = Stats()
+        buckets = self.learners.buckets(everything=not self._complete)
+        handles = (self.learners.gather(names) for names, _ in buckets)
+        ahead = next(handles)
         self.engines.begin_update(self.mode)
-        for names in self.learners.buckets():
-            self.engines.load(self.learners.gather(names))
+        for _ in buckets:
+            bucket, ahead = ahead, next(handles, None)
+            self.engines.load(bucket)
         self.engines.end_update(version)
+        self._complete = True
         stats.add("time/sync", time.perf_counter() - start, "sum")
-        stats.add("sync/mib", self.learners.ready["exported_mib"], "last")
+        stats.add("sync/mib", sum(nbytes for _, nbytes in buckets) / 2**20, "last")
         return stats
 
 

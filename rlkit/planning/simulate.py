@@ -380,7 +380,8 @@ def calibrate(folder: str | Path, skip: int = 2) -> Calibration:
     # Prompts are part of what the learner reads, but a fit over one data set cannot tell them from the constant: they are in `fixed`.
     mean, longest = max(1.0, float(column("length/mean").mean())), float(column("length/max").mean())
     lengths = _spread(mean, longest, run.rollout.prompts * run.rollout.n, limit)
-    workload = Workload(run.rollout.prompts, run.rollout.n, lengths, 0.0, 0, "keep" if run.rollout.pause == "keep" else "wait")
+    pause: Literal["wait", "keep"] = "keep" if run.rollout.pause in ("keep", "continue") else "wait"
+    workload = Workload(run.rollout.prompts, run.rollout.n, lengths, 0.0, 0, pause)
     seats = int(run.vllm.get("max_num_seqs", 256)) if run.rollout.engine == "vllm" else run.rollout.n
     return Calibration(workload, engines, EngineModel(base, per_token, 0.0, constant * engines / run.rollout.prompts, seats),
                        LearnerModel(fixed, per, float(np.median(column("time/sync")))), float(np.median(column("time/step"))),

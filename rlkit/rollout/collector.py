@@ -9,8 +9,8 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any, NamedTuple, Protocol
 
 from rlkit.rollout.engine import Aborted
 from rlkit.rollout.interrupt import Interruption
@@ -25,36 +25,72 @@ class Scores(Protocol):
     def score(self, rollouts: Sequence[Rollout]) -> None: ...
 
 
+class Group(NamedTuple):
+    """A prompt group in flight; ``number`` counts them from 0 in the order in which they started."""
+
+    number: int
+    prompt: Prompt
+    result: Future[tuple[list[Rollout], str | None]]
+
+
 class Collector:
     """Keeps prompt groups in flight and hands out ``prompts`` finished ones a step, in the order in which they started.
 
-    Group ``i`` may start once ``i < (version + 1 + max_lag) * prompts + replaced``: with ``max_lag=0`` generation is strictly
-    on-policy, with ``k`` it runs up to ``k`` steps ahead. Groups leave in start order, so that short answers do not win.
-    Rewards are computed in the same thread as their group, while other groups still generate.
+    Group ``i`` may start once ``i < (version + 1 + max_lag) * prompts + replaced + extra``, where ``extra = ceil(over * prompts)``: with
+    ``max_lag=0`` generation is strictly on-policy, with ``k`` it runs up to ``k`` steps ahead. Groups leave in start order, so that short
+    answers do not win. Rewards are computed in the same thread as their group, while other groups still generate.
+
+    With ``over`` a step takes the first ``prompts`` groups that finish, and the stragglers go on: weight updates do not end them, and a
+    later step trains on them. No group is lost, but a step's batch is biased: what is quick to answer, which means short, comes earlier,
+    long answers come with later and more versions. Each token keeps the log-prob and the version that sampled it, so that a correction
+    or a clip against the engine sees them as they are. A group is overtaken by at most ``overtake * prompts`` younger ones, then the step
+    waits for it; so its first token is at most ``max_lag + ceil(over) + overtake`` steps old when it is trained on (``max_lag`` without
+    ``over``).
+
+    Source: APRIL 2509.18521 (active partial rollouts); here engines do not stop while the learner works, and age is bounded.
     """
 
     def __init__(self, engine: Generates, scorer: Scores, sampler: Any, *, prompts: int, n: int, sampling: Sampling, max_lag: int = 0,
-                 drop: Sequence[Callable[[Sequence[Rollout]], str | None]] = (), refill: bool = True, admit: Any = None,
-                 max_waste: float = 10.0, interrupt: Interruption | None = None, statistics: Any = None,
+                 over: float = 0.0, overtake: int = 1, drop: Sequence[Callable[[Sequence[Rollout]], str | None]] = (), refill: bool = True,
+                 admit: Any = None, max_waste: float = 10.0, interrupt: Interruption | None = None, statistics: Any = None,
                  timeline: Any = None) -> None:
         self.engine, self.scorer, self.sampler, self.admit, self.statistics = engine, scorer, sampler, admit, statistics
         self.prompts, self.n, self.sampling, self.max_lag = prompts, n, sampling, max_lag
+        self.extra, self.overtake = math.ceil(over * prompts), overtake
         self.drop, self.refill, self.max_waste, self.interrupt = tuple(drop), refill, max_waste, interrupt
         self.timeline = timeline or (lambda *a, **k: contextlib.nullcontext())
-        self.pool = ThreadPoolExecutor(prompts * (1 + max_lag) * 2, thread_name_prefix="group")
-        self.pending: deque[Future[tuple[list[Rollout], str | None]]] = deque()
-        self.started = self.replaced = self.dropped = self.base = self.aborted = 0
+        self.pool = ThreadPoolExecutor(prompts * (1 + max_lag) + self.extra, thread_name_prefix="group")
+        self.pending: deque[Group] = deque()
+        self.again: deque[Prompt] = deque()
+        self.started = self.taken = self.replaced = self.dropped = self.base = self.aborted = 0
         self.reasons: Counter[str] = Counter()
+        self.versions: dict[str, float] = {}
         self.waited = 0.0
 
-    def start_at(self, version: int) -> None:
-        """A resumed run's first step: groups of earlier steps need not be made again."""
+    def start_at(self, version: int, in_flight: Sequence[Prompt] = ()) -> None:
+        """A resumed run's first step: groups of earlier steps need not be made again, those ``in_flight`` at its checkpoint are."""
         self.base = version
+        self.again.extend(in_flight)
 
-    def _admit(self, version: int) -> None:                     # the whole staleness rule
-        while self.started < (version - self.base + 1 + self.max_lag) * self.prompts + self.replaced:
-            self.pending.append(self.pool.submit(self._run_group, next(self.sampler)))
+    def in_flight(self) -> list[str]:
+        """Prompts that the sampler has given out and that no step has been made of."""
+        return [p.id for p in (*(g.prompt for g in self.pending), *self.again)]
+
+    def _admit(self, version: int) -> None:                     # the whole staleness rule, with the one of _take
+        while self.started < (version - self.base + 1 + self.max_lag) * self.prompts + self.replaced + self.extra:
+            prompt = self.again.popleft() if self.again else next(self.sampler)
+            self.pending.append(Group(self.started, prompt, self.pool.submit(self._run_group, prompt)))
             self.started += 1
+
+    def _take(self) -> tuple[list[Rollout], str | None]:
+        """The oldest group; with ``over`` the oldest that has finished, unless the oldest of all was overtaken often enough."""
+        group = self.pending[0]                                 # all that started before it are gone: the rest that was taken overtook it
+        if self.extra and self.taken - group.number < self.overtake * self.prompts:
+            wait([g.result for g in self.pending], return_when=FIRST_COMPLETED)
+            group = next(g for g in self.pending if g.result.done())
+        self.pending.remove(group)
+        self.taken += 1
+        return group.result.result()
 
     def _run_group(self, prompt: Prompt) -> tuple[list[Rollout], str | None]:
         """The scored group, or one greedy response and the reason why the prompt was not admitted."""
@@ -94,7 +130,7 @@ class Collector:
         start = time.perf_counter()
         while kept + (0 if self.refill else dropped_now) < self.prompts or not kept:
             self._admit(version)
-            group, refused = self.pending.popleft().result()
+            group, refused = self._take()
             if self.statistics is not None:
                 self.statistics.step = version
                 self.statistics.observe(group)
@@ -119,13 +155,24 @@ class Collector:
                     f"prompt: {group[0].prompt.id}{', ' + group[0].error if group[0].error else ''}). The task is too easy or too "
                     "hard for the model, or rewards fail. Raise rollout.max_waste, change data.drop, or choose other prompts.")
         self.waited = time.perf_counter() - start
+        self.versions = version_metrics(out, version)
         return out
 
     def metrics(self) -> dict[str, float]:
         reasons = {f"rollout/dropped_{k}": float(v) for k, v in self.reasons.items()}
         known = {} if self.statistics is None else self.statistics.metrics()
         counts = {"rollout/dropped": float(self.dropped), "rollout/aborted": float(self.aborted)}
-        return {**counts, **reasons, **known, **self.sampler.metrics()}
+        return {**counts, **self.versions, **reasons, **known, **self.sampler.metrics()}
 
     def close(self) -> None:
         self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def version_metrics(rollouts: Sequence[Rollout], step: int) -> dict[str, float]:
+    """How old tokens are when step ``step`` (from 0) trains on them, ``step - version``, and how many versions made one response."""
+    spread = [len(set(r.version)) for r in rollouts]
+    tokens = sum(len(r.version) for r in rollouts)
+    return {"rollout/lag_mean": step - sum(sum(r.version) for r in rollouts) / tokens,
+            "rollout/lag_max": float(step - min(min(r.version) for r in rollouts)),
+            "rollout/versions_mean": sum(spread) / len(spread), "rollout/versions_max": float(max(spread)),
+            "rollout/continued": float(sum(k > 1 for k in spread))}

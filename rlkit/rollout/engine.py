@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 from rlkit.types import Prompt, Rollout, Sampling
 
-UpdateMode = Literal["wait", "keep", "abort"]
+UpdateMode = Literal["wait", "continue", "keep", "abort"]
 
 
 class Aborted(RuntimeError):
@@ -29,7 +29,12 @@ class Engine(Protocol):
         ...
 
     def begin_update(self, mode: UpdateMode) -> None:
-        """Pauses for new weights: ``wait`` for running requests, ``keep`` them for after the update, or ``abort`` them."""
+        """Pauses for new weights. What running requests do:
+
+        ``wait``: they end before the update. ``continue``: they stop, keep their tokens, and go on under the new weights, which compute
+        prompt and tokens so far once more. ``keep``: they go on with what the old weights have cached of them. ``abort``: they are lost,
+        and ``generate`` raises :class:`Aborted`. An engine that cannot stop may always ``wait``.
+        """
         ...
 
     def load(self, tensors: Mapping[str, Any]) -> None:

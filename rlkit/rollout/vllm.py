@@ -51,7 +51,8 @@ def engine_arguments(model: str, *, seed: int, dtype: str, max_model_len: int, o
             raise ValueError(f"vllm.{key}: rlkit sets this itself; use {where}.")
     defaults: dict[str, Any] = {"disable_log_stats": True}
     if not torch.cuda.is_available():
-        defaults |= {"enforce_eager": True, "kv_cache_memory_bytes": 64 << 20, "block_size": 32}
+        # A prompt that is cut in two draws a token too much, which vLLM can take back on GPUs only.
+        defaults |= {"enforce_eager": True, "kv_cache_memory_bytes": 64 << 20, "block_size": 32, "enable_chunked_prefill": False}
     return {**defaults, "model": model, "seed": seed, "dtype": dtype, "max_model_len": max_model_len,
             "logprobs_mode": "processed_logprobs", **options}
 
@@ -87,7 +88,7 @@ class VLLMEngine:
         self._waiting: dict[str, Future[Any]] = {}
         self._pending = Pending()
         self._held: list[Callable[[], None]] = []
-        self._updating = False
+        self._updating, self._mode = False, "wait"
         self._ids = itertools.count()
         self._tokens, self._busy, self._started = 0, 0.0, time.perf_counter()
         self._set_version(0)
@@ -108,16 +109,19 @@ class VLLMEngine:
                     running = self.engine.has_unfinished_requests() and not self._updating
             except queue.Empty:
                 pass
-            start = time.perf_counter()
             try:
-                outputs = self.engine.step()
+                self._step()
             except Exception as error:                  # the engine is lost: tell every caller instead of hanging them
                 self._pending.fail(RuntimeError(f"vLLM failed: {type(error).__name__}: {error}"))
                 return
-            self._busy += time.perf_counter() - start
-            for output in outputs:
-                if output.finished and output.request_id in self._waiting:
-                    self._waiting.pop(output.request_id).set_result(output)
+
+    def _step(self) -> None:
+        start = time.perf_counter()
+        outputs = self.engine.step()
+        self._busy += time.perf_counter() - start
+        for output in outputs:
+            if output.finished and output.request_id in self._waiting:
+                self._waiting.pop(output.request_id).set_result(output)
 
     def _submit(self, job: Callable[[], Any]) -> Any:
         """Runs ``job`` on the engine's thread and returns its result."""
@@ -161,7 +165,8 @@ class VLLMEngine:
                 return
             self._waiting[name] = future
             try:
-                self.engine.add_request(name, {"prompt_token_ids": list(token_ids)}, params())
+                # The salt keeps new requests from blocks of older weights, which running ones still hold under `keep`.
+                self.engine.add_request(name, {"prompt_token_ids": list(token_ids), "cache_salt": f"v{self.version}"}, params())
             except Exception as error:
                 self._waiting.pop(name)
                 future.set_exception(ValueError(f"vLLM refused the request: {error}"))
@@ -194,29 +199,34 @@ class VLLMEngine:
 
     def begin_update(self, mode: UpdateMode) -> None:
         def pause() -> None:
-            if mode == "wait":
-                self._drain()
-            elif mode == "abort":
+            while mode == "wait" and self.engine.has_unfinished_requests():
+                self._step()
+            self._settle()
+            if mode == "abort":
                 self._abort()
-            self._updating = True
+            self._updating, self._mode = True, mode
             self.engine.collective_rpc("start_weight_update")
 
         self._submit(pause)
 
-    def _drain(self) -> None:
-        while self.engine.has_unfinished_requests():
-            for output in self.engine.step():
-                if output.finished and output.request_id in self._waiting:
-                    self._waiting.pop(output.request_id).set_result(output)
+    def _settle(self) -> None:
+        """With asynchronous scheduling (GPUs) a batch may run between two steps of the engine: its tokens belong to the old weights."""
+        from vllm.v1.core.sched.interface import PauseState
+
+        client: Any = self.engine.engine_core
+        core = client.engine_core
+        if not core.batch_queue:
+            return
+        core.scheduler.set_pause_state(PauseState.PAUSED_ALL)       # or every step would start another batch
+        while core.batch_queue:
+            self._step()
+        core.scheduler.set_pause_state(PauseState.UNPAUSED)
 
     def _abort(self) -> None:
-        names = list(self._waiting)
-        for output in self.engine.step() if self.engine.has_unfinished_requests() else ():
-            if output.finished and output.request_id in self._waiting:
-                self._waiting.pop(output.request_id).set_result(output)
-        self.engine.abort_request([n for n in names if n in self._waiting])
-        for name in [n for n in names if n in self._waiting]:
-            self._waiting.pop(name).set_exception(Aborted("the request was aborted by a weight update"))
+        waiting, self._waiting = self._waiting, {}
+        self.engine.abort_request(list(waiting))
+        for future in waiting.values():
+            future.set_exception(Aborted("the request was aborted by a weight update"))
 
     def load(self, tensors: Mapping[str, Any]) -> None:
         as_tensors = {k: unpack(v) for k, v in tensors.items()}
@@ -226,7 +236,8 @@ class VLLMEngine:
         def resume() -> None:
             self.engine.collective_rpc("finish_weight_update")
             self._set_version(version)
-            self.engine.reset_prefix_cache()
+            # Preempted requests keep their tokens and the state of their random generator; their cache is computed again.
+            self.engine.reset_prefix_cache(reset_running_requests=self._mode != "keep")
             self._updating = False
             held, self._held = self._held, []
             for admit in held:
@@ -248,3 +259,5 @@ class VLLMEngine:
         self._inbox.put(None)
         self._thread.join(10)
         self._pending.fail(RuntimeError("the engine was closed"))
+        # Now, and not when it is collected: it takes vLLM's state of the whole process along, which a next engine has made anew by then.
+        self.engine.engine_core.shutdown()

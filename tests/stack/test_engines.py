@@ -10,7 +10,9 @@ import sys
 import threading
 import time
 import urllib.request
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,15 @@ def test_a_seeded_response_does_not_depend_on_what_it_was_batched_with(engine: A
     assert together == alone and len({tuple(x) for group in alone for x in group}) > 4
 
 
+def test_more_prompt_tokens_than_one_step_takes(vllm: VLLMEngine) -> None:
+    """vLLM's runner on CPUs cannot take back the draw of a prompt that it has cut in two: it must not cut."""
+    prompts = [Prompt(f"m{i}", tuple(3 + (i + j * j) % 9 for j in range(500)), "") for i in range(12)]
+    with ThreadPoolExecutor(12) as pool:
+        vllm._submit(lambda: time.sleep(0.2))              # so that all arrive at once
+        groups = list(pool.map(lambda p: vllm.generate(p, 1, Sampling(max_tokens=4, seed=1)), prompts))
+    assert all(len(g[0].tokens) for g in groups)
+
+
 def test_scoring_gives_the_log_probs_of_sampling(vllm: VLLMEngine) -> None:
     rollouts = [r for p in PROMPTS for r in vllm.generate(p, 2, Sampling(max_tokens=12, seed=3))]
     for r, scored in zip(rollouts, vllm.score(rollouts), strict=True):
@@ -131,6 +142,88 @@ def test_an_update_waits_for_keeps_or_aborts_running_requests(vllm: VLLMEngine) 
     kept = in_flight(vllm, "keep")
     assert set(kept.version) == {start + 1, start + 2} and kept.version == sorted(kept.version)
     assert isinstance(in_flight(vllm, "abort"), Aborted)
+
+
+def update_in_the_middle(vllm: VLLMEngine, mode: Any, prompts: list[Prompt], sampling: Sampling, publish: Any, after: int = 6) -> list[list[Rollout]]:
+    """Groups of 8 responses; ``publish`` is called each time when the engine has made ``after`` more tokens of some response."""
+    scheduler = vllm.engine.engine_core.engine_core.scheduler
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        groups = [pool.submit(vllm.generate, p, 8, sampling) for p in prompts]
+        for k in (1, 2):
+            while not all(g.done() for g in groups) and max((r.num_output_tokens for r in list(scheduler.running)), default=0) < k * after:
+                time.sleep(0.0005)
+            publish(mode)
+        return [g.result() for g in groups]
+
+
+def test_a_continued_response_is_the_one_that_nothing_had_stopped(vllm: VLLMEngine) -> None:
+    """The same weights under new versions: tokens (so seeds, limit and a stop string over the seam), log-probs and text must not change."""
+    def publish(mode: Any) -> None:
+        vllm.begin_update(mode)
+        vllm.end_update(vllm.version + 1)
+
+    prompts = [Prompt(f"c{i}", tuple(range(3, 5 + i)), "") for i in range(6)]
+    sampling = Sampling(max_tokens=40, stop=("21", "34"), seed=5)
+    start = vllm.version
+    whole = [vllm.generate(p, 8, sampling) for p in prompts]
+    vllm.version = start
+    parts = update_in_the_middle(vllm, "continue", prompts, sampling, publish)
+    for a, b in zip([r for g in whole for r in g], [r for g in parts for r in g], strict=True):
+        assert (a.tokens, a.text, a.finish) == (b.tokens, b.text, b.finish) and b.logp == pytest.approx(a.logp, abs=1e-4)
+        assert b.version == sorted(b.version) and set(b.version) <= {start, start + 1, start + 2}
+    assert any(len(set(r.version)) == 3 for g in parts for r in g)
+    assert {r.finish for g in parts for r in g} == {"stop", "length"}
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["", "with a batch in flight"])
+@pytest.mark.parametrize("mode", ["continue", "keep"])
+def test_every_token_knows_the_weights_that_sampled_it(small: dict[str, Any], tiny: Path, vllm: VLLMEngine, mode: Any, ahead: bool,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run({**small, "learner": {"lr": 1e-2}, "objective": [{"type": "NLL"}], "sampling": {"max_tokens": 40}})
+    learners = [LearnerGroup(LocalWorkers(Learner(run, str(tiny), frozenset())), run, frozenset()) for _ in range(3)]
+    engines, start = EngineGroup(LocalWorkers(vllm)), vllm.version + 1
+    WeightSync(learners[0], engines, "wait").publish(start)
+    made = Batch.from_rollouts(vllm.generate(PROMPTS[1], 8, Sampling(max_tokens=40, seed=1)))
+    learners[1].update(made, (1.0,), seed=0)
+    learners[2].update(made, (-1.0,), seed=0)
+    core = vllm.engine.engine_core.engine_core
+    if ahead:                                              # as vLLM schedules on GPUs: a batch may run between two steps
+        monkeypatch.setattr(core, "batch_queue", deque(maxlen=2))
+        monkeypatch.setattr(core, "batch_queue_size", 2)
+        monkeypatch.setattr(core, "step_fn", core.step_with_batch_queue)
+
+    def publish(mode: Any) -> None:
+        WeightSync(learners[vllm.version + 1 - start], engines, mode).publish(vllm.version + 1)
+
+    rollouts = [r for g in update_in_the_middle(vllm, mode, PROMPTS * 3, Sampling(max_tokens=40, seed=9), publish) for r in g]
+    seams = [(s, r.version.index(start + 1)) for s, r in enumerate(rollouts) if len(set(r.version)) == 3]
+    known = [learner.logprobs(rollouts) for learner in learners]
+    gaps = {k: [abs(x - known[k][s][t]) for s, r in enumerate(rollouts) for t, (x, w) in enumerate(zip(r.logp, r.version, strict=True)) if w == start + k]
+            for k in range(3)}
+    assert len(seams) > 3 and max(gaps[0]) < 1e-4
+    assert min(abs(rollouts[s].logp[t] - known[0][s][t]) for s, t in seams) > 1e-4         # the first new token is not an old one
+    if mode == "continue":
+        assert max(*gaps[1], *gaps[2]) < 1e-4              # nothing was computed from what the old weights had cached
+    else:
+        assert max(*gaps[1], *gaps[2]) > 1e-2
+
+
+def test_a_kept_response_leaves_no_stale_cache_for_others(small: dict[str, Any], tiny: Path, vllm: VLLMEngine) -> None:
+    run = make_run({**small, "learner": {"lr": 1e-2}, "objective": [{"type": "NLL"}], "sampling": {"max_tokens": 40}})
+    learners = LearnerGroup(LocalWorkers(Learner(run, str(tiny), frozenset())), run, frozenset())
+    engines = EngineGroup(LocalWorkers(vllm))
+    WeightSync(learners, engines, "wait").publish(vllm.version + 1)
+    prompt = Prompt("long", tuple(3 + i % 9 for i in range(100)), "")
+    learners.update(Batch.from_rollouts(vllm.generate(prompt, 8, Sampling(max_tokens=40, seed=1))), (1.0,), seed=0)
+    later: list[Rollout] = []
+
+    def publish(mode: Any) -> None:
+        if not later:
+            WeightSync(learners, engines, mode).publish(vllm.version + 1)
+            later.extend(vllm.generate(prompt, 8, Sampling(max_tokens=8, seed=2)))
+
+    update_in_the_middle(vllm, "keep", [prompt] * 4, Sampling(max_tokens=300, seed=9), publish)
+    assert largest_gap(vllm, learners, later) < 1e-4
 
 
 def test_a_prompt_that_is_too_long_is_refused(engine: Any) -> None:
