@@ -1,55 +1,131 @@
 """The whole training loop, rlkit against TRL with Hugging Face generation: samples per second, and seconds to the same held-out accuracy.
 
     pip install 'rlkit[cpu,bench]'
-    python benchmarks/end_to_end.py             # a few minutes on 2 cores
+    python benchmarks/end_to_end.py             # continues where it stopped; --fresh starts again
 
 Both start from one warmed-up model and train GRPO (group mean and standard deviation, clip 0.2, mean over responses of the mean over tokens, no
-KL) on the same prompts: 32 x 8 responses a step, one update, AdamW with the same settings. rlkit runs in one process with its Hugging Face engine,
-so neither side has another inference engine. Held-out accuracy is measured every 10 steps by the same code on 200 prompts; neither that nor
-starting up is counted. Sides take turns, each with a process and both cores of its own. Results: benchmarks/results/end_to_end.jsonl, benchmarks/end_to_end.md.
+KL) on the same prompts with one update a step and AdamW with the same settings. rlkit runs in one process with its Hugging Face engine, so
+neither side has another inference engine. Held-out accuracy is measured by the same code on the same prompts; neither that nor starting up is
+counted. Sides take turns, each with a process and both cores of its own.
+
+Two settings. `reasoning` looks like a reasoning run in small: a vocabulary of 32,000, prompts of about 60 tokens, and responses that answer and then explain for
+a while, with long-tailed lengths (up to 160 tokens). `short`: a vocabulary of 14, 6-token responses, nothing to pad and nothing to share; what
+is left is overhead. Results: benchmarks/results/end_to_end.jsonl, benchmarks/end_to_end.md.
 """
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
+import random
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, ClassVar
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "end_to_end.jsonl"
-OUT = ROOT / "runs" / "end_to_end"
-PROMPTS, N, EVERY = 32, 8, 10
-RUN = {"out": str(OUT), "data": {"task": {"type": "Sorting", "levels": [1, 2], "mistakes": 0.8}, "size": 4000, "test_size": 200},
-       "sampling": {"max_tokens": 6}, "rollout": {"engine": "hf", "prompts": PROMPTS, "n": N}, "advantage": {"type": "GroupNorm", "eps": 1e-4},
-       "objective": [{"type": "PPOClip", "reduce": "seq"}], "reference": None, "eval": {"every": EVERY, "prompts": 200}, "log": {"tensorboard": False, "breakdown": 0},
-       "learner": {"lr": 5e-4}, "probe": {"every": 0}}
+import report
+
+from rlkit.data.tasks import Sorting
+
+OUT = report.ROOT / "runs" / "end_to_end"
+COMMON: dict[str, Any] = {
+    "rollout": {"engine": "hf"}, "advantage": {"type": "GroupNorm", "eps": 1e-4}, "objective": [{"type": "PPOClip", "reduce": "seq"}], "reference": None,
+    "log": {"tensorboard": False, "breakdown": 0}, "probe": {"every": 0}}
+N = 8
 
 
-def base() -> Path:
+@dataclass(frozen=True, kw_only=True)
+class Explained(Sorting):
+    """Sorting with an instruction; a response is the answer, ``=``, and an explanation (in dots) of long-tailed length."""
+
+    alphabet: ClassVar[str] = "0123456789>.= abcdefghijklmnopqrstuvwxyz"
+    instruction: ClassVar[str] = "write the digits in ascending order and then explain it "
+    explain: bool = True
+
+    def _question(self, rng: random.Random) -> tuple[str, str, int]:
+        question, answer, level = super()._question(rng)
+        return self.instruction + question, answer, level
+
+    def demonstration(self, row: Mapping[str, Any], rng: random.Random) -> str:
+        dots = min(140, max(4, int(rng.lognormvariate(3.2, 0.8)))) if self.explain else 0
+        return super().demonstration(row, rng) + "=" + "." * dots
+
+    def verify(self, response: str, row: Mapping[str, Any]) -> bool:
+        return response.partition("=")[0] == row["answer"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    prompts: int                        # a step, with N responses each
+    steps: int
+    every: int                          # steps between evaluations
+    target: float                       # held-out accuracy to reach
+    model: Mapping[str, int]
+    vocabulary: int | None              # of the model, if larger than the tokenizer's
+    run: Mapping[str, Any]
+
+    def mapping(self, **more: Any) -> dict[str, Any]:
+        return {**COMMON, **self.run, "rollout": {"engine": "hf", "prompts": self.prompts, "n": N}, "eval": {"every": self.every, "prompts": 200}, **more}
+
+
+SETTINGS = {
+    "reasoning": Setting(8, 40, 5, 0.5, {"hidden": 128, "layers": 4, "heads": 4, "kv_heads": 2}, 32_000,
+                         {"data": {"task": {"type": f"{__file__}:Explained", "levels": [1, 2], "mistakes": 0.7}, "size": 4000, "test_size": 200},
+                          "sampling": {"max_tokens": 160}, "learner": {"lr": 5e-4}}),
+    "short": Setting(32, 60, 10, 0.7, {"hidden": 64, "layers": 2, "heads": 2, "kv_heads": 1}, None,
+                     {"data": {"task": {"type": "Sorting", "levels": [1, 2], "mistakes": 0.8}, "size": 4000, "test_size": 200},
+                      "sampling": {"max_tokens": 6}, "learner": {"lr": 5e-4}})}
+
+
+def base(name: str) -> Path:
+    """The warmed-up model that both sides start from."""
     import rlkit as rk
 
-    folder = OUT / "base" / "final"
+    s, folder = SETTINGS[name], OUT / f"{name}-base" / "final"
+
+    def warm(run: str, model: dict[str, Any], steps: int, **task: Any) -> Path:
+        data = {**s.run["data"], "task": {**s.run["data"]["task"], **task}}
+        return rk.train(rk.load(s.mapping(out=str(OUT), name=run, steps=0, data=data, model={**model, "warm_up": {"batch": 64, "lr": 2e-3, "steps": steps}})), quiet=True) / "final"
+
     if not folder.exists():
-        rk.train(rk.load({**RUN, "name": "base", "steps": 0, "model": {"make": {"hidden": 64, "layers": 2, "heads": 2, "kv_heads": 1},
-                                                                      "warm_up": {"steps": 300, "batch": 64, "lr": 2e-3}}}), quiet=True)
+        if s.vocabulary is None:
+            warm(f"{name}-base", {"make": dict(s.model)}, 300)
+        else:
+            narrow = warm(f"{name}-narrow", {"make": dict(s.model)}, 250, explain=False)        # answers first: explanations would drown them
+            warm(f"{name}-base", {"path": str(widen(narrow, OUT / f"{name}-wide", s.vocabulary))}, 60)
     return folder
 
 
-def rlkit_side(seed: int, steps: int, folder: str) -> dict[str, Any]:
+def widen(model: Path, folder: Path, vocabulary: int) -> Path:
+    """More rows in the vocabulary than the tokenizer has tokens, as real models have."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from rlkit.learner.model import load_tokenizer
+
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_pretrained(model)
+    lm.resize_token_embeddings(vocabulary, mean_resizing=False)
+    lm.save_pretrained(folder)
+    load_tokenizer(model).save_pretrained(folder)
+    return folder
+
+
+def rlkit_side(name: str, engine: str, seed: int, folder: str) -> dict[str, Any]:
     import rlkit as rk
 
-    run = rk.train(rk.load({**RUN, "out": folder, "name": "r", "seed": seed, "steps": steps, "model": {"path": str(base())}}), quiet=True)
-    seconds = [json.loads(line)["time/step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    scores = {r["step"]: r["score"] for r in map(json.loads, (run / "eval.jsonl").read_text().splitlines())}
-    return {"seconds": seconds, "scores": scores}
+    s = SETTINGS[name]
+    run = s.mapping(out=folder, name="r", seed=seed, steps=s.steps, model={"path": str(base(name))})
+    run["rollout"] = {**run["rollout"], "engine": engine}
+    done = rk.train(rk.load(run), quiet=True)
+    metrics = [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
+    scores = {r["step"]: r["score"] for r in map(json.loads, (done / "eval.jsonl").read_text().splitlines())}
+    return {"seconds": [m["time/step"] for m in metrics], "length": [m["length/mean"] for m in metrics], "scores": scores}
 
 
-def trl_side(seed: int, steps: int, folder: str) -> dict[str, Any]:
+def trl_side(name: str, seed: int, folder: str) -> dict[str, Any]:
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -63,10 +139,10 @@ def trl_side(seed: int, steps: int, folder: str) -> dict[str, Any]:
     from rlkit.rewards import Scorer
     from rlkit.rollout.hf import HFEngine
     from rlkit.trainer import sample_and_score
-    from rlkit.types import Sampling
 
-    run = rk.load({**RUN, "steps": steps, "model": {"path": str(base())}})
-    tokenizer = load_tokenizer(str(base()))
+    s = SETTINGS[name]
+    run = rk.load(s.mapping(steps=s.steps, model={"path": str(base(name))}))
+    task, tokenizer = run.data.task, load_tokenizer(str(base(name)))
     train, test = (load_prompts(run.data, split, tokenizer) for split in ("train", "test"))
     scorer = Scorer(reward_specs(run))
     scorer.check(list(test[0].columns))
@@ -74,18 +150,18 @@ def trl_side(seed: int, steps: int, folder: str) -> dict[str, Any]:
     def accuracy(model: Any) -> float:
         model.save_pretrained(f"{folder}/m")
         tokenizer.save_pretrained(f"{folder}/m")
-        engine = HFEngine(f"{folder}/m", max_model_len=64)
+        engine = HFEngine(f"{folder}/m")
         try:
-            rollouts = sample_and_score(EngineGroup(LocalWorkers(engine)), scorer, test, 1, Sampling(max_tokens=6, seed=seed))
+            return mean(r.reward for r in sample_and_score(EngineGroup(LocalWorkers(engine)), scorer, test, 1, run.sampling))
         finally:
             engine.close()
-        return mean(r.reward for r in rollouts)
 
     def reward(completions: list[str], answer: list[str], **_: Any) -> list[float]:
-        return [float(c.strip() == a) for c, a in zip(completions, answer, strict=True)]
+        return [float(task.verify(c, {"answer": a})) for c, a in zip(completions, answer, strict=True)]
 
-    model = AutoModelForCausalLM.from_pretrained(base(), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(base(name), dtype=torch.float32)
     seconds: list[float] = []
+    length: list[float] = []
     scores = {0: accuracy(model)}
 
     class Clock(TrainerCallback):
@@ -94,68 +170,90 @@ def trl_side(seed: int, steps: int, folder: str) -> dict[str, Any]:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **__: Any) -> None:
             seconds.append(time.perf_counter() - self.start)
-            if state.global_step % EVERY == 0:
+            length.append(trainer._metrics["train"]["completions/mean_length"][-1])
+            if state.global_step % s.every == 0:
                 scores[state.global_step] = accuracy(model)
 
-    args = GRPOConfig(output_dir=folder, per_device_train_batch_size=PROMPTS * N, num_generations=N, max_completion_length=6, max_steps=steps, learning_rate=5e-4,
-                      lr_scheduler_type="constant", adam_beta2=0.95, weight_decay=0.0, max_grad_norm=1.0, beta=0.0, loss_type="grpo", use_cpu=True, bf16=False,
-                      gradient_checkpointing=False, seed=seed, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True)
-    trainer = GRPOTrainer(model=model, reward_funcs=reward, args=args, processing_class=AutoTokenizer.from_pretrained(base()), callbacks=[Clock()],
+    args = GRPOConfig(output_dir=folder, per_device_train_batch_size=s.prompts * N, num_generations=N, max_completion_length=run.sampling.max_tokens, max_steps=s.steps,
+                      learning_rate=run.learner.lr, lr_scheduler_type="constant", adam_beta2=0.95, weight_decay=0.0, max_grad_norm=1.0, beta=0.0, loss_type="grpo",
+                      use_cpu=not torch.cuda.is_available(), bf16=False, gradient_checkpointing=False, seed=seed, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True)
+    trainer = GRPOTrainer(model=model, reward_funcs=reward, args=args, processing_class=AutoTokenizer.from_pretrained(base(name)), callbacks=[Clock()],
                           train_dataset=Dataset.from_list([{"prompt": p.text, "answer": p.answer} for p in train]))
     trainer.train()
     scorer.close()
-    return {"seconds": seconds, "scores": scores}
+    return {"seconds": seconds, "length": length, "scores": scores}
 
 
 def reaches(row: dict[str, Any], target: float) -> float | None:
     """Training seconds until the first evaluation of at least ``target``."""
-    for step, score in sorted((int(k), v) for k, v in row["scores"].items()):
-        if score >= target:
-            return sum(row["seconds"][:step])
-    return None
+    return next((sum(row["seconds"][:step]) for step, score in sorted((int(k), v) for k, v in row["scores"].items()) if score >= target), None)
 
 
 def main() -> None:
     p = argparse.ArgumentParser()
-    p.add_argument("--worker", choices=("rlkit", "trl"))
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--worker", nargs=3, metavar=("SIDE", "SETTING", "SEED"))
+    p.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     p.add_argument("--seeds", type=int, default=3)
-    p.add_argument("--steps", type=int, default=100)
-    p.add_argument("--target", type=float, default=0.8)
+    p.add_argument("--fresh", action="store_true")
     a = p.parse_args()
     if a.worker:
+        side, name, seed = a.worker
         with tempfile.TemporaryDirectory() as folder:
-            print("RESULT " + json.dumps((rlkit_side if a.worker == "rlkit" else trl_side)(a.seed, a.steps, folder)))
+            row = trl_side(name, int(seed), folder) if side == "trl" else rlkit_side(name, side.removeprefix("rlkit-"), int(seed), folder)
+        print(json.dumps(row))
         return
-    base()
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text("")
-    rows: list[dict[str, Any]] = []
-    for seed in range(a.seeds):
-        for side in ("rlkit", "trl"):
-            done = subprocess.run([sys.executable, __file__, "--worker", side, "--seed", str(seed), "--steps", str(a.steps)], capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(done.stderr[-3000:])
-            row = json.loads(next(x for x in done.stdout.splitlines() if x.startswith("RESULT "))[7:])
-            steady = row["seconds"][2:]
-            rows.append({"side": side, "seed": seed, "samples_per_second": PROMPTS * N * len(steady) / sum(steady), "seconds_to_target": reaches(row, a.target), **row})
-            with RESULTS.open("a") as f:
-                f.write(json.dumps(rows[-1]) + "\n")
-            print(json.dumps({k: v for k, v in rows[-1].items() if k != "seconds"}), flush=True)
-    import torch
-    import transformers
-    import trl
+    if a.fresh:
+        (report.RESULTS / "end_to_end.jsonl").unlink(missing_ok=True)
+    rows = report.read("end_to_end")
+    for name in a.settings:
+        base(name)
+        for seed in range(a.seeds):
+            for side in ("rlkit-hf", "trl", "rlkit-vllm"):
+                if any((r["setting"], r["side"], r["seed"]) == (name, side, seed) for r in rows):
+                    continue
+                row = report.process(__file__, "--worker", side, name, str(seed))
+                steady = row["seconds"][2:]
+                rows.append(report.append("end_to_end", {
+                    "setting": name, "side": side, "seed": seed, "samples_per_second": SETTINGS[name].prompts * N * len(steady) / sum(steady),
+                    "tokens_per_second": SETTINGS[name].prompts * N * sum(row["length"][2:]) / sum(steady), "seconds_to_target": reaches(row, SETTINGS[name].target), **row}))
+    write(rows)
 
-    lines = ["| seed | samples/s, rlkit / TRL | seconds to " + f"{a.target:.2f}, rlkit / TRL | final accuracy rlkit, TRL |", "|---|---|---|---|"]
-    for seed in range(a.seeds):
-        one, two = (next(r for r in rows if r["side"] == s and r["seed"] == seed) for s in ("rlkit", "trl"))
-        to = [r["seconds_to_target"] for r in (one, two)]
-        ratio = "not reached by " + " and ".join(s for s, t in zip(("rlkit", "TRL"), to, strict=True) if t is None) if None in to else f"{to[0] / to[1]:.2f}"
-        last = [list(r["scores"].values())[-1] for r in (one, two)]
-        lines.append(f"| {seed} | {one['samples_per_second'] / two['samples_per_second']:.2f} | {ratio} | {last[0]:.3f}, {last[1]:.3f} |")
-    page = ["# The whole loop against TRL", "", f"Written by `python benchmarks/end_to_end.py`: {a.steps} steps of {PROMPTS} x {N} responses of at most 6 tokens, a Qwen2 model of 2 layers and hidden size 64,",
-            f"Hugging Face generation on both sides. TRL {trl.__version__}, transformers {transformers.__version__}, torch {torch.__version__}.", "", *lines, ""]
-    (ROOT / "benchmarks" / "end_to_end.md").write_text("\n".join(page))
+
+def write(rows: list[dict[str, Any]]) -> None:
+    lines = []
+    for name, s in SETTINGS.items():
+        mine = [r for r in rows if r["setting"] == name]
+        if not mine:
+            continue
+
+        def of(side: str, seed: int, key: str, mine: list[dict[str, Any]] = mine) -> Any:
+            return next((r[key] for r in mine if r["side"] == side and r["seed"] == seed), None)
+
+        def ratio(a: float | None, b: float | None) -> str:
+            return "not reached" if a is None or b is None else f"{a / b:.2f}"
+
+        lines += [f"## {name}", "", f"{s.steps} steps of {s.prompts} x {N} responses of at most {s.run['sampling']['max_tokens']} tokens; model {dict(s.model)}. Ratios to TRL at the same seed.", ""]
+        lines += report.table([{"seed": k} for k in sorted({r["seed"] for r in mine})], [
+            ("seed", lambda r: str(r["seed"])),
+            ("samples/s, rlkit / TRL", lambda r: ratio(of("rlkit-hf", r["seed"], "samples_per_second"), of("trl", r["seed"], "samples_per_second"))),
+            ("with vLLM / TRL", lambda r: ratio(of("rlkit-vllm", r["seed"], "samples_per_second"), of("trl", r["seed"], "samples_per_second"))),
+            ("sampled tokens/s, rlkit / TRL", lambda r: ratio(of("rlkit-hf", r["seed"], "tokens_per_second"), of("trl", r["seed"], "tokens_per_second"))),
+            (f"seconds to {s.target}, rlkit / TRL", lambda r: ratio(of("rlkit-hf", r["seed"], "seconds_to_target"), of("trl", r["seed"], "seconds_to_target"))),
+            ("final accuracy rlkit, TRL", lambda r: ", ".join(f"{list(of(side, r['seed'], 'scores').values())[-1]:.3f}" for side in ("rlkit-hf", "trl") if of(side, r["seed"], "scores"))),
+            ("mean length rlkit, TRL", lambda r: ", ".join(f"{mean(of(side, r['seed'], 'length')):.0f}" for side in ("rlkit-hf", "trl") if of(side, r["seed"], "length")))])
+        lines.append("")
+
+    def draw(axes: Any) -> None:
+        for axis, name in zip(axes, SETTINGS, strict=True):
+            for side, color in (("rlkit-hf", "C0"), ("trl", "C1"), ("rlkit-vllm", "C2")):
+                for k, r in enumerate([r for r in rows if r["setting"] == name and r["side"] == side]):
+                    points = sorted((int(step), score) for step, score in r["scores"].items())
+                    axis.plot([sum(r["seconds"][:step]) for step, _ in points], [score for _, score in points], color=color, alpha=0.7, label=side if k == 0 else None)
+            axis.set(title=name, xlabel="seconds of training", ylabel="held-out accuracy", xscale="symlog")
+            axis.legend()
+
+    report.plot("end_to_end", draw, width=len(SETTINGS))
+    report.page("end_to_end", "The whole loop against TRL", lines, rows)
 
 
 if __name__ == "__main__":

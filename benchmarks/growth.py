@@ -32,8 +32,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from learner_step import peak_during
-from report import append, growth, page, plot, process, read, table
+from report import append, growth, page, peak_during, plot, process, read, table
 
 NAME = "growth"
 GROUP = 8                                           # responses to a prompt

@@ -11,18 +11,16 @@ benchmarks/learner_step.md.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import random
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from report import RESULTS, append, page, plot, process, read, table
+from report import RESULTS, append, page, peak_during, plot, process, read, table
 
 G = 8
 CASES = [  # vocabulary, prompts, tokens of a prompt, shortest and longest response
@@ -43,31 +41,6 @@ def rows(case: dict[str, int]) -> list[dict[str, Any]]:
             out.append({"group": g, "prompt": prompt, "tokens": [r.randrange(3, case["vocab"]) for _ in range(n)],
                         "ref": [-0.1 * r.random() for _ in range(n)], "adv": r.gauss(0, 1)})
     return out
-
-
-def peak_during(step: Any) -> float:
-    """MiB that ``step`` adds to the resident memory of this process at most."""
-    import psutil
-
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)                # what earlier work freed is not the step's
-    me, peak, stop = psutil.Process(), 0, threading.Event()
-    before = me.memory_info().rss
-
-    def watch() -> None:
-        nonlocal peak
-        while not stop.is_set():
-            peak = max(peak, me.memory_info().rss)
-            time.sleep(0.001)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        step()
-    finally:
-        stop.set()
-        thread.join()
-    return (max(peak, me.memory_info().rss) - before) / 2**20
 
 
 def model_folder(case: dict[str, int], folder: str) -> str:

@@ -22,8 +22,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from learner_step import peak_during
-from report import RESULTS, append, page, plot, process, read, table
+from report import RESULTS, append, page, peak_during, plot, process, read, table
 
 from rlkit.learner import head
 

@@ -1,11 +1,14 @@
 """What benchmarks share: where results go, on what machine they were taken, tables and plots."""
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,6 +49,36 @@ def append(name: str, row: Row) -> Row:
         f.write(json.dumps(row) + "\n")
     print(json.dumps({k: v for k, v in row.items() if k != "machine"}), flush=True)
     return row
+
+
+def resident() -> float:
+    """MiB of resident memory of this process."""
+    import psutil
+
+    return float(psutil.Process().memory_info().rss) / 2**20
+
+
+def peak_during(work: Callable[[], Any], held: Callable[[], float] = resident) -> float:
+    """How many MiB ``held()`` grows by at most while ``work`` runs."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)                # what earlier work freed is not this one's
+    before, stop = held(), threading.Event()
+    peak = before
+
+    def watch() -> None:
+        nonlocal peak
+        while not stop.is_set():
+            peak = max(peak, held())
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        work()
+    finally:
+        stop.set()
+        thread.join()
+    return max(peak, held()) - before
 
 
 def process(script: str, *arguments: str, threads: int | None = None) -> Row:

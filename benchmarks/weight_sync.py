@@ -15,13 +15,12 @@ import os
 import random
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from report import RESULTS, ROOT, append, page, plot, process, read, table
+from report import RESULTS, ROOT, append, page, peak_during, plot, process, read, table
 
 NAME = "weight_sync"
 SIZES = {"1M": (128, 384, 4, 2048), "10M": (256, 1024, 8, 8192), "100M": (768, 2048, 12, 32000)}      # hidden, feed-forward, layers, vocabulary
@@ -97,24 +96,6 @@ def started(run: Any, folder: str) -> Iterator[tuple[Any, Any, Callable[[], floa
         learners.close()
         engines.close()
         ray.shutdown()
-
-
-def peak_during(work: Callable[[], Any], held: Callable[[], float]) -> float:
-    """MiB beyond ``held()`` before, at most."""
-    before, peak, stop = held(), 0.0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not stop.is_set():
-            peak = max(peak, held() - before)
-            time.sleep(0.002)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    work()
-    stop.set()
-    thread.join()
-    return peak
 
 
 def measure(case: dict[str, Any]) -> dict[str, float]:
