@@ -6,7 +6,7 @@
 Both start from one warmed-up model and train GRPO (group mean and standard deviation, clip 0.2, mean over responses of the mean over tokens, no
 KL) on the same prompts with one update a step and AdamW with the same settings. rlkit runs in one process with its Hugging Face engine, so
 neither side has another inference engine. Held-out accuracy is measured by the same code on the same prompts; neither that nor starting up is
-counted. Sides take turns, each with a process and both cores of its own.
+counted. Sides take turns, each in a process of its own with one thread (``--jobs 2``: two processes at a time).
 
 Two settings. `reasoning` looks like a reasoning run in small: a vocabulary of 32,000, prompts of about 60 tokens, and responses that answer and then explain for
 a while, with long-tailed lengths (up to 160 tokens). `short`: a vocabulary of 14, 6-token responses, nothing to pad and nothing to share; what
@@ -20,6 +20,7 @@ import random
 import tempfile
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -34,6 +35,7 @@ COMMON: dict[str, Any] = {
     "rollout": {"engine": "hf"}, "advantage": {"type": "GroupNorm", "eps": 1e-4}, "objective": [{"type": "PPOClip", "reduce": "seq"}], "reference": None,
     "log": {"tensorboard": False, "breakdown": 0}, "probe": {"every": 0}}
 N = 8
+SIDES = ("rlkit-hf", "trl", "rlkit-vllm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +73,9 @@ class Setting:
 
 
 SETTINGS = {
-    "reasoning": Setting(8, 40, 5, 0.5, {"hidden": 128, "layers": 4, "heads": 4, "kv_heads": 2}, 32_000,
-                         {"data": {"task": {"type": f"{__file__}:Explained", "levels": [1, 2], "mistakes": 0.7}, "size": 4000, "test_size": 200},
-                          "sampling": {"max_tokens": 160}, "learner": {"lr": 5e-4}}),
+    "reasoning": Setting(8, 25, 5, 0.5, {"hidden": 128, "layers": 4, "heads": 4, "kv_heads": 2}, 32_000,
+                         {"data": {"task": {"type": f"{__file__}:Explained", "levels": [1, 2], "mistakes": 0.5}, "size": 4000, "test_size": 200},
+                          "sampling": {"max_tokens": 160}, "learner": {"lr": 2e-4}}),
     "short": Setting(32, 60, 10, 0.7, {"hidden": 64, "layers": 2, "heads": 2, "kv_heads": 1}, None,
                      {"data": {"task": {"type": "Sorting", "levels": [1, 2], "mistakes": 0.8}, "size": 4000, "test_size": 200},
                       "sampling": {"max_tokens": 6}, "learner": {"lr": 5e-4}})}
@@ -93,7 +95,7 @@ def base(name: str) -> Path:
         if s.vocabulary is None:
             warm(f"{name}-base", {"make": dict(s.model)}, 300)
         else:
-            narrow = warm(f"{name}-narrow", {"make": dict(s.model)}, 250, explain=False)        # answers first: explanations would drown them
+            narrow = warm(f"{name}-narrow", {"make": dict(s.model)}, 500, explain=False)        # answers first: explanations would drown them
             warm(f"{name}-base", {"path": str(widen(narrow, OUT / f"{name}-wide", s.vocabulary))}, 60)
     return folder
 
@@ -194,6 +196,7 @@ def main() -> None:
     p.add_argument("--worker", nargs=3, metavar=("SIDE", "SETTING", "SEED"))
     p.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     p.add_argument("--seeds", type=int, default=3)
+    p.add_argument("--jobs", type=int, default=1, help="processes at a time")
     p.add_argument("--fresh", action="store_true")
     a = p.parse_args()
     if a.worker:
@@ -205,18 +208,21 @@ def main() -> None:
     if a.fresh:
         (report.RESULTS / "end_to_end.jsonl").unlink(missing_ok=True)
     rows = report.read("end_to_end")
-    for name in a.settings:
+    tasks = [(side, name, seed) for name in a.settings for seed in range(a.seeds) for side in SIDES
+             if not any((r["side"], r["setting"], r["seed"]) == (side, name, seed) for r in rows)]
+    for name in {name for _, name, _ in tasks}:
         base(name)
-        for seed in range(a.seeds):
-            for side in ("rlkit-hf", "trl", "rlkit-vllm"):
-                if any((r["setting"], r["side"], r["seed"]) == (name, side, seed) for r in rows):
-                    continue
-                row = report.process(__file__, "--worker", side, name, str(seed))
-                steady = row["seconds"][2:]
-                rows.append(report.append("end_to_end", {
-                    "setting": name, "side": side, "seed": seed, "samples_per_second": SETTINGS[name].prompts * N * len(steady) / sum(steady),
-                    "tokens_per_second": SETTINGS[name].prompts * N * sum(row["length"][2:]) / sum(steady), "seconds_to_target": reaches(row, SETTINGS[name].target), **row}))
+    with ThreadPoolExecutor(a.jobs) as pool:
+        for task in pool.map(lambda t: measure(*t, a.jobs), tasks):
+            rows.append(report.append("end_to_end", task))
     write(rows)
+
+
+def measure(side: str, name: str, seed: int, jobs: int) -> dict[str, Any]:
+    row, samples = report.process(__file__, "--worker", side, name, str(seed), threads=1), SETTINGS[name].prompts * N
+    steady = row["seconds"][2:]
+    return {"setting": name, "side": side, "seed": seed, "jobs": jobs, "samples_per_second": samples * len(steady) / sum(steady),
+            "tokens_per_second": samples * sum(row["length"][2:]) / sum(steady), "seconds_to_target": reaches(row, SETTINGS[name].target), **row}
 
 
 def write(rows: list[dict[str, Any]]) -> None:

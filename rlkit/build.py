@@ -351,7 +351,8 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
         for line in (*notes, preview(train_prompts, tokenizer)):
             log.say(line)
         model_path = prepare_model(run, folder, train_prompts, tokenizer, context, log)
-        sampling = run.sampling if run.sampling.seed is not None else _seeded(run.sampling, run.seed)
+        own_seeds = run.rollout.seeded and run.sampling.seed is None
+        sampling = dataclasses.replace(run.sampling, seed=run.seed) if own_seeds else run.sampling
         learners, engines = _workers(run, model_path, need, context, log)
         stack.callback(learners.close)
         stack.callback(engines.close)
@@ -368,10 +369,6 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
             WeightSync(learners, engines, run.rollout.pause), collector, statistics, Coefficients(run.objective),
             Coefficients(run.reward_penalties), checkpoints, before_update(run, need), sampling, started,
             LengthState(run.rollout.lengths) if run.rollout.lengths else None, rows, specs[0].label, timeline)
-
-
-def _seeded(sampling: Sampling, seed: int) -> Sampling:
-    return dataclasses.replace(sampling, seed=seed)
 
 
 def before_update(run: Run, need: frozenset[str]) -> tuple[str, ...]:

@@ -75,6 +75,8 @@ class RolloutSection:
         over: share of ``prompts`` that is started beyond them, so that a step need not wait for its longest responses: it takes the groups
             that finish first, and the others are continued for a later one (:class:`rlkit.rollout.collector.Collector` says what this
             does to the batch). overtake: steps' worth of younger groups that may go before an older one.
+        seeded: every request has a seed of its own, so that its tokens depend neither on the batch nor on the number of engines, and a
+            resumed run repeats them. For that, vLLM draws request by request and not with its fused samplers; false lets it use them.
         max_waste: groups that may be dropped and replaced in one step, as a multiple of ``prompts``.
         lengths: a curriculum over ``sampling.max_tokens``.
         interrupt: responses that take too long are told to answer.
@@ -87,6 +89,7 @@ class RolloutSection:
     pause: UpdateMode = "wait"
     over: float = 0.0
     overtake: int = 1
+    seeded: bool = True
     max_waste: float = 10.0
     max_model_len: int | None = None
     lengths: Lengths | None = None
