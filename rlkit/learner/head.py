@@ -200,11 +200,12 @@ class LMHead(nn.Linear):
         return head
 
     def forward(self, hidden: Tensor, target: Tensor | None = None, temperature: float = 1.0, top_k: int = 0,
-                top_p: float = 1.0, entropy: bool = False, fp32: bool = False, full: Sequence[tuple[Any, Head, Tensor]] = ()) -> Any:
+                top_p: float = 1.0, entropy: bool = False, fp32: bool = False, full: Sequence[tuple[Any, Head, Tensor]] = (),
+                weight: Tensor | None = None) -> Any:
         """Logits without ``target``; else log-probs ``[N]``, entropies (``[N]``, or empty), and ``full`` divergences ``[N]`` by name.
 
         Everything in nats and float32. ``full`` is (term, its anchor's head over the same tokens, weight of each token in the loss); an
-        anchor without an output layer shares this one.
+        anchor without an output layer shares this one. ``weight`` is an alias of the layer's own, for a caller that collects its gradient.
 
         Shapes:
             hidden ``[N, H]``, target ``[N]``.
@@ -212,7 +213,8 @@ class LMHead(nn.Linear):
         if target is None:
             return super().forward(hidden)
         # Greedy sampling has no log-probabilities of its own: report the model's.
-        logp, ent = _TokenLogprob.apply(hidden, self.weight, self.bias, target, temperature or 1.0, top_k, top_p, entropy, fp32)
+        weight = self.weight if weight is None else weight
+        logp, ent = _TokenLogprob.apply(hidden, weight, self.bias, target, temperature or 1.0, top_k, top_p, entropy, fp32)
         found = {}
         for spec, anchor, expected in full:
             if anchor.weight is None:

@@ -7,7 +7,7 @@ the token at ``t``.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from rlkit.learner import packed
 from rlkit.learner.head import LMHead
 from rlkit.objective.full_vocab import Head
 from rlkit.types import Batch, New, Sampling
+
+Embed = Callable[[Tensor], Tensor]      # tokens to input embeddings
 
 
 def load_lm(path: str | Path, dtype: torch.dtype = torch.float32, attention: str | None = None) -> Any:
@@ -81,7 +83,35 @@ def add_lora(lm: Any, options: dict[str, Any], seed: int) -> Any:
         raise ValueError(f"peft: {str(error).splitlines()[0]}") from error
 
 
-def padded(decoder: Any, ids: Tensor, length: Tensor) -> Tensor:
+class _TiedEmbedding(torch.autograd.Function):
+    """The embeddings of ``ids``, and the matrix itself for the output layer that shares it.
+
+    Autograd would make a gradient ``[V, H]`` for each use and add them; here the embeddings' rows are added into the output layer's.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, padding: int | None) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(ids)
+        ctx.padding = padding
+        return nn.functional.embedding(ids, weight), weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (ids,), (d_rows, d_weight) = ctx.saved_tensors, grads
+        tokens, place = ids.unique(return_inverse=True)
+        rows = torch.zeros(len(tokens), d_rows.shape[-1], device=ids.device).index_add_(0, place.flatten(), d_rows.flatten(0, -2).float())
+        if ctx.padding is not None:                     # as nn.Embedding has it: this token's row is not trained as an input
+            rows[tokens == ctx.padding] = 0
+        return d_weight.index_add_(0, tokens, rows.to(d_weight.dtype)), None, None
+
+
+def _call(decoder: Any, ids: Tensor, embed: Embed | None, **options: Any) -> Tensor:
+    start = {"input_ids": ids} if embed is None else {"inputs_embeds": embed(ids)}
+    hidden: Tensor = decoder(**start, use_cache=False, **options).last_hidden_state
+    return hidden
+
+
+def padded(decoder: Any, ids: Tensor, length: Tensor, embed: Embed | None = None) -> Tensor:
     """Last hidden states ``[L, H]`` of a decoder on packed sequences.
 
     Rows are padded on the right: attention is causal, so no real token ever sees padding and no mask is needed.
@@ -92,17 +122,18 @@ def padded(decoder: Any, ids: Tensor, length: Tensor) -> Tensor:
     column = torch.arange(ids.shape[0], device=ids.device) - start
     ids_2d = ids.new_zeros(rows, longest)
     ids_2d[row, column] = ids
-    hidden: Tensor = decoder(input_ids=ids_2d, use_cache=False).last_hidden_state
-    return hidden[row, column]
+    return _call(decoder, ids_2d, embed)[row, column]
 
 
-def hidden_states(decoder: Any, ids: Tensor, length: Tensor, action: Tensor, group: Tensor) -> Tensor:
-    """Last hidden states ``[L, H]``: packed (:mod:`rlkit.learner.packed`) if the model was loaded for it, else padded."""
+def hidden_states(decoder: Any, ids: Tensor, length: Tensor, action: Tensor, group: Tensor, embed: Embed | None = None) -> Tensor:
+    """Last hidden states ``[L, H]``: packed (:mod:`rlkit.learner.packed`) if the model was loaded for it, else padded.
+
+    ``embed`` takes the place of the decoder's own embedding.
+    """
     if decoder.config._attn_implementation != packed.NAME:
-        return padded(decoder, ids, length)
+        return padded(decoder, ids, length, embed)
     layout = packed.make(ids, length, action, group)
-    out: Tensor = decoder(input_ids=layout.ids[None], position_ids=layout.position[None], use_cache=False, packing=layout).last_hidden_state
-    return out[0, layout.place]
+    return _call(decoder, layout.ids[None], embed, position_ids=layout.position[None], packing=layout)[0, layout.place]
 
 
 class ValueModel(nn.Module):
@@ -158,17 +189,31 @@ class PolicyModel(nn.Module):
         Shapes:
             ids ``[L]`` packed tokens; length ``[S]``, sums to ``L``; action ``[N]`` indices into ``[L]``; group ``[S]``.
         """
-        hidden = self.hidden(ids, length, action, group)                            # [L, H]
+        table, weight = self._shared_table(), None
+
+        def embed(tokens: Tensor) -> Tensor:
+            nonlocal weight
+            assert table is not None
+            rows, weight = _TiedEmbedding.apply(table.weight, tokens, table.padding_idx)
+            return rows  # type: ignore[no-any-return]
+
+        hidden = hidden_states(self.base.get_decoder(), ids, length, action, group, None if table is None else embed)     # [L, H]
         at = hidden[action - 1]                                                     # the one shift
         logp, ent, found = self.base.get_output_embeddings()(
             at, target=ids[action], temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
-            entropy=entropy, fp32=self.fp32_head, full=full)
+            entropy=entropy, fp32=self.fp32_head, full=full, weight=weight)
         values = None
         if value and self.critic is not None:
             values = self.critic(ids, length, action, group).float()
         elif value and self.value_head is not None:
             values = self.value_head(at)[:, 0].float()
         return logp, ent, values, found
+
+    def _shared_table(self) -> nn.Embedding | None:
+        """The embedding whose trained matrix is the output layer's, too; None also where ZeRO-3 gathers it layer by layer."""
+        table = self.base.get_input_embeddings()
+        shared = type(table) is nn.Embedding and table.weight is self.base.get_output_embeddings().weight
+        return table if shared and table.weight.requires_grad and torch.is_grad_enabled() and not hasattr(table.weight, "ds_id") else None
 
     def hidden(self, ids: Tensor, length: Tensor, action: Tensor, group: Tensor) -> Tensor:
         """Last hidden states ``[L, H]``."""
