@@ -73,7 +73,7 @@ class Setting:
 
 
 SETTINGS = {
-    "reasoning": Setting(8, 25, 5, 0.5, {"hidden": 128, "layers": 4, "heads": 4, "kv_heads": 2}, 32_000,
+    "reasoning": Setting(8, 15, 5, 0.45, {"hidden": 128, "layers": 4, "heads": 4, "kv_heads": 2}, 32_000,
                          {"data": {"task": {"type": f"{__file__}:Explained", "levels": [1, 2], "mistakes": 0.5}, "size": 4000, "test_size": 200},
                           "sampling": {"max_tokens": 160}, "learner": {"lr": 2e-4}}),
     "short": Setting(32, 60, 10, 0.7, {"hidden": 64, "layers": 2, "heads": 2, "kv_heads": 1}, None,
@@ -130,7 +130,7 @@ def rlkit_side(name: str, engine: str, seed: int, folder: str) -> dict[str, Any]
 def trl_side(name: str, seed: int, folder: str) -> dict[str, Any]:
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForCausalLM, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     import rlkit as rk
@@ -179,7 +179,7 @@ def trl_side(name: str, seed: int, folder: str) -> dict[str, Any]:
     args = GRPOConfig(output_dir=folder, per_device_train_batch_size=s.prompts * N, num_generations=N, max_completion_length=run.sampling.max_tokens, max_steps=s.steps,
                       learning_rate=run.learner.lr, lr_scheduler_type="constant", adam_beta2=0.95, weight_decay=0.0, max_grad_norm=1.0, beta=0.0, loss_type="grpo",
                       use_cpu=not torch.cuda.is_available(), bf16=False, gradient_checkpointing=False, seed=seed, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True)
-    trainer = GRPOTrainer(model=model, reward_funcs=reward, args=args, processing_class=AutoTokenizer.from_pretrained(base(name)), callbacks=[Clock()],
+    trainer = GRPOTrainer(model=model, reward_funcs=reward, args=args, processing_class=tokenizer, callbacks=[Clock()],
                           train_dataset=Dataset.from_list([{"prompt": p.text, "answer": p.answer} for p in train]))
     trainer.train()
     scorer.close()
@@ -256,7 +256,8 @@ def write(rows: list[dict[str, Any]]) -> None:
                     points = sorted((int(step), score) for step, score in r["scores"].items())
                     axis.plot([sum(r["seconds"][:step]) for step, _ in points], [score for _, score in points], color=color, alpha=0.7, label=side if k == 0 else None)
             axis.set(title=name, xlabel="seconds of training", ylabel="held-out accuracy", xscale="symlog")
-            axis.legend()
+            if axis.lines:
+                axis.legend()
 
     report.plot("end_to_end", draw, width=len(SETTINGS))
     report.page("end_to_end", "The whole loop against TRL", lines, rows)

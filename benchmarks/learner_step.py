@@ -25,7 +25,7 @@ from report import RESULTS, append, page, peak_during, plot, process, read, tabl
 G = 8
 CASES = [  # vocabulary, prompts, tokens of a prompt, shortest and longest response
     {"vocab": 1000, "prompts": 2, "prompt": 128, "low": 32, "high": 256}, {"vocab": 32000, "prompts": 2, "prompt": 128, "low": 32, "high": 256},
-    {"vocab": 151936, "prompts": 1, "prompt": 128, "low": 32, "high": 256}, {"vocab": 151936, "prompts": 2, "prompt": 128, "low": 32, "high": 256},
+    {"vocab": 151936, "prompts": 1, "prompt": 128, "low": 32, "high": 256},
     {"vocab": 1000, "prompts": 2, "prompt": 512, "low": 32, "high": 256},
     {"vocab": 1000, "prompts": 2, "prompt": 32, "low": 256, "high": 256}]      # the last: no padding, hardly a prompt to share
 
