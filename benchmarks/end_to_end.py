@@ -235,8 +235,8 @@ def write(rows: list[dict[str, Any]]) -> None:
         def of(side: str, seed: int, key: str, mine: list[dict[str, Any]] = mine) -> Any:
             return next((r[key] for r in mine if r["side"] == side and r["seed"] == seed), None)
 
-        def ratio(a: float | None, b: float | None) -> str:
-            return "not reached" if a is None or b is None else f"{a / b:.2f}"
+        def ratio(a: float | None, b: float | None, missing: str = "") -> str:
+            return missing if a is None or b is None else f"{a / b:.2f}"
 
         lines += [f"## {name}", "", f"{s.steps} steps of {s.prompts} x {N} responses of at most {s.run['sampling']['max_tokens']} tokens; model {dict(s.model)}. Ratios to TRL at the same seed.", ""]
         lines += report.table([{"seed": k} for k in sorted({r["seed"] for r in mine})], [
@@ -244,7 +244,7 @@ def write(rows: list[dict[str, Any]]) -> None:
             ("samples/s, rlkit / TRL", lambda r: ratio(of("rlkit-hf", r["seed"], "samples_per_second"), of("trl", r["seed"], "samples_per_second"))),
             ("with vLLM / TRL", lambda r: ratio(of("rlkit-vllm", r["seed"], "samples_per_second"), of("trl", r["seed"], "samples_per_second"))),
             ("sampled tokens/s, rlkit / TRL", lambda r: ratio(of("rlkit-hf", r["seed"], "tokens_per_second"), of("trl", r["seed"], "tokens_per_second"))),
-            (f"seconds to {s.target}, rlkit / TRL", lambda r: ratio(of("rlkit-hf", r["seed"], "seconds_to_target"), of("trl", r["seed"], "seconds_to_target"))),
+            (f"seconds to {s.target}, rlkit / TRL", lambda r: ratio(of("rlkit-hf", r["seed"], "seconds_to_target"), of("trl", r["seed"], "seconds_to_target"), "not reached")),
             ("final accuracy rlkit, TRL", lambda r: ", ".join(f"{list(of(side, r['seed'], 'scores').values())[-1]:.3f}" for side in ("rlkit-hf", "trl") if of(side, r["seed"], "scores"))),
             ("mean length rlkit, TRL", lambda r: ", ".join(f"{mean(of(side, r['seed'], 'length')):.0f}" for side in ("rlkit-hf", "trl") if of(side, r["seed"], "length")))])
         lines.append("")
