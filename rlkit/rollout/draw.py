@@ -19,14 +19,14 @@ def sample(logits: Tensor, sampling: Sampling, chance: Tensor) -> tuple[Tensor, 
     tokens, logps = [], []
     for z, u in zip(logits.split(rows := max(1, CHUNK_ELEMENTS // logits.shape[-1])), chance.split(rows), strict=True):
         z = z.float()
-        best = z.argmax(-1)
         if sampling.temperature == 0:
+            best = z.argmax(-1)
             tokens.append(best)
             logps.append(z.log_softmax(-1).gather(-1, best[:, None])[:, 0])
             continue
-        z = z / sampling.temperature
+        z = z / sampling.temperature if sampling.temperature != 1 else z
         if sampling.top_k or sampling.top_p < 1:
-            z = truncate(z, best, sampling.top_k, sampling.top_p)
+            z = truncate(z, z.argmax(-1), sampling.top_k, sampling.top_p)
         p = z.softmax(-1)
         tokens.append(quantile(p, u))
         logps.append(p.gather(-1, tokens[-1][:, None])[:, 0].log())
