@@ -15,14 +15,16 @@ import argparse
 import math
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
-from trials import RESULTS, ROOT, Row, cell, curve, measure, read, run_all, sampled
+from report import ROOT, Row, read, save
+from trials import cell, curve, measure, run_all, sampled
 
 OUT = ROOT / "runs" / "algorithms"
 CONFIGS = ROOT / "configs" / "algorithms"
 TASK = ["data.task.levels=[1, 2]", "data.size=2000", "data.test_size=100", "eval.prompts=100", f"out={OUT}"]
 SORTING = ROOT / "configs" / "tasks" / "sorting.yaml"
-STEPS = 60
+STEPS, COLUMNS = 60, 6
 
 
 def start_from(model: Path) -> list[str]:
@@ -79,14 +81,13 @@ def main() -> None:
     p.add_argument("--jobs", type=int, default=2)
     p.add_argument("--report", action="store_true")
     a = p.parse_args()
-    path = RESULTS / "algorithms.jsonl"
-    rows = read(path)
+    rows = read("algorithms")
     if not a.report:
         prepare()
         done = {(r["name"], r["seed"]) for r in rows}
         names = a.names or [p.stem for p in sorted(CONFIGS.glob("*.yaml"))]
         tasks = [("(start)", 0)] + [(name, seed) for seed in range(a.seeds) for name in names]
-        rows = run_all(trial, [t for t in tasks if t not in done], path, a.jobs)
+        rows = run_all(trial, [t for t in tasks if t not in done], "algorithms", a.jobs)
     table(rows)
     picture(rows)
 
@@ -107,31 +108,23 @@ def table(rows: list[Row]) -> None:
 
 def picture(rows: list[Row]) -> None:
     """Small multiples: the reward of training batches against steps, a line a seed."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    matplotlib.rcParams["svg.hashsalt"] = "rlkit"
-    import matplotlib.pyplot as plt
-
     names = sorted({r["name"] for r in rows if r["name"] not in ("(start)", "erpd_teacher")})
-    columns = 6
-    figure, axes = plt.subplots(math.ceil(len(names) / columns), columns, figsize=(12, 1.45 * math.ceil(len(names) / columns)), sharex=True)
-    for axis in axes.flat:
-        axis.set_visible(False)
-    for axis, name in zip(axes.flat, names, strict=False):
-        axis.set_visible(True)
-        for r in rows:
-            if r["name"] == name:
+    height = math.ceil(len(names) / COLUMNS)
+
+    def draw(axes: Any) -> None:
+        for axis in axes.flat[len(names):]:
+            axis.set_visible(False)
+        for axis, name in zip(axes.flat, names, strict=False):
+            mine = [r for r in rows if r["name"] == name]
+            for r in mine:
                 x = [STEPS * (i + 0.5) / len(r["curve"]) for i in range(len(r["curve"]))]
                 axis.plot(x, r["curve"], linewidth=1, color="#3465a4", alpha=0.8)
-        low = min(0.0, *(min(r["curve"]) for r in rows if r["name"] == name))
-        axis.set_ylim(low, 1)
-        axis.set_title(name, fontsize=8)
-        axis.tick_params(labelsize=6)
-        axis.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(ROOT / "docs" / "algorithms.svg", metadata={"Date": None})
-    plt.close(figure)
+            axis.set_ylim(min(0.0, *(min(r["curve"]) for r in mine)), 1)
+            axis.set_title(name, fontsize=8)
+            axis.tick_params(labelsize=6)
+            axis.grid(alpha=0.3)
+
+    save(ROOT / "docs" / "algorithms.svg", draw, nrows=height, ncols=COLUMNS, figsize=(12, 1.45 * height), sharex=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import argparse
 import json
 from statistics import mean
 
-from trials import RESULTS, ROOT, Row, cell, curve, half_width, measure, read, run_all, sampled
+from report import ROOT, Row, read
+from trials import cell, curve, half_width, measure, run_all, sampled
 
 OUT = ROOT / "runs" / "claims"
 STEPS, SEEDS, N = 150, 4, 64
@@ -77,14 +78,13 @@ def main() -> None:
     p.add_argument("--report", action="store_true")
     p.add_argument("--jobs", type=int, default=2)
     a = p.parse_args()
-    path = RESULTS / "claims.jsonl"
-    rows = read(path)
+    rows = read("claims")
     if not a.report:
         done = {(r["claim"], r["method"], r["seed"]) for r in rows}
         for claim in CLAIMS:
             prepare(claim)
         tasks = [(claim, "(start)", 0) for claim in CLAIMS] + [(c, m, s) for s in range(SEEDS) for c in CLAIMS for m in CLAIMS[c]["methods"]]
-        rows = run_all(trial, [t for t in tasks if t not in done], path, a.jobs)
+        rows = run_all(trial, [t for t in tasks if t not in done], "claims", a.jobs)
     report(rows)
 
 

@@ -22,17 +22,14 @@ import json
 import math
 import os
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from report import append, growth, page, peak_during, plot, process, read, table
+from report import append, growth, page, peak_during, plot, process, random_model, read, table
 
 NAME = "growth"
 GROUP = 8                                           # responses to a prompt
@@ -62,14 +59,8 @@ def rollouts(sequences: int, prompt: int, response: int, vocabulary: int) -> lis
     return out
 
 
-def model_folder(folder: str, vocabulary: int) -> str:
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(0)
-    Qwen2ForCausalLM(Qwen2Config(vocab_size=vocabulary, hidden_size=128, intermediate_size=384, num_hidden_layers=2, num_attention_heads=4,
-                                 num_key_value_heads=2, max_position_embeddings=8192, tie_word_embeddings=True)).save_pretrained(folder)
-    return folder
+MODEL = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+         "max_position_embeddings": 8192}
 
 
 @contextmanager
@@ -152,7 +143,7 @@ def update_curve(curve: str) -> list[dict[str, Any]]:
         without_attention()
     rows: list[dict[str, Any]] = []
     for vocabulary in sorted({c["vocabulary"] for c in cases}):
-        with tempfile.TemporaryDirectory() as folder, learners(curve, model_folder(folder, vocabulary)) as group:
+        with tempfile.TemporaryDirectory() as folder, learners(curve, random_model(folder, vocab_size=vocabulary, **MODEL)) as group:
             mine = [c for c in cases if c["vocabulary"] == vocabulary]
             batches = [Batch.from_rollouts(rollouts(**c)) for c in mine]
             found: list[dict[str, Any]] = [{**c, "tokens": int(b.length.sum()), "update": math.inf, "annotate": math.inf} for c, b in zip(mine, batches, strict=True)]

@@ -5,7 +5,8 @@
 
 A vLLM engine and a learner as Ray actors of one thread each. The class of a prompt decides how long its responses get: half of them 4 tokens on
 average, a quarter 8, and so on up to 128. The reward sleeps for a time with a tail of its own. The model, the steps and the optimizer are the
-same in all settings, which take turns in two rounds; the first steps of a run are left out. Two short runs first find the number of prompts a step with which, without lag, waiting for responses takes as long as log-probs and update.
+same in all settings, which take turns in two rounds; the first steps of a run are left out. Two short runs first find the number of prompts a
+step with which, without lag, waiting for responses takes as long as log-probs and update.
 
 Shares are of the whole time of the counted steps, and a learner is busy while its actor works (log-probs, update, gathering weights).
 """
@@ -16,15 +17,12 @@ import itertools
 import json
 import random
 import shutil
-import sys
 import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any, ClassVar
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import report
 from report import ROOT, Row

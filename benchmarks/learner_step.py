@@ -13,16 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from report import RESULTS, append, page, peak_during, plot, process, read, table
+from report import RESULTS, append, page, peak_during, plot, process, random_model, read, table
 
 G = 8
+MODEL = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048}
 CASES = [  # vocabulary, prompts, tokens of a prompt, shortest and longest response
     {"vocab": 1000, "prompts": 2, "prompt": 128, "low": 32, "high": 256}, {"vocab": 32000, "prompts": 2, "prompt": 128, "low": 32, "high": 256},
     {"vocab": 151936, "prompts": 1, "prompt": 128, "low": 32, "high": 256},
@@ -41,21 +39,6 @@ def rows(case: dict[str, int]) -> list[dict[str, Any]]:
             out.append({"group": g, "prompt": prompt, "tokens": [r.randrange(3, case["vocab"]) for _ in range(n)],
                         "ref": [-0.1 * r.random() for _ in range(n)], "adv": r.gauss(0, 1)})
     return out
-
-
-def model_folder(case: dict[str, int], folder: str) -> str:
-    import torch
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(0)
-    config = Qwen2Config(vocab_size=case["vocab"], hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-                         max_position_embeddings=2048, tie_word_embeddings=True)
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "<pad>": 1, "<eos>": 2}, unk_token="a")), pad_token="<pad>", eos_token="<eos>",
-                            unk_token="a").save_pretrained(folder)
-    return folder
 
 
 def rlkit_step(folder: str, data: list[dict[str, Any]]) -> tuple[Any, Any]:
@@ -129,7 +112,7 @@ def worker(side: str, case: dict[str, int], repeats: int, out: str) -> None:
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        step, model = (rlkit_step if side == "rlkit" else trl_step)(model_folder(case, folder), rows(case))
+        step, model = (rlkit_step if side == "rlkit" else trl_step)(random_model(folder, vocab_size=case["vocab"], **MODEL), rows(case))
         added = peak_during(step)
         times = []
         for _ in range(repeats):

@@ -51,6 +51,20 @@ def append(name: str, row: Row) -> Row:
     return row
 
 
+def random_model(folder: str, **config: Any) -> str:
+    """A random Qwen2 model with tied embeddings, and a tokenizer that knows the letter a; the same seed each time. Returns ``folder``."""
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(Qwen2Config(**config, tie_word_embeddings=True, bos_token_id=None, eos_token_id=2, pad_token_id=1)).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "<pad>": 1, "<eos>": 2}, unk_token="a")), pad_token="<pad>",
+                            eos_token="<eos>", unk_token="a").save_pretrained(folder)
+    return folder
+
+
 def resident() -> float:
     """MiB of resident memory of this process."""
     import psutil
@@ -113,16 +127,21 @@ def page(name: str, title: str, lines: Sequence[str], rows: Sequence[Row]) -> No
 
 
 def plot(name: str, draw: Callable[[Any], None], width: int = 1, height: float = 3.4) -> None:
-    """``benchmarks/NAME.svg``; ``draw`` gets ``width`` axes side by side. The same rows give the same bytes."""
+    """``benchmarks/NAME.svg``; ``draw`` gets ``width`` axes side by side."""
+    save(ROOT / "benchmarks" / f"{name}.svg", draw, ncols=width, figsize=(4.6 * width, height))
+
+
+def save(path: Path, draw: Callable[[Any], None], **subplots: Any) -> None:
+    """A picture of the axes that ``draw`` filled. The same rows give the same bytes."""
     import matplotlib
 
     matplotlib.use("agg")
     matplotlib.rcParams["svg.hashsalt"] = "rlkit"
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, width, figsize=(4.6 * width, height), layout="constrained")
+    figure, axes = plt.subplots(layout="constrained", **subplots)
     draw(axes)
-    figure.savefig(ROOT / "benchmarks" / f"{name}.svg", metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
 

@@ -14,9 +14,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-Row = dict[str, Any]
+from report import RESULTS, Row, read
+
 T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}      # Student's t, 95 %, by degrees of freedom
 
 
@@ -30,10 +29,6 @@ def cell(values: Sequence[float], digits: int = 3) -> str:
     return f"{mean(values):.{digits}f}" + (f" ± {half_width(values):.{digits}f}" if len(values) > 1 else "")
 
 
-def read(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def _quiet(task: tuple[Callable[..., Row], tuple[Any, ...]]) -> Row:
     """Runs one trial in its process; a trial that fails is a row with an ``error``."""
     function, arguments = task
@@ -45,9 +40,11 @@ def _quiet(task: tuple[Callable[..., Row], tuple[Any, ...]]) -> Row:
         return {"error": f"{type(error).__name__}: {error}", "arguments": [str(x) for x in arguments]}
 
 
-def run_all(function: Callable[..., Row], tasks: Sequence[tuple[Any, ...]], path: Path, jobs: int) -> list[Row]:
-    """``function(*task)`` of every task, ``jobs`` at a time; each result is appended to ``path`` when it is there. Returns the whole file."""
+def run_all(function: Callable[..., Row], tasks: Sequence[tuple[Any, ...]], name: str, jobs: int) -> list[Row]:
+    """``function(*task)`` of every task, ``jobs`` at a time; each result joins ``benchmarks/results/NAME.jsonl`` when it is there. Returns all
+    of them."""
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+    path = RESULTS / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         for done, future in enumerate(as_completed([pool.submit(_quiet, (function, t)) for t in tasks]), 1):
@@ -56,7 +53,7 @@ def run_all(function: Callable[..., Row], tasks: Sequence[tuple[Any, ...]], path
                 with path.open("a") as f:
                     f.write(json.dumps(row) + "\n")
             print(f"[{done}/{len(tasks)}] {json.dumps({k: v for k, v in row.items() if k != 'curve'})}", flush=True)
-    return read(path)
+    return read(name)
 
 
 def curve(folder: Path, points: int = 20) -> list[float]:
@@ -102,7 +99,7 @@ def measure(run: Any, model: Path, base: Path, n: int) -> Row:
 
 def sampled(run: Any, folder: Path) -> tuple[int, int]:
     """Responses and tokens that a run drew: dropped groups, and the greedy responses of an admission rule, count."""
-    rows = read(folder / "metrics.jsonl")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     last, n = rows[-1], run.rollout.n
     refused = int(last.get("rollout/dropped_greedy_solved", 0))
     groups = sum(int(r["batch/sequences"]) for r in rows) / n + int(last.get("rollout/dropped", 0)) - refused

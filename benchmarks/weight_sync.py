@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from report import RESULTS, ROOT, append, page, peak_during, plot, process, read, table
+from report import RESULTS, ROOT, append, page, peak_during, plot, process, random_model, read, table
 
 NAME = "weight_sync"
 SIZES = {"1M": (128, 384, 4, 2048), "10M": (256, 1024, 8, 8192), "100M": (768, 2048, 12, 32000)}      # hidden, feed-forward, layers, vocabulary
@@ -34,19 +34,9 @@ PROMPT, LOW, HIGH = 128, 32, 256                    # tokens of a prompt, of the
 
 
 def model_folder(size: str, folder: str) -> str:
-    import torch
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
     hidden, inner, layers, vocabulary = SIZES[size]
-    heads = hidden // 64
-    torch.manual_seed(0)
-    Qwen2ForCausalLM(Qwen2Config(vocab_size=vocabulary, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads // 2,
-                                 max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=None, eos_token_id=2, pad_token_id=1)).save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "<pad>": 1, "<eos>": 2}, unk_token="a")), pad_token="<pad>", eos_token="<eos>",
-                            unk_token="a").save_pretrained(folder)
-    return folder
+    return random_model(folder, vocab_size=vocabulary, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
+                               num_attention_heads=hidden // 64, num_key_value_heads=hidden // 128, max_position_embeddings=1024)
 
 
 def make_run(case: dict[str, Any], folder: str) -> Any:

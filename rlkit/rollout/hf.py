@@ -28,7 +28,7 @@ from rlkit.rollout.engine import Pending, UpdateMode, check_length, request_seed
 from rlkit.types import Batch, Finish, Prompt, Rollout, Sampling
 
 MAX_ROWS = 512              # rows of one batch
-LEAVE = 0.85                # finished rows leave when so few of a batch, or fewer, are left
+LEAVE = 0.85                # finished rows leave a batch once at most this share of its rows still generates
 
 
 @dataclass

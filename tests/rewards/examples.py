@@ -17,6 +17,44 @@ async def slowly(response):
     return 1.0
 
 
+_BEGUN = 0
+
+
+async def meets(response, calls):
+    global _BEGUN
+    _BEGUN += 1
+    while calls > _BEGUN:
+        await asyncio.sleep(0.01)
+    return 1.0
+
+
+async def most_at_once(response):
+    global _BEGUN
+    _BEGUN += 1
+    await asyncio.sleep(0.1)
+    now = _BEGUN
+    await asyncio.sleep(0.1)
+    _BEGUN -= 1
+    return float(now)
+
+
+async def first_hangs(response):
+    await asyncio.sleep(60 if response == "a" else 0)
+    return 1.0
+
+
+async def first_kills(response):
+    if response == "a":
+        os._exit(3)
+    return 1.0
+
+
+async def first_blocks(response):
+    if response == "a":
+        time.sleep(60)
+    return 1.0
+
+
 def broken(response, answer):
     return 1 / 0
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,37 @@ def test_a_parameter_that_no_column_fills_is_refused() -> None:
     with pytest.raises(ValueError, match="no_such_column"):
         scorer.check(["level"])
     scorer.close()
+
+
+def test_calls_of_an_async_reward_wait_side_by_side() -> None:
+    """``meets`` returns only when all three of its calls have begun, and ``most_at_once`` how many have not ended."""
+    rollouts, _, _ = score([RewardSpec("examples.py:meets", args={"calls": 3}), RewardSpec("examples.py:correct", weight=0.0)])
+    assert [r.reward for r in rollouts] == [1.0] * 3 and rollouts[0].parts["correct/correct"] == 1.0
+    assert max(r.reward for r in score(RewardSpec("examples.py:most_at_once", concurrency=2))[0]) == 2
+    with pytest.raises(ValueError, match="concurrency 0"):
+        score(RewardSpec("examples.py:most_at_once", concurrency=0))
+
+
+def test_an_async_reward_that_hangs_costs_only_its_own_call() -> None:
+    rollouts, metrics, said = score(RewardSpec("examples.py:first_hangs", timeout=0.5))
+    assert [math.isnan(r.reward) for r in rollouts] == [True, False, False] and metrics["reward/timeouts"] == 1 and "p0" in said[0]
+
+
+@pytest.mark.parametrize(("fn", "told"), [("first_kills", "died (exit code 3)"), ("first_blocks", "should be a plain function")])
+def test_an_async_reward_that_ends_or_blocks_its_process_is_reported(fn: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlkit.rewards.workers.GRACE_SECONDS", 1.5)
+    rollouts, _, said = score(RewardSpec(f"examples.py:{fn}", timeout=0.5))
+    assert math.isnan(rollouts[0].reward) and told in (rollouts[0].error or "") and told in said[0]
+
+
+def test_async_rewards_of_many_threads() -> None:
+    scorer = Scorer([RewardSpec("examples.py:meets", args={"calls": 60})], workers=1, base=HERE)
+    scorer.check([])
+    groups = [responses(6) for _ in range(10)]
+    with ThreadPoolExecutor(10) as pool:
+        list(pool.map(scorer.score, groups))
+    scorer.close()
+    assert all(r.reward == 1.0 for g in groups for r in g)
 
 
 @pytest.mark.parametrize(("response", "answer", "want"), [
