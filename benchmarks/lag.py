@@ -4,8 +4,8 @@
     python benchmarks/lag.py             # on an idle machine; --fresh forgets what was measured
 
 A vLLM engine and a learner as Ray actors of one thread each. The class of a prompt decides how long its responses get: half of them 4 tokens on
-average, a quarter 8, and so on up to 128. The reward sleeps for a time with a tail of its own. The model, the steps and the optimizer are the
-same in all settings, which take turns in two rounds; the first steps of a run are left out. Two short runs first find the number of prompts a
+average, a quarter 8, and so on up to 128. The reward waits for 50 ms or more, with a tail of its own, up to 1 s. The engine runs 128 responses at
+a time, so that the last of a step's do not wait for the first of the next. The model, the steps and the optimizer are the same in all settings, which take turns in two rounds; the first steps of a run are left out. Two short runs first find the number of prompts a
 step with which, without lag, waiting for responses takes as long as log-probs and update.
 
 Shares are of the whole time of the counted steps, and a learner is busy while its actor works (log-probs, update, gathering weights).
@@ -13,11 +13,11 @@ Shares are of the whole time of the counted steps, and a learner is busy while i
 from __future__ import annotations
 
 import argparse
+import asyncio
 import itertools
 import json
 import random
 import shutil
-import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from report import ROOT, Row
 
 NAME = "lag"
 OUT = ROOT / "runs" / NAME
-STEPS, SKIP, ROUNDS, START = 18, 4, 2, 48
+STEPS, SKIP, ROUNDS, START = 18, 4, 2, 192
 SETTINGS: dict[str, dict[str, Any]] = {
     "max_lag 0": {}, "max_lag 0, over 0.25": {"over": 0.25, "pause": "continue"}, "max_lag 1, wait": {"max_lag": 1},
     "max_lag 1, continue": {"max_lag": 1, "pause": "continue"}, "max_lag 4, continue": {"max_lag": 4, "pause": "continue"}}
@@ -56,9 +56,9 @@ class Tail:
         return True
 
 
-def ascending(response: str) -> float:
-    """The share of neighbours in ascending order, after a sleep of 1 ms times a Pareto variable (at most 50 ms)."""
-    time.sleep(min(0.05, 0.001 * random.Random(zlib.crc32(response.encode())).paretovariate(1.5)))
+async def ascending(response: str) -> float:
+    """The share of neighbours in ascending order, after a wait of 50 ms times a Pareto variable (at most 1 s)."""
+    await asyncio.sleep(min(1.0, 0.05 * random.Random(zlib.crc32(response.encode())).paretovariate(1.5)))
     pairs = list(itertools.pairwise(response))
     return sum(a < b for a, b in pairs) / len(pairs) if pairs else 0.45       # what random digits get
 
@@ -69,9 +69,9 @@ def settings(model: dict[str, Any], **changes: Any) -> dict[str, Any]:
     here = str(Path(__file__).resolve())
     gpus = torch.cuda.device_count()
     cluster = {"gpus": 1.0 if gpus > 1 else 0.5} if gpus else {}
-    vllm = {"max_num_seqs": 640, **({"gpu_memory_utilization": 0.4} if gpus else {})}
+    vllm = {"max_num_seqs": 128, **({"gpu_memory_utilization": 0.4} if gpus else {})}
     return {"out": str(OUT), "model": model, "data": {"task": {"type": f"{here}:Tail"}, "size": 2000, "test_size": 100},
-            "sampling": {"max_tokens": 150}, "advantage": {"type": "GroupNorm"}, "objective": [{"type": "PPOClip"}], "reference": None, "learner": {"lr": 2e-4, "epochs": 2},
+            "sampling": {"max_tokens": 150}, "advantage": {"type": "GroupNorm"}, "objective": [{"type": "PPOClip"}], "reference": None, "learner": {"lr": 5e-5, "epochs": 3},
             "probe": {"every": 0}, "eval": {"prompts": 100}, "log": {"tensorboard": False, "breakdown": 0, "trace": True},
             "cluster": cluster, "vllm": vllm, **changes}
 
@@ -91,7 +91,7 @@ def measure(name: str, turn: int, steps: int, prompts: int) -> Row:
     import rlkit as rk
 
     run = rk.load(settings({"path": str(base())}, name=f"{name.replace(' ', '')}-{turn}", steps=steps, seed=turn + 2, rollout={"prompts": prompts, "n": 8, **SETTINGS[name]}))
-    folder = rk.train(run.replace(rewards=[ascending]), quiet=True)
+    folder = rk.train(run.replace(rewards=[rk.RewardSpec(ascending, concurrency=4096)]), quiet=True)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][SKIP:]
     total = sum(r["time/step"] for r in rows)
     shares = {k: sum(r[k] * r["time/step"] for r in rows) / total for k in ("idle/learners", "idle/engines")}
@@ -130,7 +130,7 @@ def balanced(rows: list[Row]) -> int:
     if not rows:
         return START
     last = rows[-1]
-    return max(4, min(128, round(last["prompts"] * last["time/generate"] / (last["time/annotate"] + last["time/update"]))))
+    return max(4, min(512, round(last["prompts"] * last["time/generate"] / (last["time/annotate"] + last["time/update"]))))
 
 
 def write() -> None:

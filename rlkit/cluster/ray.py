@@ -11,6 +11,8 @@ from typing import Any
 from rlkit.learner.backend import free_port, rank_environment
 from rlkit.run import Cluster, Run
 
+REQUESTS = 1024                         # groups that an engine works on at the same time; vLLM runs at most so many responses by default
+
 
 def import_ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -100,7 +102,8 @@ class RayWorkers:
         return [a.do.remote(method, *args) for a in self.actors]
 
     def one(self, index: int, method: str, *args: Any) -> Any:
-        return self.get([self.actors[index].do.remote(method, *args)], method, timeout=None)[0]
+        """For the requests of many threads: they wait in an engine as long as they need, and never keep it from answering ``call``."""
+        return self.get([self.actors[index].do.options(concurrency_group="requests").remote(method, *args)], method, timeout=None)[0]
 
     def busy(self) -> float:
         return sum(self.get([a.busy.remote() for a in self.actors], "busy")) / self.size
@@ -173,8 +176,9 @@ def _spawn_engines(cluster: Cluster, model_path: str, make_engine: Callable[...,
     """Actors for the engines, and what to wait for until they are built."""
     ray = import_ray()
     gpus = gpus_per_device(cluster, ray.cluster_resources())
-    actors = [ray.remote(Host).options(num_cpus=cluster.cpus, num_gpus=gpus * cluster.tensor_parallel, max_concurrency=512,
-                                       runtime_env={"env_vars": {**_quiet(cluster), **env}}).remote() for _ in range(cluster.engines)]
+    actor = ray.remote(concurrency_groups={"requests": REQUESTS})(Host)
+    actors = [actor.options(num_cpus=cluster.cpus, num_gpus=gpus * cluster.tensor_parallel, max_concurrency=2,
+                            runtime_env={"env_vars": {**_quiet(cluster), **env}}).remote() for _ in range(cluster.engines)]
     return RayWorkers(actors, cluster.timeout, "engine"), [a.build.remote(make_engine, env, model_path, **args) for a in actors]
 
 

@@ -19,12 +19,14 @@ from typing import Any
 import pytest
 
 from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers
+from rlkit.cluster.ray import start_engines
 from rlkit.cluster.sync import WeightSync, probe_parity
 from rlkit.config import load as make_run
 from rlkit.learner.learner import Learner
 from rlkit.rollout.engine import Aborted
 from rlkit.rollout.hf import HFEngine
 from rlkit.rollout.vllm import VLLMEngine
+from rlkit.run import Cluster
 from rlkit.types import Batch, Prompt, Rollout, Sampling
 
 PROMPTS = [Prompt(str(i), tuple(range(3, 5 + i)), "") for i in range(4)]
@@ -262,3 +264,37 @@ def test_a_teacher_behind_a_server(small: dict[str, Any], tiny: Path) -> None:
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait(30)
+
+
+class Gate:
+    """An engine whose requests wait until a weight update."""
+
+    def __init__(self, path: str) -> None:
+        self.begun, self.open = 0, threading.Event()
+
+    def ready(self) -> dict[str, Any]:
+        return {}
+
+    def generate(self) -> int:
+        self.begun += 1
+        self.open.wait(60)
+        return 1
+
+    def stats(self) -> int:
+        return self.begun
+
+    def end_update(self) -> None:
+        self.open.set()
+
+
+def test_requests_never_keep_an_engine_from_a_weight_update(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More requests than the actor has threads for: a weight update must not wait in their queue."""
+    monkeypatch.setattr("rlkit.cluster.ray.REQUESTS", 8)
+    engines = start_engines(Cluster(cpus=0.2, timeout=30), "", Gate, {}, {})
+    with ThreadPoolExecutor(24) as threads:
+        requests = [threads.submit(engines.one, 0, "generate") for _ in range(24)]
+        while engines.call("stats") != [8]:
+            time.sleep(0.05)
+        engines.call("end_update")
+        assert sum(r.result() for r in requests) == 24
+    engines.close()
