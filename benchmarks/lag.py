@@ -5,8 +5,9 @@
 
 A vLLM engine and a learner as Ray actors of one thread each. The class of a prompt decides how long its responses get: half of them 4 tokens on
 average, a quarter 8, and so on up to 128. The reward waits for 50 ms or more, with a tail of its own, up to 1 s. The engine runs 128 responses at
-a time, so that the last of a step's do not wait for the first of the next. The model, the steps and the optimizer are the same in all settings, which take turns in two rounds; the first steps of a run are left out. Two short runs first find the number of prompts a
-step with which, without lag, waiting for responses takes as long as log-probs and update.
+a time, so that a step's last responses do not wait for the next step's first. The model, the steps and the optimizer are the same in all settings,
+which take turns in two rounds; the first steps of a run are left out. Two short runs first find the number of prompts a step with which, without
+lag, waiting for responses takes as long as log-probs and update.
 
 Shares are of the whole time of the counted steps, and a learner is busy while its actor works (log-probs, update, gathering weights).
 """
@@ -19,6 +20,7 @@ import json
 import random
 import shutil
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -35,6 +37,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "max_lag 1, continue": {"max_lag": 1, "pause": "continue"}, "max_lag 4, continue": {"max_lag": 4, "pause": "continue"}}
 COUNTED = ("time/step", "time/generate", "time/annotate", "time/update", "time/sync", "idle/learners", "idle/engines", "batch/tokens", "length/max", "length/mean",
            "mismatch/mean", "kl/old", "ratio/max", "rollout/lag_mean", "rollout/lag_max", "rollout/versions_max", "rollout/continued")
+SPEEDS: dict[str, Callable[[Row], float]] = {"speed": lambda r: 1 / r["time/step"], "tokens": lambda r: r["batch/tokens"] / r["time/step"]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +139,11 @@ def balanced(rows: list[Row]) -> int:
 def write() -> None:
     rows = report.read(NAME)
     of = {name: each for name in SETTINGS if (each := [r for r in rows if r["setting"] == name])}
-    alone = {r["round"]: r["time/step"] for r in of["max_lag 0"]}
-    merged: list[Row] = [{**{k: mean(r[k] for r in each) for k in each[0] if isinstance(each[0][k], float)}, "setting": name,
-                          "speed": [alone[r["round"]] / r["time/step"] for r in each], "rounds": each} for name, each in of.items()]
+    alone = {r["round"]: r for r in of["max_lag 0"]}
+    merged: list[Row] = [{
+        **{k: mean(r[k] for r in each) for k in each[0] if isinstance(each[0][k], float)}, "setting": name, "rounds": each,
+        **{what: [size(r) / size(alone[r["round"]]) for r in each] for what, size in SPEEDS.items()}}
+        for name, each in of.items()]
 
     def span(key: str, how: str) -> Any:
         return lambda m: " / ".join(format(r[key], how) for r in m["rounds"])
@@ -146,20 +151,21 @@ def write() -> None:
     first = merged[0]
     lines = report.table(merged, [
         ("setting", lambda m: m["setting"]), ("steps a minute, relative", lambda m: " / ".join(f"{x:.2f}" for x in m["speed"])),
+        ("tokens a second, relative", lambda m: " / ".join(f"{x:.2f}" for x in m["tokens"])),
         ("learner idle", span("idle/learners", ".0%")), ("engine idle", span("idle/engines", ".0%")), ("waits for responses (s)", span("time/generate", ".2f")),
         ("update (s)", span("time/update", ".2f")), ("sync (s)", span("time/sync", ".2f")), ("token age, mean (steps)", span("rollout/lag_mean", ".2f")),
         ("oldest token", span("rollout/lag_max", ".0f")), ("responses of several versions", span("rollout/continued", ".1f")),
         ("abs. log-ratio to the engine (nats)", span("mismatch/mean", ".1e")), ("score", span("score", ".3f"))])
     text = [f"Each cell has one number for each of {len(first['rounds'])} rounds. A step is {first['rounds'][0]['prompts']} prompts x 8 responses of {first['length/mean']:.0f} tokens on average and at "
-            f"most 150. Steps a minute are relative to `max_lag 0` of the same round. {first['rounds'][0]['steps']} steps are counted in each run. Without lag, a step waits "
+            f"most 150. Steps a minute and trained tokens a second are relative to `max_lag 0` of the same round. {first['rounds'][0]['steps']} steps are counted in each run. Without lag, a step waits "
             f"{first['time/generate']:.2f} s for responses and annotates and updates in "
             f"{first['time/annotate'] + first['time/update']:.2f} s. With `max_lag: 1` and times G and U, a pipeline without any loss "
             f"takes max(U, (G + U) / 2) a step: a group is started two updates before its own. The held-out score before training is {first['score_before']:.3f}."]
 
     def draw(axes: Any) -> None:
         labels = list(of)
-        axes[0].barh(labels, [mean(m["speed"]) for m in merged], color="tab:blue")
-        axes[0].set(xlabel="steps a minute (max_lag 0 = 1)")
+        axes[0].barh(labels, [mean(m["tokens"]) for m in merged], color="tab:blue")
+        axes[0].set(xlabel="trained tokens a second (max_lag 0 = 1)")
         for k, (key, label) in enumerate((("idle/learners", "learner"), ("idle/engines", "engine"))):
             axes[1].barh([i + 0.4 * k - 0.2 for i in range(len(labels))], [m[key] for m in merged], height=0.4, label=label)
         axes[1].set(xlabel="idle share of the time", yticks=range(len(labels)), yticklabels=[], xlim=(0, 1))

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 import rlkit as rk
+from rlkit.build import build
 from rlkit.cli import main
 from tests.rewards.examples import correct
 
@@ -74,6 +75,12 @@ def test_three_steps_and_three_more_are_six(small: dict[str, Any]) -> None:
         assert a["reward/mean"] == pytest.approx(b["reward/mean"]) and a["loss/total"] == pytest.approx(b["loss/total"], abs=1e-6)
     for name, value in weights(whole).items():
         torch.testing.assert_close(weights(folder)[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_requests_have_seeds_unless_the_run_wants_none(small: dict[str, Any]) -> None:
+    for seeded, seed in ((True, 5), (False, None)):
+        with build(rk.load({**small, "seed": 5, "rollout": {**small["rollout"], "seeded": seeded}}), quiet=True) as p:
+            assert p.collector.sampling.seed == seed
 
 
 def test_a_plain_function_as_reward_and_a_loss_of_the_users_own(small: dict[str, Any], tmp_path: Path) -> None:

@@ -190,8 +190,9 @@ class Planner:
         learned = parts["total"] * math.ceil(total / x.learners) * x.learners / total       # ranks without a row wait for the others
         sync = speed.sync_seconds(s, gpu, a, math.ceil(x.engines * x.tensor_parallel / self.per_node), dtype)
         seconds = {"generate": generate, "learner": learned, "sync": sync, **{f"learner: {k}": v for k, v in parts.items() if k != "total"}}
-        w = Workload(run.rollout.prompts, run.rollout.n, LogNormal(min(self.mean, self.limit), a.sigma, self.limit), self.prompt,
-                     run.rollout.max_lag, "keep" if run.rollout.pause in ("keep", "continue") else "wait")
+        r = run.rollout
+        w = Workload(r.prompts, r.n, LogNormal(min(self.mean, self.limit), a.sigma, self.limit), self.prompt, r.max_lag,
+                     "keep" if r.pause in ("keep", "continue") else "wait", r.over, r.overtake)
         learner_model = LearnerModel(parts["optimizer"], (learned - parts["optimizer"]) / tokens, sync)
         return Estimate(x, learner, engine, kv, seconds, w, model, learner_model, float((2 if dtype == "bfloat16" else 4) * s.parameters))
 

@@ -6,6 +6,7 @@ with ``l`` tokens ends at ``k + l``. Events are therefore ends of sequences, not
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import itertools
 import json
@@ -51,7 +52,7 @@ class LogNormal:
 
 @dataclass(frozen=True)
 class Workload:
-    """What one step asks for: ``prompts`` groups of ``n`` responses, prompts of ``prompt_tokens``, and the collector's two settings."""
+    """What one step asks for: ``prompts`` groups of ``n`` responses, prompts of ``prompt_tokens``, and the collector's settings."""
 
     prompts: int
     n: int
@@ -59,6 +60,8 @@ class Workload:
     prompt_tokens: float = 0.0
     max_lag: int = 0
     pause: Literal["wait", "keep"] = "wait"
+    over: float = 0.0
+    overtake: int = 1
 
     def __post_init__(self) -> None:
         if self.pause not in ("wait", "keep"):
@@ -201,6 +204,9 @@ class _Simulation:
         self.now, self.started = 0.0, 0
         self.events: list[tuple[float, int, int]] = []
         self.open: dict[int, int] = {}                                  # responses that are missing, by group
+        self.waiting: deque[int] = deque()                              # groups that no step has taken, in start order
+        self.ready: list[int] = []                                      # those of them that are complete, oldest first
+        self.taken = 0
         self.place: dict[int, int] = {}
         self.loads = [(0, k, k) for k in range(engines)]                # (running groups, turn, engine)
         self.running_groups, self.turn = [0] * engines, itertools.count(engines)
@@ -224,6 +230,7 @@ class _Simulation:
         heapq.heappush(self.loads, (load + 1, next(self.turn), k))
         g, n = self.started, self.w.n
         self.started, self.open[g], self.place[g], self.length[g] = g + 1, n, k, []
+        self.waiting.append(g)
         self.left += n
         e = self.engines[k]
         e.advance(self.now)
@@ -248,12 +255,27 @@ class _Simulation:
                 self.open[g], self.left = self.open[g] - 1, self.left - 1
                 self.served, self.served_tokens = self.served + 1, self.served_tokens + tokens
                 if not self.open[g]:
+                    heapq.heappush(self.ready, g)
                     self.running_groups[k] -= 1
                     heapq.heappush(self.loads, (self.running_groups[k], next(self.turn), k))
             e.admit()
             self.plan(k)
         if until < math.inf:
             self.now = until
+
+    def take(self, extra: int) -> int:
+        """The group that the collector would hand out next, waiting for it."""
+        group = oldest = self.waiting[0]
+        if extra and self.taken - oldest < self.w.overtake * self.w.prompts:
+            self.run(lambda: bool(self.ready))
+            group = self.ready[0]
+        else:
+            self.run(lambda: not self.open[oldest])
+        self.waiting.remove(group)
+        self.ready.remove(group)
+        heapq.heapify(self.ready)
+        self.taken += 1
+        return group
 
     def freeze(self, frozen: bool) -> None:
         for k, e in enumerate(self.engines):
@@ -272,8 +294,9 @@ def simulate(w: Workload, engines: int, engine: EngineModel, learner: LearnerMod
              shared: bool = False) -> Trace:
     """The loop of :func:`rlkit.trainer.train` in simulated time, with the rule of :class:`rlkit.rollout.collector.Collector`.
 
-    Group ``i`` may start once ``i < (version + 1 + max_lag) * prompts``; the step of version ``v`` trains groups ``v * prompts`` to
-    ``(v + 1) * prompts - 1``. ``pause: wait`` lets all running groups end before new weights come, ``keep`` stops them meanwhile.
+    Group ``i`` may start once ``i < (version + 1 + max_lag) * prompts + ceil(over * prompts)``; the step of version ``v`` trains groups
+    ``v * prompts`` to ``(v + 1) * prompts - 1``, or with ``over`` those that end first. ``pause: wait`` lets all running groups end before
+    new weights come, ``keep`` stops them meanwhile.
     ``shared``: engine and learner are one device and take turns.
     """
     if engines < 1 or steps < 1:
@@ -281,19 +304,12 @@ def simulate(w: Workload, engines: int, engine: EngineModel, learner: LearnerMod
     sim = _Simulation(w, engines, engine, seed)
     rows: list[tuple[float, ...]] = []
     lag: list[float] = []
+    extra = math.ceil(w.over * w.prompts)
     for v in range(steps):
         start, busy = sim.now, sim.busy()
-        while sim.started < (v + 1 + w.max_lag) * w.prompts:
+        while sim.started < (v + 1 + w.max_lag) * w.prompts + extra:
             sim.group()
-        mine = range(v * w.prompts, (v + 1) * w.prompts)
-        missing = deque(mine)
-
-        def complete(missing: deque[int] = missing) -> bool:
-            while missing and not sim.open[missing[0]]:
-                missing.popleft()
-            return not missing
-
-        sim.run(complete)
+        mine = [sim.take(extra) for _ in range(w.prompts)]
         waited = sim.now - start
         responses = [r for g in mine for r in sim.length.pop(g)]
         lag.extend(round(v - version, 9) for _, version in responses)
@@ -337,7 +353,7 @@ class Calibration:
         each other.
         """
         w = self.workload
-        w = Workload(w.prompts, w.n, w.lengths, w.prompt_tokens, w.max_lag if max_lag is None else max_lag, pause or w.pause)
+        w = dataclasses.replace(w, max_lag=w.max_lag if max_lag is None else max_lag, pause=pause or w.pause)
         return simulate(w, engines or self.engines, self.engine, self.learner, steps=steps, seed=seed,
                         shared=self.shared if shared is None else shared)
 
@@ -358,9 +374,9 @@ def calibrate(folder: str | Path, skip: int = 2) -> Calibration:
     if not (folder / "metrics.jsonl").exists():
         raise ValueError(f"calibrate: {folder} has no metrics.jsonl; give the folder of a run.")
     run = rk.load(folder / "config.yaml")
-    if run.rollout.max_lag:
-        raise ValueError(f"calibrate: {folder} ran with rollout.max_lag: {run.rollout.max_lag}, so its time/generate is not the engines' "
-                         "own. Use a run with max_lag: 0.")
+    if run.rollout.max_lag or run.rollout.over:
+        raise ValueError(f"calibrate: {folder} ran with rollout.max_lag: {run.rollout.max_lag} and over: {run.rollout.over:g}, so its "
+                         "time/generate is not the engines' own. Use a run with both at 0.")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][skip:]
     usual = 2 * float(np.median([r["time/step"] for r in rows])) if rows else 0.0
     rows = [r for r in rows if r["time/step"] <= usual]

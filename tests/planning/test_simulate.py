@@ -99,6 +99,19 @@ def test_staleness_grows_with_the_lag() -> None:
     assert means[0] == 0 and means == sorted(means) and means[-1] <= 4
 
 
+def test_stragglers_left_for_later() -> None:
+    """Responses of a step that ends without its stragglers: shorter steps, bounded age, none twice."""
+    def run(**changes: Any) -> Any:
+        return simulate(work(LONG, prompts=16, pause="keep", **changes), 2, EngineModel(0.005), LearnerModel(2.0, 0.0), steps=40)
+
+    plain, one, two = run(), run(over=0.25), run(over=0.25, overtake=2)
+    assert two.step_seconds < one.step_seconds < plain.step_seconds
+    assert plain.staleness == 0 < one.staleness < two.staleness and max(one.lag) <= 2 and max(two.lag) <= 3
+    assert len(one.lag) == len(plain.lag) == 40 * 16 * 8 <= one.served <= 40 * 16 * 8 + 4 * 8
+    same = simulate(work(over=0.5), 1, EngineModel(0.01, max_running=32), LearnerModel(1.0, 0.0), steps=4)     # fixed lengths, in waves
+    assert same.tokens.tolist() == [3200.0] * 4
+
+
 def test_the_same_seed_gives_the_same_run() -> None:
     def once(seed: int) -> list[float]:
         return simulate(work(LONG, max_lag=1), 3, EngineModel(0.01), LearnerModel(1.0, 0.0), seed=seed).end.tolist()

@@ -101,6 +101,11 @@ def test_a_seeded_response_does_not_depend_on_what_it_was_batched_with(engine: A
     assert together == alone and len({tuple(x) for group in alone for x in group}) > 4
 
 
+def test_without_a_seed_a_prompt_gets_other_responses_each_time(engine: Any) -> None:
+    first, second = ([r.tokens for r in engine.generate(PROMPTS[0], 2, Sampling(max_tokens=16))] for _ in range(2))
+    assert first != second
+
+
 def test_more_prompt_tokens_than_one_step_takes(vllm: VLLMEngine) -> None:
     """vLLM's runner on CPUs cannot take back the draw of a prompt that it has cut in two: it must not cut."""
     prompts = [Prompt(f"m{i}", tuple(3 + (i + j * j) % 9 for j in range(500)), "") for i in range(12)]
