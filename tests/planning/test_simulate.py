@@ -106,7 +106,7 @@ def test_stragglers_left_for_later() -> None:
 
     plain, one, two = run(), run(over=0.25), run(over=0.25, overtake=2)
     assert two.step_seconds < one.step_seconds < plain.step_seconds
-    assert plain.staleness == 0 < one.staleness < two.staleness and max(one.lag) <= 2 and max(two.lag) <= 3
+    assert plain.staleness == 0 < min(one.staleness, two.staleness) and 0 < max(one.lag) <= 2 and max(one.lag) <= max(two.lag) <= 3
     assert len(one.lag) == len(plain.lag) == 40 * 16 * 8 <= one.served <= 40 * 16 * 8 + 4 * 8
     same = simulate(work(over=0.5), 1, EngineModel(0.01, max_running=32), LearnerModel(1.0, 0.0), steps=4)     # fixed lengths, in waves
     assert same.tokens.tolist() == [3200.0] * 4
