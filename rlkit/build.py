@@ -22,6 +22,7 @@ from rlkit.checkpoint import Checkpoints
 from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers
 from rlkit.cluster.sync import WeightSync
 from rlkit.config import locate, to_yaml
+from rlkit.data.curriculum import ZeroVariance
 from rlkit.data.prompts import load_prompts, overlap, preview
 from rlkit.data.statistics import PromptStatistics
 from rlkit.data.stored import StoredRows
@@ -139,6 +140,11 @@ def check(run: Run) -> None:
         raise ValueError("model.warm_up learns from a task's demonstrations, but data has no `task`.")
     if not run.rewards and run.data.task is None:
         raise ValueError("rewards is empty. Name a reward, e.g. rewards: [math] or rewards: [my_file.py:my_reward].")
+    names = [r.label for r in reward_specs(run)]
+    for rule in run.data.drop:
+        if isinstance(rule, ZeroVariance) and rule.of is not None and rule.of.split("/")[0] not in names:
+            raise ValueError(f"data.drop: ZeroVariance looks at the reward {rule.of!r}, but the rewards are {', '.join(names)}. Name one "
+                             "of them in `of`, or give a reward that name (name: ...).")
     if run.sampling.temperature == 0:
         raise ValueError("sampling.temperature is 0: greedy responses of one prompt are all equal and teach nothing. Use 1.0.")
     if run.cluster is None and run.rollout.max_lag and run.rollout.engine == "hf":

@@ -141,6 +141,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"objective": [{"type": "Divergence", "f": "alpha"}]}, ["alpha", "parameter"]),
     ({"objective": [{"type": "FullDivergence"}], "sampling": {"top_p": 0.9, "max_tokens": 4}}, ["FullDivergence", "top_p"]),
     ({"data": {"task": {"type": "Sorting", "levels": [1]}, "size": 40, "sampler": {"type": "ZeroVariance"}}}, ["sampler", "ZeroVariance"]),
+    ({"data": {"task": {"type": "Sorting", "levels": [1]}, "size": 40, "drop": [{"type": "ZeroVariance", "of": "math"}]}}, ["'math'", "varied", "name"]),
 ]
 
 

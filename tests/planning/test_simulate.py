@@ -196,5 +196,5 @@ def test_calibration_says_what_it_cannot_use(tmp_path: Path, small: dict[str, An
         calibrate(tmp_path)
     with pytest.raises(ValueError, match="at least 4 are needed"):
         calibrate(write_run(tmp_path / "short", small, RECORDED[:4]))
-    with pytest.raises(ValueError, match="max_lag: 1 and over: 0, .* Use a run with both at 0"):
+    with pytest.raises(ValueError, match=r"max_lag: 1 and over: 0, .* Use a run with both at 0"):
         calibrate(write_run(tmp_path / "ahead", small, RECORDED, max_lag=1))
