@@ -12,6 +12,7 @@ import inspect
 import itertools
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -44,10 +45,10 @@ class _Process:
         return f"the reward's process died (exit code {self.process.exitcode})"
 
     def kill(self) -> None:
-        with contextlib.suppress(OSError):
-            self.connection.close()
         self.process.kill()
         self.process.join(5)
+        with contextlib.suppress(OSError):
+            self.connection.close()
         with contextlib.suppress(ValueError):
             self.process.close()
 
@@ -74,6 +75,7 @@ def _main_not_reimported() -> Iterator[None]:
 def _functions(payload: bytes) -> list[Callable[..., Any]]:
     import cloudpickle
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)                # Ctrl-C reaches all processes; the run ends its workers itself
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     return [import_function(f) if isinstance(f, str) else f for f in cloudpickle.loads(payload)]
 
