@@ -225,7 +225,7 @@ def sample_and_score(engines: EngineGroup, scorer: Scorer, prompts: Sequence[Pro
         scorer.score(group)
         return group
 
-    with ThreadPoolExecutor(64) as pool:
+    with ThreadPoolExecutor(512) as pool:           # as many as keep engines full; each waits for its group
         return [r for group in pool.map(one, prompts) for r in group]
 
 

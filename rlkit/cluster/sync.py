@@ -33,6 +33,7 @@ class WeightSync:
         for _ in buckets:
             bucket, ahead = ahead, next(handles, None)
             self.engines.load(bucket)
+            del bucket                              # or three would exist while the next one is gathered
         self.engines.end_update(version)
         self._complete = True
         stats.add("time/sync", time.perf_counter() - start, "sum")
