@@ -10,7 +10,6 @@ import dataclasses
 import json
 import math
 import os
-import resource
 import shutil
 import sys
 import time
@@ -28,6 +27,7 @@ from rlkit.evaluation.compare import mcnemar
 from rlkit.evaluation.metrics import pass_at_k, powers_of_two
 from rlkit.evaluation.samples import correctness, dataset_of
 from rlkit.log import Timeline, duration
+from rlkit.memory import resident
 from rlkit.objective.corrections import correction_stats, weights
 from rlkit.objective.penalties import fill_advantages
 from rlkit.rewards import Scorer
@@ -125,7 +125,7 @@ def summarize(p: Parts, step: int, stats: Stats, rollouts: Sequence[Rollout], ba
     total = time.perf_counter() - clock.start
     values |= {f"time/{k}": v for k, v in clock.stages.items()}
     values |= {"time/step": total, "speed/tokens_per_second": tokens / total,
-               "memory/driver_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+               "memory/driver_mib": resident(), "memory/engine_mib": p.engines.peak()}
     stats.update({k: v for k, v in values.items() if k not in stats})
     if p.lengths is not None:
         stats.update(p.lengths.metrics())

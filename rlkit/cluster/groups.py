@@ -183,6 +183,10 @@ class EngineGroup:
     def stats(self) -> list[dict[str, float]]:
         return self.workers.call("stats")
 
+    def peak(self) -> float:
+        """The most memory of any engine, MiB."""
+        return max(s["peak_mib"] for s in self.stats())
+
     def busy(self) -> float:
         """Seconds that the engines have worked, averaged over them."""
         found = [s["busy"] for s in self.stats()]

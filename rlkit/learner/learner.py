@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import resource
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from rlkit.learner.backend import DeepSpeedBackend, TorchBackend, free_port, in_
 from rlkit.learner.export import Export, exported, numel
 from rlkit.learner.model import PolicyModel, ValueModel, add_lora, evaluate_new, load_lm
 from rlkit.learner.reference import ReferenceState
+from rlkit.memory import Peaks
 from rlkit.objective import loss
 from rlkit.objective.full_vocab import FullDivergence
 from rlkit.types import SOURCES, Batch, Stats
@@ -81,6 +81,7 @@ class Learner:
             self.backend = DeepSpeedBackend(self.policy, run.learner, total, run.deepspeed, bf16, world, critic_lr)
         self.one_update = run.learner.epochs * run.learner.minibatches == 1
         self.full = [t for t in run.objective if isinstance(t, FullDivergence)]
+        self.peaks = Peaks()
         self.anchors: dict[str, ReferenceState] = {
             name: spec.build(self) for name, spec in (("ref", run.reference), ("teacher", run.teacher))
             if spec is not None and needs & {name, f"{name}_full"}}
@@ -90,17 +91,18 @@ class Learner:
     def annotate(self, micros: Sequence[Batch], which: Sequence[str]) -> dict[str, Tensor]:
         """Log-probs (``old``, ``ref``, ``teacher``) or values (``value``) of this rank's rows, one after the other, ``[n]``."""
         out: dict[str, list[Tensor]] = {name: [] for name in which}
-        for micro in micros:
-            b = micro.map(lambda t: t.to(self.device))
-            for name in self.anchors.keys() & out.keys():
-                self._keep(out[name], micro, self.anchors[name].logprobs(b, self.run.sampling))
-            if "old" in out or "value" in out:
-                with torch.no_grad():
-                    new = evaluate_new(self.backend, b, self.run.sampling, frozenset(which) & {"value"})
-                if "old" in out:
-                    self._keep(out["old"], micro, new.logp)
-                if new.value is not None and "value" in out:
-                    self._keep(out["value"], micro, new.value)
+        with self.peaks("annotate"):
+            for micro in micros:
+                b = micro.map(lambda t: t.to(self.device))
+                for name in self.anchors.keys() & out.keys():
+                    self._keep(out[name], micro, self.anchors[name].logprobs(b, self.run.sampling))
+                if "old" in out or "value" in out:
+                    with torch.no_grad():
+                        new = evaluate_new(self.backend, b, self.run.sampling, frozenset(which) & {"value"})
+                    if "old" in out:
+                        self._keep(out["old"], micro, new.logp)
+                    if new.value is not None and "value" in out:
+                        self._keep(out["value"], micro, new.value)
         return {name: torch.cat(parts) if parts else torch.empty(0) for name, parts in out.items()}
 
     @staticmethod
@@ -117,36 +119,40 @@ class Learner:
             FloatingPointError: a loss that is not finite; weights are untouched.
         """
         stats = Stats()
-        for k, micro in enumerate(micros):
-            b = micro.map(lambda t: t.to(self.device))
-            assert b.norm is not None
-            heads = {name: self.anchors[name].head(b) for name in {t.anchor for t in self.full}}
-            full = [(t, heads[t.anchor], coefs[i] * b.norm[i][b.seq]) for i, t in enumerate(self.run.objective)
-                    if isinstance(t, FullDivergence)]
-            new = evaluate_new(self.backend, b, self.run.sampling, self.needs, full)
-            if self.one_update:                 # the policy has not moved yet: its log-probs before the update are these
-                b.logp.setdefault("old", new.logp.detach())
-            value, shares = loss(self.run.objective, new, b, coefs)
-            if not torch.isfinite(value):
-                raise FloatingPointError(self._diagnose(shares, new.logp, b))
-            if breakdown and not micro.meta.get("idle"):
-                # On a copy: sharded engines reduce gradients at the end of every backward pass through their model.
-                leaf, parts = new.detached(), list[Tensor]()
-                loss(self.run.objective, leaf, b, coefs, parts)
-                add_gram(stats, [t.name for t in self.run.objective], parts, leaf.logp)
-            self.backend.backward(value, last=k == len(micros) - 1)
-            if not micro.meta.get("idle"):
-                stats.merge(shares)
-                sampled = b.source == SOURCES.index("policy")
-                describe(stats, new.logp.detach()[sampled[b.seq]], b.policy_rows())
-        norm = self.backend.step()
+        with self.peaks("update"):
+            for k, micro in enumerate(micros):
+                self._backward(micro, coefs, stats, last=k == len(micros) - 1, breakdown=breakdown)
+            norm = self.backend.step()
         stats.add("learner/grad_norm", norm, "max")
         stats.add("learner/lr", self.backend.lr, "max")
         stats.add("learner/tokens", float(sum(m.N for m in micros if not m.meta.get("idle"))), "sum")
-        on_card = self.device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated() / 1024 if on_card else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        stats.add("memory/learner_peak_mib", peak / 1024, "max")
+        for stage, mib in self.peaks.take().items():        # the sync is that before this step
+            stats.add(f"memory/learner_{stage}_mib", mib, "max")
         return stats
+
+    def _backward(self, micro: Batch, coefs: Sequence[float], stats: Stats, last: bool, breakdown: bool) -> None:
+        """Adds the gradient of one micro-batch, and to ``stats`` what it measured."""
+        b = micro.map(lambda t: t.to(self.device))
+        assert b.norm is not None
+        heads = {name: self.anchors[name].head(b) for name in {t.anchor for t in self.full}}
+        full = [(t, heads[t.anchor], coefs[i] * b.norm[i][b.seq]) for i, t in enumerate(self.run.objective)
+                if isinstance(t, FullDivergence)]
+        new = evaluate_new(self.backend, b, self.run.sampling, self.needs, full)
+        if self.one_update:                     # the policy has not moved yet: its log-probs before the update are these
+            b.logp.setdefault("old", new.logp.detach())
+        value, shares = loss(self.run.objective, new, b, coefs)
+        if not torch.isfinite(value):
+            raise FloatingPointError(self._diagnose(shares, new.logp, b))
+        if breakdown and not micro.meta.get("idle"):
+            # On a copy: sharded engines reduce gradients at the end of every backward pass through their model.
+            leaf, parts = new.detached(), list[Tensor]()
+            loss(self.run.objective, leaf, b, coefs, parts)
+            add_gram(stats, [t.name for t in self.run.objective], parts, leaf.logp)
+        self.backend.backward(value, last=last)
+        if not micro.meta.get("idle"):
+            stats.merge(shares)
+            sampled = b.source == SOURCES.index("policy")
+            describe(stats, new.logp.detach()[sampled[b.seq]], b.policy_rows())
 
     def _diagnose(self, shares: Stats, logp: Tensor, b: Batch) -> str:
         bad = [name for name, v in shares.as_dict().items() if not math.isfinite(v) and name != "loss/total"]
@@ -189,7 +195,7 @@ class Learner:
 
         Weights travel in their own type (see :mod:`rlkit.cluster.wire`).
         """
-        with self._whole(names) as exports:
+        with self.peaks("sync"), self._whole(names) as exports:
             return {e.name: pack(e.value()) for e in exports} if self.rank == 0 else None
 
     @contextlib.contextmanager

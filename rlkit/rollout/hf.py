@@ -22,6 +22,7 @@ from torch import Tensor
 from rlkit.cluster.wire import unpack
 from rlkit.learner.head import CHUNK_ELEMENTS
 from rlkit.learner.model import PolicyModel, evaluate_new, load_lm, load_tokenizer
+from rlkit.memory import peak
 from rlkit.rollout.cache import make_cache
 from rlkit.rollout.draw import sample
 from rlkit.rollout.engine import Pending, UpdateMode, check_length, request_seed
@@ -206,7 +207,8 @@ class HFEngine:
         return {"engine": "hf", "max_model_len": self.limit}
 
     def stats(self) -> dict[str, float]:
-        return {"tokens": float(self._tokens), "busy": self._busy, "alive": time.perf_counter() - self._started}
+        return {"tokens": float(self._tokens), "busy": self._busy, "alive": time.perf_counter() - self._started,
+                "peak_mib": peak()}
 
     def close(self) -> None:
         self._inbox.put(None)

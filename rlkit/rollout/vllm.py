@@ -18,6 +18,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from rlkit.cluster.wire import unpack
+from rlkit.memory import peak
 from rlkit.rollout.engine import Aborted, Pending, UpdateMode, check_length, request_seed
 from rlkit.types import Prompt, Rollout, Sampling
 
@@ -253,7 +254,8 @@ class VLLMEngine:
         return {"engine": "vllm", "max_model_len": self.limit}
 
     def stats(self) -> dict[str, float]:
-        return {"tokens": float(self._tokens), "busy": self._busy, "alive": time.perf_counter() - self._started}
+        return {"tokens": float(self._tokens), "busy": self._busy, "alive": time.perf_counter() - self._started,
+                "peak_mib": peak()}
 
     def close(self) -> None:
         self._inbox.put(None)
