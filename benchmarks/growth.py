@@ -237,20 +237,26 @@ def driver_curve() -> list[dict[str, Any]]:
     return rows
 
 
-def upper(rows: list[dict[str, Any]], y: str, x: str = "tokens") -> tuple[float, str]:
+def upper(rows: list[dict[str, Any]], y: str, x: str) -> tuple[float, str]:
     """The exponent over the upper half of the sizes, and those from one size to the next."""
     half = rows[len(rows) // 2:]
     return (growth([r[x] for r in half], [r[y] for r in half]),
             ", ".join(f"{growth([a[x], b[x]], [a[y], b[y]]):.2f}" for a, b in itertools.pairwise(half)))
 
 
+def computed(row: dict[str, Any]) -> int:
+    """Tokens that the model reads: where learners pack, a group's prompt once."""
+    shares = row["machine"]["gpu"] is None and row["curve"] != "driver"
+    return int(row["sequences"] * row["response"] + row["prompt"] * (-(-row["sequences"] // GROUP) if shares else row["sequences"]))
+
+
 def lines(rows: list[dict[str, Any]]) -> list[str]:
     """The page: exponents, then every number."""
-    by = {c: [r for r in rows if r["curve"] == c] for c in CURVES}
+    by = {c: [{**r, "computed": computed(r)} for r in rows if r["curve"] == c] for c in CURVES}
     by = {c: r for c, r in by.items() if r}
     out = ["GRPO with k3 to a frozen reference; Qwen2 of 2 layers and hidden size 128, float32, one thread a process, learners packed where the machine has no GPU; "
            f"{GROUP} responses to a prompt. Seconds are the smallest of {ROUNDS} rounds. Exponents are least-squares slopes of log seconds over log tokens "
-           "(vocabulary: over log vocabulary) in the upper half of the sizes. Up to `learner.max_tokens` (16,384) a larger batch is a larger micro-batch, beyond it "
+           "that the model reads, where a packed group's prompt counts once (vocabulary: over log vocabulary), in the upper half of the sizes. Up to `learner.max_tokens` (16,384) a larger batch is a larger micro-batch, beyond it "
            "there are more of them.", "",
            "| curve | sizes | what | exponent | from size to size | largest: seconds | added memory |", "|---|---|---|---|---|---|---|"]
     for c, r in by.items():
@@ -260,7 +266,7 @@ def lines(rows: list[dict[str, Any]]) -> list[str]:
             return int(row["prompt"] + row["response"] if "+" in axis else row[axis])
 
         for what in ("driver", *PARTS) if c == "driver" else ("update", "annotate"):
-            slope, each = upper(r, what, "vocabulary" if c == "vocabulary" else "tokens")
+            slope, each = upper(r, what, "vocabulary" if c == "vocabulary" else "computed")
             memory = f"{r[-1]['added_mib']:,.0f} MiB" if what == "update" and "added_mib" in r[-1] else ""
             out.append(f"| {c} | {size(r[0]):,} to {size(r[-1]):,} {axis} | {what} | {slope:.2f} | {each} | {r[-1][what]:.3f} | {memory} |")
     out += ["", "## All numbers", ""]
