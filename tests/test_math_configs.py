@@ -15,8 +15,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
 import rlkit as rk
-from rlkit.build import check, context_length, is_off_policy, needed
+from rlkit.build import check, context_length, is_off_policy, needed, reward_specs
 from rlkit.cluster.ray import check_resources
+from rlkit.data.curriculum import ZeroVariance
 from rlkit.data.prompts import load_template
 from rlkit.data.sets import find_set, is_named
 from rlkit.data.tiny import make_tiny
@@ -133,7 +134,7 @@ def test_a_small_copy_takes_a_step(path: Path, tmp_path: Path, hub: None, small_
                  "sampling.max_tokens=8", "sampling.stop=[]", "learner.lr=1e-4", "learner.warmup_steps=0", "learner.max_tokens=4096", "eval.prompts=2",
                  f"learner.minibatches={min(2, own.learner.minibatches)}", "eval.n=1", "log.tensorboard=false"]
     # A random model is never right: rewards that differ stand in for the verifier, and every other reward stays.
-    rewards = ["tests/rewards/examples.py:varied", *(f"{{fn: '{r.fn}', args: {{limit: 8, buffer: 2}}}}" for r in own.rewards if r.fn != "math")]
+    rewards = ["{fn: 'tests/rewards/examples.py:varied', name: math}", *(f"{{fn: '{r.fn}', args: {{limit: 8, buffer: 2}}}}" for r in own.rewards if r.fn != "math")]
     overrides.append(f"rewards=[{', '.join(rewards)}]")
     if own.rollout.interrupt is not None:
         overrides.append("rollout.interrupt={low: 3, high: 4, text: '!', until: null}")
@@ -157,8 +158,16 @@ PAIRS = [("qwen3-4b-rpg-4k", "rpg_rf_urkl"), ("qwen2.5-7b-rpg", "rpg_rf_ufkl"), 
 def test_a_rung_is_the_algorithm_of_its_name(rung: str, algorithm: str) -> None:
     ours, theirs = rk.load(f"configs/math/{rung}.yaml"), rk.load(f"configs/algorithms/{algorithm}.yaml")
     assert [dataclasses.replace(t, const=1.0) for t in ours.objective] == [dataclasses.replace(t, const=1.0) for t in theirs.objective]
-    assert (ours.advantage, ours.data.sampler, ours.data.drop, ours.reward_penalties) == (
+    # Beside a punishment of length, dynamic sampling names the reward that it looks at.
+    drop = tuple(dataclasses.replace(rule, of=None) if isinstance(rule, ZeroVariance) else rule for rule in ours.data.drop)
+    assert (ours.advantage, ours.data.sampler, drop, ours.reward_penalties) == (
         theirs.advantage, theirs.data.sampler, theirs.data.drop, theirs.reward_penalties)
+
+
+@pytest.mark.parametrize("path", [p for p in (*CONFIGS, *Path("configs/algorithms").glob("*.yaml")) if "overlong" in p.read_text()], ids=lambda p: p.stem)
+def test_dynamic_sampling_looks_at_correctness_where_length_is_punished(path: Path) -> None:
+    run = rk.load(path)
+    assert [rule.of for rule in run.data.drop if isinstance(rule, ZeroVariance)] == [reward_specs(run)[0].label] * bool(run.data.drop)
 
 
 def test_methods_of_one_setting_differ_in_the_method_only() -> None:
