@@ -150,13 +150,13 @@ class Scorer:
         share = max(1, min(BATCH_CALLS // max(1, len(self.rewards)), -(-len(rollouts) // (self.workers if alone else 1))))
         batches: list[list[tuple[Rollout, list[Call | Future[Answer]]]]] = []
         size = 0
-        for r in rollouts:
-            if not batches or len(batches[-1]) >= share or size > BATCH_CHARACTERS:
-                batches.append([])
-                size = 0
-            batches[-1].append((r, self._calls(r)))
-            size += len(r.text)
         try:
+            for r in rollouts:
+                if not batches or len(batches[-1]) >= share or size > BATCH_CHARACTERS:
+                    batches.append([])
+                    size = 0
+                batches[-1].append((r, self._calls(r)))
+                size += len(r.text)
             if alone and len(batches) > 1 and self.workers > 1:
                 with ThreadPoolExecutor(min(self.workers, len(batches))) as threads:
                     list(threads.map(self._score_batch, batches))
@@ -179,7 +179,8 @@ class Scorer:
         return calls
 
     def _score_batch(self, batch: Sequence[tuple[Rollout, Sequence[Call | Future[Answer]]]]) -> None:
-        answers = self._call([c for _, calls in batch for c in calls if not isinstance(c, Future)])
+        plain = [c for _, calls in batch for c in calls if not isinstance(c, Future)]
+        answers = iter(list(self._call(plain)))         # all of them now: async calls wait meanwhile
         for r, calls in batch:
             total = 0.0
             for spec, call in zip(self.rewards, calls, strict=True):

@@ -28,6 +28,17 @@ async def meets(response, calls):
     return 1.0
 
 
+async def waits_for(response, path):
+    while not os.path.exists(path):
+        await asyncio.sleep(0.01)
+    return 1.0
+
+
+def leaves(response, path):
+    with open(path, "w"):
+        return 1.0
+
+
 async def most_at_once(response):
     global _BEGUN
     _BEGUN += 1

@@ -88,6 +88,13 @@ def test_calls_of_an_async_reward_wait_side_by_side() -> None:
         score(RewardSpec("examples.py:most_at_once", concurrency=0))
 
 
+def test_plain_rewards_run_while_async_ones_wait(tmp_path: Path) -> None:
+    """The async reward comes first and waits for what the plain one leaves behind."""
+    args = {"path": str(tmp_path / "done")}
+    rollouts, _, said = score([RewardSpec("examples.py:waits_for", args=args, timeout=20), RewardSpec("examples.py:leaves", args=args)])
+    assert [r.reward for r in rollouts] == [2.0] * 3 and not said
+
+
 def test_an_async_reward_that_hangs_costs_only_its_own_call() -> None:
     rollouts, metrics, said = score(RewardSpec("examples.py:first_hangs", timeout=0.5))
     assert [math.isnan(r.reward) for r in rollouts] == [True, False, False] and metrics["reward/timeouts"] == 1 and "p0" in said[0]
