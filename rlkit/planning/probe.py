@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import resource
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
-from rlkit.planning.memory import GIB
 from rlkit.run import Run
 
 
@@ -59,8 +56,6 @@ def probe(run: Run) -> str:
     batch.value = torch.zeros(batch.N)
     batch.cols = {n[4:]: torch.zeros(batch.S) for n in need if n.startswith("col:")}
     batch.marks = {t.name: torch.zeros(batch.N) for t in run.objective}
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     times: dict[str, float] = {}
     for _ in range(2):                                  # the second one is without the start's one-time work
         start = time.perf_counter()
@@ -68,12 +63,9 @@ def probe(run: Run) -> str:
         batch.logp.update(found)
         times["annotate"], start = time.perf_counter() - start, time.perf_counter()
         batch.norm = normalise(run.objective, batch)
-        learner.step([batch], [1.0] * len(run.objective))
+        measured = learner.step([batch], [1.0] * len(run.objective)).as_dict()
         times["update"] = time.perf_counter() - start
-    if device.type == "cuda":
-        peak: Any = torch.cuda.max_memory_allocated(device)
-        what = f"peak on {torch.cuda.get_device_name(device)}"
-    else:
-        peak, what = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "peak of this process"
-    return (f"Probe, one rank on {device}: {rows} rows of {longest} tokens; {what} {peak / GIB:.2f} GiB; annotate "
+    peak = max(mib for name, mib in measured.items() if name.startswith("memory/")) / 2**10
+    what = f"peak on {torch.cuda.get_device_name(device)}" if device.type == "cuda" else "peak of this process"
+    return (f"Probe, one rank on {device}: {rows} rows of {longest} tokens; {what} {peak:.2f} GiB; annotate "
             f"{times['annotate']:.2f} s, update {times['update']:.2f} s.")

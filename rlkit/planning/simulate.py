@@ -11,6 +11,7 @@ import heapq
 import itertools
 import json
 import math
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -255,7 +256,7 @@ class _Simulation:
                 self.open[g], self.left = self.open[g] - 1, self.left - 1
                 self.served, self.served_tokens = self.served + 1, self.served_tokens + tokens
                 if not self.open[g]:
-                    heapq.heappush(self.ready, g)
+                    insort(self.ready, g)
                     self.running_groups[k] -= 1
                     heapq.heappush(self.loads, (self.running_groups[k], next(self.turn), k))
             e.admit()
@@ -273,7 +274,6 @@ class _Simulation:
             self.run(lambda: not self.open[oldest])
         self.waiting.remove(group)
         self.ready.remove(group)
-        heapq.heapify(self.ready)
         self.taken += 1
         return group
 
