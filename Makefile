@@ -21,6 +21,7 @@ test: install lint
 	@$(BIN)/python -m pytest
 
 lint: install
+	@$(BIN)/ruff format --check --quiet . || { echo "run: .venv/bin/ruff format ."; exit 1; }
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 

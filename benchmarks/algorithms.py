@@ -9,6 +9,7 @@ benchmarks/results/algorithms.jsonl; the table goes to benchmarks/algorithms.md,
 sum_t log pi - log base over sampled responses, in nats per response. Dynamic sampling draws more responses than it trains on: `sampled`
 counts them all.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -38,10 +39,14 @@ def prepare() -> Path:
 
     base = OUT / "base" / "final"
     if not base.exists():
-        rk.train(rk.load(SORTING, [*TASK, "name=base", "steps=0", "objective=[Reinforce]", "reference=null"]), quiet=True)
+        rk.train(
+            rk.load(SORTING, [*TASK, "name=base", "steps=0", "objective=[Reinforce]", "reference=null"]), quiet=True
+        )
     for name, config, extra in (("grpo-teacher", "grpo", ["steps=150"]), ("erpd-teacher", "erpd_teacher", [])):
         if not (OUT / name / "final").exists():
-            rk.train(rk.load(CONFIGS / f"{config}.yaml", [*TASK, f"name={name}", *extra, *start_from(base)]), quiet=True)
+            rk.train(
+                rk.load(CONFIGS / f"{config}.yaml", [*TASK, f"name={name}", *extra, *start_from(base)]), quiet=True
+            )
     first = ["filter", str(SORTING), *TASK, "objective=[PPOClip]", "--model", str(base), "-n", "8"]
     if not (OUT / "astar.jsonl").exists():
         cli([*first, "--soft-value", "0.5", "--out", str(OUT / "astar.jsonl")])
@@ -71,7 +76,14 @@ def trial(name: str, seed: int) -> Row:
     run = rk.load(CONFIGS / f"{name}.yaml", overrides(name, base, seed))
     folder = rk.train(run, quiet=True)
     responses, tokens = sampled(run, folder)
-    return {"name": name, "seed": seed, "responses": responses, "tokens": tokens, "curve": curve(folder), **measure(common, folder / "final", base, 16)}
+    return {
+        "name": name,
+        "seed": seed,
+        "responses": responses,
+        "tokens": tokens,
+        "curve": curve(folder),
+        **measure(common, folder / "final", base, 16),
+    }
 
 
 def main() -> None:
@@ -93,16 +105,28 @@ def main() -> None:
 
 
 def table(rows: list[Row]) -> None:
-    lines = ["| configuration | seeds | pass@1 | pass@16 | KL to start | entropy | length | responses sampled |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| configuration | seeds | pass@1 | pass@16 | KL to start | entropy | length | responses sampled |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for name in sorted({r["name"] for r in rows}):
         mine = [r for r in rows if r["name"] == name]
-        cells = [cell([r[key] for r in mine], digits) for key, digits in (("pass@1", 3), ("pass@16", 3), ("kl", 2), ("entropy", 3), ("length", 2))]
+        cells = [
+            cell([r[key] for r in mine], digits)
+            for key, digits in (("pass@1", 3), ("pass@16", 3), ("kl", 2), ("entropy", 3), ("length", 2))
+        ]
         lines.append(f"| {name} | {len(mine)} | {' | '.join(cells)} | {mean(r['responses'] for r in mine):.0f} |")
-    page = ["# The algorithms at one budget", "", "Written by `python benchmarks/algorithms.py`: digits to be sorted (3 and 4 of them), one warmed-up model of 2 layers, 60 steps of",
-            "128 responses, the published coefficients, learning rate 5e-4 (smaller where a file says so: without a clip some methods diverge at",
-            "5e-4 with several updates a batch). ± is half of the 95 % confidence interval over seeds. It shows that each configuration learns; so",
-            "small a task does not rank the methods, whose published settings are meant for others. The curves are in [docs/algorithms.md](../docs/algorithms.md).",
-            "", *lines, ""]
+    page = [
+        "# The algorithms at one budget",
+        "",
+        "Written by `python benchmarks/algorithms.py`: digits to be sorted (3 and 4 of them), one warmed-up model of 2 layers, 60 steps of",
+        "128 responses, the published coefficients, learning rate 5e-4 (smaller where a file says so: without a clip some methods diverge at",
+        "5e-4 with several updates a batch). ± is half of the 95 % confidence interval over seeds. It shows that each configuration learns; so",
+        "small a task does not rank the methods, whose published settings are meant for others. The curves are in [docs/algorithms.md](../docs/algorithms.md).",
+        "",
+        *lines,
+        "",
+    ]
     (ROOT / "benchmarks" / "algorithms.md").write_text("\n".join(page))
 
 
@@ -112,7 +136,7 @@ def picture(rows: list[Row]) -> None:
     height = math.ceil(len(names) / COLUMNS)
 
     def draw(axes: Any) -> None:
-        for axis in axes.flat[len(names):]:
+        for axis in axes.flat[len(names) :]:
             axis.set_visible(False)
         for axis, name in zip(axes.flat, names, strict=False):
             mine = [r for r in rows if r["name"] == name]

@@ -12,6 +12,7 @@ Two settings. `reasoning` looks like a reasoning run in small: a vocabulary of 3
 a while, with long-tailed lengths (up to 160 tokens). `short`: a vocabulary of 14, 6-token responses, nothing to pad and nothing to share; what
 is left is overhead. Results: benchmarks/results/end_to_end.jsonl, benchmarks/end_to_end.md.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -32,8 +33,13 @@ from rlkit.data.tasks import Sorting
 
 OUT = report.ROOT / "runs" / "end_to_end"
 COMMON: dict[str, Any] = {
-    "rollout": {"engine": "hf"}, "advantage": {"type": "GroupNorm", "eps": 1e-4}, "objective": [{"type": "PPOClip", "reduce": "seq"}], "reference": None,
-    "log": {"tensorboard": False, "breakdown": 0}, "probe": {"every": 0}}
+    "rollout": {"engine": "hf"},
+    "advantage": {"type": "GroupNorm", "eps": 1e-4},
+    "objective": [{"type": "PPOClip", "reduce": "seq"}],
+    "reference": None,
+    "log": {"tensorboard": False, "breakdown": 0},
+    "probe": {"every": 0},
+}
 N = 8
 SIDES = ("rlkit-hf", "trl", "rlkit-vllm")
 
@@ -60,25 +66,56 @@ class Explained(Sorting):
 
 @dataclass(frozen=True)
 class Setting:
-    prompts: int                        # a step, with N responses each
+    prompts: int  # a step, with N responses each
     steps: int
-    every: int                          # steps between evaluations
-    target: float                       # held-out accuracy to reach
+    every: int  # steps between evaluations
+    target: float  # held-out accuracy to reach
     model: Mapping[str, int]
-    vocabulary: int | None              # of the model, if larger than the tokenizer's
+    vocabulary: int | None  # of the model, if larger than the tokenizer's
     run: Mapping[str, Any]
 
     def mapping(self, **more: Any) -> dict[str, Any]:
-        return {**COMMON, **self.run, "rollout": {"engine": "hf", "prompts": self.prompts, "n": N}, "eval": {"every": self.every, "prompts": 200}, **more}
+        return {
+            **COMMON,
+            **self.run,
+            "rollout": {"engine": "hf", "prompts": self.prompts, "n": N},
+            "eval": {"every": self.every, "prompts": 200},
+            **more,
+        }
 
 
 SETTINGS = {
-    "reasoning": Setting(8, 15, 5, 0.45, {"hidden": 128, "layers": 4, "heads": 4, "kv_heads": 2}, 32_000,
-                         {"data": {"task": {"type": f"{__file__}:Explained", "levels": [1, 2], "mistakes": 0.5}, "size": 4000, "test_size": 200},
-                          "sampling": {"max_tokens": 160}, "learner": {"lr": 2e-4}}),
-    "short": Setting(32, 60, 10, 0.7, {"hidden": 64, "layers": 2, "heads": 2, "kv_heads": 1}, None,
-                     {"data": {"task": {"type": "Sorting", "levels": [1, 2], "mistakes": 0.8}, "size": 4000, "test_size": 200},
-                      "sampling": {"max_tokens": 6}, "learner": {"lr": 5e-4}})}
+    "reasoning": Setting(
+        8,
+        15,
+        5,
+        0.45,
+        {"hidden": 128, "layers": 4, "heads": 4, "kv_heads": 2},
+        32_000,
+        {
+            "data": {
+                "task": {"type": f"{__file__}:Explained", "levels": [1, 2], "mistakes": 0.5},
+                "size": 4000,
+                "test_size": 200,
+            },
+            "sampling": {"max_tokens": 160},
+            "learner": {"lr": 2e-4},
+        },
+    ),
+    "short": Setting(
+        32,
+        60,
+        10,
+        0.7,
+        {"hidden": 64, "layers": 2, "heads": 2, "kv_heads": 1},
+        None,
+        {
+            "data": {"task": {"type": "Sorting", "levels": [1, 2], "mistakes": 0.8}, "size": 4000, "test_size": 200},
+            "sampling": {"max_tokens": 6},
+            "learner": {"lr": 5e-4},
+        },
+    ),
+}
 
 
 def base(name: str) -> Path:
@@ -89,13 +126,29 @@ def base(name: str) -> Path:
 
     def warm(run: str, model: dict[str, Any], steps: int, **task: Any) -> Path:
         data = {**s.run["data"], "task": {**s.run["data"]["task"], **task}}
-        return rk.train(rk.load(s.mapping(out=str(OUT), name=run, steps=0, data=data, model={**model, "warm_up": {"batch": 64, "lr": 2e-3, "steps": steps}})), quiet=True) / "final"
+        return (
+            rk.train(
+                rk.load(
+                    s.mapping(
+                        out=str(OUT),
+                        name=run,
+                        steps=0,
+                        data=data,
+                        model={**model, "warm_up": {"batch": 64, "lr": 2e-3, "steps": steps}},
+                    )
+                ),
+                quiet=True,
+            )
+            / "final"
+        )
 
     if not folder.exists():
         if s.vocabulary is None:
             warm(f"{name}-base", {"make": dict(s.model)}, 300)
         else:
-            narrow = warm(f"{name}-narrow", {"make": dict(s.model)}, 500, explain=False)        # answers first: explanations would drown them
+            narrow = warm(
+                f"{name}-narrow", {"make": dict(s.model)}, 500, explain=False
+            )  # answers first: explanations would drown them
             warm(f"{name}-base", {"path": str(widen(narrow, OUT / f"{name}-wide", s.vocabulary))}, 60)
     return folder
 
@@ -124,7 +177,11 @@ def rlkit_side(name: str, engine: str, seed: int, folder: str) -> dict[str, Any]
     done = rk.train(rk.load(run), quiet=True)
     metrics = [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
     scores = {r["step"]: r["score"] for r in map(json.loads, (done / "eval.jsonl").read_text().splitlines())}
-    return {"seconds": [m["time/step"] for m in metrics], "length": [m["length/mean"] for m in metrics], "scores": scores}
+    return {
+        "seconds": [m["time/step"] for m in metrics],
+        "length": [m["length/mean"] for m in metrics],
+        "scores": scores,
+    }
 
 
 def trl_side(name: str, seed: int, folder: str) -> dict[str, Any]:
@@ -154,7 +211,9 @@ def trl_side(name: str, seed: int, folder: str) -> dict[str, Any]:
         tokenizer.save_pretrained(f"{folder}/m")
         engine = HFEngine(f"{folder}/m")
         try:
-            return mean(r.reward for r in sample_and_score(EngineGroup(LocalWorkers(engine)), scorer, test, 1, run.sampling))
+            return mean(
+                r.reward for r in sample_and_score(EngineGroup(LocalWorkers(engine)), scorer, test, 1, run.sampling)
+            )
         finally:
             engine.close()
 
@@ -176,11 +235,36 @@ def trl_side(name: str, seed: int, folder: str) -> dict[str, Any]:
             if state.global_step % s.every == 0:
                 scores[state.global_step] = accuracy(model)
 
-    args = GRPOConfig(output_dir=folder, per_device_train_batch_size=s.prompts * N, num_generations=N, max_completion_length=run.sampling.max_tokens, max_steps=s.steps,
-                      learning_rate=run.learner.lr, lr_scheduler_type="constant", adam_beta2=0.95, weight_decay=0.0, max_grad_norm=1.0, beta=0.0, loss_type="grpo",
-                      use_cpu=not torch.cuda.is_available(), bf16=False, gradient_checkpointing=False, seed=seed, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True)
-    trainer = GRPOTrainer(model=model, reward_funcs=reward, args=args, processing_class=tokenizer, callbacks=[Clock()],
-                          train_dataset=Dataset.from_list([{"prompt": p.text, "answer": p.answer} for p in train]))
+    args = GRPOConfig(
+        output_dir=folder,
+        per_device_train_batch_size=s.prompts * N,
+        num_generations=N,
+        max_completion_length=run.sampling.max_tokens,
+        max_steps=s.steps,
+        learning_rate=run.learner.lr,
+        lr_scheduler_type="constant",
+        adam_beta2=0.95,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        beta=0.0,
+        loss_type="grpo",
+        use_cpu=not torch.cuda.is_available(),
+        bf16=False,
+        gradient_checkpointing=False,
+        seed=seed,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=reward,
+        args=args,
+        processing_class=tokenizer,
+        callbacks=[Clock()],
+        train_dataset=Dataset.from_list([{"prompt": p.text, "answer": p.answer} for p in train]),
+    )
     trainer.train()
     scorer.close()
     return {"seconds": seconds, "length": length, "scores": scores}
@@ -188,7 +272,14 @@ def trl_side(name: str, seed: int, folder: str) -> dict[str, Any]:
 
 def reaches(row: dict[str, Any], target: float) -> float | None:
     """Training seconds until the first evaluation of at least ``target``."""
-    return next((sum(row["seconds"][:step]) for step, score in sorted((int(k), v) for k, v in row["scores"].items()) if score >= target), None)
+    return next(
+        (
+            sum(row["seconds"][:step])
+            for step, score in sorted((int(k), v) for k, v in row["scores"].items())
+            if score >= target
+        ),
+        None,
+    )
 
 
 def main() -> None:
@@ -202,14 +293,23 @@ def main() -> None:
     if a.worker:
         side, name, seed = a.worker
         with tempfile.TemporaryDirectory() as folder:
-            row = trl_side(name, int(seed), folder) if side == "trl" else rlkit_side(name, side.removeprefix("rlkit-"), int(seed), folder)
+            row = (
+                trl_side(name, int(seed), folder)
+                if side == "trl"
+                else rlkit_side(name, side.removeprefix("rlkit-"), int(seed), folder)
+            )
         print(json.dumps(row))
         return
     if a.fresh:
         (report.RESULTS / "end_to_end.jsonl").unlink(missing_ok=True)
     rows = report.read("end_to_end")
-    tasks = [(side, name, seed) for name in a.settings for seed in range(a.seeds) for side in SIDES
-             if not any((r["side"], r["setting"], r["seed"]) == (side, name, seed) for r in rows)]
+    tasks = [
+        (side, name, seed)
+        for name in a.settings
+        for seed in range(a.seeds)
+        for side in SIDES
+        if not any((r["side"], r["setting"], r["seed"]) == (side, name, seed) for r in rows)
+    ]
     for name in {name for _, name, _ in tasks}:
         base(name)
     with ThreadPoolExecutor(a.jobs) as pool:
@@ -221,8 +321,16 @@ def main() -> None:
 def measure(side: str, name: str, seed: int, jobs: int) -> dict[str, Any]:
     row, samples = report.process(__file__, "--worker", side, name, str(seed), threads=1), SETTINGS[name].prompts * N
     steady = row["seconds"][2:]
-    return {"setting": name, "side": side, "seed": seed, "jobs": jobs, "samples_per_second": samples * len(steady) / sum(steady),
-            "tokens_per_second": samples * sum(row["length"][2:]) / sum(steady), "seconds_to_target": reaches(row, SETTINGS[name].target), **row}
+    return {
+        "setting": name,
+        "side": side,
+        "seed": seed,
+        "jobs": jobs,
+        "samples_per_second": samples * len(steady) / sum(steady),
+        "tokens_per_second": samples * sum(row["length"][2:]) / sum(steady),
+        "seconds_to_target": reaches(row, SETTINGS[name].target),
+        **row,
+    }
 
 
 def write(rows: list[dict[str, Any]]) -> None:
@@ -238,15 +346,60 @@ def write(rows: list[dict[str, Any]]) -> None:
         def ratio(a: float | None, b: float | None, missing: str = "") -> str:
             return missing if a is None or b is None else f"{a / b:.2f}"
 
-        lines += [f"## {name}", "", f"{s.steps} steps of {s.prompts} x {N} responses of at most {s.run['sampling']['max_tokens']} tokens; model {dict(s.model)}. Ratios to TRL at the same seed.", ""]
-        lines += report.table([{"seed": k} for k in sorted({r["seed"] for r in mine})], [
-            ("seed", lambda r: str(r["seed"])),
-            ("samples/s, rlkit / TRL", lambda r: ratio(of("rlkit-hf", r["seed"], "samples_per_second"), of("trl", r["seed"], "samples_per_second"))),
-            ("with vLLM / TRL", lambda r: ratio(of("rlkit-vllm", r["seed"], "samples_per_second"), of("trl", r["seed"], "samples_per_second"))),
-            ("sampled tokens/s, rlkit / TRL", lambda r: ratio(of("rlkit-hf", r["seed"], "tokens_per_second"), of("trl", r["seed"], "tokens_per_second"))),
-            (f"seconds to {s.target}, rlkit / TRL", lambda r: ratio(of("rlkit-hf", r["seed"], "seconds_to_target"), of("trl", r["seed"], "seconds_to_target"), "not reached")),
-            ("final accuracy rlkit, TRL", lambda r: ", ".join(f"{list(of(side, r['seed'], 'scores').values())[-1]:.3f}" for side in ("rlkit-hf", "trl") if of(side, r["seed"], "scores"))),
-            ("mean length rlkit, TRL", lambda r: ", ".join(f"{mean(of(side, r['seed'], 'length')):.0f}" for side in ("rlkit-hf", "trl") if of(side, r["seed"], "length")))])
+        lines += [
+            f"## {name}",
+            "",
+            f"{s.steps} steps of {s.prompts} x {N} responses of at most {s.run['sampling']['max_tokens']} tokens; model {dict(s.model)}. Ratios to TRL at the same seed.",
+            "",
+        ]
+        lines += report.table(
+            [{"seed": k} for k in sorted({r["seed"] for r in mine})],
+            [
+                ("seed", lambda r: str(r["seed"])),
+                (
+                    "samples/s, rlkit / TRL",
+                    lambda r: ratio(
+                        of("rlkit-hf", r["seed"], "samples_per_second"), of("trl", r["seed"], "samples_per_second")
+                    ),
+                ),
+                (
+                    "with vLLM / TRL",
+                    lambda r: ratio(
+                        of("rlkit-vllm", r["seed"], "samples_per_second"), of("trl", r["seed"], "samples_per_second")
+                    ),
+                ),
+                (
+                    "sampled tokens/s, rlkit / TRL",
+                    lambda r: ratio(
+                        of("rlkit-hf", r["seed"], "tokens_per_second"), of("trl", r["seed"], "tokens_per_second")
+                    ),
+                ),
+                (
+                    f"seconds to {s.target}, rlkit / TRL",
+                    lambda r: ratio(
+                        of("rlkit-hf", r["seed"], "seconds_to_target"),
+                        of("trl", r["seed"], "seconds_to_target"),
+                        "not reached",
+                    ),
+                ),
+                (
+                    "final accuracy rlkit, TRL",
+                    lambda r: ", ".join(
+                        f"{list(of(side, r['seed'], 'scores').values())[-1]:.3f}"
+                        for side in ("rlkit-hf", "trl")
+                        if of(side, r["seed"], "scores")
+                    ),
+                ),
+                (
+                    "mean length rlkit, TRL",
+                    lambda r: ", ".join(
+                        f"{mean(of(side, r['seed'], 'length')):.0f}"
+                        for side in ("rlkit-hf", "trl")
+                        if of(side, r["seed"], "length")
+                    ),
+                ),
+            ],
+        )
         lines.append("")
 
     def draw(axes: Any) -> None:
@@ -254,7 +407,13 @@ def write(rows: list[dict[str, Any]]) -> None:
             for side, color in (("rlkit-hf", "C0"), ("trl", "C1"), ("rlkit-vllm", "C2")):
                 for k, r in enumerate([r for r in rows if r["setting"] == name and r["side"] == side]):
                     points = sorted((int(step), score) for step, score in r["scores"].items())
-                    axis.plot([sum(r["seconds"][:step]) for step, _ in points], [score for _, score in points], color=color, alpha=0.7, label=side if k == 0 else None)
+                    axis.plot(
+                        [sum(r["seconds"][:step]) for step, _ in points],
+                        [score for _, score in points],
+                        color=color,
+                        alpha=0.7,
+                        label=side if k == 0 else None,
+                    )
             axis.set(title=name, xlabel="seconds of training", ylabel="held-out accuracy", xscale="symlog")
             if axis.lines:
                 axis.legend()

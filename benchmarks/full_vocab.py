@@ -5,6 +5,7 @@
 
 Prints the ratios of time and of peak extra memory, and the largest relative difference of the gradients.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -65,7 +66,9 @@ def measure(form: str, a: argparse.Namespace) -> None:
         return (torch.randn(*shape, generator=g) * 0.2).to(device)
 
     policy = Head(r(a.tokens, a.hidden).requires_grad_(), r(a.vocabulary, a.hidden).requires_grad_())
-    anchor = Head(policy.hidden.detach() + r(a.tokens, a.hidden) * 0.3, policy.weight.detach() + r(a.vocabulary, a.hidden) * 0.3)
+    anchor = Head(
+        policy.hidden.detach() + r(a.tokens, a.hidden) * 0.3, policy.weight.detach() + r(a.vocabulary, a.hidden) * 0.3
+    )
     f, seconds, peaks = TABLE[a.f], [], []
     for _ in range(a.repeat + 1):
         policy.hidden.grad = policy.weight.grad = None
@@ -80,8 +83,14 @@ def measure(form: str, a: argparse.Namespace) -> None:
             d.mean().backward()
         seconds.append(peak.seconds)
         peaks.append(peak.bytes)
-    torch.save({"value": d.detach().cpu(), "hidden": policy.hidden.grad.cpu(), "weight": policy.weight.grad.cpu()}, a.out)
-    print(json.dumps({"seconds": sorted(seconds[1:])[len(seconds[1:]) // 2] if a.repeat else seconds[0], "bytes": max(peaks)}))
+    torch.save(
+        {"value": d.detach().cpu(), "hidden": policy.hidden.grad.cpu(), "weight": policy.weight.grad.cpu()}, a.out
+    )
+    print(
+        json.dumps(
+            {"seconds": sorted(seconds[1:])[len(seconds[1:]) // 2] if a.repeat else seconds[0], "bytes": max(peaks)}
+        )
+    )
 
 
 def main() -> None:
@@ -101,15 +110,26 @@ def main() -> None:
         found, saved = {}, {}
         for form in ("plain", "chunked"):
             out = Path(folder) / f"{form}.pt"
-            done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--form", form, "--out", str(out)], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [sys.executable, __file__, *sys.argv[1:], "--form", form, "--out", str(out)],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             if done.returncode:
                 sys.exit(f"{form}: exit code {done.returncode} (out of memory?)\n{done.stderr[-2000:]}")
             found[form], saved[form] = json.loads(done.stdout), torch.load(out)
-            print(f"{form:<8} {found[form]['seconds']:7.2f} s   peak extra memory {found[form]['bytes'] / 2**20:8.0f} MiB")
+            print(
+                f"{form:<8} {found[form]['seconds']:7.2f} s   peak extra memory {found[form]['bytes'] / 2**20:8.0f} MiB"
+            )
     ratio = {k: found["chunked"][k] / found["plain"][k] for k in ("seconds", "bytes")}
-    gap = {k: float((saved["chunked"][k] - saved["plain"][k]).norm() / saved["plain"][k].norm()) for k in saved["plain"]}
-    print(f"{a.f}, V = {a.vocabulary}, N = {a.tokens}, H = {a.hidden}: time x {ratio['seconds']:.2f}, memory x {ratio['bytes']:.3f} "
-          f"(1/{1 / ratio['bytes']:.0f}); relative difference of value {gap['value']:.1e}, of gradients {max(gap['hidden'], gap['weight']):.1e}")
+    gap = {
+        k: float((saved["chunked"][k] - saved["plain"][k]).norm() / saved["plain"][k].norm()) for k in saved["plain"]
+    }
+    print(
+        f"{a.f}, V = {a.vocabulary}, N = {a.tokens}, H = {a.hidden}: time x {ratio['seconds']:.2f}, memory x {ratio['bytes']:.3f} "
+        f"(1/{1 / ratio['bytes']:.0f}); relative difference of value {gap['value']:.1e}, of gradients {max(gap['hidden'], gap['weight']):.1e}"
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ peak that a step adds to the process after one pass without gradient. GRPO (2402
 mean over responses of the mean over tokens; 8 responses to each prompt. Results go to benchmarks/results/learner_step.jsonl, the table to
 benchmarks/learner_step.md.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -20,12 +21,21 @@ from typing import Any
 from report import RESULTS, append, page, peak_during, plot, process, random_model, read, table
 
 G = 8
-MODEL = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048}
+MODEL = {
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+}
 CASES = [  # vocabulary, prompts, tokens of a prompt, shortest and longest response
-    {"vocab": 1000, "prompts": 2, "prompt": 128, "low": 32, "high": 256}, {"vocab": 32000, "prompts": 2, "prompt": 128, "low": 32, "high": 256},
+    {"vocab": 1000, "prompts": 2, "prompt": 128, "low": 32, "high": 256},
+    {"vocab": 32000, "prompts": 2, "prompt": 128, "low": 32, "high": 256},
     {"vocab": 151936, "prompts": 1, "prompt": 128, "low": 32, "high": 256},
     {"vocab": 1000, "prompts": 2, "prompt": 512, "low": 32, "high": 256},
-    {"vocab": 1000, "prompts": 2, "prompt": 32, "low": 256, "high": 256}]      # the last: no padding, hardly a prompt to share
+    {"vocab": 1000, "prompts": 2, "prompt": 32, "low": 256, "high": 256},
+]  # the last: no padding, hardly a prompt to share
 
 
 def rows(case: dict[str, int]) -> list[dict[str, Any]]:
@@ -36,8 +46,15 @@ def rows(case: dict[str, int]) -> list[dict[str, Any]]:
         prompt = [r.randrange(3, case["vocab"]) for _ in range(case["prompt"])]
         for k in range(G):
             n = case["high"] if k == 0 else case["low"] + int((case["high"] - case["low"]) * r.random() ** 2)
-            out.append({"group": g, "prompt": prompt, "tokens": [r.randrange(3, case["vocab"]) for _ in range(n)],
-                        "ref": [-0.1 * r.random() for _ in range(n)], "adv": r.gauss(0, 1)})
+            out.append(
+                {
+                    "group": g,
+                    "prompt": prompt,
+                    "tokens": [r.randrange(3, case["vocab"]) for _ in range(n)],
+                    "ref": [-0.1 * r.random() for _ in range(n)],
+                    "adv": r.gauss(0, 1),
+                }
+            )
     return out
 
 
@@ -50,15 +67,38 @@ def rlkit_step(folder: str, data: list[dict[str, Any]]) -> tuple[Any, Any]:
     from rlkit.objective import loss, normalise
     from rlkit.types import Batch, Prompt, Rollout
 
-    run = rk.load({"model": {"path": folder}, "data": {"task": {"type": "Sorting"}}, "reference": None, "learner": {"lr": 0.0},
-                   "objective": [{"type": "PPOClip", "reduce": "seq"}, {"type": "KL", "estimator": "k3", "coef": 0.04, "reduce": "seq"}]})
+    run = rk.load(
+        {
+            "model": {"path": folder},
+            "data": {"task": {"type": "Sorting"}},
+            "reference": None,
+            "learner": {"lr": 0.0},
+            "objective": [
+                {"type": "PPOClip", "reduce": "seq"},
+                {"type": "KL", "estimator": "k3", "coef": 0.04, "reduce": "seq"},
+            ],
+        }
+    )
     learner = Learner(run, folder, frozenset({"adv", "old", "ref"}))
-    b = Batch.from_rollouts([Rollout(Prompt(str(r["group"]), tuple(r["prompt"]), ""), r["tokens"], [True] * len(r["tokens"]), [0.0] * len(r["tokens"]),
-                                     [0] * len(r["tokens"]), "stop", group=r["group"], reward=0.0) for r in data])
+    b = Batch.from_rollouts(
+        [
+            Rollout(
+                Prompt(str(r["group"]), tuple(r["prompt"]), ""),
+                r["tokens"],
+                [True] * len(r["tokens"]),
+                [0.0] * len(r["tokens"]),
+                [0] * len(r["tokens"]),
+                "stop",
+                group=r["group"],
+                reward=0.0,
+            )
+            for r in data
+        ]
+    )
     b.adv = torch.tensor([r["adv"] for r in data])[b.seq]
     gap = torch.tensor([x for r in data for x in r["ref"]])
     b.norm = normalise(run.objective, b)
-    with torch.no_grad():                       # as on the other side: a pass before the step, and libraries are loaded
+    with torch.no_grad():  # as on the other side: a pass before the step, and libraries are loaded
         evaluate_new(learner.backend, b, run.sampling, frozenset({"adv", "old", "ref"}))
 
     def step() -> None:
@@ -78,11 +118,28 @@ def trl_step(folder: str, data: list[dict[str, Any]]) -> tuple[Any, Any]:
     from trl import GRPOConfig, GRPOTrainer
 
     longest = max(len(r["tokens"]) for r in data)
-    args = GRPOConfig(output_dir=folder, per_device_train_batch_size=len(data), num_generations=G, max_completion_length=longest, use_cpu=True, bf16=False,
-                      beta=0.04, use_bias_correction_kl=False, loss_type="grpo", report_to=[], gradient_checkpointing=False, disable_tqdm=True)
+    args = GRPOConfig(
+        output_dir=folder,
+        per_device_train_batch_size=len(data),
+        num_generations=G,
+        max_completion_length=longest,
+        use_cpu=True,
+        bf16=False,
+        beta=0.04,
+        use_bias_correction_kl=False,
+        loss_type="grpo",
+        report_to=[],
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+    )
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    trainer = GRPOTrainer(model=model, reward_funcs=lambda completions, **_: [0.0] * len(completions), args=args,
-                          train_dataset=Dataset.from_list([{"prompt": "a"}] * len(data)), processing_class=AutoTokenizer.from_pretrained(folder))
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=args,
+        train_dataset=Dataset.from_list([{"prompt": "a"}] * len(data)),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+    )
     trainer.current_gradient_accumulation_steps = 1
     model = trainer.model.train()
 
@@ -92,12 +149,22 @@ def trl_step(folder: str, data: list[dict[str, Any]]) -> tuple[Any, Any]:
     prompt = torch.tensor([r["prompt"] for r in data])
     mask = torch.tensor([[1] * len(r["tokens"]) + [0] * (longest - len(r["tokens"])) for r in data])
     gap = pad("ref", 0.0)
-    inputs = {"prompt_ids": prompt, "prompt_mask": torch.ones_like(prompt), "completion_ids": pad("tokens", 1), "completion_mask": mask,
-              "advantages": torch.tensor([r["adv"] for r in data]), "num_items_in_batch": mask.sum()}
+    inputs = {
+        "prompt_ids": prompt,
+        "prompt_mask": torch.ones_like(prompt),
+        "completion_ids": pad("tokens", 1),
+        "completion_mask": mask,
+        "advantages": torch.tensor([r["adv"] for r in data]),
+        "num_items_in_batch": mask.sum(),
+    }
     # The reference is the policy plus a given difference, as on the other side: taken from a pass that is not timed.
     with torch.no_grad():
-        logp = trainer._get_per_token_logps_and_entropies(model, torch.cat([prompt, inputs["completion_ids"]], 1),
-                                                          torch.cat([inputs["prompt_mask"], mask], 1), longest)[0]
+        logp = trainer._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([prompt, inputs["completion_ids"]], 1),
+            torch.cat([inputs["prompt_mask"], mask], 1),
+            longest,
+        )[0]
     inputs["ref_per_token_logps"] = logp + gap
 
     def step() -> None:
@@ -112,7 +179,9 @@ def worker(side: str, case: dict[str, int], repeats: int, out: str) -> None:
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        step, model = (rlkit_step if side == "rlkit" else trl_step)(random_model(folder, vocab_size=case["vocab"], **MODEL), rows(case))
+        step, model = (rlkit_step if side == "rlkit" else trl_step)(
+            random_model(folder, vocab_size=case["vocab"], **MODEL), rows(case)
+        )
         added = peak_during(step)
         times = []
         for _ in range(repeats):
@@ -128,19 +197,35 @@ def compare(case: dict[str, int]) -> dict[str, Any]:
     """Both sides in turns; the better process counts."""
     import torch
 
-    large = case["vocab"] >= 10_000                     # there one step of TRL takes minutes
+    large = case["vocab"] >= 10_000  # there one step of TRL takes minutes
     found: dict[str, Any] = {}
     grads = {}
     with tempfile.TemporaryDirectory() as folder:
         for side in ("rlkit", "trl") * (1 if large else 2):
             path = f"{folder}/{side}.pt"
-            row = process(__file__, "--worker", side, "--case", json.dumps(case), "--repeats", "1" if large else "3", "--out", path, threads=1)
+            row = process(
+                __file__,
+                "--worker",
+                side,
+                "--case",
+                json.dumps(case),
+                "--repeats",
+                "1" if large else "3",
+                "--out",
+                path,
+                threads=1,
+            )
             best = found.setdefault(side, row)
             found[side] = {k: min(best[k], row[k]) for k in row}
             grads[side] = torch.load(path)
     one, two = (torch.cat([grads[s][n].flatten() for n in sorted(grads["trl"])]) for s in ("rlkit", "trl"))
-    return {**case, "time_ratio": found["trl"]["seconds"] / found["rlkit"]["seconds"], "memory_ratio": found["trl"]["added_mib"] / found["rlkit"]["added_mib"],
-            "gradient_difference": float((one - two).norm() / two.norm()), **{f"{s}_{k}": v for s in found for k, v in found[s].items()}}
+    return {
+        **case,
+        "time_ratio": found["trl"]["seconds"] / found["rlkit"]["seconds"],
+        "memory_ratio": found["trl"]["added_mib"] / found["rlkit"]["added_mib"],
+        "gradient_difference": float((one - two).norm() / two.norm()),
+        **{f"{s}_{k}": v for s in found for k, v in found[s].items()},
+    }
 
 
 def label(r: dict[str, Any]) -> str:
@@ -158,13 +243,28 @@ def write(found: list[dict[str, Any]]) -> None:
         axes.legend()
 
     plot("learner_step", draw, height=4.2)
-    columns = [("vocabulary", lambda r: f"{r['vocab']:,}"), ("prompts", lambda r: str(r["prompts"])), ("prompt", lambda r: str(r["prompt"])),
-               ("responses", lambda r: f"{r['low']} to {r['high']}"), ("TRL / rlkit, time", lambda r: f"{r['time_ratio']:.2f}"),
-               ("TRL / rlkit, added memory", lambda r: f"{r['memory_ratio']:.2f}"), ("rlkit adds", lambda r: f"{r['rlkit_added_mib']:.0f} MiB"),
-               ("of these gradients", lambda r: f"{r['rlkit_gradients_mib']:.0f} MiB"), ("gradients differ by", lambda r: f"{r['gradient_difference']:.1e}")]
-    page("learner_step", "One learner step against TRL", [
-        "Forward and backward of GRPO with k3, 8 responses a prompt, a Qwen2 model of 4 layers and hidden size 256, tied embeddings, float32, one CPU",
-        "thread. TRL with its default settings. Above 1: rlkit needs less.", "", *table(found, columns)], found)
+    columns = [
+        ("vocabulary", lambda r: f"{r['vocab']:,}"),
+        ("prompts", lambda r: str(r["prompts"])),
+        ("prompt", lambda r: str(r["prompt"])),
+        ("responses", lambda r: f"{r['low']} to {r['high']}"),
+        ("TRL / rlkit, time", lambda r: f"{r['time_ratio']:.2f}"),
+        ("TRL / rlkit, added memory", lambda r: f"{r['memory_ratio']:.2f}"),
+        ("rlkit adds", lambda r: f"{r['rlkit_added_mib']:.0f} MiB"),
+        ("of these gradients", lambda r: f"{r['rlkit_gradients_mib']:.0f} MiB"),
+        ("gradients differ by", lambda r: f"{r['gradient_difference']:.1e}"),
+    ]
+    page(
+        "learner_step",
+        "One learner step against TRL",
+        [
+            "Forward and backward of GRPO with k3, 8 responses a prompt, a Qwen2 model of 4 layers and hidden size 256, tied embeddings, float32, one CPU",
+            "thread. TRL with its default settings. Above 1: rlkit needs less.",
+            "",
+            *table(found, columns),
+        ],
+        found,
+    )
 
 
 def main() -> None:

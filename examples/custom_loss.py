@@ -1,4 +1,5 @@
 """A loss of your own: one small class in your own file, and its fields are YAML keys. See custom_loss.yaml."""
+
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,6 +18,6 @@ class TOPR(Term):
     needs: ClassVar[frozenset[str]] = frozenset({"adv", "behav"})
     cap: float = 1.0
 
-    def __call__(self, new: New, b: Batch) -> Tensor:               # [N] tokens; no mask, no padding, no mean
+    def __call__(self, new: New, b: Batch) -> Tensor:  # [N] tokens; no mask, no padding, no mean
         w = (new.logp.detach() - b.logp["behav"]).exp().clamp(max=self.cap)
         return -b.adv * new.logp * w.where(b.adv < 0, 1.0)

@@ -1,8 +1,9 @@
 """A reward of your own: a plain function whose parameters are filled by name. Runs in this process, without Ray.
 
-    python examples/custom_reward.py                  # about a minute
-    python examples/custom_reward.py steps=200        # with changes of the configuration
+python examples/custom_reward.py                  # about a minute
+python examples/custom_reward.py steps=200        # with changes of the configuration
 """
+
 import sys
 from pathlib import Path
 

@@ -1,8 +1,9 @@
 """Launches a run on a Ray cluster and follows its log. The same from the shell: rlkit submit CONFIG --address URL.
 
-    ray start --head                                            # on one machine, `ray start --address ...` on the others
-    python examples/ray_job.py http://127.0.0.1:8265 examples/own_data.yaml steps=2 cluster={}
+ray start --head                                            # on one machine, `ray start --address ...` on the others
+python examples/ray_job.py http://127.0.0.1:8265 examples/own_data.yaml steps=2 cluster={}
 """
+
 import sys
 
 from rlkit.cluster.submit import submit_job

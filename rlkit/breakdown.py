@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlkit.errors import ConfigError
 from rlkit.types import Batch, Stats
 
 
@@ -47,12 +48,23 @@ def kl_tokens(b: Batch, decode: Callable[[int], str], count: int = 20) -> list[d
     ids, where, times = torch.unique(b.ids[b.action], return_inverse=True, return_counts=True)
     total = torch.zeros(len(ids)).index_add(0, where, kl)
     top = total.abs().topk(min(count, len(ids))).indices.tolist()
-    return [{"token": decode(int(ids[i])), "count": int(times[i]), "kl": float(total[i]), "share": float(total[i] / kl.sum())} for i in top]
+    return [
+        {
+            "token": decode(int(ids[i])),
+            "count": int(times[i]),
+            "kl": float(total[i]),
+            "share": float(total[i] / kl.sum()),
+        }
+        for i in top
+    ]
 
 
 def add_gram(stats: Stats, names: Sequence[str], values: Sequence[Tensor], logp: Tensor) -> None:
     """Inner products of the terms' gradients with respect to the token log-probs; they add up over micro-batches and ranks."""
-    grads = [torch.autograd.grad(v, logp, retain_graph=True, allow_unused=True)[0] if v.requires_grad else None for v in values]
+    grads = [
+        torch.autograd.grad(v, logp, retain_graph=True, allow_unused=True)[0] if v.requires_grad else None
+        for v in values
+    ]
     flat = [torch.zeros_like(logp) if g is None else g for g in grads]
     for i, a in enumerate(flat):
         for j in range(i, len(flat)):
@@ -71,7 +83,7 @@ def gradient_shares(stats: Stats, names: Sequence[str]) -> dict[str, float]:
         return {}
     out = {f"gradient/share/{n}": norm[n] / total for n in names}
     for i, a in enumerate(names):
-        for c in names[i + 1:]:
+        for c in names[i + 1 :]:
             if norm[a] > 0 and norm[c] > 0:
                 out[f"gradient/cosine/{a}/{c}"] = stats.get(f"gram/{a}/{c}", 0.0) / (norm[a] * norm[c])
     return out
@@ -89,11 +101,15 @@ def plot_run(folder: Path) -> Path:
         matplotlib.use("agg")
         import matplotlib.pyplot as plt
     except ImportError:
-        raise ValueError("rlkit plot needs matplotlib. Install it with: pip install matplotlib") from None
+        raise ConfigError("rlkit plot needs matplotlib. Install it with: pip install matplotlib") from None
     if not (folder / "metrics.jsonl").is_file():
-        raise ValueError(f"{folder} is not a run folder: it has no metrics.jsonl.")
+        raise ConfigError(f"{folder} is not a run folder: it has no metrics.jsonl.")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    scores = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()] if (folder / "eval.jsonl").is_file() else []
+    scores = (
+        [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
+        if (folder / "eval.jsonl").is_file()
+        else []
+    )
     figure, axes = plt.subplots(2, 3, figsize=(12, 6.2))
 
     def draw(axis: Any, name: str, title: str) -> None:
@@ -109,7 +125,11 @@ def plot_run(folder: Path) -> Path:
     draw(axes[0, 2], "entropy/sampled", "entropy, nats per token")
     draw(axes[1, 0], "length/mean", "response length, tokens")
     draw(axes[1, 1], "mismatch/mean", "engine against learner, mean difference in nats")
-    pairs = [(math.sqrt(max(0.0, r["kl/ref_sequence"])), r["reward/mean"]) for r in rows if r.get("kl/ref_sequence") is not None]
+    pairs = [
+        (math.sqrt(max(0.0, r["kl/ref_sequence"])), r["reward/mean"])
+        for r in rows
+        if r.get("kl/ref_sequence") is not None
+    ]
     if pairs:
         axes[1, 2].scatter(*zip(*pairs, strict=True), c=range(len(pairs)), s=8)
     axes[1, 2].set(title="reward against sqrt(KL)", xlabel="sqrt of nats per response")

@@ -28,6 +28,7 @@ from rlkit.data.statistics import PromptStatistics
 from rlkit.data.stored import StoredRows
 from rlkit.data.tasks import TaskReward
 from rlkit.data.tiny import make_tiny, make_tokenizer
+from rlkit.errors import ConfigError
 from rlkit.learner.backend import check_deepspeed_options
 from rlkit.learner.model import load_tokenizer
 from rlkit.learner.reference import Frozen, Served, Tempered
@@ -63,14 +64,14 @@ class Parts:
     terms: Coefficients
     penalties: Coefficients
     checkpoints: Checkpoints
-    before_update: tuple[str, ...]          # log-probs that must be known on the driver before the update
+    before_update: tuple[str, ...]  # log-probs that must be known on the driver before the update
     sampling: Sampling
-    started: float                          # time.monotonic() when the run began
+    started: float  # time.monotonic() when the run began
     lengths: LengthState | None
     stored: StoredRows | None
-    correct: str                            # the reward that says whether a response is right: the first one
+    correct: str  # the reward that says whether a response is right: the first one
     timeline: Timeline
-    new_score: float | None = None          # the last held-out score, until a step has reported it
+    new_score: float | None = None  # the last held-out score, until a step has reported it
 
 
 def needed(run: Run) -> frozenset[str]:
@@ -88,69 +89,111 @@ def check(run: Run) -> None:
     need = needed(run)
     stored = [t for t in run.objective if t.on == "reference"]
     if stored and run.data.stored is None:
-        raise ValueError(f"{stored[0].name} reads stored rows of the reference (on: reference), but data.stored is not set. Make them "
-                         "with: rlkit filter CONFIG --model MODEL --low 1 --out kept.jsonl --responses stored.jsonl, then data.stored: "
-                         "{path: stored.jsonl}.")
+        raise ConfigError(
+            f"{stored[0].name} reads stored rows of the reference (on: reference), but data.stored is not set. Make them "
+            "with: rlkit filter CONFIG --model MODEL --low 1 --out kept.jsonl --responses stored.jsonl, then data.stored: "
+            "{path: stored.jsonl}."
+        )
     strange = [n for t in stored for n in t.needs if n not in ("ref", "behav", "old", "entropy")]
     if strange:
-        raise ValueError(f"{stored[0].name} needs {strange[0]!r}, which stored rows do not have; they have ref, behav, old and entropy.")
+        raise ConfigError(
+            f"{stored[0].name} needs {strange[0]!r}, which stored rows do not have; they have ref, behav, old and entropy."
+        )
     parts: tuple[Any, ...] = (*(t for t in run.objective if t.on != "reference"), *run.reward_penalties, run.advantage)
-    for anchor, spec, remedy in (("ref", run.reference, "reference: {type: Frozen}"),
-                                 ("teacher", run.teacher, "teacher: {type: Frozen, path: FOLDER_OR_HUB_NAME}")):
+    for anchor, spec, remedy in (
+        ("ref", run.reference, "reference: {type: Frozen}"),
+        ("teacher", run.teacher, "teacher: {type: Frozen, path: FOLDER_OR_HUB_NAME}"),
+    ):
         users = ", ".join(type(t).__name__ for t in parts if t.needs & {anchor, f"{anchor}_full"})
         if users and spec is None:
-            raise ValueError(f"{users} compares with anchor {anchor!r}, but {remedy.split(':')[0]} is null. Set {remedy}, or use another "
-                             "anchor.")
+            raise ConfigError(
+                f"{users} compares with anchor {anchor!r}, but {remedy.split(':')[0]} is null. Set {remedy}, or use another "
+                "anchor."
+            )
     if isinstance(run.teacher, Frozen) and run.teacher.path is None and need & {"teacher", "teacher_full"}:
-        raise ValueError("teacher has no `path`: it would be the model that training starts from, which is anchor: ref.")
+        raise ConfigError(
+            "teacher has no `path`: it would be the model that training starts from, which is anchor: ref."
+        )
     if need & {"ref_full", "teacher_full"} and (run.sampling.top_p < 1 or run.sampling.top_k):
-        raise ValueError("FullDivergence compares whole distributions, but sampling.top_p or sampling.top_k cuts them: where one is zero "
-                         "and the other is not, the divergence is infinite. Set sampling.top_p: 1.0 and sampling.top_k: 0.")
+        raise ConfigError(
+            "FullDivergence compares whole distributions, but sampling.top_p or sampling.top_k cuts them: where one is zero "
+            "and the other is not, the divergence is infinite. Set sampling.top_p: 1.0 and sampling.top_k: 0."
+        )
     for section, anchor, spec in (("reference", "ref_full", run.reference), ("teacher", "teacher_full", run.teacher)):
         if anchor in need and isinstance(spec, Served | Tempered):
-            raise ValueError(f"FullDivergence needs the whole distributions of {section}, which type: {type(spec).__name__} does not give. "
-                             "Use type: Frozen, or a sampled Divergence.")
+            raise ConfigError(
+                f"FullDivergence needs the whole distributions of {section}, which type: {type(spec).__name__} does not give. "
+                "Use type: Frozen, or a sampled Divergence."
+            )
     if run.critic is not None and "value" not in need:
-        raise ValueError("critic is set, but nothing needs values: set advantage: {type: GAE} and add {type: ValueMSE} to the objective.")
+        raise ConfigError(
+            "critic is set, but nothing needs values: set advantage: {type: GAE} and add {type: ValueMSE} to the objective."
+        )
     if "value" in run.advantage.needs and "returns" not in need:
-        raise ValueError(f"advantage {type(run.advantage).__name__} needs a value function, but nothing trains it: add {{type: ValueMSE, "
-                         "coef: 0.5}} to the objective.")
+        raise ConfigError(
+            f"advantage {type(run.advantage).__name__} needs a value function, but nothing trains it: add {{type: ValueMSE, "
+            "coef: 0.5}} to the objective."
+        )
     if run.learner.minibatches > run.rollout.prompts:
-        raise ValueError(f"learner.minibatches is {run.learner.minibatches}, but a step has only {run.rollout.prompts} prompt groups "
-                         "(rollout.prompts), which are never split. Lower it, or raise rollout.prompts.")
+        raise ConfigError(
+            f"learner.minibatches is {run.learner.minibatches}, but a step has only {run.rollout.prompts} prompt groups "
+            "(rollout.prompts), which are never split. Lower it, or raise rollout.prompts."
+        )
     if run.rollout.interrupt is not None and run.rollout.lengths is not None:
-        raise ValueError("rollout.interrupt and rollout.lengths both decide when a response ends: use one of them.")
+        raise ConfigError("rollout.interrupt and rollout.lengths both decide when a response ends: use one of them.")
     if is_group(run.advantage) and run.rollout.n < 2:
-        raise ValueError(f"advantage {type(run.advantage).__name__} compares the responses of one prompt, but rollout.n is "
-                         f"{run.rollout.n}. Set rollout.n to 2 or more, or use advantage: Plain, ReinforcePlusPlus or GAE.")
+        raise ConfigError(
+            f"advantage {type(run.advantage).__name__} compares the responses of one prompt, but rollout.n is "
+            f"{run.rollout.n}. Set rollout.n to 2 or more, or use advantage: Plain, ReinforcePlusPlus or GAE."
+        )
     if "returns" in need and "value" not in run.advantage.needs:
-        raise ValueError("ValueMSE trains a value function that nothing uses: set advantage: {type: GAE}.")
+        raise ConfigError("ValueMSE trains a value function that nothing uses: set advantage: {type: GAE}.")
     if run.model.dtype == "bfloat16" and run.deepspeed is None:
-        raise ValueError("model.dtype: bfloat16 needs DeepSpeed, which keeps float32 master weights. Add deepspeed: "
-                         "{zero_optimization: {stage: 1}}, or set model.dtype: float32.")
-    if run.model.dtype == "bfloat16" and run.deepspeed is not None and not run.deepspeed.get("zero_optimization", {}).get("stage", 0):
-        raise ValueError("model.dtype: bfloat16 needs deepspeed.zero_optimization.stage 1, 2 or 3: DeepSpeed refuses float32 gradient sums "
-                         "under stage 0.")
+        raise ConfigError(
+            "model.dtype: bfloat16 needs DeepSpeed, which keeps float32 master weights. Add deepspeed: "
+            "{zero_optimization: {stage: 1}}, or set model.dtype: float32."
+        )
+    if (
+        run.model.dtype == "bfloat16"
+        and run.deepspeed is not None
+        and not run.deepspeed.get("zero_optimization", {}).get("stage", 0)
+    ):
+        raise ConfigError(
+            "model.dtype: bfloat16 needs deepspeed.zero_optimization.stage 1, 2 or 3: DeepSpeed refuses float32 gradient sums "
+            "under stage 0."
+        )
     if run.cluster is not None and run.cluster.learners > 1 and run.deepspeed is None:
-        raise ValueError(f"cluster.learners is {run.cluster.learners}, but deepspeed is null: several ranks need DeepSpeed. Add "
-                         "deepspeed: {zero_optimization: {stage: 1}}.")
+        raise ConfigError(
+            f"cluster.learners is {run.cluster.learners}, but deepspeed is null: several ranks need DeepSpeed. Add "
+            "deepspeed: {zero_optimization: {stage: 1}}."
+        )
     if run.deepspeed is not None:
         check_deepspeed_options(run.deepspeed)
     if run.model.warm_up is not None and run.data.task is None:
-        raise ValueError("model.warm_up learns from a task's demonstrations, but data has no `task`.")
+        raise ConfigError("model.warm_up learns from a task's demonstrations, but data has no `task`.")
     if not run.rewards and run.data.task is None:
-        raise ValueError("rewards is empty. Name a reward, e.g. rewards: [math] or rewards: [my_file.py:my_reward].")
+        raise ConfigError("rewards is empty. Name a reward, e.g. rewards: [math] or rewards: [my_file.py:my_reward].")
     names = [r.label for r in reward_specs(run)]
     for rule in run.data.drop:
         if isinstance(rule, ZeroVariance) and rule.of is not None and rule.of.split("/")[0] not in names:
-            raise ValueError(f"data.drop: ZeroVariance looks at the reward {rule.of!r}, but the rewards are {', '.join(names)}. Name one "
-                             "of them in `of`, or give a reward that name (name: ...).")
+            raise ConfigError(
+                f"data.drop: ZeroVariance looks at the reward {rule.of!r}, but the rewards are {', '.join(names)}. Name one "
+                "of them in `of`, or give a reward that name (name: ...)."
+            )
     if run.sampling.temperature == 0:
-        raise ValueError("sampling.temperature is 0: greedy responses of one prompt are all equal and teach nothing. Use 1.0.")
+        raise ConfigError(
+            "sampling.temperature is 0: greedy responses of one prompt are all equal and teach nothing. Use 1.0."
+        )
     if run.cluster is None and run.rollout.max_lag and run.rollout.engine == "hf":
-        raise ValueError("rollout.max_lag above 0 needs an engine of its own to overlap with: set cluster: {} or rollout.engine: vllm.")
-    if any(getattr(t, "whole_groups", False) for t in run.objective) and run.cluster is not None and run.cluster.learners > 1:
-        raise ValueError("a term compares the responses of a prompt (REBEL): it needs cluster.learners: 1.")
+        raise ConfigError(
+            "rollout.max_lag above 0 needs an engine of its own to overlap with: set cluster: {} or rollout.engine: vllm."
+        )
+    if (
+        any(getattr(t, "whole_groups", False) for t in run.objective)
+        and run.cluster is not None
+        and run.cluster.learners > 1
+    ):
+        raise ConfigError("a term compares the responses of a prompt (REBEL): it needs cluster.learners: 1.")
 
 
 def is_off_policy(run: Run) -> bool:
@@ -184,8 +227,17 @@ def prepare_model(run: Run, folder: Path, prompts: Sequence[Prompt], tokenizer: 
     task = run.data.task
     if run.model.make is not None:
         m = run.model.make
-        make_tiny(path, alphabet(run), family=m.family, hidden=m.hidden, layers=m.layers, heads=m.heads, kv_heads=m.kv_heads,
-                  max_length=max(512, context), seed=run.seed)
+        make_tiny(
+            path,
+            alphabet(run),
+            family=m.family,
+            hidden=m.hidden,
+            layers=m.layers,
+            heads=m.heads,
+            kv_heads=m.kv_heads,
+            max_length=max(512, context),
+            seed=run.seed,
+        )
     else:
         from transformers import AutoModelForCausalLM
 
@@ -201,8 +253,15 @@ def prepare_model(run: Run, folder: Path, prompts: Sequence[Prompt], tokenizer: 
                 log.say(f"  warm-up step {step}/{total}: loss {loss:.3f} nats per token")
 
         log.say(f"Supervised warm-up on {len(prompts)} demonstrations:")
-        warm_up(path, run.model.warm_up, prompts, lambda p, rng: task.demonstration({**p.columns, "answer": p.answer}, rng), tokenizer,
-                run.seed, report)
+        warm_up(
+            path,
+            run.model.warm_up,
+            prompts,
+            lambda p, rng: task.demonstration({**p.columns, "answer": p.answer}, rng),
+            tokenizer,
+            run.seed,
+            report,
+        )
         log.say(f"  done in {time.monotonic() - start:.0f} s")
     (path / "done").touch()
     return str(path)
@@ -213,9 +272,14 @@ def reward_specs(run: Run) -> tuple[RewardSpec, ...]:
     task = run.data.task
     if task is None:
         if any(r.fn == "task" for r in run.rewards):
-            raise ValueError("rewards: `task` is the verifier of data.task, which is not set. Name another reward, e.g. math.")
+            raise ConfigError(
+                "rewards: `task` is the verifier of data.task, which is not set. Name another reward, e.g. math."
+            )
         return run.rewards
-    return tuple(dataclasses.replace(r, fn=TaskReward(task)) if r.fn == "task" else r for r in run.rewards or (RewardSpec("task"),))
+    return tuple(
+        dataclasses.replace(r, fn=TaskReward(task)) if r.fn == "task" else r
+        for r in run.rewards or (RewardSpec("task"),)
+    )
 
 
 def self_test(specs: Sequence[RewardSpec], prompts: Sequence[Prompt]) -> list[str]:
@@ -230,8 +294,10 @@ def self_test(specs: Sequence[RewardSpec], prompts: Sequence[Prompt]) -> list[st
     if not bad:
         return []
     found = ", ".join(f"{b['id']} ({str(b['answer'])[:40]!r}: {b['reason']})" for b in bad[:5])
-    return [f"warning: {len({b['id'] for b in bad})} of {len(rows)} reference answers are not accepted by the reward `math` when a model "
-            f"gives them: {found}{', ...' if len(bad) > 5 else ''}. Correct or remove these rows."]
+    return [
+        f"warning: {len({b['id'] for b in bad})} of {len(rows)} reference answers are not accepted by the reward `math` when a model "
+        f"gives them: {found}{', ...' if len(bad) > 5 else ''}. Correct or remove these rows."
+    ]
 
 
 def model_config(path: str, where: str, remedy: str = "") -> Any:
@@ -241,7 +307,9 @@ def model_config(path: str, where: str, remedy: str = "") -> Any:
     try:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{where}: {path!r} is not a model: {str(error).splitlines()[0]} {remedy}".rstrip()) from error
+        raise ConfigError(
+            f"{where}: {path!r} is not a model: {str(error).splitlines()[0]} {remedy}".rstrip()
+        ) from error
 
 
 def columns(run: Run) -> list[str]:
@@ -251,6 +319,7 @@ def columns(run: Run) -> list[str]:
 
 def check_columns(run: Run, prompts: Sequence[Prompt]) -> None:
     """Raises ValueError for a prompt without a number in a column that some term reads."""
+
     def is_number(x: Any) -> bool:
         try:
             return math.isfinite(float(x))
@@ -262,10 +331,15 @@ def check_columns(run: Run, prompts: Sequence[Prompt]) -> None:
         if bad:
             parts: tuple[Any, ...] = (*run.objective, run.advantage, *run.reward_penalties)
             users = ", ".join(type(t).__name__ for t in parts if f"col:{name}" in t.needs)
-            make = ("Make it with: rlkit filter CONFIG --model MODEL --soft-value 0.5 --out rows.jsonl, then data.train: rows.jsonl."
-                    if name == "v_star" else "Add it to the data.")
-            raise ValueError(f"{users} reads the column {name!r}, but {len(bad)} of {len(prompts)} prompts have no number there (the "
-                             f"first: {bad[0].id}). {make}")
+            make = (
+                "Make it with: rlkit filter CONFIG --model MODEL --soft-value 0.5 --out rows.jsonl, then data.train: rows.jsonl."
+                if name == "v_star"
+                else "Add it to the data."
+            )
+            raise ConfigError(
+                f"{users} reads the column {name!r}, but {len(bad)} of {len(prompts)} prompts have no number there (the "
+                f"first: {bad[0].id}). {make}"
+            )
 
 
 def context_length(run: Run, prompts: Sequence[Prompt], model: str | None, at_least: int = 0) -> int:
@@ -284,22 +358,39 @@ def context_length(run: Run, prompts: Sequence[Prompt], model: str | None, at_le
         limits["the model's context"] = getattr(config, "max_position_embeddings", None) or needed
     for what, limit in limits.items():
         if needed > limit:
-            raise ValueError(f"prompt {longest.id} has {len(longest.token_ids)} tokens; with sampling.max_tokens = "
-                             f"{response} that makes {needed}, and {what} is {limit}. Lower sampling.max_tokens or "
-                             "data.max_prompt_tokens.")
+            raise ConfigError(
+                f"prompt {longest.id} has {len(longest.token_ids)} tokens; with sampling.max_tokens = "
+                f"{response} that makes {needed}, and {what} is {limit}. Lower sampling.max_tokens or "
+                "data.max_prompt_tokens."
+            )
     needed = max(needed, at_least)
     return asked or min(needed + 8, limits.get("the model's context", needed + 8))
 
 
-def make_engine(model_path: str, *, kind: str, seed: int, dtype: str, max_model_len: int, options: dict[str, Any],
-                tensor_parallel: int) -> Any:
+def make_engine(
+    model_path: str,
+    *,
+    kind: str,
+    seed: int,
+    dtype: str,
+    max_model_len: int,
+    options: dict[str, Any],
+    tensor_parallel: int,
+) -> Any:
     if kind == "hf":
         from rlkit.rollout.hf import HFEngine
 
         return HFEngine(model_path, dtype=dtype, max_model_len=max_model_len)
     from rlkit.rollout.vllm import VLLMEngine
 
-    return VLLMEngine(model_path, seed=seed, dtype=dtype, max_model_len=max_model_len, options=options, tensor_parallel=tensor_parallel)
+    return VLLMEngine(
+        model_path,
+        seed=seed,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        options=options,
+        tensor_parallel=tensor_parallel,
+    )
 
 
 @contextlib.contextmanager
@@ -317,24 +408,34 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
     first_step = Checkpoints.read(latest)[0] if latest else 0
     with contextlib.ExitStack() as stack:
         specs = reward_specs(run)
-        scorer = Scorer(specs, on_error=run.on_reward_error, workers=max(1, (os.cpu_count() or 2) // 2), base=Path(run.base))
+        scorer = Scorer(
+            specs, on_error=run.on_reward_error, workers=max(1, (os.cpu_count() or 2) // 2), base=Path(run.base)
+        )
         stack.callback(scorer.close)
         # Everything that can be wrong is found before the run folder is made: a run that cannot start leaves nothing behind.
         tokenizer = make_tokenizer(alphabet(run)) if run.model.make is not None else load_tokenizer(str(run.model.path))
         notes: list[str] = []
         train_prompts = load_prompts(run.data, "train", tokenizer, notes.append, run.base)
-        test_prompts = first_of_each(load_prompts(run.data, "test", tokenizer, notes.append, run.base), run.eval.prompts)
+        test_prompts = first_of_each(
+            load_prompts(run.data, "test", tokenizer, notes.append, run.base), run.eval.prompts
+        )
         notes += filter(None, [overlap(train_prompts, test_prompts)])
         scorer.check(list(train_prompts[0].columns))
         notes += self_test(specs, [*train_prompts, *test_prompts])
         check_columns(run, train_prompts)
         rows = StoredRows(run.data.stored, tokenizer, run.seed, run.base) if run.data.stored else None
-        interrupt = Interruption(run.rollout.interrupt, tokenizer, run.sampling.max_tokens) if run.rollout.interrupt else None
+        interrupt = (
+            Interruption(run.rollout.interrupt, tokenizer, run.sampling.max_tokens) if run.rollout.interrupt else None
+        )
         for anchor, where, spec in (("ref", "reference", run.reference), ("teacher", "teacher", run.teacher)):
             if need & {anchor, f"{anchor}_full"}:
                 for path in filter(None, getattr(spec, "paths", (getattr(spec, "path", None),))):
-                    model_config(str(locate(path, run.base)), f"{where}.path", "Give a model folder or a hub name, or train one "
-                                 "first, e.g. rlkit train configs/algorithms/grpo.yaml, which leaves runs/grpo/final.")
+                    model_config(
+                        str(locate(path, run.base)),
+                        f"{where}.path",
+                        "Give a model folder or a hub name, or train one "
+                        "first, e.g. rlkit train configs/algorithms/grpo.yaml, which leaves runs/grpo/final.",
+                    )
         if run.critic is not None and run.critic.path is not None:
             model_config(str(locate(run.critic.path, run.base)), "critic.path")
         context = context_length(run, [*train_prompts, *test_prompts], run.model.path, rows.longest if rows else 0)
@@ -365,16 +466,49 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
         statistics = PromptStatistics(train_prompts)
         timeline = Timeline(folder / "trace.json" if run.log.trace else None)
         sampler = run.data.sampler.build(train_prompts, run.seed, statistics)
-        collector = Collector(engines, scorer, sampler, prompts=run.rollout.prompts, n=run.rollout.n, sampling=sampling,
-                              max_lag=run.rollout.max_lag, over=run.rollout.over, overtake=run.rollout.overtake, drop=run.data.drop,
-                              refill=run.data.refill, admit=run.data.admit, max_waste=run.rollout.max_waste, interrupt=interrupt,
-                              statistics=statistics, timeline=timeline)
+        collector = Collector(
+            engines,
+            scorer,
+            sampler,
+            prompts=run.rollout.prompts,
+            n=run.rollout.n,
+            sampling=sampling,
+            max_lag=run.rollout.max_lag,
+            over=run.rollout.over,
+            overtake=run.rollout.overtake,
+            drop=run.data.drop,
+            refill=run.data.refill,
+            admit=run.data.admit,
+            max_waste=run.rollout.max_waste,
+            interrupt=interrupt,
+            statistics=statistics,
+            timeline=timeline,
+        )
         stack.callback(collector.close)
         yield Parts(
-            run, folder, log, tokenizer, train_prompts, test_prompts, scorer, learners, engines,
-            WeightSync(learners, engines, run.rollout.pause), collector, statistics, Coefficients(run.objective),
-            Coefficients(run.reward_penalties), checkpoints, before_update(run, need), sampling, started,
-            LengthState(run.rollout.lengths) if run.rollout.lengths else None, rows, specs[0].label, timeline)
+            run,
+            folder,
+            log,
+            tokenizer,
+            train_prompts,
+            test_prompts,
+            scorer,
+            learners,
+            engines,
+            WeightSync(learners, engines, run.rollout.pause),
+            collector,
+            statistics,
+            Coefficients(run.objective),
+            Coefficients(run.reward_penalties),
+            checkpoints,
+            before_update(run, need),
+            sampling,
+            started,
+            LengthState(run.rollout.lengths) if run.rollout.lengths else None,
+            rows,
+            specs[0].label,
+            timeline,
+        )
 
 
 def before_update(run: Run, need: frozenset[str]) -> tuple[str, ...]:
@@ -389,12 +523,23 @@ def before_update(run: Run, need: frozenset[str]) -> tuple[str, ...]:
     return (*old, *(name for name in ("ref", "teacher", "value") if name in need))
 
 
-def _workers(run: Run, model_path: str, need: frozenset[str], max_model_len: int, log: RunLog) -> tuple[LearnerGroup, EngineGroup]:
+def _workers(
+    run: Run, model_path: str, need: frozenset[str], max_model_len: int, log: RunLog
+) -> tuple[LearnerGroup, EngineGroup]:
     options: dict[str, Any] = {
-        "kind": run.rollout.engine, "seed": run.seed, "dtype": run.model.dtype, "max_model_len": max_model_len, "options": run.vllm,
-        "tensor_parallel": run.cluster.tensor_parallel if run.cluster else 1}
+        "kind": run.rollout.engine,
+        "seed": run.seed,
+        "dtype": run.model.dtype,
+        "max_model_len": max_model_len,
+        "options": run.vllm,
+        "tensor_parallel": run.cluster.tensor_parallel if run.cluster else 1,
+    }
     start = time.monotonic()
-    trainer = "torch" if run.deepspeed is None else f"DeepSpeed ZeRO-{run.deepspeed.get('zero_optimization', {}).get('stage', 0)}"
+    trainer = (
+        "torch"
+        if run.deepspeed is None
+        else f"DeepSpeed ZeRO-{run.deepspeed.get('zero_optimization', {}).get('stage', 0)}"
+    )
     if run.cluster is None:
         from rlkit.learner.learner import Learner
 
@@ -406,7 +551,9 @@ def _workers(run: Run, model_path: str, need: frozenset[str], max_model_len: int
         from rlkit.cluster.ray import start as start_on_ray
         from rlkit.rollout.vllm import environment as vllm_environment
 
-        log.say(f"Starting on Ray: {run.cluster.engines} {run.rollout.engine} engine(s), {run.cluster.learners} {trainer} learner(s) ...")
+        log.say(
+            f"Starting on Ray: {run.cluster.engines} {run.rollout.engine} engine(s), {run.cluster.learners} {trainer} learner(s) ..."
+        )
         env = vllm_environment() if run.rollout.engine == "vllm" else {}
         learner_actors, engine_actors = start_on_ray(run, model_path, need, make_engine, env, options)
         groups = LearnerGroup(learner_actors, run, need), EngineGroup(engine_actors)
@@ -419,7 +566,7 @@ def quiet_libraries() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")          # else DeepSpeed says so on every import
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed says so on every import
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from transformers.utils import logging

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rlkit.errors import CheckpointError
+
 FORMAT = 3
 
 
@@ -41,7 +43,7 @@ class Checkpoints:
         (tmp / "manifest.json").write_text(json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1))
         shutil.rmtree(final, ignore_errors=True)
         os.replace(tmp, final)
-        for old in self.complete()[:-self.keep] if self.keep else []:
+        for old in self.complete()[: -self.keep] if self.keep else []:
             shutil.rmtree(old)
         return final
 
@@ -62,12 +64,16 @@ class Checkpoints:
         """
         manifest = json.loads((folder / "manifest.json").read_text())
         if manifest["format"] != FORMAT:
-            raise ValueError(f"{folder}: checkpoint format {manifest['format']}, this rlkit reads {FORMAT}. Continue with the rlkit that "
-                             "wrote it, or start from its exported model (model.path).")
+            raise CheckpointError(
+                f"{folder}: checkpoint format {manifest['format']}, this rlkit reads {FORMAT}. Continue with the rlkit that "
+                "wrote it, or start from its exported model (model.path)."
+            )
         for name, size in manifest["files"].items():
             path = folder / name
             if not path.is_file() or path.stat().st_size != size:
                 found = f"{path.stat().st_size} bytes" if path.is_file() else "no such file"
-                raise ValueError(f"{folder}: {name} should have {size} bytes, found {found}. The checkpoint is damaged; "
-                                 "delete its folder to continue from the one before it.")
+                raise CheckpointError(
+                    f"{folder}: {name} should have {size} bytes, found {found}. The checkpoint is damaged; "
+                    "delete its folder to continue from the one before it."
+                )
         return manifest["step"], json.loads((folder / "driver.json").read_text())

@@ -12,11 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlkit.errors import ConfigError, InputError, RlkitError
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Exit codes: 0 done, 1 the run failed, 2 something in the input is wrong, 130 interrupted."""
     top = parser()
-    arguments, rest = top.parse_known_args(argv)            # argparse wants key=value before the options; people write them after, too
+    arguments, rest = top.parse_known_args(
+        argv
+    )  # argparse wants key=value before the options; people write them after, too
     strange = [x for x in rest if x.startswith("-") or "=" not in x or not hasattr(arguments, "overrides")]
     if strange:
         top.error(f"unrecognized arguments: {' '.join(strange)}")
@@ -24,14 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.overrides = [*arguments.overrides, *rest]
     try:
         return int(arguments.run(arguments) or 0)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (RuntimeError, FloatingPointError, TimeoutError) as error:
+    except RlkitError as error:
         if os.environ.get("RLKIT_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         print("\ninterrupted; `--resume` continues from the last checkpoint.", file=sys.stderr)
         return 130
@@ -48,27 +49,52 @@ def parser() -> argparse.ArgumentParser:
 
     p = command("train", train, "Train as a configuration says.")
     p.add_argument("config")
-    p.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. steps=200 learner.lr=1e-5 objective.1.coef=0.02")
-    p.add_argument("--resume", action="store_true", help="continue the newest run of this name from its last checkpoint")
+    p.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="e.g. steps=200 learner.lr=1e-5 objective.1.coef=0.02"
+    )
+    p.add_argument(
+        "--resume", action="store_true", help="continue the newest run of this name from its last checkpoint"
+    )
 
     p = command("show", show, "Print the resolved configuration, where each value came from, and what each term needs.")
     p.add_argument("config")
     p.add_argument("overrides", nargs="*", metavar="key=value")
 
-    p = command("check", check, "Say what each term of the objective really optimises, by exact enumeration; exit code 1 if a name "
-                                "promises something else.")
+    p = command(
+        "check",
+        check,
+        "Say what each term of the objective really optimises, by exact enumeration; exit code 1 if a name "
+        "promises something else.",
+    )
     p.add_argument("config")
     p.add_argument("overrides", nargs="*", metavar="key=value")
 
-    p = command("eval", evaluate, "Measure a model on the held-out prompts of a configuration: avg@n, pass@k, maj@k, with intervals.")
+    p = command(
+        "eval",
+        evaluate,
+        "Measure a model on the held-out prompts of a configuration: avg@n, pass@k, maj@k, with intervals.",
+    )
     p.add_argument("config")
-    p.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.test=[math500,aime24] eval.prompts=500 sampling.top_p=0.95")
+    p.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="e.g. data.test=[math500,aime24] eval.prompts=500 sampling.top_p=0.95",
+    )
     p.add_argument("--model", required=True, help="a model folder, a hub name, or a run folder")
     p.add_argument("-n", type=int, default=1, help="responses a prompt (default 1)")
-    p.add_argument("--out", metavar="FOLDER", help="keep every response there; the same command goes on after an interruption")
-    p.add_argument("--temperature", type=float, action="append", help="may be repeated: votes over several temperatures")
+    p.add_argument(
+        "--out", metavar="FOLDER", help="keep every response there; the same command goes on after an interruption"
+    )
+    p.add_argument(
+        "--temperature", type=float, action="append", help="may be repeated: votes over several temperatures"
+    )
     p.add_argument("--adaptive", action="store_true", help="stop sampling a prompt when its majority answer is settled")
-    p.add_argument("--self-certainty", action="store_true", help="also vote weighed by self-certainty (one more pass over each response)")
+    p.add_argument(
+        "--self-certainty",
+        action="store_true",
+        help="also vote weighed by self-certainty (one more pass over each response)",
+    )
     p.add_argument("--forgetting", metavar="BASE", help="also KL(BASE‖model) on responses of BASE")
     p.add_argument("--engines", type=int, default=1, help="engines; more than one run on Ray")
     p.add_argument("--address", help="a Ray cluster (auto, or host:port)")
@@ -76,27 +102,47 @@ def parser() -> argparse.ArgumentParser:
     p = command("metrics", metrics, "Every metric again from stored samples, or a paired comparison of two models.")
     p.add_argument("samples", help="what `rlkit eval --out` wrote")
     p.add_argument("--against", metavar="SAMPLES", help="those of another model on the same prompts")
-    p.add_argument("-k", type=int, action="append", help="k of pass@k and maj@k; may be repeated (default: powers of two)")
+    p.add_argument(
+        "-k", type=int, action="append", help="k of pass@k and maj@k; may be repeated (default: powers of two)"
+    )
     p.add_argument("--out", help="write the report as JSON")
 
     p = command("fit", fit, "Fit scaling curves to runs: ScaleRL's sigmoid to each, or one power law over model sizes.")
     p.add_argument("runs", nargs="+", help="run folders")
     p.add_argument("--law", choices=("sigmoid", "power"), default="sigmoid")
-    p.add_argument("--unit", choices=("tokens", "seconds", "step"), default="tokens", help="what compute is measured in")
+    p.add_argument(
+        "--unit", choices=("tokens", "seconds", "step"), default="tokens", help="what compute is measured in"
+    )
     p.add_argument("--sizes", type=float, nargs="+", help="parameters of each run's model (power law)")
     p.add_argument("--skip", type=float, default=0.0, help="leave out points before this much compute")
-    p.add_argument("--until", type=float, default=math.inf, help="fit points up to this much compute only: the rest tests the prediction")
+    p.add_argument(
+        "--until",
+        type=float,
+        default=math.inf,
+        help="fit points up to this much compute only: the rest tests the prediction",
+    )
     p.add_argument("--ceiling", type=float, default=1.0, help="the largest possible reward")
     p.add_argument("--extrapolate", type=float, default=4.0, help="predict at so many times the compute spent")
     p.add_argument("--out", default="fit.png", help="the picture (default fit.png)")
 
-    p = command("audit-reward", audit, "Run a verifier, or two, over stored responses: what they decide, why, and where they disagree.")
-    p.add_argument("file", help="JSONL with response and answer, and perhaps correct (a label) and finish; `rlkit eval` writes such files")
+    p = command(
+        "audit-reward",
+        audit,
+        "Run a verifier, or two, over stored responses: what they decide, why, and where they disagree.",
+    )
+    p.add_argument(
+        "file",
+        help="JSONL with response and answer, and perhaps correct (a label) and finish; `rlkit eval` writes such files",
+    )
     p.add_argument("--reward", default="math", help="a built-in name or my_file.py:function (default math)")
     p.add_argument("--against", help="another one to compare with")
     p.add_argument("--show", type=int, default=5, help="examples of each kind of difference (default 5)")
 
-    p = command("filter", keep, "Keep the training prompts that a model sometimes solves (offline learnability filter, RIF-RFT).")
+    p = command(
+        "filter",
+        keep,
+        "Keep the training prompts that a model sometimes solves (offline learnability filter, RIF-RFT).",
+    )
     p.add_argument("config")
     p.add_argument("overrides", nargs="*", metavar="key=value")
     p.add_argument("--model", required=True, help="a model folder, a hub name, or a run folder")
@@ -104,13 +150,21 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--low", type=float, default=0.0, help="lowest pass rate (0, the default: at least one success)")
     p.add_argument("--high", type=float, default=1.0, help="highest pass rate (default 1)")
     p.add_argument("--out", required=True, help="the JSONL file to write")
-    p.add_argument("--soft-value", type=float, metavar="BETA", help="also write v_star = BETA log mean exp(reward / BETA) (A*-PO)")
-    p.add_argument("--responses", help="also store one solved response of each kept prompt with its log-probs (data.stored)")
+    p.add_argument(
+        "--soft-value", type=float, metavar="BETA", help="also write v_star = BETA log mean exp(reward / BETA) (A*-PO)"
+    )
+    p.add_argument(
+        "--responses", help="also store one solved response of each kept prompt with its log-probs (data.stored)"
+    )
 
     p = command("plot", plot, "Draw the curves of a run, reward against sqrt(KL) among them.")
     p.add_argument("run_folder", help="a run folder")
 
-    p = command("sample", sample, "Sample responses of a model, or of what decoding makes of it: DeRa, best of n, rejection sampling.")
+    p = command(
+        "sample",
+        sample,
+        "Sample responses of a model, or of what decoding makes of it: DeRa, best of n, rejection sampling.",
+    )
     p.add_argument("model", help="a model folder, a hub name, or a run folder")
     p.add_argument("--prompt", action="append", required=True, help="may be repeated")
     p.add_argument("-n", type=int, default=4)
@@ -120,22 +174,43 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--engine", choices=("vllm", "hf"), default="hf")
     p.add_argument("--reference", metavar="MODEL", help="mix with this model at every token (DeRa); needs --realign")
-    p.add_argument("--realign", type=float, metavar="LAMBDA", help="0 is the reference, 1 the model, above 1 goes further (a weaker KL)")
-    p.add_argument("--reward", metavar="FN", help="score responses: my_file.py:fn of (prompt, response), or a built-in name")
+    p.add_argument(
+        "--realign",
+        type=float,
+        metavar="LAMBDA",
+        help="0 is the reference, 1 the model, above 1 goes further (a weaker KL)",
+    )
+    p.add_argument(
+        "--reward", metavar="FN", help="score responses: my_file.py:fn of (prompt, response), or a built-in name"
+    )
     p.add_argument("--answer", action="append", help="the reference answer of each prompt, where the reward reads one")
-    p.add_argument("--best", action="store_true", help="show the best of the n by --reward, and the KL that selecting costs")
-    p.add_argument("--tilt", type=float, metavar="BETA", help="keep responses by rejection, towards model * exp(reward / BETA)")
+    p.add_argument(
+        "--best", action="store_true", help="show the best of the n by --reward, and the KL that selecting costs"
+    )
+    p.add_argument(
+        "--tilt", type=float, metavar="BETA", help="keep responses by rejection, towards model * exp(reward / BETA)"
+    )
 
-    p = command("plan", plan, "What a run needs before it starts: memory of every role, seconds, the layout that fits, growth with GPUs.")
+    p = command(
+        "plan",
+        plan,
+        "What a run needs before it starts: memory of every role, seconds, the layout that fits, growth with GPUs.",
+    )
     p.add_argument("config")
     p.add_argument("overrides", nargs="*", metavar="key=value")
-    p.add_argument("--gpu", default="80GB", help="H100, H200, A100-80GB, A100-40GB, L40S, RTX4090, or a size (default 80GB)")
+    p.add_argument(
+        "--gpu", default="80GB", help="H100, H200, A100-80GB, A100-40GB, L40S, RTX4090, or a size (default 80GB)"
+    )
     p.add_argument("--nodes", type=int, default=1)
     p.add_argument("--gpus-per-node", type=int, default=8)
     p.add_argument("--prompt-tokens", type=float, help="mean tokens of a prompt, where known")
     p.add_argument("--mean-length", type=float, help="mean tokens of a response, where known")
     p.add_argument("--no-growth", action="store_true", help="leave out the simulation of 1 to 1,024 GPUs")
-    p.add_argument("--probe", action="store_true", help="also run one worst-case learner step here, with dummy data, and measure it")
+    p.add_argument(
+        "--probe",
+        action="store_true",
+        help="also run one worst-case learner step here, with dummy data, and measure it",
+    )
 
     p = command("submit", submit, "Send `rlkit train CONFIG` to a Ray cluster as a job.")
     p.add_argument("config")
@@ -181,15 +256,19 @@ def check(a: argparse.Namespace) -> int:
     print(f"{'part':<28} {'sampled':<19} {'cosine':>7} {'norm':>7} {'noise':>7}   follows the gradient of")
     for f in found:
         print(f"{f.part:<28} {f.sampled:<19} {f.cosine:>7.3f} {f.norm:>7.3f} {f.noise:>7.2f}   {f.follows or '-'}")
-    print("\ncosine, norm: the expected gradient against the exact one of what the name says. noise: standard deviation of one response's\n"
-          f"gradient over the norm of the mean. This run is {'off-policy too' if off_policy else 'on-policy'}.\n")
+    print(
+        "\ncosine, norm: the expected gradient against the exact one of what the name says. noise: standard deviation of one response's\n"
+        f"gradient over the norm of the mean. This run is {'off-policy too' if off_policy else 'on-policy'}.\n"
+    )
     for f in found:
         if off_policy or f.sampled != "off-policy":
             print(f.sentence)
     wrong = dishonest(found, off_policy)
     if wrong:
-        print(f"\n{len(wrong)} finding(s) where a term does not do what its name says. Change the term (docs/regularizers.md shows which "
-              "form does), or accept it with acknowledge: true.")
+        print(
+            f"\n{len(wrong)} finding(s) where a term does not do what its name says. Change the term (docs/regularizers.md shows which "
+            "form does), or accept it with acknowledge: true."
+        )
     return 1 if wrong else 0
 
 
@@ -210,7 +289,12 @@ def _score_training(a: argparse.Namespace) -> tuple[Any, Any, list[Any], list[An
     tokenizer = load_tokenizer(path)
     prompts = load_prompts(run.data, "train", tokenizer, print, run.base)
     with running(run, path, prompts) as (engines, scorer):
-        return run, tokenizer, prompts, sample_and_score(engines, scorer, prompts, a.n, dataclasses.replace(run.sampling, seed=run.seed))
+        return (
+            run,
+            tokenizer,
+            prompts,
+            sample_and_score(engines, scorer, prompts, a.n, dataclasses.replace(run.sampling, seed=run.seed)),
+        )
 
 
 def evaluate(a: argparse.Namespace) -> None:
@@ -239,12 +323,14 @@ def audit(a: argparse.Namespace) -> None:
 
 def keep(a: argparse.Namespace) -> None:
     if a.soft_value is not None and a.soft_value <= 0:
-        raise ValueError(f"--soft-value {a.soft_value}: it must be positive.")
+        raise ConfigError(f"--soft-value {a.soft_value}: it must be positive.")
     if not 0 <= a.low <= a.high <= 1:
-        raise ValueError(f"--low {a.low} and --high {a.high} must satisfy 0 <= low <= high <= 1.")
+        raise ConfigError(f"--low {a.low} and --high {a.high} must satisfy 0 <= low <= high <= 1.")
     run, tokenizer, prompts, rollouts = _score_training(a)
-    rates = {p.id: [min(1.0, max(0.0, r.reward)) for r in rollouts[i * a.n:(i + 1) * a.n] if r.reward == r.reward]
-             for i, p in enumerate(prompts)}
+    rates = {
+        p.id: [min(1.0, max(0.0, r.reward)) for r in rollouts[i * a.n : (i + 1) * a.n] if r.reward == r.reward]
+        for i, p in enumerate(prompts)
+    }
     kept, solved = list[Any](), []
     with open(a.out, "w") as f:
         for i, p in enumerate(prompts):
@@ -252,23 +338,29 @@ def keep(a: argparse.Namespace) -> None:
             if rate is None or not (a.low < rate <= a.high if a.low == 0 else a.low <= rate <= a.high):
                 continue
             kept.append(p)
-            solved += [r for r in rollouts[i * a.n:(i + 1) * a.n] if r.reward >= 1][:1]
+            solved += [r for r in rollouts[i * a.n : (i + 1) * a.n] if r.reward >= 1][:1]
             row = {"id": p.id, "prompt": p.text, "answer": p.answer, **p.columns, "pass_rate": rate}
             if a.soft_value is not None:
-                own = [r.reward for r in rollouts[i * a.n:(i + 1) * a.n] if r.reward == r.reward]
-                row["v_star"] = max(own) + a.soft_value * math.log(sum(math.exp((x - max(own)) / a.soft_value) for x in own) / len(own))
+                own = [r.reward for r in rollouts[i * a.n : (i + 1) * a.n] if r.reward == r.reward]
+                row["v_star"] = max(own) + a.soft_value * math.log(
+                    sum(math.exp((x - max(own)) / a.soft_value) for x in own) / len(own)
+                )
             f.write(json.dumps(row, default=str) + "\n")
     if not kept:
-        raise ValueError(f"none of {len(prompts)} prompts has a pass rate in the range; {a.out} is empty. Raise -n, or widen --low and "
-                         "--high.")
+        raise ConfigError(
+            f"none of {len(prompts)} prompts has a pass rate in the range; {a.out} is empty. Raise -n, or widen --low and "
+            "--high."
+        )
     if a.responses:
         from rlkit.data.stored import write_stored
 
         write_stored(a.responses, solved)
         print(f"{a.responses}: {len(solved)} solved responses with their log-probs")
-    print(f"{a.out}: {len(kept)} of {len(prompts)} prompts kept (pass rate of {a.n} responses {'above' if a.low == 0 else 'from'} "
-          f"{a.low:g} to {a.high:g}). Train on them with:\n  rlkit train {' '.join(map(shlex.quote, [a.config, *a.overrides]))} "
-          f"{_read_back(run, tokenizer, a.out, kept)}")
+    print(
+        f"{a.out}: {len(kept)} of {len(prompts)} prompts kept (pass rate of {a.n} responses {'above' if a.low == 0 else 'from'} "
+        f"{a.low:g} to {a.high:g}). Train on them with:\n  rlkit train {' '.join(map(shlex.quote, [a.config, *a.overrides]))} "
+        f"{_read_back(run, tokenizer, a.out, kept)}"
+    )
     if run.data.task is not None and (not run.rewards or any(spec.fn == "task" for spec in run.rewards)):
         print("and another reward than `task`, which needs data.task, e.g. rewards=[exact].")
 
@@ -283,9 +375,11 @@ def _read_back(run: Any, tokenizer: Any, path: str, kept: list[Any]) -> str:
     changes: dict[str, Any] = {}
     for changes in ({}, {"columns": columns}, {"columns": {}, "template": "plain"}):
         try:
-            again = load_prompts(dataclasses.replace(run.data, task=None, train=path, **changes), "train", tokenizer, base=run.base)
+            again = load_prompts(
+                dataclasses.replace(run.data, task=None, train=path, **changes), "train", tokenizer, base=run.base
+            )
         except ValueError:
-            continue                                        # a column that this file does not have
+            continue  # a column that this file does not have
         if [(p.id, p.text) for p in again] == [(p.id, p.text) for p in kept]:
             break
 
@@ -316,8 +410,15 @@ def plan(a: argparse.Namespace) -> int:
 
     quiet_libraries()
     run = load(a.config, a.overrides)
-    found = make_plan(run, a.gpu, a.nodes, a.gpus_per_node, prompt_tokens=a.prompt_tokens, mean_length=a.mean_length,
-                      growth=not a.no_growth)
+    found = make_plan(
+        run,
+        a.gpu,
+        a.nodes,
+        a.gpus_per_node,
+        prompt_tokens=a.prompt_tokens,
+        mean_length=a.mean_length,
+        growth=not a.no_growth,
+    )
     print(found)
     if a.probe:
         print(f"\n{probe(run)}")

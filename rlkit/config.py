@@ -30,8 +30,10 @@ from typing import Any, Literal, Union
 
 import yaml
 
+from rlkit.errors import ConfigError
+
 TERMS = ("rlkit.objective.losses", "rlkit.objective.divergences", "rlkit.objective.full_vocab")
-NAMESPACES: dict[str, tuple[str, ...]] = {      # the annotation's name -> where its classes live
+NAMESPACES: dict[str, tuple[str, ...]] = {  # the annotation's name -> where its classes live
     "Term": TERMS,
     "Advantage": ("rlkit.objective.advantages",),
     "Coefficient": ("rlkit.objective.coefficients",),
@@ -44,17 +46,13 @@ NAMESPACES: dict[str, tuple[str, ...]] = {      # the annotation's name -> where
     "Reference": ("rlkit.learner.reference",),
     "Any": ("rlkit.objective.coefficients",),
 }
-FITS: dict[str, Callable[[type], bool]] = {      # which classes of a module that serves several annotations
+FITS: dict[str, Callable[[type], bool]] = {  # which classes of a module that serves several annotations
     "Task": lambda cls: hasattr(cls, "demonstration"),
     "Sampler": lambda cls: hasattr(cls, "build"),
     "DropRule": lambda cls: _parameters(cls) == ["group"],
     "AdmitRule": lambda cls: _parameters(cls) == ["prompt", "ask"],
 }
-SHORTHAND = {"RewardSpec": "fn"}                # a bare string fills this field
-
-
-class ConfigError(ValueError):
-    """Everything that is wrong with a configuration, one line a problem."""
+SHORTHAND = {"RewardSpec": "fn"}  # a bare string fills this field
 
 
 @dataclass
@@ -89,10 +87,16 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2: ``1e-4`` is a number, ``on`` and ``no`` are words; only ``true`` and ``false`` are booleans."""
 
 
-_Loader.yaml_implicit_resolvers = {k: [(tag, pattern) for tag, pattern in v if tag != "tag:yaml.org,2002:bool"]
-                                   for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+_Loader.yaml_implicit_resolvers = {
+    k: [(tag, pattern) for tag, pattern in v if tag != "tag:yaml.org,2002:bool"]
+    for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def _convert(node: yaml.Node, loader: _Loader, file: str) -> Located:
@@ -102,8 +106,10 @@ def _convert(node: yaml.Node, loader: _Loader, file: str) -> Located:
         for key_node, value_node in node.value:
             key = str(loader.construct_object(key_node, deep=True))
             if key in out:
-                raise ConfigError(f"{file}:{key_node.start_mark.line + 1}: {key}: the key stands here a second time (first at "
-                                  f"{out[key].origin}). Remove one of them.")
+                raise ConfigError(
+                    f"{file}:{key_node.start_mark.line + 1}: {key}: the key stands here a second time (first at "
+                    f"{out[key].origin}). Remove one of them."
+                )
             out[key] = _convert(value_node, loader, file)
         return Located(out, origin)
     if isinstance(node, yaml.SequenceNode):
@@ -173,8 +179,10 @@ def override(tree: Located, text: str) -> None:
         last = i == len(keys) - 1
         if isinstance(here.value, list):
             if not key.isdigit() or int(key) >= len(here.value):
-                raise ConfigError(f"command line: {path}: {'.'.join(keys[:i])} is a list of {len(here.value)}; {key!r} is no "
-                                  "index into it.")
+                raise ConfigError(
+                    f"command line: {path}: {'.'.join(keys[:i])} is a list of {len(here.value)}; {key!r} is no "
+                    "index into it."
+                )
             if last:
                 here.value[int(key)] = value
             here = here.value[int(key)]
@@ -206,7 +214,11 @@ class _Builder:
             return self.union(hint, at, path)
         if origin is Literal:
             options = typing.get_args(hint)
-            return v if v in options else self.fail(at, path, f"found {v!r}, expected one of {', '.join(map(repr, options))}.")
+            return (
+                v
+                if v in options
+                else self.fail(at, path, f"found {v!r}, expected one of {', '.join(map(repr, options))}.")
+            )
         if hint is Any and isinstance(v, dict) and "type" in v:
             return self.component("Any", at, path)
         if hint is Any:
@@ -253,16 +265,21 @@ class _Builder:
         if kind is tuple and arguments[-1] is not Ellipsis:
             if len(at.value) != len(arguments):
                 return self.fail(at, path, f"found {len(at.value)} entries, expected {len(arguments)}.")
-            return tuple(self.value(h, v, f"{path}.{i}") for i, (h, v) in enumerate(zip(arguments, at.value, strict=True)))
+            return tuple(
+                self.value(h, v, f"{path}.{i}") for i, (h, v) in enumerate(zip(arguments, at.value, strict=True))
+            )
         return kind(self.value(arguments[0], v, f"{path}.{i}") for i, v in enumerate(at.value))
 
     def component(self, namespace: str, at: Located, path: str) -> Any:
         v = at.value
-        if isinstance(v, str):                      # GroupNorm means {type: GroupNorm}
+        if isinstance(v, str):  # GroupNorm means {type: GroupNorm}
             at = Located({"type": Located(v, at.origin)}, at.origin)
         elif not isinstance(v, dict) or "type" not in v:
-            return self.fail(at, path, f"found {at.plain()!r}, expected a mapping with `type`, one of "
-                                       f"{', '.join(sorted(known(namespace)))}.")
+            return self.fail(
+                at,
+                path,
+                f"found {at.plain()!r}, expected a mapping with `type`, one of {', '.join(sorted(known(namespace)))}.",
+            )
         fields = dict(at.value)
         name = fields.pop("type")
         try:
@@ -309,7 +326,12 @@ def known(namespace: str) -> dict[str, type]:
     for module_name in NAMESPACES[namespace]:
         module = importlib.import_module(module_name)
         for name, cls in vars(module).items():
-            if inspect.isclass(cls) and dataclasses.is_dataclass(cls) and cls.__module__ == module_name and not name.startswith("_"):
+            if (
+                inspect.isclass(cls)
+                and dataclasses.is_dataclass(cls)
+                and cls.__module__ == module_name
+                and not name.startswith("_")
+            ):
                 out[name] = cls
     fits = FITS.get(namespace, lambda cls: True)
     return {name: cls for name, cls in out.items() if fits(cls)}
@@ -331,14 +353,19 @@ def find(name: str, namespace: str, base: Path) -> type:
         place, _, attribute = name.rpartition(":")
         cls = getattr(load_module(place, base), attribute, None)
         if not inspect.isclass(cls) or not dataclasses.is_dataclass(cls):
-            raise ValueError(f"{place} has no dataclass {attribute!r}. A component is a class with @dataclass(frozen=True).")
+            raise ConfigError(
+                f"{place} has no dataclass {attribute!r}. A component is a class with @dataclass(frozen=True)."
+            )
         return cls
     classes = known(namespace)
     if name in classes:
         return classes[name]
     near = difflib.get_close_matches(name, list(classes), 1, cutoff=0.5)
-    raise ValueError(f"there is no {name!r}." + (f" Did you mean {near[0]!r}?" if near else "")
-                     + f" There are {', '.join(sorted(classes))}, or your own as my_file.py:MyClass.")
+    raise ConfigError(
+        f"there is no {name!r}."
+        + (f" Did you mean {near[0]!r}?" if near else "")
+        + f" There are {', '.join(sorted(classes))}, or your own as my_file.py:MyClass."
+    )
 
 
 def load_module(place: str, base: Path) -> Any:
@@ -352,7 +379,7 @@ def load_module(place: str, base: Path) -> Any:
             return importlib.import_module(place)
         path = locate(place, base).resolve()
         if not path.is_file():
-            raise ValueError(f"there is no file {place} (looked in {base.resolve()} and in the current folder).")
+            raise ConfigError(f"there is no file {place} (looked in {base.resolve()} and in the current folder).")
         name = f"rlkit_user_{path.stem}"
         if name in sys.modules and getattr(sys.modules[name], "__file__", None) == str(path):
             return sys.modules[name]
@@ -364,7 +391,7 @@ def load_module(place: str, base: Path) -> Any:
     except ValueError:
         raise
     except Exception as error:
-        raise ValueError(f"importing {place} failed: {type(error).__name__}: {error}.") from error
+        raise ConfigError(f"importing {place} failed: {type(error).__name__}: {error}.") from error
     try:
         import cloudpickle
 
@@ -372,7 +399,7 @@ def load_module(place: str, base: Path) -> Any:
         import ray.cloudpickle
 
         ray.cloudpickle.register_pickle_by_value(module)
-    except ImportError:                             # without Ray nothing travels
+    except ImportError:  # without Ray nothing travels
         pass
     return module
 
@@ -410,7 +437,7 @@ def load_with_origins(source: str | Path | Mapping[str, Any], overrides: Iterabl
         tree, base = read(source), Path(source).parent
     for text in overrides:
         override(tree, text)
-    if "base" in tree.value:                        # the resolved configuration of a run folder remembers where it came from
+    if "base" in tree.value:  # the resolved configuration of a run folder remembers where it came from
         base = Path(str(tree.value["base"].value))
     return dataclasses.replace(build(Run, tree, base), base=str(base.resolve())), tree
 
@@ -485,5 +512,3 @@ def _located(x: Any, origin: str = "") -> Located:
     if isinstance(x, list):
         return Located([_located(v, origin) for v in x], origin)
     return Located(x, origin)
-
-

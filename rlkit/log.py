@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlkit.errors import ConfigError
 from rlkit.run import Run
 from rlkit.types import Rollout
 
@@ -41,8 +42,15 @@ class Timeline:
             yield
         finally:
             if self.path is not None:
-                event = {"name": name, "ph": "X", "pid": 0, "tid": row, "ts": round(start * 1e6), "dur": round((time.time() - start) * 1e6),
-                         "args": arguments}
+                event = {
+                    "name": name,
+                    "ph": "X",
+                    "pid": 0,
+                    "tid": row,
+                    "ts": round(start * 1e6),
+                    "dur": round((time.time() - start) * 1e6),
+                    "args": arguments,
+                }
                 with self._lock, self.path.open("a") as f:
                     f.write(json.dumps(event) + ",\n")
 
@@ -50,11 +58,15 @@ class Timeline:
 def run_folder(run: Run, resume: bool) -> Path:
     """``out/name``; a new run next to an old one gets the next free number, and says so."""
     base = Path(run.out) / run.name
-    taken = sorted(p for p in base.parent.glob(f"{run.name}*") if (p / "config.yaml").exists()) if base.parent.exists() else []
+    taken = (
+        sorted(p for p in base.parent.glob(f"{run.name}*") if (p / "config.yaml").exists())
+        if base.parent.exists()
+        else []
+    )
     if resume:
         same = [p for p in taken if p == base or p.name.removeprefix(f"{run.name}-").isdigit()]
         if not same:
-            raise ValueError(f"--resume: there is no run named {run.name!r} in {run.out}/. Start it without --resume.")
+            raise ConfigError(f"--resume: there is no run named {run.name!r} in {run.out}/. Start it without --resume.")
         return max(same, key=lambda p: (p / "config.yaml").stat().st_mtime)
     folder, k = base, 2
     while (folder / "config.yaml").exists():
@@ -77,9 +89,15 @@ def environment() -> dict[str, Any]:
         except (OSError, subprocess.SubprocessError):
             return None
 
-    return {"packages": versions, "python": sys.version.split()[0], "platform": platform.platform(),
-            "cpus": os.cpu_count(), "git": {"commit": git("rev-parse", "HEAD"), "dirty": git("status", "--short")},
-            "command": sys.argv, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    return {
+        "packages": versions,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "git": {"commit": git("rev-parse", "HEAD"), "dirty": git("status", "--short")},
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
 
 
 class RunLog:
@@ -107,16 +125,20 @@ class RunLog:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise ValueError("log.tensorboard is true, but tensorboard is not installed. Install it with: pip install "
-                             "tensorboard, or set log.tensorboard: false.") from None
+            raise ConfigError(
+                "log.tensorboard is true, but tensorboard is not installed. Install it with: pip install "
+                "tensorboard, or set log.tensorboard: false."
+            ) from None
         return SummaryWriter(str(self.folder / "tensorboard"))
 
     def _wandb(self) -> Any:
         try:
             import wandb
         except ImportError:
-            raise ValueError("log.wandb is set, but wandb is not installed. Install it with: pip install "
-                             "'rlkit[wandb]', or set log.wandb: null.") from None
+            raise ConfigError(
+                "log.wandb is set, but wandb is not installed. Install it with: pip install "
+                "'rlkit[wandb]', or set log.wandb: null."
+            ) from None
         return wandb.init(dir=str(self.folder), name=self.folder.name, **(self.run.log.wandb or {}))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
@@ -132,11 +154,21 @@ class RunLog:
 
     def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None:
         with (self.folder / "rollouts.jsonl").open("a") as f:
-            for r in rollouts[:self.run.log.rollouts]:
-                row = {"step": step, "prompt_id": r.prompt.id, "prompt": r.prompt.text, "response": r.text,
-                       "answer": r.prompt.answer, "reward": None if math.isnan(r.reward) else r.reward,
-                       "parts": r.parts, "error": r.error, "finish": r.finish, "tokens": len(r.tokens),
-                       "version": r.version[0] if r.version else None, "group": r.group}
+            for r in rollouts[: self.run.log.rollouts]:
+                row = {
+                    "step": step,
+                    "prompt_id": r.prompt.id,
+                    "prompt": r.prompt.text,
+                    "response": r.text,
+                    "answer": r.prompt.answer,
+                    "reward": None if math.isnan(r.reward) else r.reward,
+                    "parts": r.parts,
+                    "error": r.error,
+                    "finish": r.finish,
+                    "tokens": len(r.tokens),
+                    "version": r.version[0] if r.version else None,
+                    "group": r.group,
+                }
                 f.write(json.dumps(row, default=str) + "\n")
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
@@ -154,20 +186,29 @@ class RunLog:
         """One row of the table; on a terminal the last row is live."""
         if self.quiet:
             return
-        if self.rows == 0:                              # the time left counts from here: starting up does not slow a step
+        if self.rows == 0:  # the time left counts from here: starting up does not slow a step
             self.started, self.first_step = time.monotonic(), step
             print("\n" + " ".join(f"{name:>{width}}" for name, width in COLUMNS), flush=True)
         self.rows += 1
         elapsed = time.monotonic() - self.started
         left = elapsed / max(1, step - self.first_step) * (self.run.steps - step) if self.rows > 1 else math.nan
-        cells = (f"{step}/{self.run.steps}", _number(values.get("reward/mean"), 3), _number(values.get("kl/ref"), 4),
-                 _number(values.get("entropy/sampled"), 3), _number(values.get("length/mean"), 1),
-                 _number(values.get("speed/tokens_per_second"), 0), duration(left))
+        cells = (
+            f"{step}/{self.run.steps}",
+            _number(values.get("reward/mean"), 3),
+            _number(values.get("kl/ref"), 4),
+            _number(values.get("entropy/sampled"), 3),
+            _number(values.get("length/mean"), 1),
+            _number(values.get("speed/tokens_per_second"), 0),
+            duration(left),
+        )
         line = " ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, COLUMNS, strict=True))
         shown = step % self.every == 0 or step == self.run.steps
         if self.live:
-            print("\r" + line, end="\n" if step % max(1, self.run.steps // 20) == 0 or step == self.run.steps else "",
-                  flush=True)
+            print(
+                "\r" + line,
+                end="\n" if step % max(1, self.run.steps // 20) == 0 or step == self.run.steps else "",
+                flush=True,
+            )
         elif shown:
             print(line, flush=True)
 

@@ -17,7 +17,9 @@ def _status(field: str) -> float:
     """A field of Linux's ``/proc/self/status``; on other systems the most that the process ever held."""
     if not STATUS.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:")) / 2**10
+    return (
+        next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:")) / 2**10
+    )
 
 
 def resident() -> float:
@@ -34,7 +36,7 @@ def reset_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
         return
     with contextlib.suppress(OSError):
-        CLEAR.write_text("5")               # proc(5): resets the peak of resident memory
+        CLEAR.write_text("5")  # proc(5): resets the peak of resident memory
 
 
 class Peaks:

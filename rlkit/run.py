@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlkit.data import Data
+from rlkit.errors import ConfigError
 from rlkit.learner.reference import Frozen, Reference
 from rlkit.objective import Term
 from rlkit.objective.advantages import Advantage, GroupNorm
@@ -31,8 +32,10 @@ class TinyModel:
 
     def __post_init__(self) -> None:
         if self.hidden % self.heads or self.hidden // self.heads not in (32, 64, 96, 128) or self.heads % self.kv_heads:
-            raise ValueError(f"model.make: hidden {self.hidden} / heads {self.heads} must be a head size of 32, 64, 96 or 128 (vLLM's "
-                             f"CPU attention has no other), and kv_heads ({self.kv_heads}) must divide heads.")
+            raise ConfigError(
+                f"model.make: hidden {self.hidden} / heads {self.heads} must be a head size of 32, 64, 96 or 128 (vLLM's "
+                f"CPU attention has no other), and kv_heads ({self.kv_heads}) must divide heads."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +60,10 @@ class Model:
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.make is None):
-            raise ValueError("model needs exactly one of `path` (a folder or hub name) and `make` (a tiny model "
-                             "that the run makes itself).")
+            raise ConfigError(
+                "model needs exactly one of `path` (a folder or hub name) and `make` (a tiny model "
+                "that the run makes itself)."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,15 +103,19 @@ class RolloutSection:
     def __post_init__(self) -> None:
         for name in ("prompts", "n"):
             if getattr(self, name) < 1:
-                raise ValueError(f"rollout.{name} is {getattr(self, name)}; it must be at least 1.")
+                raise ConfigError(f"rollout.{name} is {getattr(self, name)}; it must be at least 1.")
         if self.max_lag < 0:
-            raise ValueError(f"rollout.max_lag is {self.max_lag}; it must be at least 0 (0 is on-policy).")
+            raise ConfigError(f"rollout.max_lag is {self.max_lag}; it must be at least 0 (0 is on-policy).")
         if not 0 <= self.over <= 1 or self.overtake < 1:
-            raise ValueError(f"rollout.over is {self.over} and rollout.overtake {self.overtake}; they must be in [0, 1] and at "
-                             "least 1.")
+            raise ConfigError(
+                f"rollout.over is {self.over} and rollout.overtake {self.overtake}; they must be in [0, 1] and at "
+                "least 1."
+            )
         if self.over and (self.pause not in ("continue", "keep") or self.engine == "hf"):
-            raise ValueError(f"rollout.over is {self.over}, but engine: {self.engine} with pause: {self.pause} waits for stragglers or "
-                             "loses them at every weight update. Set rollout.engine: vllm and rollout.pause: continue (or keep).")
+            raise ConfigError(
+                f"rollout.over is {self.over}, but engine: {self.engine} with pause: {self.pause} waits for stragglers or "
+                "loses them at every weight update. Set rollout.engine: vllm and rollout.pause: continue (or keep)."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +147,9 @@ class LearnerSection:
     def __post_init__(self) -> None:
         for name in ("epochs", "minibatches", "max_tokens"):
             if getattr(self, name) < 1:
-                raise ValueError(f"learner.{name} is {getattr(self, name)}; it must be at least 1.")
+                raise ConfigError(f"learner.{name} is {getattr(self, name)}; it must be at least 1.")
         if self.lr < 0:
-            raise ValueError(f"learner.lr is {self.lr}; it must not be negative.")
+            raise ConfigError(f"learner.lr is {self.lr}; it must not be negative.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +165,7 @@ class Critic:
 
     def __post_init__(self) -> None:
         if self.lr is not None and self.lr < 0:
-            raise ValueError(f"critic.lr is {self.lr}; it must not be negative.")
+            raise ConfigError(f"critic.lr is {self.lr}; it must not be negative.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +190,7 @@ class Cluster:
     def __post_init__(self) -> None:
         for name in ("engines", "tensor_parallel", "learners"):
             if getattr(self, name) < 1:
-                raise ValueError(f"cluster.{name} is {getattr(self, name)}; it must be at least 1.")
+                raise ConfigError(f"cluster.{name} is {getattr(self, name)}; it must be at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +241,7 @@ class LogSection:
     """
 
     tensorboard: bool = True
-    wandb: dict[str, Any] | None = None     # handed to wandb.init as it is
+    wandb: dict[str, Any] | None = None  # handed to wandb.init as it is
     rollouts: int = 8
     breakdown: int = 10
     trace: bool = False
@@ -256,8 +265,8 @@ class Run:
     objective: tuple[Term, ...] = ()
     reward_penalties: tuple[Penalty, ...] = ()
     correction: Correction | None = None
-    reference: Reference | None = field(default_factory=Frozen)     # anchor: ref
-    teacher: Reference | None = None                                # anchor: teacher
+    reference: Reference | None = field(default_factory=Frozen)  # anchor: ref
+    teacher: Reference | None = None  # anchor: teacher
     critic: Critic | None = None
     learner: LearnerSection = field(default_factory=LearnerSection)
     deepspeed: dict[str, Any] | None = None
@@ -268,13 +277,13 @@ class Run:
     eval: EvalSection = field(default_factory=EvalSection)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     log: LogSection = field(default_factory=LogSection)
-    base: str = "."                         # the folder of the configuration: paths of rewards are relative to it
+    base: str = "."  # the folder of the configuration: paths of rewards are relative to it
 
     def __post_init__(self) -> None:
         if self.steps < 0:
-            raise ValueError(f"steps is {self.steps}; it must not be negative.")
+            raise ConfigError(f"steps is {self.steps}; it must not be negative.")
         if not self.objective:
-            raise ValueError("objective is empty: name at least one loss term, e.g. objective: [{type: PPOClip}].")
+            raise ConfigError("objective is empty: name at least one loss term, e.g. objective: [{type: PPOClip}].")
 
     def replace(self, **changes: Any) -> Run:
         """A copy with other values; plain functions are accepted as ``rewards``."""

@@ -70,10 +70,12 @@ def train(run: Run, *, resume: bool = False, quiet: bool = False) -> Path:
                 if p.new_score is not None:
                     stats.update({"eval/score": p.new_score})
                     p.new_score = None
-                p.learners.after_step(step, stats)      # references follow; some move the policy, so engines get it after this
+                p.learners.after_step(
+                    step, stats
+                )  # references follow; some move the policy, so engines get it after this
             with clock("sync"):
                 stats.merge(p.sync.publish(step))
-            batch = batch.policy_rows()             # what is reported is about the policy's own samples
+            batch = batch.policy_rows()  # what is reported is about the policy's own samples
             if compare:
                 stats = break_down(p, stats, batch, step)
             summarize(p, step, stats, rollouts, batch, clock)
@@ -106,7 +108,7 @@ def summarize(p: Parts, step: int, stats: Stats, rollouts: Sequence[Rollout], ba
     values = {
         "reward/mean": float(rewards.mean()),
         "reward/std": float(rewards.std(correction=0)),
-        "entropy/sampled": float(-log_behav.mean()),        # unbiased: the expectation of -log mu under mu
+        "entropy/sampled": float(-log_behav.mean()),  # unbiased: the expectation of -log mu under mu
         "length/mean": tokens / len(rollouts),
         "length/max": float(max(len(r.tokens) for r in rollouts)),
         "length/truncated": sum(r.finish == "length" for r in rollouts) / len(rollouts),
@@ -124,14 +126,22 @@ def summarize(p: Parts, step: int, stats: Stats, rollouts: Sequence[Rollout], ba
         correction_stats(batch, stats)
     total = time.perf_counter() - clock.start
     values |= {f"time/{k}": v for k, v in clock.stages.items()}
-    values |= {"time/step": total, "speed/tokens_per_second": tokens / total,
-               "memory/driver_mib": resident(), "memory/engine_mib": p.engines.peak()}
+    values |= {
+        "time/step": total,
+        "speed/tokens_per_second": tokens / total,
+        "memory/driver_mib": resident(),
+        "memory/engine_mib": p.engines.peak(),
+    }
     stats.update({k: v for k, v in values.items() if k not in stats})
     if p.lengths is not None:
         stats.update(p.lengths.metrics())
         p.lengths.observe(step, values["entropy/sampled"])
-    stats.update({"idle/engines": max(0.0, 1 - (p.engines.busy() - clock.engines_busy) / total),
-                  "idle/learners": max(0.0, 1 - (p.learners.busy() - clock.learners_busy) / total)})
+    stats.update(
+        {
+            "idle/engines": max(0.0, 1 - (p.engines.busy() - clock.engines_busy) / total),
+            "idle/learners": max(0.0, 1 - (p.learners.busy() - clock.learners_busy) / total),
+        }
+    )
     stats.update(p.collector.metrics() | p.scorer.metrics() | p.terms.metrics() | p.penalties.metrics())
 
 
@@ -140,7 +150,10 @@ def break_down(p: Parts, stats: Stats, batch: Batch, step: int) -> Stats:
     shares = gradient_shares(stats, [t.name for t in p.run.objective])
     stats = stats.without("gram/").update(shares | kl_breakdown(batch))
     if "ref" in batch.logp:
-        p.log.append("kl_tokens.jsonl", {"step": step, "tokens": kl_tokens(batch, lambda i: str(p.tokenizer.convert_ids_to_tokens(i)))})
+        p.log.append(
+            "kl_tokens.jsonl",
+            {"step": step, "tokens": kl_tokens(batch, lambda i: str(p.tokenizer.convert_ids_to_tokens(i)))},
+        )
     return stats
 
 
@@ -179,17 +192,35 @@ def evaluate(p: Parts, step: int) -> float:
     score = sum(scored) / len(scored) if scored else math.nan
     p.new_score = None if math.isnan(score) else score
     path = p.folder / "eval.jsonl"
-    earlier = [row for row in map(json.loads, path.read_text().splitlines()) if row["step"] < step] if path.exists() else []
-    right = [[correctness(r, p.correct) >= 0.5 for r in rollouts[i:i + section.n]] for i in range(0, len(rollouts), section.n)]
+    earlier = (
+        [row for row in map(json.loads, path.read_text().splitlines()) if row["step"] < step] if path.exists() else []
+    )
+    right = [
+        [correctness(r, p.correct) >= 0.5 for r in rollouts[i : i + section.n]]
+        for i in range(0, len(rollouts), section.n)
+    ]
     by_set: dict[str, list[list[bool]]] = defaultdict(list)
     for prompt, flags in zip(p.test_prompts, right, strict=True):
         by_set[dataset_of(prompt)].append(flags)
-    measured = {name: {f"pass@{k}": sum(pass_at_k(section.n, sum(f), k) for f in rows) / len(rows) for k in powers_of_two(section.n)}
-                for name, rows in by_set.items()}
+    measured = {
+        name: {
+            f"pass@{k}": sum(pass_at_k(section.n, sum(f), k) for f in rows) / len(rows)
+            for k in powers_of_two(section.n)
+        }
+        for name, rows in by_set.items()
+    }
     solved = [any(f) for f in right]
-    now = {"step": step, "score": score, "prompts": len(p.test_prompts), "n": section.n, "temperature": temperature, "datasets": measured,
-           "truncated": sum(r.finish == "length" for r in rollouts) / len(rollouts), "solved": solved,
-           "seconds": time.perf_counter() - start}
+    now = {
+        "step": step,
+        "score": score,
+        "prompts": len(p.test_prompts),
+        "n": section.n,
+        "temperature": temperature,
+        "datasets": measured,
+        "truncated": sum(r.finish == "length" for r in rollouts) / len(rollouts),
+        "solved": solved,
+        "seconds": time.perf_counter() - start,
+    }
     path.write_text("".join(json.dumps(row) + "\n" for row in [*earlier, now]))
     if p.log.tensorboard is not None:
         p.log.tensorboard.add_scalar("eval/score", score, step)
@@ -197,9 +228,14 @@ def evaluate(p: Parts, step: int) -> float:
             for key, value in values.items():
                 p.log.tensorboard.add_scalar(f"eval/{name}/{key}" if name else f"eval/{key}", value, step)
     most = f"pass@{powers_of_two(section.n)[-1]}"
-    sets = "; ".join(f"{name or 'all'} {values['pass@1']:.3f}, {most} {values[most]:.3f}" for name, values in measured.items())
-    p.log.say(("\n" if p.log.live and step else "") + f"held-out score at step {step}: {score:.3f} ({len(p.test_prompts)} prompts"
-              + (f"; {sets})" if section.n > 1 or len(measured) > 1 else ")"))
+    sets = "; ".join(
+        f"{name or 'all'} {values['pass@1']:.3f}, {most} {values[most]:.3f}" for name, values in measured.items()
+    )
+    p.log.say(
+        ("\n" if p.log.live and step else "")
+        + f"held-out score at step {step}: {score:.3f} ({len(p.test_prompts)} prompts"
+        + (f"; {sets})" if section.n > 1 or len(measured) > 1 else ")")
+    )
     if section.alarm and section.n > 1 and earlier and "solved" in earlier[0]:
         alarm(p, earlier[0]["solved"], solved)
     return score
@@ -212,12 +248,16 @@ def alarm(p: Parts, before: Sequence[bool], after: Sequence[bool]) -> None:
     gained, lost = (sum(y and not x for x, y in zip(a, b, strict=True)) for a, b in ((before, after), (after, before)))
     if lost > gained and mcnemar(gained, lost) < 0.05:
         n = p.run.eval.n
-        p.log.say(f"warning: pass@{n} on held-out prompts is {sum(after) / len(after):.3f}; the start model's was "
-                  f"{sum(before) / len(before):.3f} ({lost} prompts are no longer solved, {gained} newly are). Training narrows what the "
-                  "model can do: a divergence that covers mass (docs/regularizers.md), a smaller learning rate or fewer steps keep more.")
+        p.log.say(
+            f"warning: pass@{n} on held-out prompts is {sum(after) / len(after):.3f}; the start model's was "
+            f"{sum(before) / len(before):.3f} ({lost} prompts are no longer solved, {gained} newly are). Training narrows what the "
+            "model can do: a divergence that covers mass (docs/regularizers.md), a smaller learning rate or fewer steps keep more."
+        )
 
 
-def sample_and_score(engines: EngineGroup, scorer: Scorer, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> list[Rollout]:
+def sample_and_score(
+    engines: EngineGroup, scorer: Scorer, prompts: Sequence[Prompt], n: int, sampling: Sampling
+) -> list[Rollout]:
     """``n`` scored responses to every prompt, in the order of the prompts."""
 
     def one(prompt: Prompt) -> list[Rollout]:
@@ -225,14 +265,19 @@ def sample_and_score(engines: EngineGroup, scorer: Scorer, prompts: Sequence[Pro
         scorer.score(group)
         return group
 
-    with ThreadPoolExecutor(512) as pool:           # as many as keep engines full; each waits for its group
+    with ThreadPoolExecutor(512) as pool:  # as many as keep engines full; each waits for its group
         return [r for group in pool.map(one, prompts) for r in group]
 
 
 def save(p: Parts, step: int) -> None:
-    driver = {"sampler": p.collector.sampler.state_dict(), "terms": p.terms.state_dict(), "penalties": p.penalties.state_dict(),
-              "dropped": p.collector.dropped, "in_flight": p.collector.in_flight(),
-              "lengths": p.lengths.state_dict() if p.lengths else None}
+    driver = {
+        "sampler": p.collector.sampler.state_dict(),
+        "terms": p.terms.state_dict(),
+        "penalties": p.penalties.state_dict(),
+        "dropped": p.collector.dropped,
+        "in_flight": p.collector.in_flight(),
+        "lengths": p.lengths.state_dict() if p.lengths else None,
+    }
 
     def write(folder: str) -> None:
         p.learners.save(folder)
@@ -266,17 +311,26 @@ def finish(p: Parts, step: int) -> Path:
     p.learners.export(str(final))
     p.tokenizer.save_pretrained(final)
     after = evaluate(p, step)
-    history = [json.loads(line) for line in (p.folder / "eval.jsonl").read_text().splitlines()] if p.test_prompts else []
+    history = (
+        [json.loads(line) for line in (p.folder / "eval.jsonl").read_text().splitlines()] if p.test_prompts else []
+    )
     seconds = time.monotonic() - p.started
-    summary = {"steps": step, "seconds": seconds, "eval_before": history[0]["score"] if history else None,
-               "eval_after": None if math.isnan(after) else after, "final": str(final)}
+    summary = {
+        "steps": step,
+        "seconds": seconds,
+        "eval_before": history[0]["score"] if history else None,
+        "eval_after": None if math.isnan(after) else after,
+        "final": str(final),
+    }
     (p.folder / "summary.json").write_text(json.dumps(summary, indent=1))
     p.log.say(f"\nDone: {step} steps in {duration(seconds)}.")
     if history:
         p.log.say(f"  learned      held-out score {history[0]['score']:.3f} -> {after:.3f}")
-    p.log.say(f"  model        {final} (Hugging Face format)\n"
-              f"  everything   {p.folder}/: config.yaml, metrics.jsonl, rollouts.jsonl, eval.jsonl, tensorboard/, checkpoints/\n"
-              f"  next         {program()} sample {final} --prompt {p.train_prompts[0].text!r}")
+    p.log.say(
+        f"  model        {final} (Hugging Face format)\n"
+        f"  everything   {p.folder}/: config.yaml, metrics.jsonl, rollouts.jsonl, eval.jsonl, tensorboard/, checkpoints/\n"
+        f"  next         {program()} sample {final} --prompt {p.train_prompts[0].text!r}"
+    )
     return p.folder
 
 

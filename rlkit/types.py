@@ -35,6 +35,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rlkit.errors import ConfigError
+
 Source = Literal["policy", "reference", "dataset"]
 Finish = Literal["stop", "length", "abort"]
 SOURCES: tuple[Source, ...] = ("policy", "reference", "dataset")
@@ -68,13 +70,13 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
-            raise ValueError(f"sampling.temperature is {self.temperature}; it must be >= 0 (0 is greedy).")
+            raise ConfigError(f"sampling.temperature is {self.temperature}; it must be >= 0 (0 is greedy).")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"sampling.top_p is {self.top_p}; it must be in (0, 1].")
+            raise ConfigError(f"sampling.top_p is {self.top_p}; it must be in (0, 1].")
         if self.top_k < 0:
-            raise ValueError(f"sampling.top_k is {self.top_k}; it must be >= 0 (0 switches it off).")
+            raise ConfigError(f"sampling.top_k is {self.top_k}; it must be >= 0 (0 switches it off).")
         if self.max_tokens < 1:
-            raise ValueError(f"sampling.max_tokens is {self.max_tokens}; it must be at least 1.")
+            raise ConfigError(f"sampling.max_tokens is {self.max_tokens}; it must be at least 1.")
 
 
 @dataclass(slots=True)
@@ -82,18 +84,18 @@ class Rollout:
     """One sampled response: plain data, picklable, one line of ``rollouts.jsonl``. ``T`` is its length in tokens."""
 
     prompt: Prompt
-    tokens: list[int]                       # [T] response tokens, tool tokens included
-    sampled: list[bool]                     # [T] True where the policy produced the token; only these are trained
-    logp: list[float]                       # [T] log mu(token), nats
-    version: list[int]                      # [T] weight version that sampled it
+    tokens: list[int]  # [T] response tokens, tool tokens included
+    sampled: list[bool]  # [T] True where the policy produced the token; only these are trained
+    logp: list[float]  # [T] log mu(token), nats
+    version: list[int]  # [T] weight version that sampled it
     finish: Finish
     text: str = ""
     source: Source = "policy"
     group: int = 0
     reward: float = math.nan
-    parts: dict[str, float] = field(default_factory=dict)     # named reward components
-    error: str | None = None                # why there is no reward (a verifier that raised or timed out)
-    ref_logp: list[float] | None = None     # [T] stored reference log-probs
+    parts: dict[str, float] = field(default_factory=dict)  # named reward components
+    error: str | None = None  # why there is no reward (a verifier that raised or timed out)
+    ref_logp: list[float] | None = None  # [T] stored reference log-probs
 
 
 def _runs(start: Tensor, count: Tensor) -> Tensor:
@@ -109,24 +111,24 @@ class Batch:
     Flat: losses run on the ``N`` action tokens, so no term ever multiplies by a mask or divides by its sum.
     """
 
-    seq: Tensor                             # [N] sequence of each action token, ascending
-    group: Tensor                           # [S] prompt group of each sequence
-    source: Tensor                          # [S] index into SOURCES
-    reward: Tensor                          # [S]
-    logp: dict[str, Tensor] = field(default_factory=dict)     # "behav" always; "old", "ref", ... on demand    [N]
-    value: Tensor | None = None             # [N]
-    token_reward: Tensor | None = None      # [N] reward of single tokens (KL penalties), beside the sequence's own
-    adv: Tensor | None = None               # [N]
-    returns: Tensor | None = None           # [N] what the value function is trained towards
-    weight: Tensor | None = None            # [N] detached train/inference correction, see objective.corrections
-    cols: dict[str, Tensor] = field(default_factory=dict)     # numeric prompt columns, e.g. v_star            [S]
-    norm: Tensor | None = None              # [terms, S] weight of each token of a sequence in each term's mean
-    marks: dict[str, Tensor] = field(default_factory=dict)    # what a term's `mark` says of each token, by its name   [N]
+    seq: Tensor  # [N] sequence of each action token, ascending
+    group: Tensor  # [S] prompt group of each sequence
+    source: Tensor  # [S] index into SOURCES
+    reward: Tensor  # [S]
+    logp: dict[str, Tensor] = field(default_factory=dict)  # "behav" always; "old", "ref", ... on demand    [N]
+    value: Tensor | None = None  # [N]
+    token_reward: Tensor | None = None  # [N] reward of single tokens (KL penalties), beside the sequence's own
+    adv: Tensor | None = None  # [N]
+    returns: Tensor | None = None  # [N] what the value function is trained towards
+    weight: Tensor | None = None  # [N] detached train/inference correction, see objective.corrections
+    cols: dict[str, Tensor] = field(default_factory=dict)  # numeric prompt columns, e.g. v_star            [S]
+    norm: Tensor | None = None  # [terms, S] weight of each token of a sequence in each term's mean
+    marks: dict[str, Tensor] = field(default_factory=dict)  # what a term's `mark` says of each token, by its name   [N]
     # the model's input
-    ids: Tensor | None = None               # [L] prompts and responses, packed
-    length: Tensor | None = None            # [S] prompt + response tokens; sums to L
-    action: Tensor | None = None            # [N] index into [L] of each action token
-    meta: dict[str, Any] = field(default_factory=dict)        # driver only: never sharded, never read by a loss
+    ids: Tensor | None = None  # [L] prompts and responses, packed
+    length: Tensor | None = None  # [S] prompt + response tokens; sums to L
+    action: Tensor | None = None  # [N] index into [L] of each action token
+    meta: dict[str, Any] = field(default_factory=dict)  # driver only: never sharded, never read by a loss
 
     @property
     def S(self) -> int:
@@ -179,9 +181,13 @@ class Batch:
         if bool(keep.all()):
             return self
         kept = keep.nonzero()[:, 0]
-        edge = torch.searchsorted(self.seq, torch.arange(self.S + 1, device=self.seq.device))       # the first token of each sequence
+        edge = torch.searchsorted(
+            self.seq, torch.arange(self.S + 1, device=self.seq.device)
+        )  # the first token of each sequence
         count = edge.diff()[kept]
-        tok = _runs(edge[kept], count)                  # indices, not a mask: cutting a batch into many parts stays linear in its tokens
+        tok = _runs(
+            edge[kept], count
+        )  # indices, not a mask: cutting a batch into many parts stays linear in its tokens
 
         def pick(x: Tensor | None) -> Tensor | None:
             return None if x is None else x[tok]
@@ -244,8 +250,10 @@ class Batch:
         for s, r in enumerate(rollouts):
             where = f"rollout {s} (prompt {r.prompt.id})"
             if not len(r.tokens) == len(r.sampled) == len(r.logp):
-                raise ValueError(f"{where}: {len(r.tokens)} tokens, {len(r.sampled)} sampled flags and "
-                                 f"{len(r.logp)} log-probs; they must be equally many.")
+                raise ConfigError(
+                    f"{where}: {len(r.tokens)} tokens, {len(r.sampled)} sampled flags and "
+                    f"{len(r.logp)} log-probs; they must be equally many."
+                )
             start = len(ids) + len(r.prompt.token_ids)
             ids.extend(r.prompt.token_ids)
             ids.extend(r.tokens)
@@ -258,17 +266,20 @@ class Batch:
             ref.extend(stored[t] for t in kept)
             bad = [t for t in kept if not math.isfinite(r.logp[t])]
             if bad:
-                raise ValueError(
+                raise ConfigError(
                     f"{where}: the engine's log-prob of token {bad[0]} (id {r.tokens[bad[0]]}) is {r.logp[bad[0]]} "
                     f"({len(bad)} such tokens). Check the engine's dtype and weights (rlkit's parity probe names the "
-                    "difference), or drop the row before training.")
+                    "difference), or drop the row before training."
+                )
         cols = {}
         for name in columns:
             try:
                 cols[name] = torch.tensor([float(r.prompt.columns[name]) for r in rollouts])
             except (KeyError, TypeError, ValueError):
-                raise ValueError(f"the objective reads the column {name!r}, but at least one prompt has no number "
-                                 "there. Add the column to the data set.") from None
+                raise ConfigError(
+                    f"the objective reads the column {name!r}, but at least one prompt has no number "
+                    "there. Add the column to the data set."
+                ) from None
         logp = {"behav": torch.tensor(behav, dtype=torch.float32)}
         if any(r.ref_logp is not None for r in rollouts):
             logp["ref"] = torch.tensor(ref, dtype=torch.float32)
@@ -289,20 +300,27 @@ class Batch:
 class New:
     """What the model under training says about a batch, with gradient."""
 
-    logp: Tensor                            # [N]
-    entropy: Tensor | None = None           # [N]
-    value: Tensor | None = None             # [N]
-    full: dict[str, Tensor] = field(default_factory=dict)     # whole-vocabulary divergences by term name         [N]
+    logp: Tensor  # [N]
+    entropy: Tensor | None = None  # [N]
+    value: Tensor | None = None  # [N]
+    full: dict[str, Tensor] = field(default_factory=dict)  # whole-vocabulary divergences by term name         [N]
 
     def detached(self) -> New:
         """A copy without history whose log-probs are leaves that want a gradient."""
+
         def cut(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.detach()
 
-        return New(self.logp.detach().requires_grad_(), cut(self.entropy), cut(self.value), {k: v.detach() for k, v in self.full.items()})
+        return New(
+            self.logp.detach().requires_grad_(),
+            cut(self.entropy),
+            cut(self.value),
+            {k: v.detach() for k, v in self.full.items()},
+        )
 
     def rows(self, tok: Tensor) -> New:
         """The tokens where ``tok`` (``[N]`` bool) holds."""
+
         def pick(x: Tensor | None) -> Tensor | None:
             return None if x is None else x[tok]
 
@@ -316,7 +334,7 @@ class Stats:
     """
 
     def __init__(self) -> None:
-        self._data: dict[str, tuple[str, float, float]] = {}     # name -> (how, value, weight)
+        self._data: dict[str, tuple[str, float, float]] = {}  # name -> (how, value, weight)
 
     def add(self, name: str, value: float | Tensor, how: str = "mean", weight: float = 1.0) -> None:
         value = float(value)
@@ -345,8 +363,10 @@ class Stats:
     def scaled(self, prefix: str, factor: float) -> Stats:
         """A copy in which the sums under ``prefix`` are multiplied, e.g. by 1 / optimizer steps."""
         out = Stats()
-        out._data = {name: (how, value * factor if how == "sum" and name.startswith(prefix) else value, weight)
-                     for name, (how, value, weight) in self._data.items()}
+        out._data = {
+            name: (how, value * factor if how == "sum" and name.startswith(prefix) else value, weight)
+            for name, (how, value, weight) in self._data.items()
+        }
         return out
 
     def without(self, prefix: str) -> Stats:

@@ -2,6 +2,7 @@
 
 A test compares the page with what this program would write now.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -16,21 +17,36 @@ from rlkit.objective.oracle import Finding, Sampled, World, examine, term_gradie
 from rlkit.objective.penalties import DivergenceReward, KLReward
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-ALL = [(name, None) for name in TABLE] + [("alpha", 0.5), ("tsallis", 1.5), ("generalised_js", 0.3), ("skew_forward", 0.1), ("skew_reverse", 0.1)]
+ALL = [(name, None) for name in TABLE] + [
+    ("alpha", 0.5),
+    ("tsallis", 1.5),
+    ("generalised_js", 0.3),
+    ("skew_forward", 0.1),
+    ("skew_reverse", 0.1),
+]
 
 ESTIMATORS: list[tuple[str, str, Any]] = [
-    ("loss", "`KL k2`", KL(estimator="k2")), ("loss", "`KL k2`, importance: token", KL(estimator="k2", importance="token")),
-    ("loss", "`KL k3` (GRPO as published)", KL(estimator="k3")), ("loss", "`KL k3`, importance: token", KL(estimator="k3", importance="token")),
+    ("loss", "`KL k2`", KL(estimator="k2")),
+    ("loss", "`KL k2`, importance: token", KL(estimator="k2", importance="token")),
+    ("loss", "`KL k3` (GRPO as published)", KL(estimator="k3")),
+    ("loss", "`KL k3`, importance: token", KL(estimator="k3", importance="token")),
     ("loss", "`KL k3+` (value of k3, gradient of k2)", KL(estimator="k3+")),
     ("loss", "`KL k1`, importance: token", KL(estimator="k1", importance="token")),
-    ("loss", "`Divergence reverse_ukl`", Divergence(f="reverse_ukl")), ("loss", "`Divergence forward_ukl`", Divergence(f="forward_ukl")),
-    ("loss", "`FullDivergence`", FullDivergence()), ("loss", "`FullDivergence`, top_k with a tail bucket", FullDivergence(top_k=1)),
+    ("loss", "`Divergence reverse_ukl`", Divergence(f="reverse_ukl")),
+    ("loss", "`Divergence forward_ukl`", Divergence(f="forward_ukl")),
+    ("loss", "`FullDivergence`", FullDivergence()),
+    ("loss", "`FullDivergence`, top_k with a tail bucket", FullDivergence(top_k=1)),
     ("loss", "`FullDivergence`, level: sequence", FullDivergence(level="sequence", reduce="sum")),
-    ("reward", "`KLReward`", KLReward()), ("advantage", "`KLReward`, credit: token", KLReward(placement="advantage", credit="token")),
+    ("reward", "`KLReward`", KLReward()),
+    ("advantage", "`KLReward`, credit: token", KLReward(placement="advantage", credit="token")),
     ("advantage", "`KLReward`, credit: sequence", KLReward(placement="advantage")),
     ("advantage", "`DivergenceReward js`", DivergenceReward(f="js")),
     ("loss", "`KL k2` to the arithmetic mean of two", KL(estimator="k2", anchor=Mixture(of=("ref", "teacher")))),
-    ("loss", "`KL k2` to the geometric mean of two", KL(estimator="k2", anchor=Mixture(of=("ref", "teacher"), mean="geometric"))),
+    (
+        "loss",
+        "`KL k2` to the geometric mean of two",
+        KL(estimator="k2", anchor=Mixture(of=("ref", "teacher"), mean="geometric")),
+    ),
 ]
 
 
@@ -61,39 +77,42 @@ def divergences() -> Iterator[str]:
 
 
 def page() -> str:
-    return "\n".join([
-        "# Regularizers: what each form optimises",
-        "",
-        "Written by `scripts/regularizers.py` from exact enumeration (`rlkit check` uses the same code); do not edit.",
-        "A policy over three tokens with responses of one to three is small enough to sum over every response, so the expected gradient of a",
-        "loss is known exactly, and can be compared with the gradient of every quantity that has a name. *per token*: the divergence of the next",
-        "token's distribution, averaged over visited prefixes, prefixes frozen. *of responses*: of the distributions of whole responses. *noise*:",
-        "the standard deviation of the gradient of one response over the norm of its mean, in this world; compare within a table only.",
-        "Off-policy samples come from another policy that is some updates away.",
-        "",
-        "## Estimator, placement, anchor",
-        "",
-        *estimators(),
-        "",
-        "`KL k1` in a loss without a weight has expected gradient zero, `KLReward` with k2 or k3 that of no KL: both are refused with the reason.",
-        "Penalties in reward or advantage are fixed when the samples are taken, so off-policy they are exact for the sampling policy only.",
-        "`reduce: seq` weighs a token by 1 / length of its response. The length is decided after the token, which bends the gradient of every",
-        "sampled form; `rlkit check` shows by how much. `token`, `sum`, `const` and `prompt` leave its direction alone.",
-        "",
-        "## Divergences",
-        "",
-        "`D_f(pi‖anchor) = E_anchor[f(u)]`, `u = pi / anchor`. *exact*: the expected gradient is that of the divergence per token, within 1e-6.",
-        "",
-        *divergences(),
-        "",
-        "![f and its slope](regularizers-f.svg)",
-        "",
-        "Value under samples of the policy, `f(u) / u`, and slope `f'(u)`, the coefficient of the score, against `log u`.",
-        "",
-        "![noise of the estimators](regularizers-noise.svg)",
-        "",
-        "Noise of the gradient of one response as policy and reference move apart.",
-        ""])
+    return "\n".join(
+        [
+            "# Regularizers: what each form optimises",
+            "",
+            "Written by `scripts/regularizers.py` from exact enumeration (`rlkit check` uses the same code); do not edit.",
+            "A policy over three tokens with responses of one to three is small enough to sum over every response, so the expected gradient of a",
+            "loss is known exactly, and can be compared with the gradient of every quantity that has a name. *per token*: the divergence of the next",
+            "token's distribution, averaged over visited prefixes, prefixes frozen. *of responses*: of the distributions of whole responses. *noise*:",
+            "the standard deviation of the gradient of one response over the norm of its mean, in this world; compare within a table only.",
+            "Off-policy samples come from another policy that is some updates away.",
+            "",
+            "## Estimator, placement, anchor",
+            "",
+            *estimators(),
+            "",
+            "`KL k1` in a loss without a weight has expected gradient zero, `KLReward` with k2 or k3 that of no KL: both are refused with the reason.",
+            "Penalties in reward or advantage are fixed when the samples are taken, so off-policy they are exact for the sampling policy only.",
+            "`reduce: seq` weighs a token by 1 / length of its response. The length is decided after the token, which bends the gradient of every",
+            "sampled form; `rlkit check` shows by how much. `token`, `sum`, `const` and `prompt` leave its direction alone.",
+            "",
+            "## Divergences",
+            "",
+            "`D_f(pi‖anchor) = E_anchor[f(u)]`, `u = pi / anchor`. *exact*: the expected gradient is that of the divergence per token, within 1e-6.",
+            "",
+            *divergences(),
+            "",
+            "![f and its slope](regularizers-f.svg)",
+            "",
+            "Value under samples of the policy, `f(u) / u`, and slope `f'(u)`, the coefficient of the score, against `log u`.",
+            "",
+            "![noise of the estimators](regularizers-noise.svg)",
+            "",
+            "Noise of the gradient of one response as policy and reference move apart.",
+            "",
+        ]
+    )
 
 
 def plots() -> None:
@@ -117,14 +136,25 @@ def plots() -> None:
     figure.savefig(DOCS / "regularizers-f.svg", metadata={"Date": None})
 
     figure, axis = plt.subplots(figsize=(6.5, 4.2))
-    lines = {"k1, importance: token": KL(estimator="k1", importance="token"), "k2": KL(estimator="k2"), "k3, importance: token":
-             KL(estimator="k3", importance="token"), "k3 (follows the forward KL)": KL(estimator="k3"), "js": Divergence(f="js"),
-             "whole vocabulary": FullDivergence()}
+    lines = {
+        "k1, importance: token": KL(estimator="k1", importance="token"),
+        "k2": KL(estimator="k2"),
+        "k3, importance: token": KL(estimator="k3", importance="token"),
+        "k3 (follows the forward KL)": KL(estimator="k3"),
+        "js": Divergence(f="js"),
+        "whole vocabulary": FullDivergence(),
+    }
     distance = [0.05, 0.1, 0.2, 0.4, 0.8, 1.6]
     for name, term in lines.items():
         noise = [sum(term_gradient(World("on-policy", seed, d), term)[1] for seed in range(8)) / 8 for d in distance]
         axis.plot(distance, noise, marker="o", markersize=3, label=name)
-    axis.set(xscale="log", yscale="log", xlabel="standard deviation of the logits' difference", ylabel="noise", title="noise of one response")
+    axis.set(
+        xscale="log",
+        yscale="log",
+        xlabel="standard deviation of the logits' difference",
+        ylabel="noise",
+        title="noise of one response",
+    )
     axis.grid(alpha=0.3, which="both")
     axis.legend(fontsize=7)
     figure.tight_layout()

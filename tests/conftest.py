@@ -1,4 +1,5 @@
 """Settings for the whole suite: quiet libraries, no network, one thread a process; a tiny model that every test may read."""
+
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -24,8 +25,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(tmp_path: Path, tiny: Path) -> dict[str, Any]:
     """A run of a few steps in one process with the Hugging Face engine, as plain data for ``rlkit.config``."""
     return {
-        "name": "small", "out": str(tmp_path / "runs"), "steps": 3, "model": {"path": str(tiny)},
-        "data": {"task": {"type": "Sorting", "levels": [1]}, "size": 40, "test_size": 4}, "sampling": {"max_tokens": 4},
-        "rollout": {"engine": "hf", "prompts": 4, "n": 4}, "objective": [{"type": "PPOClip"}, {"type": "KL", "estimator": "k2", "coef": 0.1}],
-        "rewards": ["tests/rewards/examples.py:varied"], "learner": {"lr": 1e-3}, "eval": {"prompts": 4}, "log": {"tensorboard": False}, "probe": {"every": 2},
+        "name": "small",
+        "out": str(tmp_path / "runs"),
+        "steps": 3,
+        "model": {"path": str(tiny)},
+        "data": {"task": {"type": "Sorting", "levels": [1]}, "size": 40, "test_size": 4},
+        "sampling": {"max_tokens": 4},
+        "rollout": {"engine": "hf", "prompts": 4, "n": 4},
+        "objective": [{"type": "PPOClip"}, {"type": "KL", "estimator": "k2", "coef": 0.1}],
+        "rewards": ["tests/rewards/examples.py:varied"],
+        "learner": {"lr": 1e-3},
+        "eval": {"prompts": 4},
+        "log": {"tensorboard": False},
+        "probe": {"every": 2},
     }

@@ -1,4 +1,5 @@
 """Every algorithm of configs/algorithms: at most 25 lines, says what it is, and runs."""
+
 from __future__ import annotations
 
 import json
@@ -27,41 +28,104 @@ def grpo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_algorithm(path: Path, tmp_path: Path, grpo: Path) -> None:
     lines = path.read_text().splitlines()
     assert len(lines) <= 25 and lines[0].startswith("# ")
-    overrides = [f"out={tmp_path}", "steps=2", "model.make=null", "model.warm_up=null", f"model.path={grpo / 'start'}", "eval.prompts=4", "rollout.max_waste=50"]
+    overrides = [
+        f"out={tmp_path}",
+        "steps=2",
+        "model.make=null",
+        "model.warm_up=null",
+        f"model.path={grpo / 'start'}",
+        "eval.prompts=4",
+        "rollout.max_waste=50",
+    ]
     run = rk.load(path, overrides + ([f"teacher.path={grpo / 'final'}"] if "teacher:" in path.read_text() else []))
     assert run.name == path.stem
     if path.stem == "astar_po":
         stage_1 = tmp_path / "astar.jsonl"
-        assert main(["filter", "configs/tasks/sorting.yaml", "objective=[PPOClip]", "data.size=60", "--model", str(grpo / "start"), "-n", "8",
-                     "--soft-value", "0.5", "--out", str(stage_1)]) == 0
+        assert (
+            main(
+                [
+                    "filter",
+                    "configs/tasks/sorting.yaml",
+                    "objective=[PPOClip]",
+                    "data.size=60",
+                    "--model",
+                    str(grpo / "start"),
+                    "-n",
+                    "8",
+                    "--soft-value",
+                    "0.5",
+                    "--out",
+                    str(stage_1),
+                ]
+            )
+            == 0
+        )
         assert all(0 < json.loads(line)["v_star"] <= 1 for line in stage_1.read_text().splitlines())
-        run = rk.load(path, [*overrides, f"data.train={stage_1}", "data.test=null", "rollout.prompts=16", "learner.minibatches=1"])
+        run = rk.load(
+            path, [*overrides, f"data.train={stage_1}", "data.test=null", "rollout.prompts=16", "learner.minibatches=1"]
+        )
     if run.data.stored is not None:
         stored = tmp_path / "stored.jsonl"
-        assert main(["filter", str(path), *overrides, "data.size=40", "data.stored=null", "objective=[PPOClip]", "--model", str(grpo / "start"), "-n", "8",
-                     "--out", str(tmp_path / "kept.jsonl"), "--responses", str(stored)]) == 0
-        run = rk.load(path, [*overrides, f"data.stored.path={stored}", "data.stored.per_step=5", "learner.minibatches=2"])
-    if path.stem == "erpd_teacher":             # as published one big batch and many updates
+        assert (
+            main(
+                [
+                    "filter",
+                    str(path),
+                    *overrides,
+                    "data.size=40",
+                    "data.stored=null",
+                    "objective=[PPOClip]",
+                    "--model",
+                    str(grpo / "start"),
+                    "-n",
+                    "8",
+                    "--out",
+                    str(tmp_path / "kept.jsonl"),
+                    "--responses",
+                    str(stored),
+                ]
+            )
+            == 0
+        )
+        run = rk.load(
+            path, [*overrides, f"data.stored.path={stored}", "data.stored.per_step=5", "learner.minibatches=2"]
+        )
+    if path.stem == "erpd_teacher":  # as published one big batch and many updates
         run = rk.load(path, [*overrides, "rollout.prompts=8", "learner.minibatches=2", "learner.epochs=2"])
     assert not dishonest(examine_all(run.objective, run.reward_penalties), is_off_policy(run))
     rows = [json.loads(line) for line in (rk.train(run, quiet=True) / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2 and all(math.isfinite(r["loss/total"]) for r in rows) and rows[0]["learner/grad_norm"] > 0
 
 
-@pytest.mark.parametrize(("name", "change", "says"), [
-    ("opd", "teacher.path=no/such/model", r"teacher.path: 'no/such/model' is not a model.*rlkit train configs/algorithms/grpo.yaml"),
-    ("opd", "teacher=null", "compares with anchor 'teacher', but teacher is null"),
-    ("astar_po", "data={task: {type: Sorting}, size: 40, test_size: 4}", r"AStar reads the column 'v_star'.*rlkit filter CONFIG --model MODEL --soft-value"),
-    ("dph_rl", "data.stored.path=no/rows.jsonl", r"there is no file 'no/rows.jsonl'. Make it with: rlkit filter"),
-    ("dph_rl", "data.stored=null", r"data.stored is not set. Make them with: rlkit filter"),
-    ("ppo", "objective=[PPOClip]", "nothing trains it: add {type: ValueMSE"),
-    ("grpo", "critic={}", "critic is set, but nothing needs values"),
-    ("ppo_critic", "critic.path=no/critic", "critic.path: 'no/critic' is not a model"),
-    ("decoupled_kl", "teacher={type: Served, url: 'http://127.0.0.1:9'}", "FullDivergence needs the whole distributions of teacher"),
-    ("grpo", "learner.minibatches=17", "a step has only 16 prompt groups"),
-    ("scalerl", "rollout.interrupt.high=9", "leave no room for an answer"),
-])
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        (
+            "opd",
+            "teacher.path=no/such/model",
+            r"teacher.path: 'no/such/model' is not a model.*rlkit train configs/algorithms/grpo.yaml",
+        ),
+        ("opd", "teacher=null", "compares with anchor 'teacher', but teacher is null"),
+        (
+            "astar_po",
+            "data={task: {type: Sorting}, size: 40, test_size: 4}",
+            r"AStar reads the column 'v_star'.*rlkit filter CONFIG --model MODEL --soft-value",
+        ),
+        ("dph_rl", "data.stored.path=no/rows.jsonl", r"there is no file 'no/rows.jsonl'. Make it with: rlkit filter"),
+        ("dph_rl", "data.stored=null", r"data.stored is not set. Make them with: rlkit filter"),
+        ("ppo", "objective=[PPOClip]", "nothing trains it: add {type: ValueMSE"),
+        ("grpo", "critic={}", "critic is set, but nothing needs values"),
+        ("ppo_critic", "critic.path=no/critic", "critic.path: 'no/critic' is not a model"),
+        (
+            "decoupled_kl",
+            "teacher={type: Served, url: 'http://127.0.0.1:9'}",
+            "FullDivergence needs the whole distributions of teacher",
+        ),
+        ("grpo", "learner.minibatches=17", "a step has only 16 prompt groups"),
+        ("scalerl", "rollout.interrupt.high=9", "leave no room for an answer"),
+    ],
+)
 def test_what_a_method_lacks_is_said_before_it_starts(name: str, change: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=says):
         rk.train(rk.load(f"configs/algorithms/{name}.yaml", [f"out={tmp_path}", change]), quiet=True)
-    assert not list(tmp_path.iterdir())                                 # nothing was started
+    assert not list(tmp_path.iterdir())  # nothing was started

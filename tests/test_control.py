@@ -1,4 +1,5 @@
 """Inference-time control against exact enumeration on small policies."""
+
 from __future__ import annotations
 
 import itertools
@@ -43,12 +44,18 @@ def kl(p: np.ndarray, q: np.ndarray) -> float:
 
 
 def test_dera_mixes_logits() -> None:
-    assert dera_logits(ALIGNED, REF, 0.5).softmax(-1).tolist() == pytest.approx([0.474850, 0.369813, 0.082516, 0.072821], abs=1e-6)
-    assert dera_logits(ALIGNED, REF, 2).softmax(-1).tolist() == pytest.approx([0.075537, 0.558144, 0.027788, 0.338531], abs=1e-6)
+    assert dera_logits(ALIGNED, REF, 0.5).softmax(-1).tolist() == pytest.approx(
+        [0.474850, 0.369813, 0.082516, 0.072821], abs=1e-6
+    )
+    assert dera_logits(ALIGNED, REF, 2).softmax(-1).tolist() == pytest.approx(
+        [0.075537, 0.558144, 0.027788, 0.338531], abs=1e-6
+    )
     for lam in (0.0, 0.3, 1.0, 5.0):
         p, q = REF.double().softmax(-1), ALIGNED.double().softmax(-1)
         want = p * (q / p) ** lam
-        torch.testing.assert_close(dera_logits(ALIGNED.double() + 7, REF.double() - 3, lam).softmax(-1), want / want.sum(), atol=1e-15, rtol=0)
+        torch.testing.assert_close(
+            dera_logits(ALIGNED.double() + 7, REF.double() - 3, lam).softmax(-1), want / want.sum(), atol=1e-15, rtol=0
+        )
     with pytest.raises(ValueError, match="4 logits and the reference 3"):
         dera_logits(REF, REF[:3], 1)
 
@@ -56,7 +63,11 @@ def test_dera_mixes_logits() -> None:
 @pytest.fixture(scope="module")
 def models(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """A reference and a model that is far from it; their caches have different shapes."""
-    return str(tiny), str(make_tiny(tmp_path_factory.mktemp("aligned"), Sorting.alphabet, hidden=32, layers=3, heads=4, kv_heads=2, seed=5))
+    return str(tiny), str(
+        make_tiny(
+            tmp_path_factory.mktemp("aligned"), Sorting.alphabet, hidden=32, layers=3, heads=4, kv_heads=2, seed=5
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +83,19 @@ PROMPTS = (Prompt("p", (3, 4, 5), "abc"), Prompt("q", (6,), "d"))
 
 
 def logits_of(e: HFEngine, r: Rollout) -> torch.Tensor:
-    return e.lm(torch.tensor([[*r.prompt.token_ids, *r.tokens]])).logits[0, len(r.prompt.token_ids) - 1:-1].double()
+    return e.lm(torch.tensor([[*r.prompt.token_ids, *r.tokens]])).logits[0, len(r.prompt.token_ids) - 1 : -1].double()
 
 
 def test_the_engine_samples_from_the_mixture(engines: tuple[HFEngine, HFEngine, DeRaEngine]) -> None:
     ref, aligned, dera = engines
-    for lam, sampling in itertools.product((0.5, 2.0), (Sampling(max_tokens=8, seed=3), Sampling(max_tokens=8, seed=3, temperature=0.7, top_k=5))):
+    for lam, sampling in itertools.product(
+        (0.5, 2.0), (Sampling(max_tokens=8, seed=3), Sampling(max_tokens=8, seed=3, temperature=0.7, top_k=5))
+    ):
         dera.lam = lam
         for r in [r for p in PROMPTS for r in dera.generate(p, 6, sampling)]:
             mixed = lam * logits_of(aligned, r) + (1 - lam) * logits_of(ref, r)
             apart = (mixed.log_softmax(-1) - logits_of(ref, r).log_softmax(-1)).abs().max()
-            assert apart > 0.05                                 # so that 1e-4 tells them apart
+            assert apart > 0.05  # so that 1e-4 tells them apart
             token = torch.tensor(r.tokens)[:, None]
             assert dera.score([r])[0] == pytest.approx(mixed.log_softmax(-1).gather(-1, token)[:, 0].tolist(), abs=1e-4)
             mixed = mixed / sampling.temperature
@@ -98,7 +111,9 @@ def test_its_ends_are_the_two_models(engines: tuple[HFEngine, HFEngine, DeRaEngi
     for lam, model in ((0.0, ref), (1.0, aligned)):
         dera.lam = lam
         got, want = dera.generate(PROMPTS[0], 16, sampling), model.generate(PROMPTS[0], 16, sampling)
-        assert [r.tokens for r in got] == [r.tokens for r in want] and got[0].logp == pytest.approx(want[0].logp, abs=1e-4)
+        assert [r.tokens for r in got] == [r.tokens for r in want] and got[0].logp == pytest.approx(
+            want[0].logp, abs=1e-4
+        )
         assert dera.score(got[:3])[1] == pytest.approx(model.score(got[:3])[1], abs=1e-4)
 
 
@@ -121,7 +136,9 @@ def test_updates_go_to_the_aligned_model(models: tuple[str, str]) -> None:
         dera.begin_update("wait")
         dera.load({name: torch.zeros_like(value)})
         dera.end_update(4)
-        assert not bool(dict(dera.lm.aligned.named_parameters())[name].any()) and all(map(torch.equal, before, dera.lm.ref.parameters()))
+        assert not bool(dict(dera.lm.aligned.named_parameters())[name].any()) and all(
+            map(torch.equal, before, dera.lm.ref.parameters())
+        )
         assert dera.generate(PROMPTS[0], 1, Sampling(max_tokens=2))[0].version == [4, 4]
     finally:
         dera.close()
@@ -136,18 +153,27 @@ def test_models_that_do_not_belong_together(models: tuple[str, str], tmp_path: P
 # -- best of n ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("L", "exact", "estimate"), [(10, (0.6288, 1.7331, 2.2935, 2.3026), (0.6349, 1.7561, 2.2946, 2.3026)),
-                                                      (100, (0.6362, 1.8340, 3.1576, 4.3137), (0.6363, 1.8349, 3.1667, 4.3320))])
+@pytest.mark.parametrize(
+    ("L", "exact", "estimate"),
+    [
+        (10, (0.6288, 1.7331, 2.2935, 2.3026), (0.6349, 1.7561, 2.2946, 2.3026)),
+        (100, (0.6362, 1.8340, 3.1576, 4.3137), (0.6363, 1.8349, 3.1667, 4.3320)),
+    ],
+)
 def test_best_of_n_kl_of_uniform_outcomes(L: int, exact: tuple[float, ...], estimate: tuple[float, ...]) -> None:
     p = np.full(L, 1 / L)
     for n, true, guess, bound in zip((4, 16, 64, 256), exact, estimate, (0.6363, 1.8351, 3.1745, 4.5491), strict=True):
         assert kl(best_of_n_distribution(p, np.arange(L), n), p) == pytest.approx(true, abs=5e-5)
-        assert float(best_of_n_kl(-math.log(L), n)) == pytest.approx(guess, abs=5e-5) and best_of_n_kl_bound(n) == pytest.approx(bound, abs=5e-5)
+        assert float(best_of_n_kl(-math.log(L), n)) == pytest.approx(guess, abs=5e-5) and best_of_n_kl_bound(
+            n
+        ) == pytest.approx(bound, abs=5e-5)
 
 
 def test_best_of_n_estimator_at_its_ends() -> None:
     assert best_of_n_kl(np.log([0.05, 0.3]), 4) == pytest.approx([0.636112, 0.602116], abs=5e-7)
-    assert best_of_n_kl([-2000.0, -40.0], 16) == pytest.approx(best_of_n_kl_bound(16)) and best_of_n_kl([0.0, -1e-12], 16) == pytest.approx(0, abs=1e-10)
+    assert best_of_n_kl([-2000.0, -40.0], 16) == pytest.approx(best_of_n_kl_bound(16)) and best_of_n_kl(
+        [0.0, -1e-12], 16
+    ) == pytest.approx(0, abs=1e-10)
     assert best_of_n_kl([-3.0, 0.0], 1) == pytest.approx(0, abs=1e-15) and best_of_n_kl_bound(1) == 0
     with pytest.raises(ValueError, match="at most 0"):
         best_of_n_kl([0.5], 4)
@@ -160,12 +186,17 @@ def test_the_chosen_distribution_by_enumeration() -> None:
     p, reward, n = rng.dirichlet(np.ones(4)), np.array([0.5, 1.0, 0.5, -1.0]), 3
     want, wins = np.zeros(4), 0.0
     for draw in itertools.product(range(4), repeat=n):
-        rollouts = [Rollout(PROMPTS[0], [i], [True], [0.0], [0], "stop", reward=reward[i], group=i) for i in sorted(draw)]    # of equal rewards the lower index is first
+        rollouts = [
+            Rollout(PROMPTS[0], [i], [True], [0.0], [0], "stop", reward=reward[i], group=i) for i in sorted(draw)
+        ]  # of equal rewards the lower index is first
         chosen, chance = best_of_n(rollouts)[0].group, p[list(draw)].prod()
         want[chosen] += chance
         wins += chance * sum(p[j] * ((reward[chosen], -chosen) > (reward[j], -j)) for j in range(4))
     got = best_of_n_distribution(p, reward, n)
-    assert got == pytest.approx(want) and kl(got, p) <= best_of_n_kl_bound(n) <= kl(got, p) + 2 * n * (n - 1) * (p**2).sum()
+    assert (
+        got == pytest.approx(want)
+        and kl(got, p) <= best_of_n_kl_bound(n) <= kl(got, p) + 2 * n * (n - 1) * (p**2).sum()
+    )
     assert wins <= best_of_n_win_rate_bound(n) == 0.75
 
 
@@ -175,7 +206,10 @@ def test_one_response_for_each_prompt() -> None:
 
     rollouts = [r(1, 0.1), r(0, math.nan), r(0, -3), r(1, 0.2), r(1, 0.2), r(0, -5)]
     assert best_of_n(rollouts) == [rollouts[3], rollouts[2]] and best_of_n(rollouts)[0] is rollouts[3]
-    assert best_of_n(rollouts, [5, 0, 0, 0, 0, 1])[0] is rollouts[0] and best_of_n(rollouts, lambda x: -x.reward)[1] is rollouts[5]
+    assert (
+        best_of_n(rollouts, [5, 0, 0, 0, 0, 1])[0] is rollouts[0]
+        and best_of_n(rollouts, lambda x: -x.reward)[1] is rollouts[5]
+    )
     with pytest.raises(ValueError, match="prompt p has no response with a reward"):
         best_of_n([r(1, 1), r(0, math.nan)])
     with pytest.raises(ValueError, match="6 rollouts and 1 rewards"):
@@ -192,7 +226,9 @@ def test_accepted_samples_follow_the_tilted_policy(beta: float) -> None:
     optimum = p * np.exp((r - r.max()) / beta)
     z, optimum = optimum.sum(), optimum / optimum.sum()
     accepted = p * acceptance(r, beta, r_max=float(r.max()) + 0.3)
-    assert accepted / accepted.sum() == pytest.approx(optimum) and accepted.sum() == pytest.approx(z * math.exp(-0.3 / beta))
+    assert accepted / accepted.sum() == pytest.approx(optimum) and accepted.sum() == pytest.approx(
+        z * math.exp(-0.3 / beta)
+    )
     assert tilt_weights(r, beta) * p / (tilt_weights(r, beta) * p).sum() == pytest.approx(optimum)
 
 
@@ -213,7 +249,12 @@ def test_rejection_and_resampling_draw_as_they_say() -> None:
 
 
 def test_rso_takes_different_samples_and_ends() -> None:
-    assert sorted(rso_sample([0.1, 3, 2, 0.5], 1e-6, 2)) == [1, 2] and sorted(rso_sample([0.1, 3, 2, 0.5], 1.0, 4)) == [0, 1, 2, 3]
+    assert sorted(rso_sample([0.1, 3, 2, 0.5], 1e-6, 2)) == [1, 2] and sorted(rso_sample([0.1, 3, 2, 0.5], 1.0, 4)) == [
+        0,
+        1,
+        2,
+        3,
+    ]
     first = np.mean([rso_sample([0.0, 1.0], 1.0, 1, seed=s) == [0] for s in range(4000)])
     assert first == pytest.approx(math.exp(-1), abs=0.03)
     with pytest.raises(ValueError, match="keep is 3, but there are 2"):
@@ -222,7 +263,9 @@ def test_rso_takes_different_samples_and_ends() -> None:
 
 def test_the_frontier() -> None:
     one, four = frontier([0, 0.5, 1, 1], [1.0, 0.25])
-    assert (one.reward, one.kl, four.reward, four.kl) == pytest.approx((0.774360, 0.070609, 0.960076, 0.459432), abs=1e-6)
+    assert (one.reward, one.kl, four.reward, four.kl) == pytest.approx(
+        (0.774360, 0.070609, 0.960076, 0.459432), abs=1e-6
+    )
     assert one.valid == 0 and one.ess == pytest.approx(3.534301, abs=1e-6)
     p, r = np.array([1, 2, 4, 3]) / 10, np.array([3.0, -1.0, 0.5, 100.0])
     samples = np.repeat(r, (p * 1000).astype(int))
@@ -231,8 +274,12 @@ def test_the_frontier() -> None:
         best /= best.sum()
         f = frontier(samples, [beta])[0]
         assert (f.reward, f.kl) == pytest.approx((best @ r, kl(best, p)), rel=1e-9, abs=1e-12) and f.valid == 1
-        for other in (p, np.full(4, 0.25), best_of_n_distribution(p, r, 4)) if (best > 0).all() else ():     # best underflows for a small beta
-            assert other @ r - beta * kl(other, p) == pytest.approx(beta * f.log_z - beta * kl(other, best), rel=1e-9)     # how far any policy is below
+        for other in (
+            (p, np.full(4, 0.25), best_of_n_distribution(p, r, 4)) if (best > 0).all() else ()
+        ):  # best underflows for a small beta
+            assert other @ r - beta * kl(other, p) == pytest.approx(
+                beta * f.log_z - beta * kl(other, best), rel=1e-9
+            )  # how far any policy is below
     both = frontier([samples, -samples], [1.0])[0]
     parts = [frontier(s, [1.0])[0] for s in (samples, -samples)]
     assert both.kl == pytest.approx((parts[0].kl + parts[1].kl) / 2) and both.ess == min(x.ess for x in parts)
@@ -252,13 +299,17 @@ def test_banned_tokens_and_what_they_cost() -> None:
     assert float(paid) == pytest.approx(-math.log1p(-float(p[0])), abs=1e-6) == kl(q.numpy(), p.numpy())
     many, cost = constrain(torch.stack([ALIGNED, REF]), ban)
     assert many.shape == (2, 4) and cost.shape == (2,) and torch.equal(many[0], logp)
-    for other in torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).softmax(-1):       # no other policy is closer
+    for other in torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).softmax(
+        -1
+    ):  # no other policy is closer
         assert kl(np.r_[0, other.numpy()], p.numpy()) >= float(paid)
 
 
 def test_nearly_everything_is_banned() -> None:
     logp, paid = constrain(torch.tensor([60.0, 0.0, -1.0]), torch.tensor([True, False, False]))
-    assert logp[1:].exp().tolist() == pytest.approx([1 / (1 + math.exp(-1)), 1 / (1 + math.e)]) and float(paid) == pytest.approx(60 - math.log1p(math.exp(-1)), rel=1e-6)
+    assert logp[1:].exp().tolist() == pytest.approx([1 / (1 + math.exp(-1)), 1 / (1 + math.e)]) and float(
+        paid
+    ) == pytest.approx(60 - math.log1p(math.exp(-1)), rel=1e-6)
     with pytest.raises(ValueError, match="every token of some position is banned"):
         constrain(ALIGNED, torch.ones(4, dtype=torch.bool))
     with pytest.raises(ValueError, match="must be a bool mask"):

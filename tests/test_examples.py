@@ -1,4 +1,5 @@
 """Every example runs as its first lines say, only shorter."""
+
 from __future__ import annotations
 
 import json
@@ -29,6 +30,9 @@ def test_example(name: str, tmp_path: Path) -> None:
 def test_every_example_is_run() -> None:
     used = {word for command in COMMANDS.values() for word in command}
     here = {str(p) for p in EXAMPLES.iterdir() if p.suffix in (".py", ".yaml")}
-    elsewhere = {"examples/custom_loss.py", "examples/rewards.py",       # named by configurations
-                 "examples/ray_job.py"}                                 # tests/stack/test_quickstart.py
+    elsewhere = {
+        "examples/custom_loss.py",
+        "examples/rewards.py",  # named by configurations
+        "examples/ray_job.py",
+    }  # tests/stack/test_quickstart.py
     assert here == {w for w in used if w.startswith("examples/")} | elsewhere

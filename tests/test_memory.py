@@ -1,4 +1,5 @@
 """Memory by stage: each stage has its own peak, and what was used before does not count."""
+
 from __future__ import annotations
 
 import os
@@ -13,7 +14,7 @@ from rlkit.memory import CLEAR, Peaks, resident
 def test_a_stage_knows_its_own_peak() -> None:
     peaks = Peaks()
     with peaks("large"):
-        torch.ones(50_000_000)                          # 191 MiB, freed at once
+        torch.ones(50_000_000)  # 191 MiB, freed at once
     with peaks("small"):
         torch.ones(1_000_000)
     with peaks("small"):

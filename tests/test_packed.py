@@ -1,4 +1,5 @@
 """Packed sequences with shared prompts against the padded model: log-probs, entropies, values, and the gradient of every parameter."""
+
 from __future__ import annotations
 
 import random
@@ -29,11 +30,15 @@ def batch(seed: int, groups: tuple[int, ...] = (4, 1, 3), tools: bool = False) -
             T = r.randint(1, 12)
             flags = [not tools or r.random() < 0.6 for _ in range(T)]
             flags[-1] = True
-            rollouts.append(Rollout(prompt, [r.randint(3, 13) for _ in range(T)], flags, [-2.5] * T, [0] * T, "stop", group=g))
+            rollouts.append(
+                Rollout(prompt, [r.randint(3, 13) for _ in range(T)], flags, [-2.5] * T, [0] * T, "stop", group=g)
+            )
     return Batch.from_rollouts(rollouts)
 
 
-def both(path: Path, b: Batch, lora: bool = False, critic: bool = False, checkpointing: bool = False) -> list[tuple[Any, torch.Tensor]]:
+def both(
+    path: Path, b: Batch, lora: bool = False, critic: bool = False, checkpointing: bool = False
+) -> list[tuple[Any, torch.Tensor]]:
     found = []
     for attention in (None, packed.NAME):
         lm = load_lm(path, attention=attention)
@@ -46,9 +51,15 @@ def both(path: Path, b: Batch, lora: bool = False, critic: bool = False, checkpo
             lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             lm.enable_input_require_grads()
         model = PolicyModel(lm, value_head=critic, critic=value).train()
-        new = evaluate_new(model, b, Sampling(temperature=0.8), frozenset({"entropy", "value"} if critic else {"entropy"}))
+        new = evaluate_new(
+            model, b, Sampling(temperature=0.8), frozenset({"entropy", "value"} if critic else {"entropy"})
+        )
         weight = torch.randn(b.N, generator=torch.Generator().manual_seed(1))
-        total = (new.logp * weight).sum() + (new.entropy * weight.flip(0)).sum() + (0 if new.value is None else (new.value * weight).sum())
+        total = (
+            (new.logp * weight).sum()
+            + (new.entropy * weight.flip(0)).sum()
+            + (0 if new.value is None else (new.value * weight).sum())
+        )
         total.backward()
         found.append((new, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])))
     return found
@@ -76,38 +87,53 @@ def test_with_an_adapter_a_critic_and_checkpointing(tiny: Path) -> None:
 def test_a_prompt_is_there_once_and_no_padding() -> None:
     b = batch(0)
     layout = packed.make(b.ids, b.length, b.action, b.group)
-    prompts = {int(g): int(b.length[b.group == g].sum() - (b.group[b.seq] == g).sum()) // int((b.group == g).sum()) for g in b.group.unique()}
+    prompts = {
+        int(g): int(b.length[b.group == g].sum() - (b.group[b.seq] == g).sum()) // int((b.group == g).sum())
+        for g in b.group.unique()
+    }
     assert len(layout.ids) == sum(prompts.values()) + b.N
-    assert torch.equal(layout.ids[layout.place], b.ids)                  # every original token is somewhere
+    assert torch.equal(layout.ids[layout.place], b.ids)  # every original token is somewhere
     assert sorted(set(layout.place.tolist())) == list(range(len(layout.ids))) == sorted(layout.order.tolist())
 
 
 def test_rows_of_one_group_with_other_prompts_do_not_share(tiny: Path) -> None:
     """As after an interrupted response, or where stored rows stand in a group of their own."""
-    rollouts = [Rollout(Prompt(str(k), prompt, ""), [5, 6, 7], [True] * 3, [-1.0] * 3, [0] * 3, "stop", group=0) for k, prompt in enumerate([(3, 4), (3, 5), (3, 4), (3,)])]
+    rollouts = [
+        Rollout(Prompt(str(k), prompt, ""), [5, 6, 7], [True] * 3, [-1.0] * 3, [0] * 3, "stop", group=0)
+        for k, prompt in enumerate([(3, 4), (3, 5), (3, 4), (3,)])
+    ]
     b = Batch.from_rollouts(rollouts)
-    assert len(packed.make(b.ids, b.length, b.action, b.group).ids) == 2 + 2 + 1 + 4 * 3      # two of four share
+    assert len(packed.make(b.ids, b.length, b.action, b.group).ids) == 2 + 2 + 1 + 4 * 3  # two of four share
     (one, grad), (two, other) = both(tiny, b)
     torch.testing.assert_close(two.logp, one.logp, rtol=1e-5, atol=2e-6)
     assert float((grad - other).norm() / grad.norm()) < 2e-6
 
 
-def test_what_cannot_be_packed_is_refused_or_padded(small: dict[str, Any], tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_packed_is_refused_or_padded(
+    small: dict[str, Any], tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     learner = Learner(rk.load(small), str(tiny), frozenset())
     assert learner.ready()["layout"] == "packed"
-    assert Learner(rk.load({**small, "learner": {"packed": False}}), str(tiny), frozenset()).ready()["layout"] == "padded"
+    assert (
+        Learner(rk.load({**small, "learner": {"packed": False}}), str(tiny), frozenset()).ready()["layout"] == "padded"
+    )
     eager = {**small, "model": {"path": str(tiny), "attention": "eager"}}
     assert "model.attention is eager" in Learner(rk.load(eager), str(tiny), frozenset()).ready()["layout"]
     with pytest.raises(ValueError, match=r"learner.packed: model.attention is eager"):
         Learner(rk.load({**eager, "learner": {"packed": True}}), str(tiny), frozenset())
+
     # a model whose code does not hand the layout on to its attention
     def deaf(module: Any, query: Any, key: Any, value: Any, mask: Any = None, packing: Any = None, **more: Any) -> Any:
         return packed.attention(module, query, key, value, mask, **more)
 
     from transformers import AttentionInterface
+
     monkeypatch.setattr(packed, "register", lambda: AttentionInterface.register(packed.NAME, deaf))
     try:
-        assert "packed sequences give other hidden states" in Learner(rk.load(small), str(tiny), frozenset()).ready()["layout"]
+        assert (
+            "packed sequences give other hidden states"
+            in Learner(rk.load(small), str(tiny), frozenset()).ready()["layout"]
+        )
         with pytest.raises(ValueError, match="this model's code gives other hidden states"):
             Learner(rk.load({**small, "learner": {"packed": True}}), str(tiny), frozenset())
     finally:
@@ -121,9 +147,14 @@ def test_micro_batches_count_a_prompt_once() -> None:
     length = prompt + torch.randint(1, 40, (40,), generator=g)
     for ranks in (1, 2, 3):
         plan = pack_groups(length, prompt, group, ranks, 120)
-        assert sorted(r for rank in plan for micro in rank for r in micro) == list(range(40)) and len({len(rank) for rank in plan}) == 1
+        assert (
+            sorted(r for rank in plan for micro in rank for r in micro) == list(range(40))
+            and len({len(rank) for rank in plan}) == 1
+        )
         for micro in (m for rank in plan for m in rank):
-            tokens = sum(int(length[r] - prompt[r]) for r in micro) + sum(int(prompt[group == k][0]) for k in {int(group[r]) for r in micro})
+            tokens = sum(int(length[r] - prompt[r]) for r in micro) + sum(
+                int(prompt[group == k][0]) for k in {int(group[r]) for r in micro}
+            )
             assert tokens <= 120 or len(micro) == 1
     b = batch(3, groups=(5, 5))
     shards, rows = cut(b, 1, 60, packed=True)
@@ -132,9 +163,14 @@ def test_micro_batches_count_a_prompt_once() -> None:
 
 def test_long_and_short_rows_attend_in_parts_of_their_own() -> None:
     """Padding of the attention stays small: one long row does not make all others as long."""
-    rollouts = [Rollout(Prompt("p", (3,) * 50, ""), [4] * T, [True] * T, [-1.0] * T, [0] * T, "stop", group=0) for T in [400] + [10] * 30]
+    rollouts = [
+        Rollout(Prompt("p", (3,) * 50, ""), [4] * T, [True] * T, [-1.0] * T, [0] * T, "stop", group=0)
+        for T in [400] + [10] * 30
+    ]
     b = Batch.from_rollouts(rollouts)
     layout = packed.make(b.ids, b.length, b.action, b.group)
     cost = sum(p.query.shape[0] * p.query.shape[1] * p.key.shape[1] for p in layout.parts)
     real = 50 * 50 + 400 * 450 + 30 * 10 * 60
-    assert len(layout.ids) == 50 + 700 and cost < 4.5 * real             # a part has at least four rows: three short ones stand beside the long one
+    assert (
+        len(layout.ids) == 50 + 700 and cost < 4.5 * real
+    )  # a part has at least four rows: three short ones stand beside the long one

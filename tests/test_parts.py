@@ -1,4 +1,5 @@
 """Checkpoints, the collector, metrics that merge, and cutting of batches."""
+
 from __future__ import annotations
 
 import math
@@ -58,7 +59,15 @@ class Engine:
 
 def collector(engine: Engine, n: int, **options: Any) -> Collector:
     prompts = [Prompt(str(i), (3,), "") for i in range(n)]
-    return Collector(engine, engine, Shuffle().build(prompts, 0, PromptStatistics(prompts)), prompts=2, n=2, sampling=Sampling(), **options)
+    return Collector(
+        engine,
+        engine,
+        Shuffle().build(prompts, 0, PromptStatistics(prompts)),
+        prompts=2,
+        n=2,
+        sampling=Sampling(),
+        **options,
+    )
 
 
 @pytest.mark.parametrize(("lag", "started"), [(0, 2), (1, 4), (3, 8)])
@@ -88,7 +97,7 @@ def test_without_refill_a_batch_is_smaller_but_never_empty() -> None:
     engine = Engine({order[i]: [1.0, 1.0] for i in (0, 2, 3)})
     c = collector(engine, 8, drop=(ZeroVariance(),), refill=False)
     steps = [[r.prompt.id for r in c.next(k)[::2]] for k in range(3)]
-    assert steps == [[order[1]], [order[4]], [order[5], order[6]]]      # step 1 lost both of its groups and got one more
+    assert steps == [[order[1]], [order[4]], [order[5], order[6]]]  # step 1 lost both of its groups and got one more
     assert c.metrics()["rollout/dropped"] == 3 and len(engine.asked) == 7
 
 
@@ -100,10 +109,20 @@ class Typist:
 
     def generate(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
         self.calls.append((prompt.token_ids, sampling.max_tokens))
-        tokens = list(range(prompt.token_ids[-1] + 1, 10))[:sampling.max_tokens]
+        tokens = list(range(prompt.token_ids[-1] + 1, 10))[: sampling.max_tokens]
         done = tokens[-1] == 9
-        return [Rollout(prompt, list(tokens), [True] * len(tokens), [-1.0] * len(tokens), [3] * len(tokens), "stop" if done else "length",
-                        text="".join(map(str, tokens))) for _ in range(n)]
+        return [
+            Rollout(
+                prompt,
+                list(tokens),
+                [True] * len(tokens),
+                [-1.0] * len(tokens),
+                [3] * len(tokens),
+                "stop" if done else "length",
+                text="".join(map(str, tokens)),
+            )
+            for _ in range(n)
+        ]
 
 
 def test_interrupted_responses_are_told_so_and_answer() -> None:
@@ -117,9 +136,16 @@ def test_interrupted_responses_are_told_so_and_answer() -> None:
         assert r.tokens == [1, 2, 3, 7, 7, 8, 9] and r.text == "1237789" and r.finish == "stop" and r.prompt.id == "p"
         assert r.sampled == [True] * 3 + [False] * 2 + [True] * 2 and r.logp[3:5] == [0.0, 0.0] and r.version == [3] * 7
     assert sorted(typist.calls) == [((0,), 3), ((0, 1, 2, 3, 7, 7), 3), ((0, 1, 2, 3, 7, 7), 3)]
-    simply = Interruption(Interrupt(low=3, high=3, text="77", until="23"), tokenizer, 8).generate(typist, Prompt("p", (0,), "0"), 1, Sampling(max_tokens=8))
+    simply = Interruption(Interrupt(low=3, high=3, text="77", until="23"), tokenizer, 8).generate(
+        typist, Prompt("p", (0,), "0"), 1, Sampling(max_tokens=8)
+    )
     assert simply[0].tokens == [1, 2, 3, 4, 5, 6, 7, 8] and simply[0].finish == "length" and all(simply[0].sampled)
-    assert Interruption(Interrupt(low=9, high=9, text="7"), tokenizer, 11).generate(typist, Prompt("p", (0,), "0"), 1, Sampling(max_tokens=11))[0].finish == "stop"
+    assert (
+        Interruption(Interrupt(low=9, high=9, text="7"), tokenizer, 11)
+        .generate(typist, Prompt("p", (0,), "0"), 1, Sampling(max_tokens=11))[0]
+        .finish
+        == "stop"
+    )
     with pytest.raises(ValueError, match="no room for an answer"):
         Interruption(Interrupt(low=3, high=6, text="77"), tokenizer, 8)
 
@@ -130,7 +156,10 @@ def test_prompts_that_are_not_admitted_are_replaced() -> None:
             return "even" if int(prompt.id) % 2 == 0 and ask(1, True) else None
 
     c = collector(Engine(), 8, admit=Odd())
-    assert all(int(r.prompt.id) % 2 for r in c.next(0)) and c.metrics().get("rollout/dropped_even", 0) == c.metrics()["rollout/dropped"]
+    assert (
+        all(int(r.prompt.id) % 2 for r in c.next(0))
+        and c.metrics().get("rollout/dropped_even", 0) == c.metrics()["rollout/dropped"]
+    )
 
 
 def test_the_response_limit_grows_while_there_is_entropy() -> None:
@@ -174,22 +203,46 @@ def test_cutting_keeps_groups_whole_and_respects_the_token_limit() -> None:
         assert sorted(r for rank in plan for micro in rank for r in micro) == list(range(40))
         assert len({len(rank) for rank in plan}) == 1
         assert all(int(length[m].max()) * len(m) <= 100 for rank in plan for m in rank if m)
-    b = Batch(seq=torch.arange(12), group=torch.arange(12) // 3, source=torch.zeros(12, dtype=torch.long), reward=torch.zeros(12))
+    b = Batch(
+        seq=torch.arange(12),
+        group=torch.arange(12) // 3,
+        source=torch.zeros(12, dtype=torch.long),
+        reward=torch.zeros(12),
+    )
     parts = minibatches(b, epochs=2, count=2, seed=1)
     assert len(parts) == 4 and sorted(torch.cat(parts[:2]).tolist()) == list(range(12))
     assert all(set(b.group[p].tolist()).isdisjoint(b.group[q].tolist()) for p, q in (parts[:2], parts[2:]))
-    assert len(minibatches(b, 1, 5, 0)) == 4        # groups are never split
+    assert len(minibatches(b, 1, 5, 0)) == 4  # groups are never split
 
 
 def test_rows_of_a_batch_are_what_a_mask_would_keep() -> None:
     g = torch.Generator().manual_seed(0)
-    rollouts = [Rollout(Prompt(str(i), tuple(range(3, 4 + i)), ""), list(range(10, 11 + i % 4)), [i != 2] + [True] * (i % 4) if i % 4 else [i != 4], [-0.1 * i] * (i % 4 + 1),
-                        [0] * (i % 4 + 1), "stop", group=i // 2, reward=float(i)) for i in range(7)]        # one of them without a sampled token
+    rollouts = [
+        Rollout(
+            Prompt(str(i), tuple(range(3, 4 + i)), ""),
+            list(range(10, 11 + i % 4)),
+            [i != 2] + [True] * (i % 4) if i % 4 else [i != 4],
+            [-0.1 * i] * (i % 4 + 1),
+            [0] * (i % 4 + 1),
+            "stop",
+            group=i // 2,
+            reward=float(i),
+        )
+        for i in range(7)
+    ]  # one of them without a sampled token
     b = Batch.from_rollouts(rollouts)
     b.norm = torch.rand(2, b.S, generator=g)
     assert int((b.seq == 4).sum()) == 0
     for _ in range(20):
         keep = torch.rand(b.S, generator=g) < 0.5
         part, tok, ids = b.rows(keep), keep[b.seq], keep[torch.repeat_interleave(torch.arange(b.S), b.length)]
-        assert torch.equal(part.seq, (keep.cumsum(0) - 1)[b.seq][tok]) and torch.equal(part.logp["behav"], b.logp["behav"][tok]) and torch.equal(part.norm, b.norm[:, keep])
-        assert torch.equal(part.ids, b.ids[ids]) and torch.equal(part.ids[part.action], b.ids[b.action[tok]]) and torch.equal(part.length, b.length[keep])
+        assert (
+            torch.equal(part.seq, (keep.cumsum(0) - 1)[b.seq][tok])
+            and torch.equal(part.logp["behav"], b.logp["behav"][tok])
+            and torch.equal(part.norm, b.norm[:, keep])
+        )
+        assert (
+            torch.equal(part.ids, b.ids[ids])
+            and torch.equal(part.ids[part.action], b.ids[b.action[tok]])
+            and torch.equal(part.length, b.length[keep])
+        )

@@ -1,4 +1,5 @@
 """References: what they are, when they move, and that they survive a resume."""
+
 from __future__ import annotations
 
 import json
@@ -81,23 +82,39 @@ def test_elastic_reset_by_its_formula_and_resumed(small: dict[str, Any], tiny: P
     shift(a, 0.01), shift(b, 0.01)
     a.after_step(6, Stats()), b.after_step(6, Stats())
     torch.testing.assert_close(policy(a), policy(b))
-    torch.testing.assert_close(a.anchors["ref"].logprobs(batch(), Sampling()), anchor)      # the reference stays where training started
+    torch.testing.assert_close(
+        a.anchors["ref"].logprobs(batch(), Sampling()), anchor
+    )  # the reference stays where training started
 
 
 def test_elastic_reset_moves_an_adapter_and_reaches_the_engine(small: dict[str, Any]) -> None:
     """With decay 0 the average is the policy; a reset right after a step gives back the start: every response is sampled from it."""
-    small |= {"reference": {"type": "ElasticReset", "every": 1, "decay": 0.999999999}, "peft": {"r": 4, "target_modules": "all-linear"}, "steps": 3,
-              "probe": {"every": 1}, "learner": {"lr": 0.05}}
-    rows = [json.loads(line) for line in (rk.train(rk.load(small), quiet=True) / "metrics.jsonl").read_text().splitlines()]
+    small |= {
+        "reference": {"type": "ElasticReset", "every": 1, "decay": 0.999999999},
+        "peft": {"r": 4, "target_modules": "all-linear"},
+        "steps": 3,
+        "probe": {"every": 1},
+        "learner": {"lr": 0.05},
+    }
+    rows = [
+        json.loads(line) for line in (rk.train(rk.load(small), quiet=True) / "metrics.jsonl").read_text().splitlines()
+    ]
     assert all(abs(r["kl/ref"]) < 1e-5 for r in rows) and rows[0]["learner/grad_norm"] > 0
 
 
-@pytest.mark.parametrize(("spec", "stats", "at"), [
-    ({"every": 3}, [{}] * 6, [3, 6]),
-    ({"kl_above": 0.05}, [{"kl/ref": x} for x in (0.1, 0.2, 0.4, 0.0, 0.9)], [3, 5]),
-    ({"patience": 2}, [{"eval/score": x} for x in (0.5, 0.4, 0.45, 0.6, 0.6)], [3]),
-    ({"patience": 1}, [{"eval/score": 0.5}, {}, {}, {"eval/score": 0.4}], [4])], ids=str)
-def test_hard_resets_happen_when_they_should(small: dict[str, Any], tiny: Path, spec: dict[str, Any], stats: list[dict[str, float]], at: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("spec", "stats", "at"),
+    [
+        ({"every": 3}, [{}] * 6, [3, 6]),
+        ({"kl_above": 0.05}, [{"kl/ref": x} for x in (0.1, 0.2, 0.4, 0.0, 0.9)], [3, 5]),
+        ({"patience": 2}, [{"eval/score": x} for x in (0.5, 0.4, 0.45, 0.6, 0.6)], [3]),
+        ({"patience": 1}, [{"eval/score": 0.5}, {}, {}, {"eval/score": 0.4}], [4]),
+    ],
+    ids=str,
+)
+def test_hard_resets_happen_when_they_should(
+    small: dict[str, Any], tiny: Path, spec: dict[str, Any], stats: list[dict[str, float]], at: list[int]
+) -> None:
     learner = make(small, tiny, {"type": "HardReset", "reset_optimizer": True, **spec})
     moved = []
     for step, values in enumerate(stats, 1):
@@ -111,8 +128,17 @@ def test_hard_resets_happen_when_they_should(small: dict[str, Any], tiny: Path, 
 
 
 def test_a_stalled_score_reaches_the_reference(small: dict[str, Any]) -> None:
-    small |= {"reference": {"type": "HardReset", "patience": 1}, "eval": {"every": 1, "prompts": 4}, "steps": 3, "rewards": ["tests/rewards/examples.py:constant"]}
-    rows = [line for line in (rk.train(rk.load(small), quiet=True) / "metrics.jsonl").read_text().splitlines() if "eval/score" in line]
+    small |= {
+        "reference": {"type": "HardReset", "patience": 1},
+        "eval": {"every": 1, "prompts": 4},
+        "steps": 3,
+        "rewards": ["tests/rewards/examples.py:constant"],
+    }
+    rows = [
+        line
+        for line in (rk.train(rk.load(small), quiet=True) / "metrics.jsonl").read_text().splitlines()
+        if "eval/score" in line
+    ]
     assert len(rows) == 3
 
 
@@ -125,10 +151,17 @@ def test_soup_is_the_weighted_average(small: dict[str, Any], tiny: Path, tmp_pat
 
 def test_two_anchors_at_once_and_a_foreign_vocabulary(small: dict[str, Any], tiny: Path, tmp_path: Path) -> None:
     other = make_tiny(tmp_path / "other", Sorting.alphabet, hidden=64, layers=1, heads=1, kv_heads=1, seed=9)
-    objective = [{"type": "PPOClip"}, {"type": "KL", "estimator": "k2"}, {"type": "Divergence", "f": "js", "anchor": "teacher", "coef": 0.1},
-                 {"type": "FullDivergence", "f": "forward_kl", "anchor": "teacher", "top_k": 3}, {"type": "FullDivergence", "f": "reverse_kl"},
-                 {"type": "KL", "estimator": "k2", "anchor": {"of": ["ref", "teacher"]}}]
-    folder = rk.train(rk.load({**small, "objective": objective, "teacher": {"type": "Frozen", "path": str(other)}}), quiet=True)
+    objective = [
+        {"type": "PPOClip"},
+        {"type": "KL", "estimator": "k2"},
+        {"type": "Divergence", "f": "js", "anchor": "teacher", "coef": 0.1},
+        {"type": "FullDivergence", "f": "forward_kl", "anchor": "teacher", "top_k": 3},
+        {"type": "FullDivergence", "f": "reverse_kl"},
+        {"type": "KL", "estimator": "k2", "anchor": {"of": ["ref", "teacher"]}},
+    ]
+    folder = rk.train(
+        rk.load({**small, "objective": objective, "teacher": {"type": "Frozen", "path": str(other)}}), quiet=True
+    )
     row = (folder / "metrics.jsonl").read_text().splitlines()[0]
     for name in ("js(teacher)", "forward_kl_top3(teacher)", "reverse_kl_full(ref)", "KL_k2(ref+teacher)"):
         assert f"loss/{name}" in row
@@ -147,17 +180,29 @@ def test_the_full_reverse_kl_is_the_mean_of_the_sampled_one(small: dict[str, Any
                 p.normal_(std=0.5, generator=torch.Generator().manual_seed(0))
     b = batch()
     from rlkit.learner.model import evaluate_new
-    new = evaluate_new(learner.backend, b, Sampling(), frozenset(), [(learner.full[0], learner.anchors["ref"].head(b), torch.ones(b.N))])
+
+    new = evaluate_new(
+        learner.backend,
+        b,
+        Sampling(),
+        frozenset(),
+        [(learner.full[0], learner.anchors["ref"].head(b), torch.ones(b.N))],
+    )
     want = torch.zeros(b.N)
     for token in range(len(Sorting.alphabet) + 3):
         c = batch()
         c.ids = torch.cat([b.ids[:2], b.ids[2:]])
         logs = []
-        for where in range(b.N):                           # every token of the vocabulary in every place
+        for where in range(b.N):  # every token of the vocabulary in every place
             c.ids = b.ids.clone()
             c.ids[b.action[where]] = token
             with torch.no_grad():
-                logs.append((evaluate_new(learner.backend, c, Sampling(), frozenset()).logp[where], learner.anchors["ref"].logprobs(c, Sampling())[where]))
+                logs.append(
+                    (
+                        evaluate_new(learner.backend, c, Sampling(), frozenset()).logp[where],
+                        learner.anchors["ref"].logprobs(c, Sampling())[where],
+                    )
+                )
         p, q = (torch.stack(x) for x in zip(*logs, strict=True))
         want += p.exp() * (p - q)
     assert float(want.min()) > 1e-4

@@ -1,4 +1,5 @@
 """Tensors that travel between processes arrive bit by bit."""
+
 from __future__ import annotations
 
 import pytest

@@ -100,8 +100,16 @@ class LearnerGroup:
     def update(self, b: Batch, coefs: Sequence[float], seed: int, breakdown: bool = False) -> Stats:
         """All optimizer steps of one rollout batch; with ``breakdown`` the last one compares the terms' gradients."""
         section, stats = self.run.learner, Stats()
-        steps = optimizer_steps(b, self.run.objective, epochs=section.epochs, count=section.minibatches,
-                                ranks=self.workers.size, max_tokens=section.max_tokens, seed=seed, packed=self.packed)
+        steps = optimizer_steps(
+            b,
+            self.run.objective,
+            epochs=section.epochs,
+            count=section.minibatches,
+            ranks=self.workers.size,
+            max_tokens=section.max_tokens,
+            seed=seed,
+            packed=self.packed,
+        )
         for k, shards in enumerate(steps):
             compare = breakdown and k == len(steps) - 1
             for part in self.workers.call("step", each=[(micros, tuple(coefs), compare) for micros in shards]):

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rlkit.errors import ClusterError, WorkerError, WorkerTimeout
 from rlkit.learner.backend import free_port, rank_environment
 from rlkit.run import Cluster, Run
 
-REQUESTS = 1024                         # groups that an engine works on at the same time; vLLM runs at most so many responses by default
+REQUESTS = 1024  # groups that an engine works on at the same time; vLLM runs at most so many responses by default
 
 
 def import_ray() -> Any:
@@ -22,8 +23,10 @@ def import_ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise ValueError("cluster: is set, but ray is not installed. Install it with: pip install 'rlkit[cpu]' (or "
-                         "rlkit[gpu]), or set cluster: null to run in one process.") from None
+        raise ClusterError(
+            "cluster: is set, but ray is not installed. Install it with: pip install 'rlkit[cpu]' (or "
+            "rlkit[gpu]), or set cluster: null to run in one process."
+        ) from None
     return ray
 
 
@@ -37,8 +40,12 @@ def connect(cluster: Cluster, learners: int | None = None) -> None:
     """
     ray = import_ray()
     if not ray.is_initialized():
-        common: dict[str, Any] = {"include_dashboard": False, "log_to_driver": bool(os.environ.get("RLKIT_RAY_LOGS")),
-                                  "logging_level": "ERROR", "configure_logging": True}
+        common: dict[str, Any] = {
+            "include_dashboard": False,
+            "log_to_driver": bool(os.environ.get("RLKIT_RAY_LOGS")),
+            "logging_level": "ERROR",
+            "configure_logging": True,
+        }
         if cluster.address is None:
             ray.init(address="local", object_store_memory=_store_bytes(), **common)
         else:
@@ -47,9 +54,11 @@ def connect(cluster: Cluster, learners: int | None = None) -> None:
                 _knock(cluster.address)
                 ray.init(address=cluster.address, **common)
             except (ConnectionError, OSError, ValueError, RuntimeError) as error:
-                raise ValueError(f"cluster.address: no Ray cluster answers at {cluster.address!r} "
-                                 f"({str(error).splitlines()[0]}). Start one with `ray start --head`, correct the "
-                                 "address, or set cluster.address: null to start a local one.") from error
+                raise ClusterError(
+                    f"cluster.address: no Ray cluster answers at {cluster.address!r} "
+                    f"({str(error).splitlines()[0]}). Start one with `ray start --head`, correct the "
+                    "address, or set cluster.address: null to start a local one."
+                ) from error
     check_resources(cluster, ray.cluster_resources(), learners)
 
 
@@ -78,14 +87,18 @@ def check_resources(cluster: Cluster, resources: dict[str, float], learners: int
     workers = cluster.engines + learners
     want_cpu = cluster.cpus * workers
     want_gpu = gpus * (cluster.engines * cluster.tensor_parallel + learners)
-    layout = (f"{cluster.engines} engine(s) of {cluster.tensor_parallel} device(s) and {learners} learner(s)")
+    layout = f"{cluster.engines} engine(s) of {cluster.tensor_parallel} device(s) and {learners} learner(s)"
     if want_cpu > resources.get("CPU", 0) + 1e-6:
-        raise ValueError(f"cluster: {layout} need {want_cpu:g} CPUs, but the cluster has {resources.get('CPU', 0):g}. "
-                         f"Use fewer workers, or set cluster.cpus to at most {resources.get('CPU', 0) / workers:.2g} "
-                         "so that they share.")
+        raise ClusterError(
+            f"cluster: {layout} need {want_cpu:g} CPUs, but the cluster has {resources.get('CPU', 0):g}. "
+            f"Use fewer workers, or set cluster.cpus to at most {resources.get('CPU', 0) / workers:.2g} "
+            "so that they share."
+        )
     if want_gpu > resources.get("GPU", 0) + 1e-6:
-        raise ValueError(f"cluster: {layout} need {want_gpu:g} GPUs, but the cluster has {resources.get('GPU', 0):g}. "
-                         "Use fewer workers, or set cluster.gpus to a fraction so that they share devices.")
+        raise ClusterError(
+            f"cluster: {layout} need {want_gpu:g} GPUs, but the cluster has {resources.get('GPU', 0):g}. "
+            "Use fewer workers, or set cluster.gpus to a fraction so that they share devices."
+        )
 
 
 class RayWorkers:
@@ -103,7 +116,9 @@ class RayWorkers:
 
     def one(self, index: int, method: str, *args: Any) -> Any:
         """For the requests of many threads: they wait in an engine as long as they need, and never keep it from answering ``call``."""
-        return self.get([self.actors[index].do.options(concurrency_group="requests").remote(method, *args)], method, timeout=None)[0]
+        return self.get(
+            [self.actors[index].do.options(concurrency_group="requests").remote(method, *args)], method, timeout=None
+        )[0]
 
     def busy(self) -> float:
         return sum(self.get([a.busy.remote() for a in self.actors], "busy")) / self.size
@@ -114,15 +129,19 @@ class RayWorkers:
         try:
             return ray.get(refs, timeout=self.timeout if timeout == -1 else timeout)
         except ray.exceptions.GetTimeoutError:
-            raise TimeoutError(f"{self.what}.{method} gave no answer within {self.timeout:g} s. A worker hangs or is "
-                               "still waiting for resources; raise cluster.timeout if it is only slow.") from None
+            raise WorkerTimeout(
+                f"{self.what}.{method} gave no answer within {self.timeout:g} s. A worker hangs or is "
+                "still waiting for resources; raise cluster.timeout if it is only slow."
+            ) from None
         except ray.exceptions.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
             raise cause from error
         except ray.exceptions.RayActorError as error:
-            raise RuntimeError(f"a {self.what} worker died during {method}: {str(error).strip().splitlines()[0]} "
-                               "Its log is in Ray's session folder; `rlkit train ... --resume` continues from the last "
-                               "checkpoint.") from error
+            raise WorkerError(
+                f"a {self.what} worker died during {method}: {str(error).strip().splitlines()[0]} "
+                "Its log is in Ray's session folder; `rlkit train ... --resume` continues from the last "
+                "checkpoint."
+            ) from error
 
     def close(self) -> None:
         ray = import_ray()
@@ -171,38 +190,69 @@ def _quiet(cluster: Cluster) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, int(cluster.cpus))), "TOKENIZERS_PARALLELISM": "false"}
 
 
-def _spawn_engines(cluster: Cluster, model_path: str, make_engine: Callable[..., Any], env: dict[str, str],
-                   args: dict[str, Any]) -> tuple[RayWorkers, list[Any]]:
+def _spawn_engines(
+    cluster: Cluster, model_path: str, make_engine: Callable[..., Any], env: dict[str, str], args: dict[str, Any]
+) -> tuple[RayWorkers, list[Any]]:
     """Actors for the engines, and what to wait for until they are built."""
     ray = import_ray()
     gpus = gpus_per_device(cluster, ray.cluster_resources())
     actor = ray.remote(concurrency_groups={"requests": REQUESTS})(Host)
-    actors = [actor.options(num_cpus=cluster.cpus, num_gpus=gpus * cluster.tensor_parallel, max_concurrency=2,
-                            runtime_env={"env_vars": {**_quiet(cluster), **env}}).remote() for _ in range(cluster.engines)]
-    return RayWorkers(actors, cluster.timeout, "engine"), [a.build.remote(make_engine, env, model_path, **args) for a in actors]
+    actors = [
+        actor.options(
+            num_cpus=cluster.cpus,
+            num_gpus=gpus * cluster.tensor_parallel,
+            max_concurrency=2,
+            runtime_env={"env_vars": {**_quiet(cluster), **env}},
+        ).remote()
+        for _ in range(cluster.engines)
+    ]
+    return RayWorkers(actors, cluster.timeout, "engine"), [
+        a.build.remote(make_engine, env, model_path, **args) for a in actors
+    ]
 
 
-def start_engines(cluster: Cluster, model_path: str, make_engine: Callable[..., Any], env: dict[str, str],
-                  args: dict[str, Any]) -> RayWorkers:
+def start_engines(
+    cluster: Cluster, model_path: str, make_engine: Callable[..., Any], env: dict[str, str], args: dict[str, Any]
+) -> RayWorkers:
     """Engines without learners, for evaluation."""
     engines, building = _spawn_engines(cluster, model_path, make_engine, env, args)
     engines.get(building, "start")
     return engines
 
 
-def start(run: Run, model_path: str, needs: frozenset[str], make_engine: Callable[..., Any],
-          engine_env: dict[str, str], engine_args: dict[str, Any]) -> tuple[RayWorkers, RayWorkers]:
+def start(
+    run: Run,
+    model_path: str,
+    needs: frozenset[str],
+    make_engine: Callable[..., Any],
+    engine_env: dict[str, str],
+    engine_args: dict[str, Any],
+) -> tuple[RayWorkers, RayWorkers]:
     """Actors for all learners and engines of a run, built side by side: ``(learners, engines)``."""
     ray = import_ray()
     cluster = run.cluster
     assert cluster is not None
     gpus = gpus_per_device(cluster, ray.cluster_resources())
     engines, building = _spawn_engines(cluster, model_path, make_engine, engine_env, engine_args)
-    learners = [ray.remote(Host).options(num_cpus=cluster.cpus, num_gpus=gpus, runtime_env={"env_vars": _quiet(cluster)}).remote()
-                for _ in range(cluster.learners)]
+    learners = [
+        ray.remote(Host)
+        .options(num_cpus=cluster.cpus, num_gpus=gpus, runtime_env={"env_vars": _quiet(cluster)})
+        .remote()
+        for _ in range(cluster.learners)
+    ]
     groups = (RayWorkers(learners, cluster.timeout, "learner"), engines)
     master, port = groups[0].get([learners[0].address.remote()], "address")[0]
-    building += [a.build.remote(make_learner, rank_environment(rank, cluster.learners, master, port), run, model_path,
-                                needs, rank, cluster.learners) for rank, a in enumerate(learners)]
+    building += [
+        a.build.remote(
+            make_learner,
+            rank_environment(rank, cluster.learners, master, port),
+            run,
+            model_path,
+            needs,
+            rank,
+            cluster.learners,
+        )
+        for rank, a in enumerate(learners)
+    ]
     groups[0].get(building, "start")
     return groups

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rlkit.config import load
+from rlkit.errors import ClusterError, RunError
 
 SKIP = ["runs/", "**/.git/", "**/.venv/", "**/__pycache__/", "*.safetensors", "*.pt"]
 
@@ -23,25 +24,33 @@ def submit_job(config: str, overrides: Sequence[str], address: str, wait: bool =
         ValueError: a mistake in the configuration, or no Ray dashboard at ``address``.
         RuntimeError: the job failed.
     """
-    load(config, overrides)                     # a typo is found here, not on the cluster
+    load(config, overrides)  # a typo is found here, not on the cluster
     folder = Path.cwd()
     path = Path(config).resolve()
     if not path.is_relative_to(folder):
-        raise ValueError(f"{config} is not below the current folder {folder}, which is what the job gets. Run rlkit submit from the "
-                         "project's folder.")
+        raise ClusterError(
+            f"{config} is not below the current folder {folder}, which is what the job gets. Run rlkit submit from the "
+            "project's folder."
+        )
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     try:
         from ray.job_submission import JobStatus, JobSubmissionClient
     except ImportError:
-        raise ValueError("rlkit submit needs ray. Install it with: pip install 'rlkit[cpu]' (or rlkit[gpu])") from None
+        raise ClusterError(
+            "rlkit submit needs ray. Install it with: pip install 'rlkit[cpu]' (or rlkit[gpu])"
+        ) from None
     try:
         client = JobSubmissionClient(address)
     except (ConnectionError, RuntimeError) as error:
-        raise ValueError(f"no Ray dashboard answers at {address} ({str(error).splitlines()[0]}). Start one with `ray start --head "
-                         "--dashboard-host 0.0.0.0`; its default port is 8265.") from None
+        raise ClusterError(
+            f"no Ray dashboard answers at {address} ({str(error).splitlines()[0]}). Start one with `ray start --head "
+            "--dashboard-host 0.0.0.0`; its default port is 8265."
+        ) from None
     joins = [] if any(o.startswith("cluster.address=") for o in overrides) else ["cluster.address=auto"]
     command = shlex.join(["rlkit", "train", str(path.relative_to(folder)), *overrides, *joins])
-    job = _accepted(lambda: client.submit_job(entrypoint=command, runtime_env={"working_dir": str(folder), "excludes": SKIP}))
+    job = _accepted(
+        lambda: client.submit_job(entrypoint=command, runtime_env={"working_dir": str(folder), "excludes": SKIP})
+    )
     print(f"job {job}: {command}")
     if not wait:
         print(f"  follow it with: ray job logs {job} --address {address} --follow")
@@ -57,7 +66,7 @@ def submit_job(config: str, overrides: Sequence[str], address: str, wait: bool =
         time.sleep(2)
     status = client.get_job_status(job)
     if status != JobStatus.SUCCEEDED:
-        raise RuntimeError(f"job {job} ended as {status}: {client.get_job_info(job).message or 'see its log above'}")
+        raise RunError(f"job {job} ended as {status}: {client.get_job_info(job).message or 'see its log above'}")
     return job
 
 

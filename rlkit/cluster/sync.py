@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 from rlkit.cluster.groups import EngineGroup, LearnerGroup
+from rlkit.errors import EngineError
 from rlkit.rollout.engine import UpdateMode
 from rlkit.types import Prompt, Sampling, Stats
 
@@ -21,7 +22,7 @@ class WeightSync:
 
     def __init__(self, learners: LearnerGroup, engines: EngineGroup, mode: UpdateMode) -> None:
         self.learners, self.engines, self.mode = learners, engines, mode
-        self._complete = False                      # the engines have had all weights
+        self._complete = False  # the engines have had all weights
 
     def publish(self, version: int) -> Stats:
         start = time.perf_counter()
@@ -33,7 +34,7 @@ class WeightSync:
         for _ in buckets:
             bucket, ahead = ahead, next(handles, None)
             self.engines.load(bucket)
-            del bucket                              # or three would exist while the next one is gathered
+            del bucket  # or three would exist while the next one is gathered
         self.engines.end_update(version)
         self._complete = True
         stats.add("time/sync", time.perf_counter() - start, "sum")
@@ -41,8 +42,14 @@ class WeightSync:
         return stats
 
 
-def probe_parity(learners: LearnerGroup, engines: EngineGroup, prompts: Sequence[Prompt], sampling: Sampling,
-                 tolerance: float, version: int) -> Stats:
+def probe_parity(
+    learners: LearnerGroup,
+    engines: EngineGroup,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    tolerance: float,
+    version: int,
+) -> Stats:
     """Samples a few responses on every engine and compares its log-probs with the learner's.
 
     Raises:
@@ -53,19 +60,25 @@ def probe_parity(learners: LearnerGroup, engines: EngineGroup, prompts: Sequence
         rollouts = [r for prompt in prompts for r in engines.generate_on(i, prompt, 2, sampling)]
         stale = sorted({v for r in rollouts for v in r.version} - {version})
         if stale:
-            raise RuntimeError(f"parity probe: engine {i} still samples with weight version {stale[0]} after version "
-                               f"{version} was published. Its weight update did not take effect.")
-        pairs = [(a, b) for r, learned in zip(rollouts, learners.logprobs(rollouts), strict=True)
-                 for a, b in zip((x for x, s in zip(r.logp, r.sampled, strict=True) if s), learned, strict=True)]
+            raise EngineError(
+                f"parity probe: engine {i} still samples with weight version {stale[0]} after version "
+                f"{version} was published. Its weight update did not take effect."
+            )
+        pairs = [
+            (a, b)
+            for r, learned in zip(rollouts, learners.logprobs(rollouts), strict=True)
+            for a, b in zip((x for x, s in zip(r.logp, r.sampled, strict=True) if s), learned, strict=True)
+        ]
         gaps = [abs(a - b) for a, b in pairs]
         mean, worst = sum(gaps) / len(gaps), max(gaps)
         stats.add("probe/mean", mean, "max")
         stats.add("probe/max", worst, "max")
         if mean > tolerance:
-            raise RuntimeError(
+            raise EngineError(
                 f"parity probe: engine {i} and the learner disagree on the log-probs of the engine's own samples by {mean:.2g} "
                 f"nats on average ({worst:.2g} at most; probe.tolerance is {tolerance:g}), at weight version {version}. "
                 "Look at, in this order: a vllm: option that changes the model (quantization, kv_cache_dtype, rope), "
                 "model.dtype against vllm.dtype, sampling settings that the engine applies and the learner does not, "
-                "an adapter that was not merged. In bfloat16 a gap of 0.01 to 0.03 is normal.")
+                "an adapter that was not merged. In bfloat16 a gap of 0.01 to 0.03 is normal."
+            )
     return stats

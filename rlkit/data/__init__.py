@@ -8,6 +8,7 @@ from typing import Literal
 from rlkit.data.curriculum import AdmitRule, DropRule, Sampler, Shuffle
 from rlkit.data.stored import Stored
 from rlkit.data.tasks import Task
+from rlkit.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class Data:
 
     def __post_init__(self) -> None:
         if (self.task is None) == (self.train is None):
-            raise ValueError("data needs exactly one of `task` (a built-in task) and `train` (a file or hub name).")
+            raise ConfigError("data needs exactly one of `task` (a built-in task) and `train` (a file or hub name).")
         if self.task is not None and self.size is None:
             object.__setattr__(self, "size", 2000)
         if self.task is not None and self.test_size is None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from rlkit.data.statistics import PromptStatistics, pass_rate
+from rlkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from rlkit.types import Prompt, Rollout  # types only: a reward's process must not import torch
@@ -25,6 +26,7 @@ class SamplerState(Protocol):
     def observe(self, group: Sequence[Rollout]) -> None:
         """A finished group, dropped ones too; the statistics know it already."""
         ...
+
     def metrics(self) -> dict[str, float]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -71,7 +73,9 @@ class _State:
 
 
 class _ShuffleState(_State):
-    def __init__(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics, retire_above: float | None) -> None:
+    def __init__(
+        self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics, retire_above: float | None
+    ) -> None:
         super().__init__(prompts, seed, statistics)
         self.seed, self.retire_above, self.epoch, self.cursor = seed, retire_above, 0, 0
         self.order = self._order(list(range(len(prompts))))
@@ -94,7 +98,10 @@ class _ShuffleState(_State):
         return self.prompts[self.order[self.cursor - 1]]
 
     def metrics(self) -> dict[str, float]:
-        return {"data/epoch": self.epoch + self.cursor / max(1, len(self.order)), "data/active": len(self.order) / len(self.prompts)}
+        return {
+            "data/epoch": self.epoch + self.cursor / max(1, len(self.order)),
+            "data/active": len(self.order) / len(self.prompts),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "cursor": self.cursor, "order": self.order}
@@ -133,7 +140,9 @@ class _WeightedState(_State):
     def __next__(self) -> Prompt:
         if self.sums is None:
             self.sums = np.cumsum(self.spec.weight(self.statistics["pass_rate_ema"]))
-        return self.prompts[min(int(np.searchsorted(self.sums, self.rng.random() * self.sums[-1], side="right")), len(self.prompts) - 1)]
+        return self.prompts[
+            min(int(np.searchsorted(self.sums, self.rng.random() * self.sums[-1], side="right")), len(self.prompts) - 1)
+        ]
 
     def observe(self, group: Sequence[Rollout]) -> None:
         self.sums = None
@@ -141,7 +150,7 @@ class _WeightedState(_State):
 
 def _check_ema(name: str, decay: float, initial: float) -> None:
     if not 0 <= decay < 1 or not 0 <= initial <= 1:
-        raise ValueError(f"{name}: decay is {decay} (must be in [0, 1)), initial is {initial} (in [0, 1]).")
+        raise ConfigError(f"{name}: decay is {decay} (must be in [0, 1)), initial is {initial} (in [0, 1]).")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +168,7 @@ class GaussianDifficulty:
     def __post_init__(self) -> None:
         _check_ema("GaussianDifficulty", self.decay, self.initial)
         if self.width <= 0:
-            raise ValueError(f"GaussianDifficulty: width is {self.width}; it must be positive.")
+            raise ConfigError(f"GaussianDifficulty: width is {self.width}; it must be positive.")
 
     def weight(self, p: Any) -> Any:
         return np.exp(-((p - self.center) ** 2) / (2 * self.width**2))
@@ -194,7 +203,9 @@ class _ThompsonState(_State):
     def __next__(self) -> Prompt:
         among = self.rng.sample(range(len(self.prompts)), min(self.spec.candidates, len(self.prompts)))
         a, b = self.statistics.posterior()
-        return self.prompts[min(among, key=lambda i: abs(self.rng.betavariate(float(a[i]), float(b[i])) - self.spec.target))]
+        return self.prompts[
+            min(among, key=lambda i: abs(self.rng.betavariate(float(a[i]), float(b[i])) - self.spec.target))
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +220,9 @@ class Thompson:
 
     def __post_init__(self) -> None:
         if not 0 <= self.target <= 1 or self.candidates < 1:
-            raise ValueError(f"Thompson: target is {self.target} (must be in [0, 1]), candidates is {self.candidates} (at least 1).")
+            raise ConfigError(
+                f"Thompson: target is {self.target} (must be in [0, 1]), candidates is {self.candidates} (at least 1)."
+            )
 
     def build(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics) -> SamplerState:
         return _ThompsonState(prompts, seed, statistics, self)
@@ -220,11 +233,16 @@ class Thompson:
 
 def _by_column(name: str, prompts: Sequence[Prompt], column: str, wanted: Sequence[Any]) -> list[list[int]]:
     """Indices of the prompts with each wanted value."""
-    out = [[i for i, p in enumerate(prompts) if column in p.columns and str(p.columns[column]) == str(value)] for value in wanted]
+    out = [
+        [i for i, p in enumerate(prompts) if column in p.columns and str(p.columns[column]) == str(value)]
+        for value in wanted
+    ]
     empty = [value for value, found in zip(wanted, out, strict=True) if not found]
     if empty:
         there = sorted({str(p.columns.get(column)) for p in prompts})[:10]
-        raise ValueError(f"data.sampler {name}: no prompt has {column} = {empty[0]!r}; its values are {', '.join(there)}.")
+        raise ConfigError(
+            f"data.sampler {name}: no prompt has {column} = {empty[0]!r}; its values are {', '.join(there)}."
+        )
     return out
 
 
@@ -277,9 +295,13 @@ class Pools:
 
     def __post_init__(self) -> None:
         if self.after is None and self.gate is None:
-            raise ValueError("data.sampler Pools never leaves its first pool: set `after` (groups) or `gate` (pass rate).")
+            raise ConfigError(
+                "data.sampler Pools never leaves its first pool: set `after` (groups) or `gate` (pass rate)."
+            )
         if not self.order or not 0 <= self.keep < 1:
-            raise ValueError(f"data.sampler Pools: order is {list(self.order)} (must not be empty), keep is {self.keep} (in [0, 1)).")
+            raise ConfigError(
+                f"data.sampler Pools: order is {list(self.order)} (must not be empty), keep is {self.keep} (in [0, 1))."
+            )
 
     def build(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics) -> SamplerState:
         return _PoolsState(prompts, seed, statistics, self)
@@ -307,7 +329,9 @@ class Proportions:
 
     def __post_init__(self) -> None:
         if not self.weights or min(self.weights.values()) < 0 or not sum(self.weights.values()) > 0:
-            raise ValueError(f"data.sampler Proportions: weights are {dict(self.weights)}; they must be >= 0 and not all 0.")
+            raise ConfigError(
+                f"data.sampler Proportions: weights are {dict(self.weights)}; they must be >= 0 and not all 0."
+            )
 
     def build(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics) -> SamplerState:
         return _ProportionsState(prompts, seed, statistics, self)
@@ -337,8 +361,10 @@ class ZeroVariance:
         scored = [r for r in group if not math.isnan(r.reward)]
         names = {name for r in scored for name in r.parts}
         if self.of is not None and scored and self.of not in names:
-            raise ValueError(f"data.drop: ZeroVariance: of is {self.of!r}, but the rewards of prompt {scored[0].prompt.id} are "
-                             f"{', '.join(sorted(names)) or 'without names'}.")
+            raise ConfigError(
+                f"data.drop: ZeroVariance: of is {self.of!r}, but the rewards of prompt {scored[0].prompt.id} are "
+                f"{', '.join(sorted(names)) or 'without names'}."
+            )
         rewards = {r.reward if self.of is None else r.parts.get(self.of) for r in scored}
         return "zero_variance" if len(rewards) < 2 else None
 

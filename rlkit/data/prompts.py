@@ -15,6 +15,7 @@ from rlkit.config import locate
 from rlkit.data import Data
 from rlkit.data.sets import is_named, load_table, normalised, read_set
 from rlkit.data.tasks import Row, Split
+from rlkit.errors import DataError
 from rlkit.types import Prompt
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -28,8 +29,13 @@ class Template:
     chat: bool = False
 
 
-def load_prompts(data: Data, split: Split, tokenizer: Any, say: Callable[[str], None] = lambda text: None,
-                 base: str | Path | None = None) -> list[Prompt]:
+def load_prompts(
+    data: Data,
+    split: Split,
+    tokenizer: Any,
+    say: Callable[[str], None] = lambda text: None,
+    base: str | Path | None = None,
+) -> list[Prompt]:
     """The prompts of one split, in a fixed order; files are looked up beside ``base``, the configuration's folder.
 
     A question that differs from an earlier one in white space only is left out and counted. Columns of a row travel with its prompt, and so
@@ -68,7 +74,7 @@ def load_prompts(data: Data, split: Split, tokenizer: Any, say: Callable[[str], 
             break
         question = pick(row, mapped.get("prompt", "prompt"), "prompt", where)
         if not isinstance(question, str) or not question.strip():
-            raise ValueError(f"{where}: the prompt is {question!r}; it must be a text that is not empty.")
+            raise DataError(f"{where}: the prompt is {question!r}; it must be a text that is not empty.")
         answer = pick(row, mapped["answer"], "answer", where) if "answer" in mapped else row.get("answer")
         text = render(template, question, tokenizer)
         key = text if data.task is not None else normalised(question)
@@ -87,29 +93,37 @@ def load_prompts(data: Data, split: Split, tokenizer: Any, say: Callable[[str], 
         seen[key] = (where, answer)
         columns = {k: v for k, v in row.items() if k not in ("prompt", "answer")}
         if data.task is None:
-            columns.setdefault("question", question)        # without the template: for rewards, and for files that `rlkit filter` writes
+            columns.setdefault(
+                "question", question
+            )  # without the template: for rewards, and for files that `rlkit filter` writes
         prompts.append(Prompt(identity, ids, text, answer, columns))
     if long:
         message = f"{len(long)} prompts are longer than data.max_prompt_tokens = {data.max_prompt_tokens}: {', '.join(long[:3])}"
         if data.too_long == "raise":
-            raise ValueError(f"data: {message}. Raise the limit, or set data.too_long: drop.")
+            raise DataError(f"data: {message}. Raise the limit, or set data.too_long: drop.")
         say(f"data: {message}; dropped.")
     if twice:
         say(f"data: {twice} duplicate prompts of the {split} split dropped.")
     if contradicting:
-        say(f"data: {len(contradicting)} duplicate(s) have another answer than the first, which is kept: {contradicting[0]}.")
+        say(
+            f"data: {len(contradicting)} duplicate(s) have another answer than the first, which is kept: {contradicting[0]}."
+        )
     if not prompts:
-        raise ValueError(f"data.{split}: no prompt is left of {source or data.task}.")
+        raise DataError(f"data.{split}: no prompt is left of {source or data.task}.")
     if unanswered and ("answer" in data.columns or len(unanswered) < len(prompts)):
-        raise ValueError(f"{unanswered[0]}: the answer is empty ({len(unanswered)} of {len(prompts)} prompts of data.{split}). Fill it in, "
-                         "remove these rows, or name the column that holds answers: data.columns: {answer: ...}.")
+        raise DataError(
+            f"{unanswered[0]}: the answer is empty ({len(unanswered)} of {len(prompts)} prompts of data.{split}). Fill it in, "
+            "remove these rows, or name the column that holds answers: data.columns: {answer: ...}."
+        )
     if unanswered and data.task is None:
         others = [k for k in prompts[0].columns if k not in ("id", "dataset", "question")]
-        say(f"data: no prompt of the {split} split has an answer (other columns: {', '.join(others) or 'none'}); a reward that reads it "
-            "will fail. Name the column with data.columns: {answer: ...}.")
+        say(
+            f"data: no prompt of the {split} split has an answer (other columns: {', '.join(others) or 'none'}); a reward that reads it "
+            "will fail. Name the column with data.columns: {answer: ...}."
+        )
     duplicates = len(prompts) - len({p.id for p in prompts})
     if duplicates:
-        raise ValueError(f"data.{split}: {duplicates} prompts share an `id` with another one; ids must be unique.")
+        raise DataError(f"data.{split}: {duplicates} prompts share an `id` with another one; ids must be unique.")
     return prompts
 
 
@@ -117,8 +131,12 @@ def overlap(train: Sequence[Prompt], test: Sequence[Prompt]) -> str | None:
     """A warning if prompts of ``test`` are in ``train``, too, up to white space; None if there is none."""
     known = {normalised(p.text) for p in train}
     both = [p.id for p in test if normalised(p.text) in known]
-    return f"data: {len(both)} of {len(test)} test prompts are also training prompts (the first: {both[0]}): their scores show what was " \
-           "memorized. Take them out of data.train or data.test." if both else None
+    return (
+        f"data: {len(both)} of {len(test)} test prompts are also training prompts (the first: {both[0]}): their scores show what was "
+        "memorized. Take them out of data.train or data.test."
+        if both
+        else None
+    )
 
 
 def pick(row: Mapping[str, Any], column: str, what: str, where: str) -> Any:
@@ -129,12 +147,15 @@ def pick(row: Mapping[str, Any], column: str, what: str, where: str) -> Any:
     if rest and isinstance(row.get(first), Mapping):
         return pick(row[first], rest, what, f"{where}: {first}")
     close = difflib.get_close_matches(column, list(row), 1)
-    raise ValueError(f"{where}: there is no column {column!r} for the {what}; columns are {', '.join(map(str, row))}."
-                     + (f" Did you mean {close[0]!r}?" if close else f" Name it: data.columns: {{{what}: ...}}."))
+    raise DataError(
+        f"{where}: there is no column {column!r} for the {what}; columns are {', '.join(map(str, row))}."
+        + (f" Did you mean {close[0]!r}?" if close else f" Name it: data.columns: {{{what}: ...}}.")
+    )
 
 
-def read_rows(source: str, split: Split, base: str | Path | None = None, say: Callable[[str], None] = lambda text: None) \
-        -> Iterable[tuple[str, Row]]:
+def read_rows(
+    source: str, split: Split, base: str | Path | None = None, say: Callable[[str], None] = lambda text: None
+) -> Iterable[tuple[str, Row]]:
     """``(place, row)`` of a file, of a named set (:mod:`rlkit.data.sets`), or of a hub data set ``owner/name[:config]``."""
     path = locate(source, base)
     suffix = path.suffix.lower()
@@ -142,7 +163,9 @@ def read_rows(source: str, split: Split, base: str | Path | None = None, say: Ca
         if not path.is_file():
             folder = (Path(base or ".") / source).parent
             near = difflib.get_close_matches(path.name, [p.name for p in folder.glob("*")], 1)
-            raise ValueError(f"data.{split}: there is no file {source!r}." + (f" Did you mean {folder / near[0]}?" if near else ""))
+            raise DataError(
+                f"data.{split}: there is no file {source!r}." + (f" Did you mean {folder / near[0]}?" if near else "")
+            )
         return READERS[suffix](path)
     return read_set(source, split, say) if is_named(source) else _hub(source, split)
 
@@ -151,20 +174,20 @@ def _jsonl(path: Path) -> Iterable[tuple[str, Row]]:
     with path.open(encoding="utf-8") as f:
         for number, line in enumerate(f, 1):
             if not line.strip():
-                raise ValueError(f"{path}:{number}: the line is empty; each line must be one JSON object.")
+                raise DataError(f"{path}:{number}: the line is empty; each line must be one JSON object.")
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno}).") from None
+                raise DataError(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno}).") from None
             if not isinstance(row, dict):
-                raise ValueError(f"{path}:{number}: found a {type(row).__name__}; each line must be one JSON object.")
+                raise DataError(f"{path}:{number}: found a {type(row).__name__}; each line must be one JSON object.")
             yield f"{path}:{number}", row
 
 
 def _json(path: Path) -> Iterable[tuple[str, Row]]:
     rows = json.loads(path.read_text())
     if not isinstance(rows, list):
-        raise ValueError(f"{path}: found a {type(rows).__name__}; a .json file must hold a list of objects.")
+        raise DataError(f"{path}: found a {type(rows).__name__}; a .json file must hold a list of objects.")
     return [(f"{path}[{i}]", row) for i, row in enumerate(rows)]
 
 
@@ -178,11 +201,16 @@ def _parquet(path: Path) -> Iterable[tuple[str, Row]]:
     try:
         import pyarrow.parquet as parquet
     except ImportError:
-        raise ValueError(f"{path}: reading Parquet needs pyarrow. Install it with: pip install pyarrow") from None
+        raise DataError(f"{path}: reading Parquet needs pyarrow. Install it with: pip install pyarrow") from None
     return [(f"{path}[{i}]", row) for i, row in enumerate(parquet.read_table(path).to_pylist())]
 
 
-READERS: dict[str, Callable[[Path], Iterable[tuple[str, Row]]]] = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+READERS: dict[str, Callable[[Path], Iterable[tuple[str, Row]]]] = {
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}
 
 
 def _hub(source: str, split: str) -> Iterable[tuple[str, Row]]:
@@ -190,7 +218,7 @@ def _hub(source: str, split: str) -> Iterable[tuple[str, Row]]:
     try:
         rows = load_table(name, config or None, split)
     except ValueError as error:
-        raise ValueError(f"data.{split}: {error}") from error
+        raise DataError(f"data.{split}: {error}") from error
     return ((f"{source}[{i}]", dict(row)) for i, row in enumerate(rows))
 
 
@@ -207,12 +235,15 @@ def load_template(name: str, base: str | Path | None = None) -> Template:
     if not path.is_file():
         known = sorted(p.stem for p in TEMPLATES.glob("*.txt"))
         near = difflib.get_close_matches(name, known, 1)
-        raise ValueError(f"data.template: there is no template {name!r}." + (f" Did you mean {near[0]!r}?" if near else "")
-                         + f" There are {', '.join(known)}, chat (the tokenizer's own), chat:NAME (one inside it), or the path of a text "
-                           "file with {question}.")
+        raise DataError(
+            f"data.template: there is no template {name!r}."
+            + (f" Did you mean {near[0]!r}?" if near else "")
+            + f" There are {', '.join(known)}, chat (the tokenizer's own), chat:NAME (one inside it), or the path of a text "
+            "file with {question}."
+        )
     text = path.read_text()
     if "{question}" not in text:
-        raise ValueError(f"data.template: {path} has no {{question}}.")
+        raise DataError(f"data.template: {path} has no {{question}}.")
     return Template(text, chat)
 
 
@@ -226,8 +257,12 @@ def render(template: Template, question: str, tokenizer: Any) -> str:
     if not template.chat:
         return text
     if not getattr(tokenizer, "chat_template", None):
-        raise ValueError("data.template: the tokenizer has no chat template. Use a template that needs none, e.g. qwen-boxed, r1 or abel.")
-    return str(tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True))
+        raise DataError(
+            "data.template: the tokenizer has no chat template. Use a template that needs none, e.g. qwen-boxed, r1 or abel."
+        )
+    return str(
+        tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
+    )
 
 
 def preview(prompts: Sequence[Prompt], tokenizer: Any) -> str:

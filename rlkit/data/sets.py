@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlkit.data.tasks import Row, Split
+from rlkit.errors import DataError
 from rlkit.rewards.math import last_boxed
 
 
@@ -64,8 +65,10 @@ def slug(x: Any) -> str:
     return re.sub(r"\W+", "_", str(x).lower().replace("&", "and")).strip("_")
 
 
-DAPO_BEFORE = ("Solve the following math problem step by step. The last line of your response should be of the form Answer: $Answer "
-               "(without quotes) where $Answer is the answer to the problem.")
+DAPO_BEFORE = (
+    "Solve the following math problem step by step. The last line of your response should be of the form Answer: $Answer "
+    "(without quotes) where $Answer is the answer to the problem."
+)
 DAPO_AFTER = 'Remember to put your answer on its own line after "Answer:".'
 
 
@@ -106,58 +109,139 @@ class NamedSet:
     note: str
 
 
-SUBJECTS = ("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra", "precalculus")
+SUBJECTS = (
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+)
 BY_LEVEL = {"levels": ("1", "2", "3", "4", "5"), "subjects": SUBJECTS}
 MAA = "Problems are copyrighted by the MAA; answers are integers from 0 to 999."
 
 # Hub names and columns are those that public code reads with `load_dataset`; sizes are those of the papers or of the sets' pages.
 SETS: dict[str, NamedSet] = {
     "gsm8k": NamedSet(
-        hub="openai/gsm8k", configs=("main",), train="train", test="test", question="question", read_answer=after_marks,
-        size=(7473, 1319), note="2110.14168, MIT. The answer stands after #### in the solution."),
+        hub="openai/gsm8k",
+        configs=("main",),
+        train="train",
+        test="test",
+        question="question",
+        read_answer=after_marks,
+        size=(7473, 1319),
+        note="2110.14168, MIT. The answer stands after #### in the solution.",
+    ),
     "math": NamedSet(
-        hub="EleutherAI/hendrycks_math", configs=SUBJECTS, train="train", test="test", answer="solution", read_answer=boxed,
-        keep={"level": ("level", level), "subject": ("type", slug)}, options=BY_LEVEL,
-        size=(7500, 5000), note="2103.03874, MIT. The answer is the last box of the solution. The test split contains MATH-500."),
+        hub="EleutherAI/hendrycks_math",
+        configs=SUBJECTS,
+        train="train",
+        test="test",
+        answer="solution",
+        read_answer=boxed,
+        keep={"level": ("level", level), "subject": ("type", slug)},
+        options=BY_LEVEL,
+        size=(7500, 5000),
+        note="2103.03874, MIT. The answer is the last box of the solution. The test split contains MATH-500.",
+    ),
     "math500": NamedSet(
-        hub="HuggingFaceH4/MATH-500", test="test", keep={"level": ("level", level), "subject": ("subject", slug)}, options=BY_LEVEL,
-        size=(None, 500), note="PRM800K's subset of MATH's test split (2305.20050). Qwen2.5 has probably seen it (2507.10532)."),
+        hub="HuggingFaceH4/MATH-500",
+        test="test",
+        keep={"level": ("level", level), "subject": ("subject", slug)},
+        options=BY_LEVEL,
+        size=(None, 500),
+        note="PRM800K's subset of MATH's test split (2305.20050). Qwen2.5 has probably seen it (2507.10532).",
+    ),
     "aime24": NamedSet(
-        hub="HuggingFaceH4/aime_2024", test="train", read_answer=integer, size=(None, 30), note=f"AIME 2024 I and II. {MAA}"),
+        hub="HuggingFaceH4/aime_2024",
+        test="train",
+        read_answer=integer,
+        size=(None, 30),
+        note=f"AIME 2024 I and II. {MAA}",
+    ),
     "aime25": NamedSet(
-        hub="math-ai/aime25", test="test", read_answer=integer, size=(None, 30), note=f"AIME 2025 I and II. {MAA}"),
+        hub="math-ai/aime25", test="test", read_answer=integer, size=(None, 30), note=f"AIME 2025 I and II. {MAA}"
+    ),
     "amc23": NamedSet(
-        hub="math-ai/amc23", test="test", question="question", size=(None, 40),
-        note="AMC 12 of 2023 with numbers as answers, copyrighted by the MAA. Some papers' AMC has 83 problems (2022 and 2023)."),
+        hub="math-ai/amc23",
+        test="test",
+        question="question",
+        size=(None, 40),
+        note="AMC 12 of 2023 with numbers as answers, copyrighted by the MAA. Some papers' AMC has 83 problems (2022 and 2023).",
+    ),
     "hmmt25": NamedSet(
-        hub="MathArena/hmmt_feb_2025", test="train", size=(None, 30), note="HMMT February 2025; newer than the data of most models."),
+        hub="MathArena/hmmt_feb_2025",
+        test="train",
+        size=(None, 30),
+        note="HMMT February 2025; newer than the data of most models.",
+    ),
     "brumo25": NamedSet(
-        hub="MathArena/brumo_2025", test="train", size=(None, 30), note="BRUMO 2025; newer than the data of most models."),
+        hub="MathArena/brumo_2025",
+        test="train",
+        size=(None, 30),
+        note="BRUMO 2025; newer than the data of most models.",
+    ),
     "minerva": NamedSet(
-        hub="math-ai/minervamath", test="test", question="question", size=(None, 272),
-        note="2206.14858: university science with units and free forms; scores differ by 9 points between verifiers."),
+        hub="math-ai/minervamath",
+        test="test",
+        question="question",
+        size=(None, 272),
+        note="2206.14858: university science with units and free forms; scores differ by 9 points between verifiers.",
+    ),
     "olympiadbench": NamedSet(
-        hub="math-ai/olympiadbench", test="test", question="question", answer="final_answer", read_answer=several,
-        keep={"subject": ("subfield", slug)}, size=(None, 674),
-        note="2402.14008, the English open-ended text-only mathematics; several answers are joined by a comma."),
+        hub="math-ai/olympiadbench",
+        test="test",
+        question="question",
+        answer="final_answer",
+        read_answer=several,
+        keep={"subject": ("subfield", slug)},
+        size=(None, 674),
+        note="2402.14008, the English open-ended text-only mathematics; several answers are joined by a comma.",
+    ),
     "dapo-math-17k": NamedSet(
-        hub="BytedTsinghua-SIA/DAPO-Math-17k", train="train", question="prompt", answer="reward_model.ground_truth",
-        read_question=dapo_question, size=(17398, None),
-        note="2503.14476, Apache-2.0; answers are integers. The hub's file repeats each prompt about 100 times (1.79 million rows)."),
+        hub="BytedTsinghua-SIA/DAPO-Math-17k",
+        train="train",
+        question="prompt",
+        answer="reward_model.ground_truth",
+        read_question=dapo_question,
+        size=(17398, None),
+        note="2503.14476, Apache-2.0; answers are integers. The hub's file repeats each prompt about 100 times (1.79 million rows).",
+    ),
     "dapo-math-17k-en": NamedSet(
-        hub="open-r1/DAPO-Math-17k-Processed", configs=("en",), train="train", question="prompt", answer="solution",
-        size=(14116, None), note="The English part of DAPO-Math-17k, deduplicated. RPG (2505.17508) trains on 13.9k of it."),
+        hub="open-r1/DAPO-Math-17k-Processed",
+        configs=("en",),
+        train="train",
+        question="prompt",
+        answer="solution",
+        size=(14116, None),
+        note="The English part of DAPO-Math-17k, deduplicated. RPG (2505.17508) trains on 13.9k of it.",
+    ),
     "simplerl": NamedSet(
-        hub="hkust-nlp/SimpleRL-Zoo-Data", files="simplelr_qwen_{tier}/train.parquet", train="train", question="extra_info.question",
-        answer="reward_model.ground_truth", options={"tier": ("gsm8k_level1", "level1to4", "level3to5")},
-        aliases={"easy": "gsm8k_level1", "medium": "level1to4", "hard": "level3to5"}, default={"tier": "level3to5"}, size=(8523, None),
-        note="2503.18892: easy is GSM8K and MATH level 1 (8388 rows), medium MATH 1-4 (8139), hard MATH 3-5 (two rows have no answer)."),
+        hub="hkust-nlp/SimpleRL-Zoo-Data",
+        files="simplelr_qwen_{tier}/train.parquet",
+        train="train",
+        question="extra_info.question",
+        answer="reward_model.ground_truth",
+        options={"tier": ("gsm8k_level1", "level1to4", "level3to5")},
+        aliases={"easy": "gsm8k_level1", "medium": "level1to4", "hard": "level3to5"},
+        default={"tier": "level3to5"},
+        size=(8523, None),
+        note="2503.18892: easy is GSM8K and MATH level 1 (8388 rows), medium MATH 1-4 (8139), hard MATH 3-5 (two rows have no answer).",
+    ),
     "deepscaler": NamedSet(
-        hub="agentica-org/DeepScaleR-Preview-Dataset", train="train", size=(40315, None),
-        note="MIT. AIME up to 2023, AMC, Omni-MATH and STILL."),
+        hub="agentica-org/DeepScaleR-Preview-Dataset",
+        train="train",
+        size=(40315, None),
+        note="MIT. AIME up to 2023, AMC, Omni-MATH and STILL.",
+    ),
     "polaris": NamedSet(
-        hub="POLARIS-Project/Polaris-Dataset-53K", train="train", keep={"difficulty": ("difficulty", str)}, size=(53291, None),  # [memory]
-        note="Apache-2.0. `difficulty` is the pass rate of DeepSeek-R1-Distill-Qwen-7B, e.g. 3/8."),
+        hub="POLARIS-Project/Polaris-Dataset-53K",
+        train="train",
+        keep={"difficulty": ("difficulty", str)},
+        size=(53291, None),  # [memory]
+        note="Apache-2.0. `difficulty` is the pass rate of DeepSeek-R1-Distill-Qwen-7B, e.g. 3/8.",
+    ),
 }
 
 
@@ -175,22 +259,30 @@ def find_set(source: str, where: str) -> tuple[str, NamedSet, dict[str, tuple[st
     name, *given = source.split(":")
     if name not in SETS:
         near = difflib.get_close_matches(name, list(SETS), 2, cutoff=0.5)
-        raise ValueError(f"{where}: there is no data set {name!r}." + (f" Did you mean {' or '.join(map(repr, near))}?" if near else "")
-                         + f" Named sets are {', '.join(SETS)}; a set of the hub is owner/name or owner/name:config, a file ends in "
-                           ".jsonl, .json, .csv or .parquet.")
+        raise DataError(
+            f"{where}: there is no data set {name!r}."
+            + (f" Did you mean {' or '.join(map(repr, near))}?" if near else "")
+            + f" Named sets are {', '.join(SETS)}; a set of the hub is owner/name or owner/name:config, a file ends in "
+            ".jsonl, .json, .csv or .parquet."
+        )
     entry = SETS[name]
     options: dict[str, tuple[str, ...]] = {k: (v,) for k, v in entry.default.items()}
     for part in given:
         key, eq, raw = part.partition("=")
         if not eq or key not in entry.options:
             known = ", ".join(f"{k}={v[0]}" for k, v in entry.options.items()) or "none"
-            raise ValueError(f"{where}: {source!r}: {part!r} is no option of {name}. Options (key=value after a colon): {known}.")
+            raise DataError(
+                f"{where}: {source!r}: {part!r} is no option of {name}. Options (key=value after a colon): {known}."
+            )
         options[key] = tuple(dict.fromkeys(v for value in raw.split("+") for v in _values(value, entry.aliases)))
         for value in options[key]:
             if value not in entry.options[key]:
                 near = difflib.get_close_matches(value, entry.options[key], 1)
-                raise ValueError(f"{where}: {source!r}: {key} has no value {value!r}." + (f" Did you mean {near[0]!r}?" if near else "")
-                                 + f" Values are {', '.join((*entry.options[key], *entry.aliases))}, joined by +.")
+                raise DataError(
+                    f"{where}: {source!r}: {key} has no value {value!r}."
+                    + (f" Did you mean {near[0]!r}?" if near else "")
+                    + f" Values are {', '.join((*entry.options[key], *entry.aliases))}, joined by +."
+                )
     return name, entry, options
 
 
@@ -208,13 +300,17 @@ def load_table(hub: str, config: str | None, split: str, file: str | None = None
     try:
         from datasets import load_dataset
     except ImportError:
-        raise ValueError(f"{hub!r} is a data set of the hub; reading it needs `datasets`. Install it with: pip install datasets") from None
+        raise DataError(
+            f"{hub!r} is a data set of the hub; reading it needs `datasets`. Install it with: pip install datasets"
+        ) from None
     try:
         return load_dataset(hub, config, data_files=file, split="train" if file else split)
-    except Exception as error:                      # the hub client raises many kinds; all mean that the set is not there
+    except Exception as error:  # the hub client raises many kinds; all mean that the set is not there
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{hub!r} could not be loaded from the hub ({reason}). Check the name and the network, or put the rows into a "
-                         ".jsonl, .csv or .parquet file.") from error
+        raise DataError(
+            f"{hub!r} could not be loaded from the hub ({reason}). Check the name and the network, or put the rows into a "
+            ".jsonl, .csv or .parquet file."
+        ) from error
 
 
 def read_set(source: str, split: Split, say: Callable[[str], None] = lambda text: None) -> list[tuple[str, Row]]:
@@ -227,7 +323,9 @@ def read_set(source: str, split: Split, say: Callable[[str], None] = lambda text
     name, entry, options = find_set(source, where)
     theirs = entry.train if split == "train" else entry.test
     if theirs is None and split == "test":
-        raise ValueError(f"{where}: {name} has a training split only ({entry.note}). Evaluate on another set, e.g. math500.")
+        raise DataError(
+            f"{where}: {name} has a training split only ({entry.note}). Evaluate on another set, e.g. math500."
+        )
     if theirs is None:
         theirs = entry.test
         say(f"data: {name} is an evaluation set; scores on it mean nothing after this run.")
@@ -244,8 +342,10 @@ def read_set(source: str, split: Split, say: Callable[[str], None] = lambda text
         try:
             table = load_table(entry.hub, config, theirs, file)
         except ValueError as error:
-            raise ValueError(f"{where}: {name}: {error}") from error
-        label = "-".join(filter(None, (name, theirs if both else "", (config if len(entry.configs) > 1 else "") or "", tier)))
+            raise DataError(f"{where}: {name}: {error}") from error
+        label = "-".join(
+            filter(None, (name, theirs if both else "", (config if len(entry.configs) > 1 else "") or "", tier))
+        )
         place = ":".join(filter(None, (entry.hub, config, file)))
         for i, raw in _columns(table, entry, f"{where}: {name} ({place})"):
             kept = {ours: read(raw[ours]) for ours, (_, read) in entry.keep.items()}
@@ -260,26 +360,34 @@ def read_set(source: str, split: Split, say: Callable[[str], None] = lambda text
                 repeated += 1
                 continue
             seen.add(key)
-            rows.append((f"{place}[{i}]", {"id": f"{label}-{i}", "prompt": question, "answer": answer, "dataset": name, **kept}))
+            rows.append(
+                (f"{place}[{i}]", {"id": f"{label}-{i}", "prompt": question, "answer": answer, "dataset": name, **kept})
+            )
     if empty:
         say(f"data: {len(empty)} row(s) of {name} have no question or no answer: {', '.join(empty[:3])}; dropped.")
     if repeated:
         say(f"data: {name} repeats questions: {repeated} further row(s) left out, {len(rows)} kept.")
     if not rows:
-        raise ValueError(f"{where}: no row of {source!r} is left. Widen its options.")
-    if len(entry.configs) > 1:                      # a prefix (data.size) then has all subjects
+        raise DataError(f"{where}: no row of {source!r} is left. Widen its options.")
+    if len(entry.configs) > 1:  # a prefix (data.size) then has all subjects
         rows.sort(key=lambda pair: hashlib.sha256(str(pair[1]["id"]).encode()).digest())
     return rows
 
 
 def _columns(table: Any, entry: NamedSet, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """The columns of an entry, read in large batches of those columns alone: DAPO's file has 1.79 million rows."""
-    paths = {"question": entry.question, "answer": entry.answer, **{ours: theirs for ours, (theirs, _) in entry.keep.items()}}
+    paths = {
+        "question": entry.question,
+        "answer": entry.answer,
+        **{ours: theirs for ours, (theirs, _) in entry.keep.items()},
+    }
     tops = list(dict.fromkeys(p.split(".")[0] for p in paths.values()))
     missing = [c for c in tops if c not in table.column_names]
     if missing:
-        raise ValueError(f"{where}: there is no column {missing[0]!r}; columns are {', '.join(table.column_names)}. The set has changed on "
-                         f"the hub: name it yourself, data.train: {entry.hub}, with data.columns: {{prompt: ..., answer: ...}}.")
+        raise DataError(
+            f"{where}: there is no column {missing[0]!r}; columns are {', '.join(table.column_names)}. The set has changed on "
+            f"the hub: name it yourself, data.train: {entry.hub}, with data.columns: {{prompt: ..., answer: ...}}."
+        )
     start = 0
     for batch in table.select_columns(tops).iter(batch_size=8192):
         n = len(batch[tops[0]])

@@ -14,11 +14,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rlkit.errors import DataError
+
 if TYPE_CHECKING:
     from rlkit.types import Prompt, Rollout  # types only: a reward's process must not import torch
 
-COLUMNS = ("groups", "responses", "failures", "passes", "pass_rate_ema", "reward_mean", "reward_square", "length_mean", "kl_mean",
-           "kl_responses", "last_step")
+COLUMNS = (
+    "groups",
+    "responses",
+    "failures",
+    "passes",
+    "pass_rate_ema",
+    "reward_mean",
+    "reward_square",
+    "length_mean",
+    "kl_mean",
+    "kl_responses",
+    "last_step",
+)
 
 
 def pass_rate(group: Sequence[Rollout]) -> float:
@@ -55,7 +68,9 @@ class PromptStatistics:
         scored = [r.reward for r in group if not math.isnan(r.reward)]
         before = d["responses"][i] - d["failures"][i]
         d["groups"][i] += 1
-        d["length_mean"][i] += (sum(len(r.tokens) for r in group) - len(group) * d["length_mean"][i]) / (d["responses"][i] + len(group))
+        d["length_mean"][i] += (sum(len(r.tokens) for r in group) - len(group) * d["length_mean"][i]) / (
+            d["responses"][i] + len(group)
+        )
         d["responses"][i] += len(group)
         d["failures"][i] += len(group) - len(scored)
         d["last_step"][i] = self.step
@@ -85,9 +100,13 @@ class PromptStatistics:
             return {}
         rate = self.data["pass_rate_ema"][asked]
         variance = (self.data["reward_square"] - self.data["reward_mean"] ** 2)[asked]
-        return {"prompts/seen": float(asked.mean()), "prompts/pass_rate_ema": float(rate.mean()),
-                "prompts/solved": float((rate > 0.9).mean()), "prompts/unsolved": float((rate < 0.1).mean()),
-                "prompts/reward_variance": float(variance.mean())}
+        return {
+            "prompts/seen": float(asked.mean()),
+            "prompts/pass_rate_ema": float(rate.mean()),
+            "prompts/solved": float((rate > 0.9).mean()),
+            "prompts/unsolved": float((rate < 0.1).mean()),
+            "prompts/reward_variance": float(variance.mean()),
+        }
 
     # -- files ----------------------------------------------------------------------------------------------------
 
@@ -108,14 +127,16 @@ class PromptStatistics:
         try:
             rows = {row[0]: row[1:] for row in db.execute(f"select id, {', '.join(COLUMNS)} from prompts")}
         except sqlite3.Error as error:
-            raise ValueError(f"{path}: not a table of prompt statistics ({error}).") from error
+            raise DataError(f"{path}: not a table of prompt statistics ({error}).") from error
         finally:
             db.close()
         strange = [name for name in rows if name not in self.index]
         if strange or len(rows) != len(self.ids):
-            raise ValueError(f"{path}: the statistics are about {len(rows)} prompts, the data set has {len(self.ids)}"
-                             + (f"; {strange[0]!r} is not among them" if strange else "")
-                             + ". It is another data set: start a run of another name, or use the data of the first run.")
+            raise DataError(
+                f"{path}: the statistics are about {len(rows)} prompts, the data set has {len(self.ids)}"
+                + (f"; {strange[0]!r} is not among them" if strange else "")
+                + ". It is another data set: start a run of another name, or use the data of the first run."
+            )
         for name, values in rows.items():
             for column, value in zip(COLUMNS, values, strict=True):
                 self.data[column][self.index[name]] = value

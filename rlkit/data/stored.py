@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlkit.config import locate
+from rlkit.errors import DataError
 
 if TYPE_CHECKING:
     from rlkit.types import Rollout  # types only: a reward's process must not import torch
@@ -29,7 +30,7 @@ class Stored:
 
     def __post_init__(self) -> None:
         if self.per_step < 1:
-            raise ValueError(f"data.stored.per_step is {self.per_step}; it must be at least 1.")
+            raise DataError(f"data.stored.per_step is {self.per_step}; it must be at least 1.")
 
 
 def write_stored(path: str | Path, rollouts: Sequence[Rollout]) -> None:
@@ -48,8 +49,10 @@ class StoredRows:
         self.spec, self.seed, self.rows = spec, seed, list[Rollout]()
         path = locate(spec.path, base)
         if not path.is_file():
-            raise ValueError(f"data.stored: there is no file {spec.path!r}. Make it with: rlkit filter CONFIG --model MODEL --low 1 --out "
-                             f"kept.jsonl --responses {spec.path}")
+            raise DataError(
+                f"data.stored: there is no file {spec.path!r}. Make it with: rlkit filter CONFIG --model MODEL --low 1 --out "
+                f"kept.jsonl --responses {spec.path}"
+            )
         size = len(tokenizer)
         for number, line in enumerate(path.read_text().splitlines(), 1):
             where = f"{path}:{number}"
@@ -58,15 +61,37 @@ class StoredRows:
                 tokens, logp = [int(t) for t in row["tokens"]], [float(x) for x in row["logp"]]
                 text = str(row["prompt"])
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{where}: a stored row needs prompt, tokens and logp ({type(error).__name__}: {error}).") from None
-            if not tokens or len(tokens) != len(logp) or not all(math.isfinite(x) and x <= 1e-6 for x in logp) or not max(tokens) < size:
-                raise ValueError(f"{where}: {len(tokens)} tokens and {len(logp)} log-probs; there must be equally many, log-probs finite "
-                                 f"and not positive, and token ids below {size}.")
-            prompt = Prompt(str(row.get("id", where)), tuple(tokenizer(text, add_special_tokens=False)["input_ids"]), text)
-            self.rows.append(Rollout(prompt, tokens, [True] * len(tokens), logp, [-1] * len(tokens), "stop", source="reference", reward=0.0,
-                                     ref_logp=logp))
+                raise DataError(
+                    f"{where}: a stored row needs prompt, tokens and logp ({type(error).__name__}: {error})."
+                ) from None
+            if (
+                not tokens
+                or len(tokens) != len(logp)
+                or not all(math.isfinite(x) and x <= 1e-6 for x in logp)
+                or not max(tokens) < size
+            ):
+                raise DataError(
+                    f"{where}: {len(tokens)} tokens and {len(logp)} log-probs; there must be equally many, log-probs finite "
+                    f"and not positive, and token ids below {size}."
+                )
+            prompt = Prompt(
+                str(row.get("id", where)), tuple(tokenizer(text, add_special_tokens=False)["input_ids"]), text
+            )
+            self.rows.append(
+                Rollout(
+                    prompt,
+                    tokens,
+                    [True] * len(tokens),
+                    logp,
+                    [-1] * len(tokens),
+                    "stop",
+                    source="reference",
+                    reward=0.0,
+                    ref_logp=logp,
+                )
+            )
         if not self.rows:
-            raise ValueError(f"data.stored: {path} is empty.")
+            raise DataError(f"data.stored: {path} is empty.")
 
     @property
     def longest(self) -> int:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, Literal, Protocol
 
+from rlkit.errors import DataError
+
 Split = Literal["train", "test"]
 Row = dict[str, Any]
 
@@ -35,7 +37,7 @@ class Task(Protocol):
 
 def in_test(question: str) -> bool:
     """A question belongs to the test split by its own hash, so the splits are disjoint whatever is drawn."""
-    return hashlib.sha256(question.encode()).digest()[0] < 52          # about one in five
+    return hashlib.sha256(question.encode()).digest()[0] < 52  # about one in five
 
 
 def draw(seed: int, split: Split, n: int, question: Any) -> list[tuple[Any, ...]]:
@@ -50,8 +52,10 @@ def draw(seed: int, split: Split, n: int, question: Any) -> list[tuple[Any, ...]
         if len(out) == n:
             return list(out.values())
         if attempt > 200 * (n + 50):
-            raise ValueError(f"the task has only {len(out)} different {split} questions at these levels; {n} were asked for. "
-                             "Lower `size` or add levels.")
+            raise DataError(
+                f"the task has only {len(out)} different {split} questions at these levels; {n} were asked for. "
+                "Lower `size` or add levels."
+            )
         q = question(rng)
         if in_test(q[0]) == (split == "test"):
             out.setdefault(q[0], q)
@@ -82,20 +86,26 @@ class Arithmetic:
     def __post_init__(self) -> None:
         bad = [k for k in self.levels if k not in (1, 2, 3, 4, 5)]
         if bad or not self.levels:
-            raise ValueError(f"Arithmetic.levels is {list(self.levels)}; levels are 1, 2, 3 (adding two, three, four digits) and 4, 5 "
-                             "(adding and subtracting two and three numbers of up to two digits).")
+            raise DataError(
+                f"Arithmetic.levels is {list(self.levels)}; levels are 1, 2, 3 (adding two, three, four digits) and 4, 5 "
+                "(adding and subtracting two and three numbers of up to two digits)."
+            )
         if not 0 <= self.mistakes <= 1:
-            raise ValueError(f"Arithmetic.mistakes is {self.mistakes}; it must be a share in [0, 1].")
+            raise DataError(f"Arithmetic.mistakes is {self.mistakes}; it must be a share in [0, 1].")
 
     def _question(self, rng: random.Random) -> tuple[str, str, int]:
         level = rng.choice(self.levels)
-        count, top, signs = {1: (2, 10, "+"), 2: (3, 10, "+"), 3: (4, 10, "+"), 4: (2, 100, "+-"), 5: (3, 100, "+-")}[level]
+        count, top, signs = {1: (2, 10, "+"), 2: (3, 10, "+"), 3: (4, 10, "+"), 4: (2, 100, "+-"), 5: (3, 100, "+-")}[
+            level
+        ]
         text = str(rng.randrange(top)) + "".join(rng.choice(signs) + str(rng.randrange(top)) for _ in range(count - 1))
         return text + "=", str(evaluate(text)), level
 
     def rows(self, split: Split, n: int) -> list[Row]:
-        return [{"id": f"arithmetic/{split}/{q}", "prompt": q, "answer": a, "level": level}
-                for q, a, level in draw(self.seed, split, n, self._question)]
+        return [
+            {"id": f"arithmetic/{split}/{q}", "prompt": q, "answer": a, "level": level}
+            for q, a, level in draw(self.seed, split, n, self._question)
+        ]
 
     def demonstration(self, row: Mapping[str, Any], rng: random.Random) -> str:
         answer = int(row["answer"])
@@ -121,8 +131,10 @@ class Modular:
         return f"{a}x+{b}={(a * x + b) % m}%{m} ", str(x), level
 
     def rows(self, split: Split, n: int) -> list[Row]:
-        return [{"id": f"modular/{split}/{q.strip()}", "prompt": q, "answer": a, "level": level}
-                for q, a, level in draw(self.seed, split, n, self._question)]
+        return [
+            {"id": f"modular/{split}/{q.strip()}", "prompt": q, "answer": a, "level": level}
+            for q, a, level in draw(self.seed, split, n, self._question)
+        ]
 
     def demonstration(self, row: Mapping[str, Any], rng: random.Random) -> str:
         m = {1: 7, 2: 11, 3: 23}[row["level"]]
@@ -158,8 +170,17 @@ class Countdown:
         return str(order[0]) + "".join(rng.choice("+-*") + str(x) for x in order[1:])
 
     def rows(self, split: Split, n: int) -> list[Row]:
-        return [{"id": f"countdown/{split}/{q}", "prompt": q, "answer": a, "level": level, "numbers": numbers, "target": target}
-                for q, a, level, numbers, target in draw(self.seed, split, n, self._question)]
+        return [
+            {
+                "id": f"countdown/{split}/{q}",
+                "prompt": q,
+                "answer": a,
+                "level": level,
+                "numbers": numbers,
+                "target": target,
+            }
+            for q, a, level, numbers, target in draw(self.seed, split, n, self._question)
+        ]
 
     def solutions(self, row: Mapping[str, Any]) -> list[str]:
         """All solutions without parentheses, in a fixed order."""
@@ -199,8 +220,10 @@ class Sorting:
         return digits + ">", "".join(sorted(digits)), level
 
     def rows(self, split: Split, n: int) -> list[Row]:
-        return [{"id": f"sorting/{split}/{q}", "prompt": q, "answer": a, "level": level}
-                for q, a, level in draw(self.seed, split, n, self._question)]
+        return [
+            {"id": f"sorting/{split}/{q}", "prompt": q, "answer": a, "level": level}
+            for q, a, level in draw(self.seed, split, n, self._question)
+        ]
 
     def demonstration(self, row: Mapping[str, Any], rng: random.Random) -> str:
         answer = str(row["answer"])
@@ -221,7 +244,7 @@ def evaluate(text: str) -> Fraction:
         ValueError: not such an expression.
     """
     if len(text) > 200:
-        raise ValueError("expression too long")
+        raise DataError("expression too long")
     tokens: list[str] = []
     for c in text.replace(" ", ""):
         if c.isdigit() and tokens and tokens[-1].isdigit():
@@ -229,7 +252,7 @@ def evaluate(text: str) -> Fraction:
         elif c.isdigit() or c in "+-*()":
             tokens.append(c)
         else:
-            raise ValueError(f"unexpected {c!r}")
+            raise DataError(f"unexpected {c!r}")
     at = 0
 
     def peek() -> str:
@@ -247,9 +270,9 @@ def evaluate(text: str) -> Fraction:
         if token == "(":
             value = total()
             if take() != ")":
-                raise ValueError("missing )")
+                raise DataError("missing )")
             return value
-        raise ValueError(f"unexpected {token!r}")
+        raise DataError(f"unexpected {token!r}")
 
     def product() -> Fraction:
         value = atom()
@@ -266,7 +289,7 @@ def evaluate(text: str) -> Fraction:
 
     value = total()
     if at != len(tokens):
-        raise ValueError(f"unexpected {peek()!r}")
+        raise DataError(f"unexpected {peek()!r}")
     return value
 
 

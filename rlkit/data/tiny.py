@@ -21,22 +21,45 @@ def make_tokenizer(alphabet: str) -> Any:
     return fast
 
 
-def make_tiny(path: str | Path, alphabet: str, *, family: Literal["qwen2", "qwen3", "llama"] = "qwen2", hidden: int = 128,
-              layers: int = 4, heads: int = 4, kv_heads: int = 2, max_length: int = 512, seed: int = 0,
-              tie: bool = True) -> Path:
+def make_tiny(
+    path: str | Path,
+    alphabet: str,
+    *,
+    family: Literal["qwen2", "qwen3", "llama"] = "qwen2",
+    hidden: int = 128,
+    layers: int = 4,
+    heads: int = 4,
+    kv_heads: int = 2,
+    max_length: int = 512,
+    seed: int = 0,
+    tie: bool = True,
+) -> Path:
     """Writes a randomly initialised model and its tokenizer to ``path``; loads with transformers and with vLLM."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-    classes: dict[str, Any] = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-                               "llama": (LlamaConfig, LlamaForCausalLM)}
+    classes: dict[str, Any] = {
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+        "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+        "llama": (LlamaConfig, LlamaForCausalLM),
+    }
     make_config, make_model = classes[family]
     tokenizer = make_tokenizer(alphabet)
     extra = {"head_dim": hidden // heads} if family == "qwen3" else {}
     config = make_config(
-        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=max_length,
-        tie_word_embeddings=tie, bos_token_id=None, eos_token_id=1, pad_token_id=0, **extra)
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=max_length,
+        tie_word_embeddings=tie,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+        **extra,
+    )
     torch.manual_seed(seed)
     path = Path(path)
     make_model(config).save_pretrained(path)

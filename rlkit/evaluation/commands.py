@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlkit.errors import ConfigError
 from rlkit.evaluation.compare import aligned, compare, forgetting_of
 from rlkit.evaluation.metrics import summarize
 from rlkit.evaluation.samples import SampleFile, dataset_of, draw, read_samples, tenths
@@ -25,7 +26,9 @@ def model_folder(name: str) -> str:
 
 
 @contextlib.contextmanager
-def running(run: Any, path: str, prompts: Sequence[Prompt], engines: int = 1, address: str | None = None) -> Iterator[tuple[Any, Any]]:
+def running(
+    run: Any, path: str, prompts: Sequence[Prompt], engines: int = 1, address: str | None = None
+) -> Iterator[tuple[Any, Any]]:
     """``(engines, scorer)`` for a model and the rewards of a run: one engine in this process, or several on Ray."""
     from rlkit.build import context_length, make_engine, reward_specs
     from rlkit.cluster.groups import EngineGroup, LocalWorkers
@@ -37,8 +40,14 @@ def running(run: Any, path: str, prompts: Sequence[Prompt], engines: int = 1, ad
         stack.callback(scorer.close)
         scorer.check(list(prompts[0].columns))
         cluster = run.cluster or Cluster()
-        options = {"kind": run.rollout.engine, "seed": run.seed, "dtype": run.model.dtype, "options": run.vllm,
-                   "max_model_len": context_length(run, prompts, path), "tensor_parallel": cluster.tensor_parallel}
+        options = {
+            "kind": run.rollout.engine,
+            "seed": run.seed,
+            "dtype": run.model.dtype,
+            "options": run.vllm,
+            "max_model_len": context_length(run, prompts, path),
+            "tensor_parallel": cluster.tensor_parallel,
+        }
         if engines == 1 and address is None:
             group = EngineGroup(LocalWorkers(make_engine(path, **options)))
         else:
@@ -82,19 +91,30 @@ def evaluate(a: argparse.Namespace) -> None:
     path = model_folder(a.model)
     tokenizer = load_tokenizer(path)
     if a.n < 1:
-        raise ValueError(f"-n {a.n}: at least one response to each prompt is needed.")
+        raise ConfigError(f"-n {a.n}: at least one response to each prompt is needed.")
     if a.adaptive and a.n < 2:
-        raise ValueError("--adaptive stops sampling when the majority is settled: -n must be above 1 (it is the most it draws).")
+        raise ConfigError(
+            "--adaptive stops sampling when the majority is settled: -n must be above 1 (it is the most it draws)."
+        )
     prompts = load_prompts(run.data, "test", tokenizer, print, run.base)
     if not prompts:
-        raise ValueError("data.test is not set: there are no prompts to score. Add e.g. data.test=my_prompts.jsonl or data.test=math500.")
+        raise ConfigError(
+            "data.test is not set: there are no prompts to score. Add e.g. data.test=my_prompts.jsonl or data.test=math500."
+        )
     prompts = first_of_each(prompts, run.eval.prompts)
     temperatures = a.temperature or [run.sampling.temperature if run.eval.temperature is None else run.eval.temperature]
     specs = reward_specs(run)
     sampling = dataclasses.replace(run.sampling, seed=run.seed if run.sampling.seed is None else run.sampling.seed)
-    settings = {"model": str(Path(path).resolve() if Path(path).exists() else path), "template": run.data.template,
-                "max_tokens": sampling.max_tokens, "top_p": sampling.top_p, "top_k": sampling.top_k, "stop": list(sampling.stop),
-                "seed": sampling.seed, "rewards": [f"{s.label} {s.args}" if s.args else s.label for s in specs]}
+    settings = {
+        "model": str(Path(path).resolve() if Path(path).exists() else path),
+        "template": run.data.template,
+        "max_tokens": sampling.max_tokens,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "stop": list(sampling.stop),
+        "seed": sampling.seed,
+        "rewards": [f"{s.label} {s.args}" if s.args else s.label for s in specs],
+    }
     store = SampleFile(Path(a.out) / "samples.jsonl" if a.out else None, settings)
     known = len(store.rows)
     if known:
@@ -108,18 +128,36 @@ def evaluate(a: argparse.Namespace) -> None:
             scoring = HFEngine(path, dtype=run.model.dtype, max_model_len=1 << 30)
             stack.callback(scoring.close)
             certainty = scoring.self_certainty
-        draw(engines.generate, scorer.score, prompts, n=a.n, sampling=sampling, temperatures=temperatures, label=specs[0].label,
-             vote=voter(run), store=store, adaptive=a.adaptive, certainty=certainty, progress=tenths(print))
+        draw(
+            engines.generate,
+            scorer.score,
+            prompts,
+            n=a.n,
+            sampling=sampling,
+            temperatures=temperatures,
+            label=specs[0].label,
+            vote=voter(run),
+            store=store,
+            adaptive=a.adaptive,
+            certainty=certainty,
+            progress=tenths(print),
+        )
     wanted = {(dataset_of(p), p.id) for p in prompts}
-    rows = [r for r in store.rows if (r["dataset"], r["prompt_id"]) in wanted and r["k"] < a.n and r["temperature"] in temperatures]
+    rows = [
+        r
+        for r in store.rows
+        if (r["dataset"], r["prompt_id"]) in wanted and r["k"] < a.n and r["temperature"] in temperatures
+    ]
     print(f"\n{path}: {len(rows)} responses to {len(prompts)} prompts; correct is what {specs[0].label!r} says")
     report = show(rows)
     if a.forgetting:
         report["forgetting"] = forgets(run, a.forgetting, path, prompts)
     if a.out:
         (Path(a.out) / "report.json").write_text(json.dumps(report, indent=1))
-        print(f"\n{a.out}/: samples.jsonl (every response), report.json (every metric with its interval). Again without a model: rlkit "
-              f"metrics {a.out}")
+        print(
+            f"\n{a.out}/: samples.jsonl (every response), report.json (every metric with its interval). Again without a model: rlkit "
+            f"metrics {a.out}"
+        )
 
 
 def forgets(run: Any, base: str, path: str, prompts: Sequence[Prompt]) -> dict[str, Any]:
@@ -137,15 +175,17 @@ def forgets(run: Any, base: str, path: str, prompts: Sequence[Prompt]) -> dict[s
     finally:
         for e in engines:
             e.close()
-    print(f"\nforgetting: KL({base}‖model) on its own responses: {found.per_sequence:.4f} ± {1.96 * found.per_sequence_error:.4f} nats per "
-          f"response, {found.per_token:.5f} per token ({found.sequences} responses)")
+    print(
+        f"\nforgetting: KL({base}‖model) on its own responses: {found.per_sequence:.4f} ± {1.96 * found.per_sequence_error:.4f} nats per "
+        f"response, {found.per_token:.5f} per token ({found.sequences} responses)"
+    )
     return {k: v for k, v in dataclasses.asdict(found).items() if k != "values"}
 
 
 def metrics(a: argparse.Namespace) -> None:
     settings, rows = read_samples(a.samples)
     if not rows:
-        raise ValueError(f"{a.samples}: there is no sample in it yet.")
+        raise ConfigError(f"{a.samples}: there is no sample in it yet.")
     print(f"{settings.get('model', a.samples)}: {len(rows)} samples")
     if a.against is None:
         report = show(rows, a.k)
@@ -153,7 +193,9 @@ def metrics(a: argparse.Namespace) -> None:
             Path(a.out).write_text(json.dumps(report, indent=1))
         return
     other_settings, others = read_samples(a.against)
-    differ = [k for k in ("template", "max_tokens", "top_p", "top_k", "rewards") if settings.get(k) != other_settings.get(k)]
+    differ = [
+        k for k in ("template", "max_tokens", "top_p", "top_k", "rewards") if settings.get(k) != other_settings.get(k)
+    ]
     if differ:
         print(f"note: the two were evaluated with different {', '.join(differ)}")
     print(f"a: {settings.get('model', a.samples)}\nb: {other_settings.get('model', a.against)}\n")
@@ -184,13 +226,36 @@ def show(rows: Sequence[dict[str, Any]], ks: Sequence[int] | None = None) -> dic
         shown = sorted({int(k) for _, part in parts for k in part["pass@k"]})
         few = [k for k in shown if k in (4, 16, 64, shown[-1]) and k > 1]
         most = few[-1:]
-        table = [("data set", "prompts", "n", "avg", *(f"pass@{k}" for k in few), *(f"maj@{k}" for k in most), "cut off", "length")]
+        table = [
+            (
+                "data set",
+                "prompts",
+                "n",
+                "avg",
+                *(f"pass@{k}" for k in few),
+                *(f"maj@{k}" for k in most),
+                "cut off",
+                "length",
+            )
+        ]
         for name, part in parts:
-            cells = [part["avg"], *(part["pass@k"].get(str(k)) for k in few), *((part["maj@k"] or {}).get(str(k)) for k in most)]
+            cells = [
+                part["avg"],
+                *(part["pass@k"].get(str(k)) for k in few),
+                *((part["maj@k"] or {}).get(str(k)) for k in most),
+            ]
             low, high = (part["samples_per_prompt"][x] for x in ("min", "max"))
             length = f"{part['length']['mean']['value']:.0f}" if part["length"] else "-"
-            table.append((name or "-", str(part["prompts"]), f"{low}" if low == high else f"{low}-{high}", *map(_cell, cells),
-                          _cell(part["truncated"]), length))
+            table.append(
+                (
+                    name or "-",
+                    str(part["prompts"]),
+                    f"{low}" if low == high else f"{low}-{high}",
+                    *map(_cell, cells),
+                    _cell(part["truncated"]),
+                    length,
+                )
+            )
         which = f"temperature {t:g}; " if len(temperatures) > 1 else ""
         print(f"\n{which}mean over prompts, ± half of the 95 % interval (bootstrap over prompts)")
         print(aligned(table))
@@ -201,16 +266,27 @@ def show(rows: Sequence[dict[str, Any]], ks: Sequence[int] | None = None) -> dic
     if len({len(g) for g in groups}) > 1:
         every = [weighted_vote([r.get("answer") for r in g], [r["correct"] for r in g], [1.0] * len(g)) for g in groups]
         report["majority_of_all"] = sum(every) / len(every)
-        print(f"majority of all samples of a prompt ({len(rows) / len(groups):.1f} on average): {report['majority_of_all']:.4f}")
+        print(
+            f"majority of all samples of a prompt ({len(rows) / len(groups):.1f} on average): {report['majority_of_all']:.4f}"
+        )
     if len(groups[0]) > 1 and all("certainty" in r for r in rows):
-        weighed = [weighted_vote([r.get("answer") for r in g], [r["correct"] for r in g], [r["certainty"] for r in g]) for g in groups]
+        weighed = [
+            weighted_vote([r.get("answer") for r in g], [r["correct"] for r in g], [r["certainty"] for r in g])
+            for g in groups
+        ]
         report["self_certainty_vote"] = sum(weighed) / len(weighed)
         print(f"vote weighed by self-certainty: {report['self_certainty_vote']:.4f}")
     if len(temperatures) > 1:
         right = 0.0
         for g in groups:
-            vote = temperature_vote({t: [r.get("answer") for r in g if r.get("temperature", 1.0) == t] for t in temperatures})
-            right += next((r["correct"] for r in g if r.get("answer") == vote.answer), 0.0) if vote.answer is not None else 0.0
+            vote = temperature_vote(
+                {t: [r.get("answer") for r in g if r.get("temperature", 1.0) == t] for t in temperatures}
+            )
+            right += (
+                next((r["correct"] for r in g if r.get("answer") == vote.answer), 0.0)
+                if vote.answer is not None
+                else 0.0
+            )
         report["temperature_vote"] = right / len(groups)
         print(f"vote over all temperatures: {report['temperature_vote']:.4f}")
     return report
@@ -223,8 +299,16 @@ def _cell(x: dict[str, float] | None) -> str:
 def fit(a: argparse.Namespace) -> None:
     from rlkit.evaluation.scaling import fit_runs
 
-    report = fit_runs(a.runs, law=a.law, unit=a.unit, sizes=a.sizes or (), skip=a.skip, until=a.until, ceiling=a.ceiling,
-                      extrapolate=a.extrapolate)
+    report = fit_runs(
+        a.runs,
+        law=a.law,
+        unit=a.unit,
+        sizes=a.sizes or (),
+        skip=a.skip,
+        until=a.until,
+        ceiling=a.ceiling,
+        extrapolate=a.extrapolate,
+    )
     print(report.table())
     print(f"drawn in {report.plot(a.out)}")
 
@@ -234,24 +318,39 @@ def sample(a: argparse.Namespace) -> None:
     from rlkit.build import make_engine, quiet_libraries
     from rlkit.learner.model import load_tokenizer
     from rlkit.rewards import RewardSpec, Scorer
-    from rlkit.rollout.control import DeRaEngine, best_of_n, best_of_n_kl, best_of_n_kl_bound, frontier, rejection_sample
+    from rlkit.rollout.control import (
+        DeRaEngine,
+        best_of_n,
+        best_of_n_kl,
+        best_of_n_kl_bound,
+        frontier,
+        rejection_sample,
+    )
 
     if (a.reference is None) != (a.realign is None):
-        raise ValueError("--reference MODEL and --realign LAMBDA belong together: the mixture of two models needs both.")
+        raise ConfigError(
+            "--reference MODEL and --realign LAMBDA belong together: the mixture of two models needs both."
+        )
     if (a.best or a.tilt is not None) and a.reward is None:
-        raise ValueError("--best and --tilt choose by a reward: give --reward, e.g. --reward my_rewards.py:helpful or --reward math.")
+        raise ConfigError(
+            "--best and --tilt choose by a reward: give --reward, e.g. --reward my_rewards.py:helpful or --reward math."
+        )
     if a.answer and len(a.answer) != len(a.prompt):
-        raise ValueError(f"there are {len(a.prompt)} --prompt and {len(a.answer)} --answer; give one answer for each prompt.")
+        raise ConfigError(
+            f"there are {len(a.prompt)} --prompt and {len(a.answer)} --answer; give one answer for each prompt."
+        )
     if a.best and a.tilt is not None:
-        raise ValueError("--best and --tilt are two ways to choose: use one of them.")
+        raise ConfigError("--best and --tilt are two ways to choose: use one of them.")
     if a.tilt is not None and a.tilt <= 0:
-        raise ValueError(f"--tilt {a.tilt}: the KL coefficient must be positive (smaller follows the reward more).")
+        raise ConfigError(f"--tilt {a.tilt}: the KL coefficient must be positive (smaller follows the reward more).")
     quiet_libraries()
     path = model_folder(a.model)
     tokenizer = load_tokenizer(path)
     answers = a.answer or [None] * len(a.prompt)
-    prompts = [Prompt(text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]), text, answer)
-               for text, answer in zip(a.prompt, answers, strict=True)]
+    prompts = [
+        Prompt(text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]), text, answer)
+        for text, answer in zip(a.prompt, answers, strict=True)
+    ]
     sampling = Sampling(temperature=a.temperature, top_p=a.top_p, max_tokens=a.max_tokens, seed=a.seed)
     length = max(len(p.token_ids) for p in prompts) + a.max_tokens + 8
     scorer = None
@@ -261,7 +360,9 @@ def sample(a: argparse.Namespace) -> None:
     if a.realign is not None:
         engine: Any = DeRaEngine(path, model_folder(a.reference), a.realign, max_model_len=length)
     else:
-        engine = make_engine(path, kind=a.engine, seed=a.seed, dtype="float32", max_model_len=length, options={}, tensor_parallel=1)
+        engine = make_engine(
+            path, kind=a.engine, seed=a.seed, dtype="float32", max_model_len=length, options={}, tensor_parallel=1
+        )
     try:
         for p in prompts:
             group = list(engine.generate(p, a.n, sampling))
@@ -277,8 +378,10 @@ def sample(a: argparse.Namespace) -> None:
                 group = [r for r in group if not math.isnan(r.reward)]
                 kept = [group[i] for i in rejection_sample([r.reward for r in group], a.tilt, seed=a.seed)]
                 point = frontier([r.reward for r in group], [a.tilt])[0]
-                print(f"  {len(kept)} of {len(group)} kept; the optimum at this beta: reward {point.reward:.3f}, KL {point.kl:.3f} nats"
-                      + ("" if point.valid else f" (from too few samples: {point.ess:.1f} effective ones)"))
+                print(
+                    f"  {len(kept)} of {len(group)} kept; the optimum at this beta: reward {point.reward:.3f}, KL {point.kl:.3f} nats"
+                    + ("" if point.valid else f" (from too few samples: {point.ess:.1f} effective ones)")
+                )
             for r in kept:
                 score = "" if scorer is None else f", reward {r.reward:g}"
                 print(f"  {r.text!r}  ({len(r.tokens)} tokens, {r.finish}, log-prob {sum(r.logp):.2f}{score})")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rlkit.errors import ConfigError
 from rlkit.evaluation.voting import Votes
 
 Array = NDArray[np.float64]
@@ -24,9 +25,11 @@ TAUS = (0.25, 0.5, 0.75, 1.0)
 
 def _check(n: int, c: int, k: int) -> None:
     if not 1 <= k <= n:
-        raise ValueError(f"k is {k}, but there are {n} samples of the prompt; k must be between 1 and {n}. Draw more samples, or lower k.")
+        raise ConfigError(
+            f"k is {k}, but there are {n} samples of the prompt; k must be between 1 and {n}. Draw more samples, or lower k."
+        )
     if not 0 <= c <= n:
-        raise ValueError(f"{c} of {n} samples are counted correct; that must be between 0 and {n}.")
+        raise ConfigError(f"{c} of {n} samples are counted correct; that must be between 0 and {n}.")
 
 
 def powers_of_two(n: int) -> list[int]:
@@ -66,7 +69,7 @@ def g_pass_at_k(n: int, c: int, k: int, tau: float) -> float:
     """
     _check(n, c, k)
     if not 0 <= tau <= 1:
-        raise ValueError(f"tau is {tau}; it is the share of correct samples that is asked for, in [0, 1].")
+        raise ConfigError(f"tau is {tau}; it is the share of correct samples that is asked for, in [0, 1].")
     return _at_least(n, c, k, max(math.ceil(tau * k - 1e-9), 1))
 
 
@@ -84,7 +87,7 @@ def truncation_rate(finish: Iterable[str]) -> float:
     """The share of samples that were cut off at the token limit (``finish == "length"``)."""
     flags = [f == "length" for f in finish]
     if not flags:
-        raise ValueError("truncation_rate: there are no samples.")
+        raise ConfigError("truncation_rate: there are no samples.")
     return sum(flags) / len(flags)
 
 
@@ -92,7 +95,7 @@ def length_stats(length: ArrayLike) -> dict[str, float]:
     """Mean, median, 90th percentile and largest of response lengths, tokens; quantiles are values that occurred."""
     x = np.sort(np.asarray(length, dtype=np.float64))
     if not len(x):
-        raise ValueError("length_stats: there are no samples.")
+        raise ConfigError("length_stats: there are no samples.")
     at = {"median": 0.5, "p90": 0.9}
     return {"mean": float(x.mean()), **{k: float(x[_place(q, len(x))]) for k, q in at.items()}, "max": float(x[-1])}
 
@@ -116,15 +119,21 @@ class _Calibration:
     def __init__(self, confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> None:
         conf, hit = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
         if conf.ndim != 1 or conf.shape != hit.shape or not len(conf):
-            raise ValueError(f"calibration: confidence has shape {conf.shape} and correct {hit.shape}; both must be [N] with N >= 1.")
+            raise ConfigError(
+                f"calibration: confidence has shape {conf.shape} and correct {hit.shape}; both must be [N] with N >= 1."
+            )
         for name, x in (("confidence", conf), ("correct", hit)):
             if not bool(((x >= 0) & (x <= 1)).all()):
-                raise ValueError(f"calibration: {name} must be in [0, 1], but has the value {x[~((x >= 0) & (x <= 1))][0]}.")
-        self.order = np.argsort(-conf, kind="stable")           # the most confident first
+                raise ConfigError(
+                    f"calibration: {name} must be in [0, 1], but has the value {x[~((x >= 0) & (x <= 1))][0]}."
+                )
+        self.order = np.argsort(-conf, kind="stable")  # the most confident first
         self.conf, self.hit = conf[self.order], hit[self.order]
-        self.start = np.flatnonzero(np.r_[True, np.diff(self.conf) != 0])   # blocks of equal confidence
+        self.start = np.flatnonzero(np.r_[True, np.diff(self.conf) != 0])  # blocks of equal confidence
         level = self.conf[self.start]
-        self.bin = np.clip(np.ceil(level * bins - 1e-9).astype(int) - 1, 0, bins - 1)   # (lo, hi]; 0 belongs to the first
+        self.bin = np.clip(
+            np.ceil(level * bins - 1e-9).astype(int) - 1, 0, bins - 1
+        )  # (lo, hi]; 0 belongs to the first
         self.bins = bins
 
     def _block(self, x: Array) -> Array:
@@ -139,7 +148,7 @@ class _Calibration:
         onehot = np.equal.outer(self.bin, np.arange(self.bins)).astype(np.float64)
         wrong = n - hits
         positive, negative = hits.sum(1), wrong.sum(1)
-        below = negative[:, None] - wrong.cumsum(1)             # wrong items that are less confident than the block
+        below = negative[:, None] - wrong.cumsum(1)  # wrong items that are less confident than the block
         with np.errstate(divide="ignore", invalid="ignore"):
             auroc = (hits * (below + 0.5 * wrong)).sum(1) / (positive * negative)
         # Risk of the first j items, averaged over j; the items of one block are in random order, so its errors are spread evenly.
@@ -147,8 +156,12 @@ class _Calibration:
         harmonic = np.r_[0.0, np.cumsum(1.0 / np.arange(1, int(total.max()) + 1))]
         rate = wrong / np.maximum(n, 1)
         block = wrong + (errors - seen * rate) * (harmonic[(seen + n).astype(int)] - harmonic[seen.astype(int)])
-        return {"ece": np.abs(gap @ onehot).sum(1) / total, "brier": (w * (self.conf - self.hit) ** 2).sum(1) / total,
-                "auroc": np.where(positive * negative > 0, auroc, np.nan), "risk_coverage_area": block.sum(1) / total}
+        return {
+            "ece": np.abs(gap @ onehot).sum(1) / total,
+            "brier": (w * (self.conf - self.hit) ** 2).sum(1) / total,
+            "auroc": np.where(positive * negative > 0, auroc, np.nan),
+            "risk_coverage_area": block.sum(1) / total,
+        }
 
 
 def ece(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> float:
@@ -200,22 +213,42 @@ def group_samples(samples: Iterable[Mapping[str, Any]]) -> list[Group]:
     for i, s in enumerate(samples):
         for key in ("prompt_id", "correct"):
             if key not in s:
-                raise ValueError(f"sample {i} has no {key!r} (it has: {', '.join(map(str, s))}). Every sample needs prompt_id and correct.")
+                raise ConfigError(
+                    f"sample {i} has no {key!r} (it has: {', '.join(map(str, s))}). Every sample needs prompt_id and correct."
+                )
         if not isinstance(s["correct"], (bool, int, float, np.bool_, np.number)) or not math.isfinite(s["correct"]):
-            raise ValueError(f"sample {i} (prompt {s['prompt_id']}): correct is {s['correct']!r}; it must be true, false or a finite "
-                             "number. Leave out samples that could not be graded, or grade them 0.")
+            raise ConfigError(
+                f"sample {i} (prompt {s['prompt_id']}): correct is {s['correct']!r}; it must be true, false or a finite "
+                "number. Leave out samples that could not be graded, or grade them 0."
+            )
         found.setdefault((str(s.get("dataset") or ""), str(s["prompt_id"])), []).append(s)
     if not found:
-        raise ValueError("there are no samples to evaluate.")
-    return [Group(d, p, np.array([float(s["correct"]) for s in rows]),
-                  tuple(None if s.get("answer") is None else str(s["answer"]) for s in rows),
-                  np.array([float(s.get("length") or 0) for s in rows]), tuple(str(s.get("finish") or "") for s in rows),
-                  frozenset.intersection(*(frozenset(s) for s in rows)))
-            for (d, p), rows in found.items()]
+        raise ConfigError("there are no samples to evaluate.")
+    return [
+        Group(
+            d,
+            p,
+            np.array([float(s["correct"]) for s in rows]),
+            tuple(None if s.get("answer") is None else str(s["answer"]) for s in rows),
+            np.array([float(s.get("length") or 0) for s in rows]),
+            tuple(str(s.get("finish") or "") for s in rows),
+            frozenset.intersection(*(frozenset(s) for s in rows)),
+        )
+        for (d, p), rows in found.items()
+    ]
 
 
-def summarize(samples: Iterable[Mapping[str, Any]], *, ks: Sequence[int] | None = None, taus: Sequence[float] = TAUS, solved: float = 0.5,
-              resamples: int = 1000, confidence: float = 0.95, subsets: int = 200, seed: int = 0) -> dict[str, Any]:
+def summarize(
+    samples: Iterable[Mapping[str, Any]],
+    *,
+    ks: Sequence[int] | None = None,
+    taus: Sequence[float] = TAUS,
+    solved: float = 0.5,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    subsets: int = 200,
+    seed: int = 0,
+) -> dict[str, Any]:
     """All metrics, ``{"overall": ..., "datasets": {name: ...}}``, each number as ``{"value", "low", "high"}``.
 
     Intervals are percentiles of a bootstrap over prompts: the samples of one prompt stay together. Means are over prompts first, so every
@@ -232,15 +265,20 @@ def summarize(samples: Iterable[Mapping[str, Any]], *, ks: Sequence[int] | None 
     Raises:
         ValueError: a malformed record, or ``k`` larger than the number of samples of some prompt.
     """
-    groups = [_Prompt(g, solved, np.random.default_rng([seed, i]), subsets) for i, g in enumerate(group_samples(samples))]
+    groups = [
+        _Prompt(g, solved, np.random.default_rng([seed, i]), subsets) for i, g in enumerate(group_samples(samples))
+    ]
     names = list(dict.fromkeys(g.dataset for g in groups))
 
     def summary(part: Sequence[_Prompt]) -> dict[str, Any]:
         return _summary(part, ks, taus, np.random.default_rng(seed), resamples, confidence)
 
     parts = {name: summary([g for g in groups if g.dataset == name]) for name in names}
-    return {"overall": summary(groups) if len(names) > 1 else parts[names[0]], "datasets": parts,
-            "bootstrap": {"cluster": "prompt", "resamples": resamples, "confidence": confidence, "seed": seed}}
+    return {
+        "overall": summary(groups) if len(names) > 1 else parts[names[0]],
+        "datasets": parts,
+        "bootstrap": {"cluster": "prompt", "resamples": resamples, "confidence": confidence, "seed": seed},
+    }
 
 
 class _Prompt:
@@ -266,18 +304,26 @@ class _Prompt:
         return self._majority[k]
 
 
-def _summary(groups: Sequence[_Prompt], ks: Sequence[int] | None, taus: Sequence[float], rng: np.random.Generator, resamples: int,
-             confidence: float) -> dict[str, Any]:
+def _summary(
+    groups: Sequence[_Prompt],
+    ks: Sequence[int] | None,
+    taus: Sequence[float],
+    rng: np.random.Generator,
+    resamples: int,
+    confidence: float,
+) -> dict[str, Any]:
     least = min(groups, key=lambda g: g.n)
     if ks is None:
         ks = powers_of_two(least.n)
     for k in ks:
         if not 1 <= k <= least.n:
-            raise ValueError(f"k is {k}, but prompt {least.prompt_id} of data set {least.dataset!r} has {least.n} samples. Draw "
-                             "more samples, leave the prompt out, or lower k.")
+            raise ConfigError(
+                f"k is {k}, but prompt {least.prompt_id} of data set {least.dataset!r} has {least.n} samples. Draw "
+                "more samples, leave the prompt out, or lower k."
+            )
     P = len(groups)
     nc = [g.nc for g in groups]
-    weight = rng.multinomial(P, np.full(P, 1 / P), size=resamples).astype(np.float64)   # [R, P]
+    weight = rng.multinomial(P, np.full(P, 1 / P), size=resamples).astype(np.float64)  # [R, P]
     tail = 100 * (1 - confidence) / 2
 
     def interval(value: float, draws: Array) -> dict[str, float | None]:
@@ -297,11 +343,16 @@ def _summary(groups: Sequence[_Prompt], ks: Sequence[int] | None, taus: Sequence
 
     wide = [k for k in ks if k >= 2]
     known = frozenset.intersection(*(g.known for g in groups))
-    lengths: dict[str, Any] = {"mean": mean(float(g.length.mean()) for g in groups), "max": float(max(g.length.max() for g in groups)),
-                               **_quantiles([g.length for g in groups], weight, interval)}
+    lengths: dict[str, Any] = {
+        "mean": mean(float(g.length.mean()) for g in groups),
+        "max": float(max(g.length.max() for g in groups)),
+        **_quantiles([g.length for g in groups], weight, interval),
+    }
     for name, flags in (("correct", [g.right for g in groups]), ("wrong", [~g.right for g in groups])):
-        lengths[name] = ratio(np.array([g.length[f].sum() for g, f in zip(groups, flags, strict=True)]),
-                              np.array([float(f.sum()) for f in flags]))
+        lengths[name] = ratio(
+            np.array([g.length[f].sum() for g, f in zip(groups, flags, strict=True)]),
+            np.array([float(f.sum()) for f in flags]),
+        )
     calibration = _Calibration([g.share for g in groups], [g.majority(g.n) for g in groups])
     point, draws = calibration(), calibration(weight)
     votes = {
@@ -336,8 +387,10 @@ def _quantiles(lengths: Sequence[Array], weight: Array, interval: Any) -> dict[s
     x, owner = x[order], np.repeat(np.arange(len(lengths)), [len(part) for part in lengths])[order]
     size = max(1, math.isqrt(len(x)))
     blocks = -(-len(x) // size)
-    counts = np.bincount(owner * blocks + np.arange(len(x)) // size, minlength=len(lengths) * blocks).reshape(len(lengths), blocks)
-    upto = (weight @ counts).cumsum(1)                                  # [R, blocks]
+    counts = np.bincount(owner * blocks + np.arange(len(x)) // size, minlength=len(lengths) * blocks).reshape(
+        len(lengths), blocks
+    )
+    upto = (weight @ counts).cumsum(1)  # [R, blocks]
     stats = length_stats(x)
     found = {}
     for name, q in (("median", 0.5), ("p90", 0.9)):

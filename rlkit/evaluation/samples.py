@@ -22,11 +22,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from rlkit.errors import ConfigError
 from rlkit.evaluation.voting import should_stop
 from rlkit.types import Prompt, Rollout, Sampling
 
 Record = dict[str, Any]
-ROUND = 16                  # samples of one request; further rounds have seeds of their own, so that more samples keep the earlier ones
+ROUND = 16  # samples of one request; further rounds have seeds of their own, so that more samples keep the earlier ones
 
 
 def read_samples(path: str | Path) -> tuple[Record, list[Record]]:
@@ -37,7 +38,9 @@ def read_samples(path: str | Path) -> tuple[Record, list[Record]]:
     """
     path = Path(path) / "samples.jsonl" if Path(path).is_dir() else Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file of samples. Make one with: rlkit eval CONFIG --model MODEL --out {path.parent}")
+        raise ConfigError(
+            f"{path}: there is no such file of samples. Make one with: rlkit eval CONFIG --model MODEL --out {path.parent}"
+        )
     settings: Record | None = None
     rows: list[Record] = []
     lines = path.read_text().splitlines()
@@ -47,13 +50,15 @@ def read_samples(path: str | Path) -> tuple[Record, list[Record]]:
         except json.JSONDecodeError:
             if number == len(lines):
                 break
-            raise ValueError(f"{path}:{number}: not valid JSON. Remove the line, or evaluate again.") from None
+            raise ConfigError(f"{path}:{number}: not valid JSON. Remove the line, or evaluate again.") from None
         if number == 1 and isinstance(row, dict) and "evaluation" in row:
             settings = row["evaluation"]
         elif isinstance(row, dict) and "prompt_id" in row and "correct" in row:
             rows.append(row)
         else:
-            raise ValueError(f"{path}:{number}: not a sample: it needs prompt_id and correct, and found {', '.join(map(str, row))[:120]}.")
+            raise ConfigError(
+                f"{path}:{number}: not a sample: it needs prompt_id and correct, and found {', '.join(map(str, row))[:120]}."
+            )
     return settings or {}, rows
 
 
@@ -70,11 +75,13 @@ class SampleFile:
             other = [k for k in {**settings, **found} if settings.get(k) != found.get(k)]
             if other:
                 what = "another model" if "model" in other else f"another {other[0]}"
-                raise ValueError(f"{path} has samples of {what} ({other[0]}: {found.get(other[0])!r}, now {settings.get(other[0])!r}). "
-                                 "Give another --out, or remove the file.")
+                raise ConfigError(
+                    f"{path} has samples of {what} ({other[0]}: {found.get(other[0])!r}, now {settings.get(other[0])!r}). "
+                    "Give another --out, or remove the file."
+                )
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-        self._write([{"evaluation": dict(settings)}, *self.rows], "w")      # without a line that was cut off
+        self._write([{"evaluation": dict(settings)}, *self.rows], "w")  # without a line that was cut off
 
     def _write(self, rows: Sequence[Record], mode: str) -> None:
         if self.path is not None:
@@ -101,9 +108,21 @@ def dataset_of(prompt: Prompt) -> str:
 
 def record(r: Rollout, k: int, temperature: float, correct: float, vote: str | None) -> Record:
     """One line of the file: ``answer`` is the reference, ``vote`` the response's own final answer, normalised."""
-    return {"dataset": dataset_of(r.prompt), "prompt_id": r.prompt.id, "temperature": temperature, "k": k, "response": r.text,
-            "answer": r.prompt.answer, "vote": vote, "correct": correct, "reward": None if math.isnan(r.reward) else r.reward,
-            "length": len(r.tokens), "finish": r.finish, "logp": round(sum(r.logp), 4), **({"error": r.error} if r.error else {})}
+    return {
+        "dataset": dataset_of(r.prompt),
+        "prompt_id": r.prompt.id,
+        "temperature": temperature,
+        "k": k,
+        "response": r.text,
+        "answer": r.prompt.answer,
+        "vote": vote,
+        "correct": correct,
+        "reward": None if math.isnan(r.reward) else r.reward,
+        "length": len(r.tokens),
+        "finish": r.finish,
+        "logp": round(sum(r.logp), 4),
+        **({"error": r.error} if r.error else {}),
+    }
 
 
 def correctness(r: Rollout, label: str) -> float:
@@ -112,11 +131,22 @@ def correctness(r: Rollout, label: str) -> float:
     return sum(parts) if parts else 0.0
 
 
-def draw(generate: Callable[[Prompt, int, Sampling], list[Rollout]], score: Callable[[Sequence[Rollout]], None],
-         prompts: Sequence[Prompt], *, n: int, sampling: Sampling, temperatures: Sequence[float], label: str,
-         vote: Callable[[Rollout], str | None], store: SampleFile, adaptive: bool = False,
-         certainty: Callable[[Sequence[Rollout]], list[float]] | None = None, threads: int = 64,
-         progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+def draw(
+    generate: Callable[[Prompt, int, Sampling], list[Rollout]],
+    score: Callable[[Sequence[Rollout]], None],
+    prompts: Sequence[Prompt],
+    *,
+    n: int,
+    sampling: Sampling,
+    temperatures: Sequence[float],
+    label: str,
+    vote: Callable[[Rollout], str | None],
+    store: SampleFile,
+    adaptive: bool = False,
+    certainty: Callable[[Sequence[Rollout]], list[float]] | None = None,
+    threads: int = 64,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
     """Fills ``store`` up to ``n`` samples of every prompt at every temperature.
 
     ``adaptive``: a prompt gets no further round once its majority answer is settled
@@ -135,7 +165,7 @@ def draw(generate: Callable[[Prompt, int, Sampling], list[Rollout]], score: Call
             number, inside = divmod(len(have), each)
             seed = None if sampling.seed is None else sampling.seed + 7919 * number
             group = generate(prompt, each, dataclasses.replace(sampling, seed=seed, temperature=temperature))
-            group = group[inside:inside + n - len(have)]        # an earlier call may have ended inside a round
+            group = group[inside : inside + n - len(have)]  # an earlier call may have ended inside a round
             score(group)
             rows = [record(r, len(have) + k, temperature, correctness(r, label), vote(r)) for k, r in enumerate(group)]
             for row, weight in zip(rows, certainty(group) if certainty is not None else (), strict=False):
@@ -151,7 +181,9 @@ def draw(generate: Callable[[Prompt, int, Sampling], list[Rollout]], score: Call
             try:
                 future.result()
             except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)      # what is graded is kept; the next call goes on from there
+                pool.shutdown(
+                    wait=False, cancel_futures=True
+                )  # what is graded is kept; the next call goes on from there
                 raise
 
 

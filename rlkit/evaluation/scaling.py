@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rlkit.errors import ConfigError
 from rlkit.evaluation.compare import aligned
 
 Array = NDArray[np.float64]
@@ -21,9 +22,9 @@ Axis = Literal["tokens", "seconds", "step"]
 # The grids of ScaleRL: asymptotes of a pass rate, and midpoints in GPU hours.
 ASYMPTOTES: Array = np.linspace(0.450, 0.800, 71)
 MIDPOINTS: Array = np.linspace(100.0, 40_000.0, 100)
-SLOPES = (0.05, 20.0)           # B is searched for between these
-BAND = 0.02                     # ScaleRL's error of the asymptote (its spread over three seeds is 0.015)
-CHI2 = 3.841458820694124        # 95 % point of the chi-squared distribution with one degree of freedom
+SLOPES = (0.05, 20.0)  # B is searched for between these
+BAND = 0.02  # ScaleRL's error of the asymptote (its spread over three seeds is 0.015)
+CHI2 = 3.841458820694124  # 95 % point of the chi-squared distribution with one degree of freedom
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -71,12 +72,23 @@ class SigmoidFit:
 
     def interval(self, compute: ArrayLike) -> tuple[Array, Array]:
         """The curves whose asymptote is ``band`` lower and higher."""
-        low, high = (sigmoid(compute, self.r0, self.asymptote + sign * self.band, self.midpoint, self.slope) for sign in (-1, 1))
+        low, high = (
+            sigmoid(compute, self.r0, self.asymptote + sign * self.band, self.midpoint, self.slope) for sign in (-1, 1)
+        )
         return low, high
 
 
-def fit_sigmoid(compute: ArrayLike, reward: ArrayLike, *, r0: float | None = None, asymptotes: ArrayLike = ASYMPTOTES,
-                midpoints: ArrayLike = MIDPOINTS, skip: float = 0.0, until: float = math.inf, band: float = BAND) -> SigmoidFit:
+def fit_sigmoid(
+    compute: ArrayLike,
+    reward: ArrayLike,
+    *,
+    r0: float | None = None,
+    asymptotes: ArrayLike = ASYMPTOTES,
+    midpoints: ArrayLike = MIDPOINTS,
+    skip: float = 0.0,
+    until: float = math.inf,
+    band: float = BAND,
+) -> SigmoidFit:
     """ScaleRL's procedure: a grid over A and C_mid, for each pair the B of least squares, and the pair of the smallest sum of squares.
 
     For each pair, B is scanned and refined by golden section, so it does not depend on a start value.
@@ -98,21 +110,25 @@ def fit_sigmoid(compute: ArrayLike, reward: ArrayLike, *, r0: float | None = Non
     c, target = x[used], y[used]
     grid_a, grid_m = (np.sort(np.asarray(grid, dtype=np.float64).ravel()) for grid in (asymptotes, midpoints))
     if len(c) < 4:
-        raise ValueError(f"fit_sigmoid: {len(c)} points have compute above 0 and between {skip:g} and {until:g}; at least 4 are needed for "
-                         "three parameters. Evaluate more often, or lower skip.")
+        raise ConfigError(
+            f"fit_sigmoid: {len(c)} points have compute above 0 and between {skip:g} and {until:g}; at least 4 are needed for "
+            "three parameters. Evaluate more often, or lower skip."
+        )
     if not len(grid_a) or not len(grid_m) or not (grid_m > 0).all() or not np.isfinite(np.r_[grid_a, grid_m]).all():
-        raise ValueError("fit_sigmoid: asymptotes and midpoints must be finite and not empty, and midpoints positive.")
+        raise ConfigError("fit_sigmoid: asymptotes and midpoints must be finite and not empty, and midpoints positive.")
     slopes = np.geomspace(*SLOPES, 60)
     log_c = np.log(c)
-    s = _gain(c, grid_m[:, None, None], slopes[:, None])                    # [M, B, n]
+    s = _gain(c, grid_m[:, None, None], slopes[:, None])  # [M, B, n]
     drop = target - start
-    height = grid_a - start                                                 # [A]
+    height = grid_a - start  # [A]
     # sum of squares of drop - height * s, for every asymptote at once
-    ssr = drop @ drop - 2 * height[:, None, None] * (s @ drop) + height[:, None, None] ** 2 * (s**2).sum(-1)    # [A, M, B]
+    ssr = (
+        drop @ drop - 2 * height[:, None, None] * (s @ drop) + height[:, None, None] ** 2 * (s**2).sum(-1)
+    )  # [A, M, B]
     place = ssr.argmin(-1)
     b = np.log(slopes)
 
-    def cost(log_slope: Array) -> Array:                                    # [A, M]
+    def cost(log_slope: Array) -> Array:  # [A, M]
         with np.errstate(over="ignore"):
             g = 1.0 / (1.0 + np.exp(np.exp(log_slope)[..., None] * (np.log(grid_m)[None, :, None] - log_c)))
         return ((drop - height[:, None, None] * g) ** 2).sum(-1)
@@ -122,11 +138,26 @@ def fit_sigmoid(compute: ArrayLike, reward: ArrayLike, *, r0: float | None = Non
     least, slope = float(best[i, j]), float(np.exp(found[i, j]))
     profile = best.min(1)
     near = grid_a[profile <= least * (1 + CHI2 / max(1, len(c) - 3)) + 1e-15]
-    edge = [name for name, k, n in (("asymptote", i, len(grid_a)), ("midpoint", j, len(grid_m))) if n > 1 and k in (0, n - 1)]
+    edge = [
+        name
+        for name, k, n in (("asymptote", i, len(grid_a)), ("midpoint", j, len(grid_m)))
+        if n > 1 and k in (0, n - 1)
+    ]
     edge += ["slope"] if not SLOPES[0] * 1.01 < slope < SLOPES[1] / 1.01 else []
     total = float(((target - target.mean()) ** 2).sum())
-    fit = SigmoidFit(start, float(grid_a[i]), float(grid_m[j]), slope, least, 1 - least / total if total else math.nan, len(c),
-                     float(c.max()), (float(near.min()), float(near.max())), band, tuple(edge))
+    fit = SigmoidFit(
+        start,
+        float(grid_a[i]),
+        float(grid_m[j]),
+        slope,
+        least,
+        1 - least / total if total else math.nan,
+        len(c),
+        float(c.max()),
+        (float(near.min()), float(near.max())),
+        band,
+        tuple(edge),
+    )
     if not later.any():
         return fit
     return dataclasses.replace(fit, holdout_error=float(np.sqrt(((fit.predict(x[later]) - y[later]) ** 2).mean())))
@@ -135,9 +166,11 @@ def fit_sigmoid(compute: ArrayLike, reward: ArrayLike, *, r0: float | None = Non
 def _points(compute: ArrayLike, reward: ArrayLike) -> tuple[Array, Array]:
     x, y = np.asarray(compute, dtype=np.float64), np.asarray(reward, dtype=np.float64)
     if x.ndim != 1 or x.shape != y.shape or not len(x):
-        raise ValueError(f"a curve needs as many rewards as points of compute: compute has shape {x.shape}, reward {y.shape}.")
+        raise ConfigError(
+            f"a curve needs as many rewards as points of compute: compute has shape {x.shape}, reward {y.shape}."
+        )
     if not (np.isfinite(x).all() and np.isfinite(y).all() and (x >= 0).all()):
-        raise ValueError("a curve must be finite, and its compute not negative; leave out the points that are not.")
+        raise ConfigError("a curve must be finite, and its compute not negative; leave out the points that are not.")
     order = np.argsort(x, kind="stable")
     return x[order], y[order]
 
@@ -147,7 +180,7 @@ def _golden(cost: Any, low: Array, high: Array, rounds: int = 45) -> tuple[Array
     left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
     at_left, at_right = cost(left), cost(right)
     for _ in range(rounds):
-        down = at_left < at_right                       # the minimum is in [low, right]
+        down = at_left < at_right  # the minimum is in [low, right]
         low, high = np.where(down, low, left), np.where(down, right, high)
         kept, value = np.where(down, left, right), np.where(down, at_left, at_right)
         new = np.where(down, high - GOLDEN * (high - low), low + GOLDEN * (high - low))
@@ -188,13 +221,17 @@ class PowerLawFit:
     def predict(self, size: float, compute: ArrayLike) -> Array:
         """Reward of one of the fitted models at any compute; ``E(N)`` of other sizes is not known."""
         if size not in self.sizes:
-            raise ValueError(f"the power law was fitted for N = {', '.join(f'{n:g}' for n in self.sizes)}; the intercept of N = {size:g} "
-                             "is not known. efficiency(N) gives its slope.")
+            raise ConfigError(
+                f"the power law was fitted for N = {', '.join(f'{n:g}' for n in self.sizes)}; the intercept of N = {size:g} "
+                "is not known. efficiency(N) gives its slope."
+            )
         i = self.sizes.index(size)
         return self.r_max * (1 - np.exp(-self.k[i] * np.log(np.asarray(compute, dtype=np.float64)) + self.e[i]))
 
 
-def fit_power_law(runs: Mapping[float, tuple[ArrayLike, ArrayLike]], *, r_max: float = 1.0, skip: float = 0.0) -> PowerLawFit:
+def fit_power_law(
+    runs: Mapping[float, tuple[ArrayLike, ArrayLike]], *, r_max: float = 1.0, skip: float = 0.0
+) -> PowerLawFit:
     """Fits a line of log L over log X for each model size, and ``k(N)`` by least squares over the sizes.
 
     Args:
@@ -206,20 +243,26 @@ def fit_power_law(runs: Mapping[float, tuple[ArrayLike, ArrayLike]], *, r_max: f
         ValueError: fewer than two points of some run, or a reward that is not below ``r_max``.
     """
     if not runs:
-        raise ValueError("fit_power_law: there are no runs.")
+        raise ConfigError("fit_power_law: there are no runs.")
     if any(not n > 0 for n in runs):
-        raise ValueError(f"fit_power_law: a model size is {next(n for n in runs if not n > 0)}; sizes are numbers of parameters, above 0.")
+        raise ConfigError(
+            f"fit_power_law: a model size is {next(n for n in runs if not n > 0)}; sizes are numbers of parameters, above 0."
+        )
     sizes, k, e, r2 = sorted(runs), [], [], []
     for size in sizes:
         x, y = _points(*runs[size])
         keep = (x > 0) & (x >= skip)
         x, y = x[keep], y[keep]
         if (y >= r_max).any():
-            raise ValueError(f"fit_power_law: the run of N = {size:g} has a reward of {y.max():g}, which is not below r_max = {r_max:g}; "
-                             "log(1 - R / r_max) does not exist. Raise r_max, or leave those points out.")
+            raise ConfigError(
+                f"fit_power_law: the run of N = {size:g} has a reward of {y.max():g}, which is not below r_max = {r_max:g}; "
+                "log(1 - R / r_max) does not exist. Raise r_max, or leave those points out."
+            )
         if len(np.unique(x)) < 2:
-            raise ValueError(f"fit_power_law: the run of N = {size:g} has {len(x)} points with X > 0 and X >= {skip:g}; a line needs at "
-                             "least two different X.")
+            raise ConfigError(
+                f"fit_power_law: the run of N = {size:g} has {len(x)} points with X > 0 and X >= {skip:g}; a line needs at "
+                "least two different X."
+            )
         log_x, log_l = np.log(x), np.log1p(-y / r_max)
         slope, intercept = np.polyfit(log_x, log_l, 1)
         total = float(((log_l - log_l.mean()) ** 2).sum())
@@ -230,7 +273,9 @@ def fit_power_law(runs: Mapping[float, tuple[ArrayLike, ArrayLike]], *, r_max: f
     if len(sizes) > 1:
         n, target = np.array(sizes), np.array(k)
 
-        def best(log_n0: Array) -> tuple[Array, Array]:     # for each N_0 the K_max of least squares, and its sum of squares
+        def best(
+            log_n0: Array,
+        ) -> tuple[Array, Array]:  # for each N_0 the K_max of least squares, and its sum of squares
             shape = 1 / (1 + np.exp(log_n0)[:, None] / n)
             top = shape @ target / (shape**2).sum(1)
             return top, ((target - top[:, None] * shape) ** 2).sum(1)
@@ -271,23 +316,30 @@ def read_curve(folder: str | Path, unit: Axis = "tokens") -> Curve:
     folder = Path(folder)
     path = folder / "metrics.jsonl"
     if unit not in ("tokens", "seconds", "step"):
-        raise ValueError(f"read_curve: unit is {unit!r}; it is 'tokens', 'seconds' or 'step'.")
+        raise ConfigError(f"read_curve: unit is {unit!r}; it is 'tokens', 'seconds' or 'step'.")
     if not path.is_file():
-        raise ValueError(f"{folder} is not a run folder: it has no metrics.jsonl.")
+        raise ConfigError(f"{folder} is not a run folder: it has no metrics.jsonl.")
     rows = _lines(path)
     key = {"tokens": "batch/tokens", "seconds": "time/step"}.get(unit)
     spent, total = {0: 0.0}, 0.0
     for row in rows:
         if key is not None and row.get(key) is None:
-            raise ValueError(f"{path}: step {row['step']} has no {key}; choose another unit (tokens, seconds or step).")
+            raise ConfigError(
+                f"{path}: step {row['step']} has no {key}; choose another unit (tokens, seconds or step)."
+            )
         total = float(row["step"]) if key is None else total + float(row[key])
         spent[row["step"]] = total
     scores = _lines(folder / "eval.jsonl") if (folder / "eval.jsonl").is_file() else []
     source: Literal["score", "reward/mean"] = "score" if scores else "reward/mean"
-    points = [(spent[r["step"]], float(r[source])) for r in scores or rows
-              if r["step"] in spent and r.get(source) is not None and math.isfinite(r[source])]
+    points = [
+        (spent[r["step"]], float(r[source]))
+        for r in scores or rows
+        if r["step"] in spent and r.get(source) is not None and math.isfinite(r[source])
+    ]
     if not points:
-        raise ValueError(f"{folder}: neither eval.jsonl nor metrics.jsonl has a number to draw; has the run made a step?")
+        raise ConfigError(
+            f"{folder}: neither eval.jsonl nor metrics.jsonl has a number to draw; has the run made a step?"
+        )
     x, y = np.array(points).T
     return Curve(folder.name, x, y, unit, source)
 
@@ -298,8 +350,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         try:
             out.append(json.loads(line))
         except json.JSONDecodeError:
-            raise ValueError(f"{path}, line {i + 1}: this is not JSON. If the run is being written right now, try again; else remove the "
-                             "line.") from None
+            raise ConfigError(
+                f"{path}, line {i + 1}: this is not JSON. If the run is being written right now, try again; else remove the "
+                "line."
+            ) from None
     return out
 
 
@@ -318,20 +372,52 @@ class ScalingReport:
         unit = self.curves[0].unit
         rows: list[tuple[str, ...]]
         if self.power_law is None:
-            rows = [("run", "points", "R_0", "A", "A (95 %)", f"C_mid ({unit})", "B", "R²", f"at {self.extrapolate:g} x", "note")]
+            rows = [
+                (
+                    "run",
+                    "points",
+                    "R_0",
+                    "A",
+                    "A (95 %)",
+                    f"C_mid ({unit})",
+                    "B",
+                    "R²",
+                    f"at {self.extrapolate:g} x",
+                    "note",
+                )
+            ]
             for curve, f in zip(self.curves, self.sigmoids, strict=True):
                 note = f"at the edge of its grid: {', '.join(f.at_edge)}" if f.at_edge else ""
                 low, high = f.asymptote_range
-                rows.append((curve.name, str(f.points), f"{f.r0:.3f}", f"{f.asymptote:.3f}", f"{low:.3f} to {high:.3f}",
-                             f"{f.midpoint:.4g}", f"{f.slope:.2f}", f"{f.r2:.3f}",
-                             f"{float(f.predict(self.extrapolate * curve.x.max())):.3f}", note))
+                rows.append(
+                    (
+                        curve.name,
+                        str(f.points),
+                        f"{f.r0:.3f}",
+                        f"{f.asymptote:.3f}",
+                        f"{low:.3f} to {high:.3f}",
+                        f"{f.midpoint:.4g}",
+                        f"{f.slope:.2f}",
+                        f"{f.r2:.3f}",
+                        f"{float(f.predict(self.extrapolate * curve.x.max())):.3f}",
+                        note,
+                    )
+                )
             return aligned(rows)
         law = self.power_law
         rows = [("run", "N", "k(N)", "E(N)", "R²", f"at {self.extrapolate:g} x")]
         for curve, size in zip(self.curves, self.sizes, strict=True):
             i = law.sizes.index(size)
-            rows.append((curve.name, f"{size:.4g}", f"{law.k[i]:.4f}", f"{law.e[i]:.3f}", f"{law.r2[i]:.4f}",
-                         f"{float(law.predict(size, self.extrapolate * curve.x.max())):.3f}"))
+            rows.append(
+                (
+                    curve.name,
+                    f"{size:.4g}",
+                    f"{law.k[i]:.4f}",
+                    f"{law.e[i]:.3f}",
+                    f"{law.r2[i]:.4f}",
+                    f"{float(law.predict(size, self.extrapolate * curve.x.max())):.3f}",
+                )
+            )
         unsure = " (N_0 is not determined by these sizes)" if law.n_0_at_edge else ""
         return f"{aligned(rows)}\nk(N) = {law.k_max:.4g} / (1 + {law.n_0:.4g} / N){unsure}"
 
@@ -347,7 +433,9 @@ class ScalingReport:
             matplotlib.use("agg")
             import matplotlib.pyplot as plt
         except ImportError:
-            raise ValueError("the plot of a scaling fit needs matplotlib. Install it with: pip install matplotlib") from None
+            raise ConfigError(
+                "the plot of a scaling fit needs matplotlib. Install it with: pip install matplotlib"
+            ) from None
         figure, axis = plt.subplots(figsize=(8, 5))
         for i, curve in enumerate(self.curves):
             color, positive = f"C{i % 10}", curve.x > 0
@@ -363,8 +451,11 @@ class ScalingReport:
             axis.plot(grid[inside], line[inside], color=color, linewidth=1)
             axis.plot(grid[~inside], line[~inside], "--", color=color, linewidth=1)
         unit = self.curves[0].unit
-        axis.set(xscale="log", xlabel={"tokens": "tokens trained on", "seconds": "seconds of training", "step": "steps"}[unit],
-                 ylabel="held-out score" if self.curves[0].source == "score" else "training reward")
+        axis.set(
+            xscale="log",
+            xlabel={"tokens": "tokens trained on", "seconds": "seconds of training", "step": "steps"}[unit],
+            ylabel="held-out score" if self.curves[0].source == "score" else "training reward",
+        )
         axis.grid(alpha=0.3)
         axis.legend()
         figure.tight_layout()
@@ -374,9 +465,19 @@ class ScalingReport:
         return out
 
 
-def fit_runs(folders: Sequence[str | Path], *, law: Literal["sigmoid", "power"] = "sigmoid", unit: Axis = "tokens",
-             asymptotes: ArrayLike | None = None, midpoints: ArrayLike | None = None, skip: float = 0.0, until: float = math.inf,
-             ceiling: float = 1.0, sizes: Sequence[float] = (), extrapolate: float = 4.0) -> ScalingReport:
+def fit_runs(
+    folders: Sequence[str | Path],
+    *,
+    law: Literal["sigmoid", "power"] = "sigmoid",
+    unit: Axis = "tokens",
+    asymptotes: ArrayLike | None = None,
+    midpoints: ArrayLike | None = None,
+    skip: float = 0.0,
+    until: float = math.inf,
+    ceiling: float = 1.0,
+    sizes: Sequence[float] = (),
+    extrapolate: float = 4.0,
+) -> ScalingReport:
     """Reads run folders and fits a sigmoid to each of them, or one power law over models of different sizes.
 
     Args:
@@ -390,22 +491,28 @@ def fit_runs(folders: Sequence[str | Path], *, law: Literal["sigmoid", "power"] 
         ValueError: a folder that is not a run, too few points, or sizes that are missing.
     """
     if not folders:
-        raise ValueError("fit_runs: there are no run folders.")
+        raise ConfigError("fit_runs: there are no run folders.")
     curves = tuple(read_curve(f, unit) for f in folders)
     if law == "power":
         if len(sizes) != len(curves) or len(set(sizes)) != len(sizes):
-            raise ValueError(f"fit_runs: the power law needs the number of parameters of each model, each once: {len(curves)} runs and "
-                             f"sizes = {tuple(sizes)}.")
-        fit = fit_power_law({float(n): (c.x, c.y) for n, c in zip(sizes, curves, strict=True)}, r_max=ceiling, skip=skip)
+            raise ConfigError(
+                f"fit_runs: the power law needs the number of parameters of each model, each once: {len(curves)} runs and "
+                f"sizes = {tuple(sizes)}."
+            )
+        fit = fit_power_law(
+            {float(n): (c.x, c.y) for n, c in zip(sizes, curves, strict=True)}, r_max=ceiling, skip=skip
+        )
         return ScalingReport(curves, (), fit, tuple(map(float, sizes)), extrapolate)
     if law != "sigmoid":
-        raise ValueError(f"fit_runs: law is {law!r}; it is 'sigmoid' or 'power'.")
+        raise ConfigError(f"fit_runs: law is {law!r}; it is 'sigmoid' or 'power'.")
     fits = []
     for c in curves:
         positive = c.x[c.x > 0]
         if len(positive) < 4:
-            raise ValueError(f"run {c.name}: {len(positive)} points after the start; a sigmoid needs at least 4. Evaluate more often "
-                             "(eval.every).")
+            raise ConfigError(
+                f"run {c.name}: {len(positive)} points after the start; a sigmoid needs at least 4. Evaluate more often "
+                "(eval.every)."
+            )
         first = float(c.y[0])
         top = max(ceiling, float(c.y.max()), first + 0.005)
         grid_a = np.arange(first + 0.005, top + 0.0025, 0.005) if asymptotes is None else asymptotes

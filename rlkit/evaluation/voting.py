@@ -13,6 +13,8 @@ from typing import Literal
 
 import numpy as np
 
+from rlkit.errors import ConfigError
+
 Answer = str | None
 
 
@@ -24,11 +26,13 @@ def tally(answers: Sequence[Answer], weights: Sequence[float] | None = None) -> 
     """
     if weights is not None:
         if len(weights) != len(answers):
-            raise ValueError(f"tally: {len(answers)} answers and {len(weights)} weights; they must be equally many.")
+            raise ConfigError(f"tally: {len(answers)} answers and {len(weights)} weights; they must be equally many.")
         bad = [w for w in weights if not (math.isfinite(w) and w >= 0)]
         if bad:
-            raise ValueError(f"tally: a weight is {bad[0]}; weights must be finite and not negative. Shift or exponentiate the scores "
-                             "first.")
+            raise ConfigError(
+                f"tally: a weight is {bad[0]}; weights must be finite and not negative. Shift or exponentiate the scores "
+                "first."
+            )
     votes: dict[str, float] = {}
     for i, a in enumerate(answers):
         if a is not None:
@@ -50,7 +54,7 @@ def majority(answers: Sequence[Answer], weights: Sequence[float] | None = None) 
 def _credit(answers: Sequence[Answer], correct: Sequence[float]) -> dict[str, float]:
     """How correct each answer is: the mean verdict of its samples (a verifier that is consistent gives 0 or 1)."""
     if len(answers) != len(correct):
-        raise ValueError(f"voting: {len(answers)} answers and {len(correct)} verdicts; they must be equally many.")
+        raise ConfigError(f"voting: {len(answers)} answers and {len(correct)} verdicts; they must be equally many.")
     count = tally(answers)
     total = dict.fromkeys(count, 0.0)
     for a, c in zip(answers, correct, strict=True):
@@ -73,27 +77,36 @@ class Votes:
 
     def __init__(self, answers: Sequence[Answer], correct: Sequence[float]) -> None:
         credit, self.n = _credit(answers, correct), len(answers)
-        self.value, self.count = np.array(list(credit.values())), np.array([int(v) for v in tally(answers).values()], dtype=np.int64)
+        self.value, self.count = (
+            np.array(list(credit.values())),
+            np.array([int(v) for v in tally(answers).values()], dtype=np.int64),
+        )
 
     def maj_at_k(self, k: int, *, subsets: int, rng: np.random.Generator) -> float:
         if not 1 <= k <= self.n:
-            raise ValueError(f"maj@k: k is {k}, but there are {self.n} samples of the prompt; k must be between 1 and {self.n}. Draw more "
-                             "samples, or lower k.")
+            raise ConfigError(
+                f"maj@k: k is {k}, but there are {self.n} samples of the prompt; k must be between 1 and {self.n}. Draw more "
+                "samples, or lower k."
+            )
         value, count = self.value, self.count
         if not len(value):
             return 0.0
         if k == 1:
             return float(value @ count) / self.n
         silent = self.n - int(count.sum())
-        if len(value) == 1 and k > silent:              # every subset holds the one answer
+        if len(value) == 1 and k > silent:  # every subset holds the one answer
             return float(value[0])
-        drawn = count[None] if k == self.n else rng.multivariate_hypergeometric([*count, silent], k, size=subsets)[:, :-1]
+        drawn = (
+            count[None] if k == self.n else rng.multivariate_hypergeometric([*count, silent], k, size=subsets)[:, :-1]
+        )
         most = drawn.max(1, keepdims=True)
         tied = (drawn == most) & (most > 0)
         return float(((tied @ value) / np.maximum(tied.sum(1), 1)).mean())
 
 
-def maj_at_k(answers: Sequence[Answer], correct: Sequence[float], k: int, *, subsets: int = 200, seed: int = 0) -> float:
+def maj_at_k(
+    answers: Sequence[Answer], correct: Sequence[float], k: int, *, subsets: int = 200, seed: int = 0
+) -> float:
     """maj@k (cons@k): the expected credit of the majority of ``k`` of the ``n`` samples.
 
     In a tie the credit is the share of the tied answers that are correct. Exact for ``k = 1`` and ``k = n``; in between the mean over
@@ -123,14 +136,16 @@ class TemperatureVote:
     agreement: float
 
 
-def temperature_vote(answers: Mapping[float, Sequence[Answer]], intra: float = 0.8, cross: float = 1.0) -> TemperatureVote:
+def temperature_vote(
+    answers: Mapping[float, Sequence[Answer]], intra: float = 0.8, cross: float = 1.0
+) -> TemperatureVote:
     """The two-stage rule of multi-temperature sampling: stop once temperatures are confident and agree.
 
     Stage 1: a temperature is confident if its majority has at least a share ``intra`` of its samples. Stage 2: if the majorities of the
     confident temperatures agree at a rate of at least ``cross``, stop; else sample more. [reconstruction from notes; no official code]
     """
     if not answers:
-        raise ValueError("temperature_vote: there are no temperatures; give a mapping of temperature to answers.")
+        raise ConfigError("temperature_vote: there are no temperatures; give a mapping of temperature to answers.")
     confident = {}
     for t, given in answers.items():
         votes = tally(given)
@@ -138,8 +153,12 @@ def temperature_vote(answers: Mapping[float, Sequence[Answer]], intra: float = 0
         if best is not None and votes[best] >= intra * len(given) - 1e-9:
             confident[t] = best
     agreement = max(tally(list(confident.values())).values(), default=0) / len(confident) if confident else 0.0
-    return TemperatureVote(majority([a for given in answers.values() for a in given]), bool(confident) and agreement >= cross - 1e-9,
-                           confident, agreement)
+    return TemperatureVote(
+        majority([a for given in answers.values() for a in given]),
+        bool(confident) and agreement >= cross - 1e-9,
+        confident,
+        agreement,
+    )
 
 
 def solved_at_any(correct: Mapping[float, Sequence[float]]) -> bool:
@@ -161,14 +180,14 @@ def majority_probability(answers: Sequence[Answer], method: Literal["beta", "dir
     if not votes:
         return 0.0
     if len(votes) == 1:
-        votes.append(0)                                 # a rival that was not seen yet
+        votes.append(0)  # a rival that was not seen yet
     if method == "beta":
         first, second = votes[:2]
         # Beta with whole parameters is a binomial tail: 1 - I_half(first + 1, second + 1), exactly.
         trials = first + second + 1
         return sum(math.comb(trials, j) for j in range(first + 1)) / 2**trials
     if method != "dirichlet":
-        raise ValueError(f"majority_probability: method is {method!r}; it is 'beta' or 'dirichlet'.")
+        raise ConfigError(f"majority_probability: method is {method!r}; it is 'beta' or 'dirichlet'.")
     # A Dirichlet is independent Gamma(v + 1, 1) divided by their sum: the largest gamma wins. Simpson's rule over its value.
     top = votes[0] + 1
     x = np.linspace(0.0, top + 12 * math.sqrt(top) + 30, 8001)
@@ -179,12 +198,12 @@ def majority_probability(answers: Sequence[Answer], method: Literal["beta", "dir
     def log_poisson(i: int) -> np.ndarray:
         return (i * log_x if i else 0.0) - x - log_factorial[i]
 
-    below = np.zeros_like(x)                            # sum over i <= v of the Poisson probabilities at x
+    below = np.zeros_like(x)  # sum over i <= v of the Poisson probabilities at x
     survival = {}
     for i in range(top):
         below = below + np.exp(log_poisson(i))
         survival[i] = below
-    integrand = np.exp(log_poisson(votes[0]))           # the density of Gamma(v + 1)
+    integrand = np.exp(log_poisson(votes[0]))  # the density of Gamma(v + 1)
     for v in votes[1:]:
         integrand = integrand * np.clip(1.0 - survival[v], 0.0, 1.0)
     simpson = np.where(np.arange(len(x)) % 2 == 1, 4.0, 2.0)
@@ -192,6 +211,8 @@ def majority_probability(answers: Sequence[Answer], method: Literal["beta", "dir
     return float(min(1.0, integrand @ simpson * (x[1] - x[0]) / 3))
 
 
-def should_stop(answers: Sequence[Answer], threshold: float = 0.95, method: Literal["beta", "dirichlet"] = "beta") -> bool:
+def should_stop(
+    answers: Sequence[Answer], threshold: float = 0.95, method: Literal["beta", "dirichlet"] = "beta"
+) -> bool:
     """Adaptive consistency: whether :func:`majority_probability` exceeds ``threshold``: more samples would hardly change the vote."""
     return majority_probability(answers, method) > threshold

@@ -17,11 +17,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from rlkit.errors import ConfigError
+
 if TYPE_CHECKING:
     from rlkit.run import LearnerSection
 
-OURS = {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
-        "optimizer", "scheduler", "fp16"}
+OURS = {
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "scheduler",
+    "fp16",
+}
 
 
 def lr_factor(section: LearnerSection, total: int) -> Callable[[int], float]:
@@ -40,7 +49,9 @@ def lr_factor(section: LearnerSection, total: int) -> Callable[[int], float]:
     return factor
 
 
-def make_optimizer(model: nn.Module, section: LearnerSection, total: int, critic_lr: float | None = None) -> tuple[Any, Any]:
+def make_optimizer(
+    model: nn.Module, section: LearnerSection, total: int, critic_lr: float | None = None
+) -> tuple[Any, Any]:
     """AdamW over the trainable parameters (no weight decay on vectors: norms and biases), and its schedule.
 
     ``critic_lr`` is the learning rate of the parameters under ``critic.``; None: that of the others.
@@ -50,17 +61,25 @@ def make_optimizer(model: nn.Module, section: LearnerSection, total: int, critic
     for of_critic in (False, True):
         lr = section.lr if critic_lr is None or not of_critic else critic_lr
         for matrix in (True, False):
-            groups.append({"params": [p for c, p in trainable if c == of_critic and (p.ndim >= 2) == matrix], "lr": lr,
-                           "weight_decay": section.weight_decay if matrix else 0.0})
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=section.lr, betas=section.betas,
-                                  eps=section.eps)
+            groups.append(
+                {
+                    "params": [p for c, p in trainable if c == of_critic and (p.ndim >= 2) == matrix],
+                    "lr": lr,
+                    "weight_decay": section.weight_decay if matrix else 0.0,
+                }
+            )
+    optimizer = torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=section.lr, betas=section.betas, eps=section.eps
+    )
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(section, total))
 
 
 class TorchBackend:
     """One process, no sharding: for notebooks, debuggers and tests."""
 
-    def __init__(self, model: nn.Module, section: LearnerSection, total_steps: int, critic_lr: float | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, section: LearnerSection, total_steps: int, critic_lr: float | None = None
+    ) -> None:
         self.module, self.section, self.total_steps, self.critic_lr = model, section, total_steps, critic_lr
         self.reset_optimizer()
 
@@ -76,8 +95,9 @@ class TorchBackend:
 
     def step(self) -> float:
         """One optimizer step; returns the gradient norm before clipping."""
-        norm = torch.nn.utils.clip_grad_norm_([p for p in self.module.parameters() if p.grad is not None],
-                                              self.section.max_grad_norm or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(
+            [p for p in self.module.parameters() if p.grad is not None], self.section.max_grad_norm or math.inf
+        )
         if torch.isfinite(norm):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -99,8 +119,10 @@ class TorchBackend:
 
     def save(self, folder: Path) -> None:
         trainable = {n: p.detach() for n, p in self.module.named_parameters() if p.requires_grad}
-        torch.save({"model": trainable, "optimizer": self.optimizer.state_dict(),
-                    "schedule": self.schedule.state_dict()}, folder / "learner.pt")
+        torch.save(
+            {"model": trainable, "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()},
+            folder / "learner.pt",
+        )
 
     def load(self, folder: Path) -> None:
         state = torch.load(folder / "learner.pt", map_location="cpu", weights_only=True)
@@ -115,12 +137,21 @@ class TorchBackend:
 class DeepSpeedBackend:
     """A DeepSpeed engine on this rank of ``world`` ranks. The user's ``deepspeed:`` section is handed on as it is."""
 
-    def __init__(self, model: nn.Module, section: LearnerSection, total_steps: int, options: Mapping[str, Any],
-                 bf16: bool, world: int, critic_lr: float | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        section: LearnerSection,
+        total_steps: int,
+        options: Mapping[str, Any],
+        bf16: bool,
+        world: int,
+        critic_lr: float | None = None,
+    ) -> None:
         deepspeed = import_deepspeed()
         if not torch.distributed.is_initialized():
-            deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo",
-                                       auto_mpi_discovery=False, verbose=False)
+            deepspeed.init_distributed(
+                dist_backend="nccl" if torch.cuda.is_available() else "gloo", auto_mpi_discovery=False, verbose=False
+            )
         optimizer, schedule = make_optimizer(model, section, total_steps, critic_lr)
         zero = {"stage": 0, "overlap_comm": torch.cuda.is_available(), **options.get("zero_optimization", {})}
         config = {
@@ -149,7 +180,7 @@ class DeepSpeedBackend:
 
     def step(self) -> float:
         norm = None
-        if self.stage == 0:                     # this one engine clips without telling the norm
+        if self.stage == 0:  # this one engine clips without telling the norm
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
         self.engine.step()
         return float(self.engine.get_global_grad_norm() if norm is None else norm)
@@ -165,7 +196,7 @@ class DeepSpeedBackend:
 
     def reset_optimizer(self) -> None:
         """Moments and step counts to zero, the schedule to its start; weights stay."""
-        inner = getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)      # ZeRO's wrapper, or AdamW itself
+        inner = getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)  # ZeRO's wrapper, or AdamW itself
         for state in inner.state.values():
             for key, x in state.items():
                 if isinstance(x, Tensor):
@@ -179,7 +210,11 @@ class DeepSpeedBackend:
     def assign(self, parameter: nn.Parameter, value: Tensor) -> None:
         """See :meth:`TorchBackend.assign`; the optimizer's own float32 copy gets the value too."""
         deepspeed = import_deepspeed()
-        shards = deepspeed.zero.GatheredParameters([parameter], modifier_rank=0) if self.stage == 3 else contextlib.nullcontext()
+        shards = (
+            deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
+            if self.stage == 3
+            else contextlib.nullcontext()
+        )
         with torch.no_grad(), shards:
             parameter.data.copy_(value)
         deepspeed.utils.safe_set_full_fp32_param(parameter, value.to(parameter.device, torch.float32))
@@ -190,16 +225,20 @@ class DeepSpeedBackend:
     def load(self, folder: Path) -> None:
         path, _ = self.engine.load_checkpoint(str(folder), tag="deepspeed", load_module_strict=False)
         if path is None:
-            raise ValueError(f"{folder}: DeepSpeed found no checkpoint there; it was made with another number of "
-                             "learners or another ZeRO stage, or it is incomplete.")
+            raise ConfigError(
+                f"{folder}: DeepSpeed found no checkpoint there; it was made with another number of "
+                "learners or another ZeRO stage, or it is incomplete."
+            )
 
 
 def check_deepspeed_options(options: Mapping[str, Any]) -> None:
     """Refuses keys that rlkit sets from its own sections, so that no value is silently overridden."""
     taken = sorted(OURS & set(options))
     if taken:
-        raise ValueError(f"deepspeed.{taken[0]}: rlkit sets this itself. Use learner.max_tokens, learner.minibatches, "
-                         "learner.max_grad_norm, learner.lr, learner.schedule and model.dtype instead.")
+        raise ConfigError(
+            f"deepspeed.{taken[0]}: rlkit sets this itself. Use learner.max_tokens, learner.minibatches, "
+            "learner.max_grad_norm, learner.lr, learner.schedule and model.dtype instead."
+        )
 
 
 def import_deepspeed() -> Any:
@@ -210,7 +249,9 @@ def import_deepspeed() -> Any:
         import deepspeed
         from deepspeed.utils import logger
     except ImportError:
-        raise ValueError("deepspeed is not installed. Install it with: pip install 'rlkit[cpu]' (or rlkit[gpu])") from None
+        raise ConfigError(
+            "deepspeed is not installed. Install it with: pip install 'rlkit[cpu]' (or rlkit[gpu])"
+        ) from None
     logger.setLevel("ERROR")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
@@ -224,8 +265,14 @@ def free_port() -> int:
 
 def rank_environment(rank: int, world: int, address: str, port: int) -> dict[str, str]:
     """What torch.distributed and DeepSpeed read; each rank is alone on its device."""
-    return {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": address,
-            "MASTER_PORT": str(port)}
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": "0",
+        "LOCAL_SIZE": "1",
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+    }
 
 
 def in_buckets(parameters: Iterable[tuple[str, int]], limit: int) -> Iterator[list[str]]:

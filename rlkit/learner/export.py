@@ -24,7 +24,7 @@ class Export:
         """The part of a layer that the tensor belongs to, e.g. ``model.layers.3.self_attn``; outside of layers, the tensor itself."""
         parts = self.name.split(".")
         layer = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))
-        return ".".join(parts[:layer + 2])
+        return ".".join(parts[: layer + 2])
 
 
 def exported(base: nn.Module) -> Iterator[Export]:
@@ -34,10 +34,10 @@ def exported(base: nn.Module) -> Iterator[Export]:
         if inside and name.startswith(inside):
             continue
         module: Any = found
-        if hasattr(module, "modules_to_save"):                                      # PEFT's wrapper around a module that is trained whole
+        if hasattr(module, "modules_to_save"):  # PEFT's wrapper around a module that is trained whole
             inside, module = f"{name}.", module.modules_to_save[module.active_adapters[0]]
             yield from (_plain(f"{name}.{key}", p) for key, p in module.named_parameters())
-        elif hasattr(module, "base_layer"):                                         # an adapter around a layer
+        elif hasattr(module, "base_layer"):  # an adapter around a layer
             inside, biased = f"{name}.", any(getattr(module, "lora_bias", {}).values())
             for key, p in module.get_base_layer().named_parameters():
                 whole = _plain(f"{name}.{key}", p)
@@ -45,8 +45,12 @@ def exported(base: nn.Module) -> Iterator[Export]:
                     whole = replace(whole, parameters=tuple(module.parameters()), value=partial(merged, module, key))
                 yield whole
         else:
-            own = {f"{name}.{key}" if name else key: p for key, p in module.named_parameters(recurse=False) if id(p) not in seen}
-            seen |= {id(p) for p in own.values()}                                   # a tied output layer is the embedding
+            own = {
+                f"{name}.{key}" if name else key: p
+                for key, p in module.named_parameters(recurse=False)
+                if id(p) not in seen
+            }
+            seen |= {id(p) for p in own.values()}  # a tied output layer is the embedding
             yield from (_plain(key, p) for key, p in own.items())
 
 
@@ -59,7 +63,7 @@ def merged(layer: Any, key: str) -> Tensor:
     own = {p: p.data for p in layer.get_base_layer().parameters()}
     try:
         for p in own:
-            p.data = p.data.clone()                 # merge() writes into it
+            p.data = p.data.clone()  # merge() writes into it
         layer.merge()
         value: Tensor = layer.get_base_layer().get_parameter(key).data
         return value

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from rlkit.objective.full_vocab import Head, full_divergence
 
-CHUNK_ELEMENTS = 1 << 24        # logits held at once: 64 MiB in float32
-CPU_ELEMENTS = 1 << 22          # on a CPU, where larger tiles are no faster (benchmarks/logprob.py)
-LOWEST = -1e30                  # a logit outside the truncation set: e^LOWEST = 0, and 0 * LOWEST is no NaN
+CHUNK_ELEMENTS = 1 << 24  # logits held at once: 64 MiB in float32
+CPU_ELEMENTS = 1 << 22  # on a CPU, where larger tiles are no faster (benchmarks/logprob.py)
+LOWEST = -1e30  # a logit outside the truncation set: e^LOWEST = 0, and 0 * LOWEST is no NaN
 
 
 def truncate(logits: Tensor, target: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -31,9 +31,9 @@ def truncate(logits: Tensor, target: Tensor, top_k: int, top_p: float) -> Tensor
         drop = logits < kth
         logits = logits.masked_fill(drop.scatter(-1, target[:, None], False), -torch.inf)
     if top_p < 1:
-        ordered, index = logits.sort(dim=-1)                            # ascending, as vLLM does
+        ordered, index = logits.sort(dim=-1)  # ascending, as vLLM does
         drop = ordered.softmax(-1).cumsum(-1) <= 1 - top_p
-        drop[:, -1] = False                                             # at least one token
+        drop[:, -1] = False  # at least one token
         drop = torch.zeros_like(drop).scatter(-1, index, drop)
         logits = logits.masked_fill(drop.scatter(-1, target[:, None], False), -torch.inf)
     return logits
@@ -46,8 +46,18 @@ class _Tiles:
     needs whole rows.
     """
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, buffer: Tensor | None, temperature: float,
-                 top_k: int, top_p: float, fp32: bool) -> None:
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        buffer: Tensor | None,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        fp32: bool,
+    ) -> None:
         self.hidden, self.weight, self.bias, self.target = hidden.float() if fp32 else hidden, weight, bias, target
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.shape = n, v = hidden.shape[0], weight.shape[0]
@@ -55,10 +65,14 @@ class _Tiles:
         tile = CPU_ELEMENTS if hidden.device.type == "cpu" and not self.truncated else CHUNK_ELEMENTS
         self.rows = max(1, min(n, tile // v if self.truncated or n * v <= tile else math.isqrt(tile) // 2))
         self.columns = v if self.truncated else min(v, max(1, tile // self.rows))
-        self.single = not self.truncated and 0 < n <= self.rows and v <= self.columns      # then the buffer holds all logits
+        self.single = (
+            not self.truncated and 0 < n <= self.rows and v <= self.columns
+        )  # then the buffer holds all logits
         self.buffer = torch.empty(self.rows * self.columns, device=hidden.device) if buffer is None else buffer
         # Products in the model's own precision are rounded to it, as those of the engine are.
-        self.low = None if self.hidden.dtype == torch.float32 else torch.empty_like(self.buffer, dtype=self.hidden.dtype)
+        self.low = (
+            None if self.hidden.dtype == torch.float32 else torch.empty_like(self.buffer, dtype=self.hidden.dtype)
+        )
 
     def __iter__(self) -> Iterator[tuple[slice, slice]]:
         """(tokens, vocabulary) of each tile; all tokens of a block of vocabulary follow one another."""
@@ -92,7 +106,7 @@ class _Tiles:
 
 
 def _part(buffer: Tensor, rows: int, columns: int) -> Tensor:
-    return buffer[:rows * columns].view(rows, columns)
+    return buffer[: rows * columns].view(rows, columns)
 
 
 class _TokenLogprob(torch.autograd.Function):
@@ -103,8 +117,18 @@ class _TokenLogprob(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, temperature: float,
-                top_k: int, top_p: float, entropy: bool, fp32: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        entropy: bool,
+        fp32: bool,
+    ) -> tuple[Tensor, Tensor]:
         tiles = _Tiles(hidden, weight, bias, target, None, temperature, top_k, top_p, fp32)
         keep = tiles.single and any(ctx.needs_input_grad)
         spare = torch.empty_like(tiles.buffer) if keep or entropy else tiles.buffer
@@ -137,7 +161,7 @@ class _TokenLogprob(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, target, top, log_total, ent = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        kept, ctx.kept = ctx.kept, None                                 # the only tile; used up here, a second pass computes it again
+        kept, ctx.kept = ctx.kept, None  # the only tile; used up here, a second pass computes it again
         tiles = _Tiles(hidden, weight, bias, target, kept, *ctx.args)
         g = grads[0][:, None] / tiles.temperature
         if ctx.entropy:
@@ -149,8 +173,11 @@ class _TokenLogprob(torch.autograd.Function):
         d_bias = torch.zeros(bias.shape, device=bias.device) if wants_bias else None
         part: Tensor | None = None
         for r, c in tiles:
-            dz = (tiles.logits(r, c).sub_(top[r] + log_total[r]) if kept is None else
-                  _part(kept, *tiles.shape).sub_(log_total[r]))
+            dz = (
+                tiles.logits(r, c).sub_(top[r] + log_total[r])
+                if kept is None
+                else _part(kept, *tiles.shape).sub_(log_total[r])
+            )
             if ctx.entropy:
                 p = torch.exp(dz, out=_part(spare, *dz.shape))
                 dz.mul_(-g_ent[r]).sub_(g[r] + g_ent[r] * ent[r, None]).mul_(p)
@@ -166,13 +193,21 @@ class _TokenLogprob(torch.autograd.Function):
                 _add_product(d_hidden[r], dz, tiles.block(c))
             if d_weight is not None:
                 if r.start == 0:
-                    part = d_weight[c] if d_weight.dtype == torch.float32 else torch.zeros(d_weight[c].shape, device=weight.device)
+                    part = (
+                        d_weight[c]
+                        if d_weight.dtype == torch.float32
+                        else torch.zeros(d_weight[c].shape, device=weight.device)
+                    )
                 assert part is not None
                 _add_product(part, dz.T, tiles.hidden[r])
                 if r.stop == hidden.shape[0]:
                     d_weight[c] = part
-        return (None if d_hidden is None else d_hidden.to(hidden.dtype), d_weight, None if d_bias is None else d_bias.to(bias.dtype),
-                *([None] * 6))
+        return (
+            None if d_hidden is None else d_hidden.to(hidden.dtype),
+            d_weight,
+            None if d_bias is None else d_bias.to(bias.dtype),
+            *([None] * 6),
+        )
 
 
 def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
@@ -199,9 +234,18 @@ class LMHead(nn.Linear):
         head.weight, head.bias = linear.weight, linear.bias
         return head
 
-    def forward(self, hidden: Tensor, target: Tensor | None = None, temperature: float = 1.0, top_k: int = 0,
-                top_p: float = 1.0, entropy: bool = False, fp32: bool = False, full: Sequence[tuple[Any, Head, Tensor]] = (),
-                weight: Tensor | None = None) -> Any:
+    def forward(
+        self,
+        hidden: Tensor,
+        target: Tensor | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        entropy: bool = False,
+        fp32: bool = False,
+        full: Sequence[tuple[Any, Head, Tensor]] = (),
+        weight: Tensor | None = None,
+    ) -> Any:
         """Logits without ``target``; else log-probs ``[N]``, entropies (``[N]``, or empty), and ``full`` divergences ``[N]`` by name.
 
         Everything in nats and float32. ``full`` is (term, its anchor's head over the same tokens, weight of each token in the loss); an
@@ -214,11 +258,21 @@ class LMHead(nn.Linear):
             return super().forward(hidden)
         # Greedy sampling has no log-probabilities of its own: report the model's.
         weight = self.weight if weight is None else weight
-        logp, ent = _TokenLogprob.apply(hidden, weight, self.bias, target, temperature or 1.0, top_k, top_p, entropy, fp32)
+        logp, ent = _TokenLogprob.apply(
+            hidden, weight, self.bias, target, temperature or 1.0, top_k, top_p, entropy, fp32
+        )
         found = {}
         for spec, anchor, expected in full:
             if anchor.weight is None:
                 anchor = Head(anchor.hidden, self.weight.detach(), None if self.bias is None else self.bias.detach())
-            found[spec.name] = full_divergence(Head(hidden, self.weight, self.bias), anchor, spec.generator, top_k=spec.top_k, of=spec.of,
-                                               temperature=temperature or 1.0, fp32=fp32, expected=expected)
+            found[spec.name] = full_divergence(
+                Head(hidden, self.weight, self.bias),
+                anchor,
+                spec.generator,
+                top_k=spec.top_k,
+                of=spec.of,
+                temperature=temperature or 1.0,
+                fp32=fp32,
+                expected=expected,
+            )
         return logp, ent, found

@@ -19,6 +19,7 @@ from torch import Tensor
 from rlkit.breakdown import add_gram
 from rlkit.cluster.wire import pack
 from rlkit.config import locate
+from rlkit.errors import ConfigError, NumericsError
 from rlkit.learner import packed
 from rlkit.learner.backend import DeepSpeedBackend, TorchBackend, free_port, in_buckets, rank_environment
 from rlkit.learner.export import Export, exported, numel
@@ -47,8 +48,10 @@ class Learner:
         if self.attention == packed.NAME:
             gap = packed.agrees(lm.get_decoder(), lm.config.get_text_config().vocab_size, 0.05 if bf16 else 1e-4)
             if gap is not None and run.learner.packed:
-                raise ValueError(f"learner.packed: this model's code gives other hidden states for packed sequences (relative difference "
-                                 f"{gap:.2g}). Set learner.packed: false.")
+                raise ConfigError(
+                    f"learner.packed: this model's code gives other hidden states for packed sequences (relative difference "
+                    f"{gap:.2g}). Set learner.packed: false."
+                )
             if gap is not None:
                 self.attention, self.layout = run.model.attention, "padded: packed sequences give other hidden states"
                 lm = load_lm(model_path, dtype=lm.dtype, attention=self.attention)
@@ -69,8 +72,10 @@ class Learner:
         self.policy.train()
         self.exports = {e.name: e for e in exported(self.policy.base)}
         if self.exports.keys() != names:
-            raise ValueError(f"peft: this adapter changes {sorted(self.exports.keys() ^ names)[:3]} in a way that engines "
-                             "cannot load. Adapt modules through target_modules and modules_to_save; leave out an embedding that is tied.")
+            raise ConfigError(
+                f"peft: this adapter changes {sorted(self.exports.keys() ^ names)[:3]} in a way that engines "
+                "cannot load. Adapt modules through target_modules and modules_to_save; leave out an embedding that is tied."
+            )
         total = run.steps * run.learner.epochs * run.learner.minibatches
         critic_lr = None if run.critic is None else run.critic.lr
         if run.deepspeed is None:
@@ -83,8 +88,10 @@ class Learner:
         self.full = [t for t in run.objective if isinstance(t, FullDivergence)]
         self.peaks = Peaks()
         self.anchors: dict[str, ReferenceState] = {
-            name: spec.build(self) for name, spec in (("ref", run.reference), ("teacher", run.teacher))
-            if spec is not None and needs & {name, f"{name}_full"}}
+            name: spec.build(self)
+            for name, spec in (("ref", run.reference), ("teacher", run.teacher))
+            if spec is not None and needs & {name, f"{name}_full"}
+        }
 
     # -- log-probs ------------------------------------------------------------------------------------------------
 
@@ -126,7 +133,7 @@ class Learner:
         stats.add("learner/grad_norm", norm, "max")
         stats.add("learner/lr", self.backend.lr, "max")
         stats.add("learner/tokens", float(sum(m.N for m in micros if not m.meta.get("idle"))), "sum")
-        for stage, mib in self.peaks.take().items():        # the sync is that before this step
+        for stage, mib in self.peaks.take().items():  # the sync is that before this step
             stats.add(f"memory/learner_{stage}_mib", mib, "max")
         return stats
 
@@ -135,14 +142,17 @@ class Learner:
         b = micro.map(lambda t: t.to(self.device))
         assert b.norm is not None
         heads = {name: self.anchors[name].head(b) for name in {t.anchor for t in self.full}}
-        full = [(t, heads[t.anchor], coefs[i] * b.norm[i][b.seq]) for i, t in enumerate(self.run.objective)
-                if isinstance(t, FullDivergence)]
+        full = [
+            (t, heads[t.anchor], coefs[i] * b.norm[i][b.seq])
+            for i, t in enumerate(self.run.objective)
+            if isinstance(t, FullDivergence)
+        ]
         new = evaluate_new(self.backend, b, self.run.sampling, self.needs, full)
-        if self.one_update:                     # the policy has not moved yet: its log-probs before the update are these
+        if self.one_update:  # the policy has not moved yet: its log-probs before the update are these
             b.logp.setdefault("old", new.logp.detach())
         value, shares = loss(self.run.objective, new, b, coefs)
         if not torch.isfinite(value):
-            raise FloatingPointError(self._diagnose(shares, new.logp, b))
+            raise NumericsError(self._diagnose(shares, new.logp, b))
         if breakdown and not micro.meta.get("idle"):
             # On a copy: sharded engines reduce gradients at the end of every backward pass through their model.
             leaf, parts = new.detached(), list[Tensor]()
@@ -158,9 +168,11 @@ class Learner:
         bad = [name for name, v in shares.as_dict().items() if not math.isfinite(v) and name != "loss/total"]
         anchors = [name for name, x in b.logp.items() if not bool(torch.isfinite(x).all())]
         found = f"log-probs under training are {'not ' if not bool(torch.isfinite(logp).all()) else ''}finite"
-        return (f"the loss is not finite in {', '.join(bad) or 'the total'}; {found}"
-                + (f"; stored log-probs that are not finite: {', '.join(anchors)}" if anchors else "")
-                + ". No step was taken. Lower learner.lr or the term's coefficient, or look at the rows of this step.")
+        return (
+            f"the loss is not finite in {', '.join(bad) or 'the total'}; {found}"
+            + (f"; stored log-probs that are not finite: {', '.join(anchors)}" if anchors else "")
+            + ". No step was taken. Lower learner.lr or the term's coefficient, or look at the rows of this step."
+        )
 
     def reset_optimizer(self) -> None:
         """Forgets the optimizer's moments and restarts its schedule; weights stay."""
@@ -211,7 +223,9 @@ class Learner:
         """This rank's part of a checkpoint."""
         self.backend.save(Path(folder))
         if self.rank == 0 and self.anchors:
-            torch.save({name: anchor.state_dict() for name, anchor in self.anchors.items()}, Path(folder) / "anchors.pt")
+            torch.save(
+                {name: anchor.state_dict() for name, anchor in self.anchors.items()}, Path(folder) / "anchors.pt"
+            )
 
     def load(self, folder: str) -> None:
         self.backend.load(Path(folder))
@@ -241,8 +255,12 @@ class Learner:
     def ready(self) -> dict[str, Any]:
         """What was built; asked once, at the start."""
         trainable = sum(numel(p) for p in self.policy.parameters() if p.requires_grad)
-        return {"device": str(self.device), "parameters": sum(numel(p) for p in self.policy.parameters()),
-                "trainable": trainable, "layout": self.layout}
+        return {
+            "device": str(self.device),
+            "parameters": sum(numel(p) for p in self.policy.parameters()),
+            "trainable": trainable,
+            "layout": self.layout,
+        }
 
 
 def choose_attention(run: Run, model_path: str, device: torch.device) -> tuple[str | None, str]:
@@ -258,7 +276,9 @@ def choose_attention(run: Run, model_path: str, device: torch.device) -> tuple[s
     if run.model.attention is not None:
         why = f"model.attention is {run.model.attention}"
     if wanted and why:
-        raise ValueError(f"learner.packed: {why}; packed sequences need full causal attention of rlkit's own. Set learner.packed: false.")
+        raise ConfigError(
+            f"learner.packed: {why}; packed sequences need full causal attention of rlkit's own. Set learner.packed: false."
+        )
     if wanted or (wanted is None and why is None and device.type == "cpu"):
         packed.register()
         return packed.NAME, "packed"

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlkit.errors import ModelError
 from rlkit.learner import packed
 from rlkit.learner.head import LMHead
 from rlkit.objective.full_vocab import Head
 from rlkit.types import Batch, New, Sampling
 
-Embed = Callable[[Tensor], Tensor]      # tokens to input embeddings
+Embed = Callable[[Tensor], Tensor]  # tokens to input embeddings
 
 
 def load_lm(path: str | Path, dtype: torch.dtype = torch.float32, attention: str | None = None) -> Any:
@@ -34,15 +35,18 @@ def load_lm(path: str | Path, dtype: torch.dtype = torch.float32, attention: str
     try:
         lm = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ValueError(f"model.path: {str(path)!r} could not be loaded as a causal language model: "
-                         f"{str(error).splitlines()[0]}") from error
+        raise ModelError(
+            f"model.path: {str(path)!r} could not be loaded as a causal language model: {str(error).splitlines()[0]}"
+        ) from error
     config = lm.config
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(config, name, None) not in (None, 1, 1.0):
-            raise ValueError(f"model.path: {path} transforms its logits ({name} = {getattr(config, name)}); rlkit computes "
-                             "log-probabilities from hidden states and supports models with a plain output layer.")
+            raise ModelError(
+                f"model.path: {path} transforms its logits ({name} = {getattr(config, name)}); rlkit computes "
+                "log-probabilities from hidden states and supports models with a plain output layer."
+            )
     if not isinstance(lm.get_output_embeddings(), nn.Linear):
-        raise ValueError(f"model.path: {path} has no linear output layer; rlkit needs one.")
+        raise ModelError(f"model.path: {path} has no linear output layer; rlkit needs one.")
     config.use_cache = False
     return lm
 
@@ -59,11 +63,16 @@ def load_tokenizer(path: str | Path) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     saved = Path(path) / "tokenizer_config.json"
-    plain = saved.is_file() and json.loads(saved.read_text()).get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    plain = saved.is_file() and json.loads(saved.read_text()).get("tokenizer_class") in (
+        "TokenizersBackend",
+        "PreTrainedTokenizerFast",
+    )
     try:
         return PreTrainedTokenizerFast.from_pretrained(path) if plain else AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"model.path: no tokenizer could be loaded from {str(path)!r}: {str(error).splitlines()[0]}") from error
+        raise ModelError(
+            f"model.path: no tokenizer could be loaded from {str(path)!r}: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def add_lora(lm: Any, options: dict[str, Any], seed: int) -> Any:
@@ -75,12 +84,12 @@ def add_lora(lm: Any, options: dict[str, Any], seed: int) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise ValueError("peft: is set, but peft is not installed. Install it with: pip install peft") from None
-    torch.manual_seed(seed)                     # every rank must draw the same adapter
+        raise ModelError("peft: is set, but peft is not installed. Install it with: pip install peft") from None
+    torch.manual_seed(seed)  # every rank must draw the same adapter
     try:
         return get_peft_model(lm, LoraConfig(**{"task_type": "CAUSAL_LM", **options}))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"peft: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"peft: {str(error).splitlines()[0]}") from error
 
 
 class _TiedEmbedding(torch.autograd.Function):
@@ -99,8 +108,10 @@ class _TiedEmbedding(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (ids,), (d_rows, d_weight) = ctx.saved_tensors, grads
         tokens, place = ids.unique(return_inverse=True)
-        rows = torch.zeros(len(tokens), d_rows.shape[-1], device=ids.device).index_add_(0, place.flatten(), d_rows.flatten(0, -2).float())
-        if ctx.padding is not None:                     # as nn.Embedding has it: this token's row is not trained as an input
+        rows = torch.zeros(len(tokens), d_rows.shape[-1], device=ids.device).index_add_(
+            0, place.flatten(), d_rows.flatten(0, -2).float()
+        )
+        if ctx.padding is not None:  # as nn.Embedding has it: this token's row is not trained as an input
             rows[tokens == ctx.padding] = 0
         return d_weight.index_add_(0, tokens, rows.to(d_weight.dtype)), None, None
 
@@ -125,7 +136,9 @@ def padded(decoder: Any, ids: Tensor, length: Tensor, embed: Embed | None = None
     return _call(decoder, ids_2d, embed)[row, column]
 
 
-def hidden_states(decoder: Any, ids: Tensor, length: Tensor, action: Tensor, group: Tensor, embed: Embed | None = None) -> Tensor:
+def hidden_states(
+    decoder: Any, ids: Tensor, length: Tensor, action: Tensor, group: Tensor, embed: Embed | None = None
+) -> Tensor:
     """Last hidden states ``[L, H]``: packed (:mod:`rlkit.learner.packed`) if the model was loaded for it, else padded.
 
     ``embed`` takes the place of the decoder's own embedding.
@@ -159,13 +172,17 @@ class PolicyModel(nn.Module):
     from: after temperature, top-k and top-p.
     """
 
-    def __init__(self, lm: Any, value_head: bool = False, fp32_head: bool = False, critic: ValueModel | None = None) -> None:
+    def __init__(
+        self, lm: Any, value_head: bool = False, fp32_head: bool = False, critic: ValueModel | None = None
+    ) -> None:
         super().__init__()
         self.lm = lm
         head = self.base.get_output_embeddings()
         if not isinstance(head, nn.Linear):
-            raise ValueError(f"peft: the output layer is adapted ({type(head).__name__}); rlkit evaluates it itself and would not see it. "
-                             "Leave it out of target_modules and modules_to_save, and tokens out of trainable_token_indices.")
+            raise ModelError(
+                f"peft: the output layer is adapted ({type(head).__name__}); rlkit evaluates it itself and would not see it. "
+                "Leave it out of target_modules and modules_to_save, and tokens out of trainable_token_indices."
+            )
         self.base.set_output_embeddings(LMHead.adopt(head))
         self.fp32_head = fp32_head
         self.critic = critic
@@ -181,9 +198,17 @@ class PolicyModel(nn.Module):
         """The Hugging Face model itself, without the adapter's wrapper."""
         return self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
 
-    def forward(self, ids: Tensor, length: Tensor, action: Tensor, group: Tensor, sampling: Sampling, entropy: bool = False,
-                value: bool = False, full: Sequence[tuple[Any, Head, Tensor]] = ()
-                ) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]:
+    def forward(
+        self,
+        ids: Tensor,
+        length: Tensor,
+        action: Tensor,
+        group: Tensor,
+        sampling: Sampling,
+        entropy: bool = False,
+        value: bool = False,
+        full: Sequence[tuple[Any, Head, Tensor]] = (),
+    ) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]:
         """Log-probs ``[N]``, entropies (``[N]`` or empty), values (``[N]`` or None), whole-vocabulary divergences by name.
 
         Shapes:
@@ -197,11 +222,21 @@ class PolicyModel(nn.Module):
             rows, weight = _TiedEmbedding.apply(table.weight, tokens, table.padding_idx)
             return rows  # type: ignore[no-any-return]
 
-        hidden = hidden_states(self.base.get_decoder(), ids, length, action, group, None if table is None else embed)     # [L, H]
-        at = hidden[action - 1]                                                     # the one shift
+        hidden = hidden_states(
+            self.base.get_decoder(), ids, length, action, group, None if table is None else embed
+        )  # [L, H]
+        at = hidden[action - 1]  # the one shift
         logp, ent, found = self.base.get_output_embeddings()(
-            at, target=ids[action], temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
-            entropy=entropy, fp32=self.fp32_head, full=full, weight=weight)
+            at,
+            target=ids[action],
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            entropy=entropy,
+            fp32=self.fp32_head,
+            full=full,
+            weight=weight,
+        )
         values = None
         if value and self.critic is not None:
             values = self.critic(ids, length, action, group).float()
@@ -213,18 +248,25 @@ class PolicyModel(nn.Module):
         """The embedding whose trained matrix is the output layer's, too; None also where ZeRO-3 gathers it layer by layer."""
         table = self.base.get_input_embeddings()
         shared = type(table) is nn.Embedding and table.weight is self.base.get_output_embeddings().weight
-        return table if shared and table.weight.requires_grad and torch.is_grad_enabled() and not hasattr(table.weight, "ds_id") else None
+        return (
+            table
+            if shared and table.weight.requires_grad and torch.is_grad_enabled() and not hasattr(table.weight, "ds_id")
+            else None
+        )
 
     def hidden(self, ids: Tensor, length: Tensor, action: Tensor, group: Tensor) -> Tensor:
         """Last hidden states ``[L, H]``."""
         return hidden_states(self.base.get_decoder(), ids, length, action, group)
 
 
-def evaluate_new(model: Any, b: Batch, sampling: Sampling, needs: frozenset[str], full: Sequence[tuple[Any, Head, Tensor]] = ()) -> New:
+def evaluate_new(
+    model: Any, b: Batch, sampling: Sampling, needs: frozenset[str], full: Sequence[tuple[Any, Head, Tensor]] = ()
+) -> New:
     """Runs ``model`` (a :class:`PolicyModel` or an engine around one) on a micro-batch.
 
     ``full`` are the terms that compare whole distributions, with their anchors' output layers and the tokens' weights in the loss.
     """
-    logp, entropy, value, found = model(b.ids, b.length, b.action, b.group, sampling, entropy="entropy" in needs, value="value" in needs,
-                                        full=full)
+    logp, entropy, value, found = model(
+        b.ids, b.length, b.action, b.group, sampling, entropy="entropy" in needs, value="value" in needs, full=full
+    )
     return New(logp, entropy if "entropy" in needs else None, value, found)

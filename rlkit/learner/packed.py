@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-NAME = "rlkit_packed"               # the attention implementation that a model has to be loaded with
+NAME = "rlkit_packed"  # the attention implementation that a model has to be loaded with
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,16 @@ def make(ids: Tensor, length: Tensor, action: Tensor, group: Tensor) -> Packing:
     tokens = ids.tolist()
     members: dict[Any, list[int]] = {}
     for r, (p, g) in enumerate(zip(prompts, groups, strict=True)):
-        members.setdefault((g, *tokens[starts[r]:starts[r] + p]), []).append(r)     # another prompt in a group stands for itself
-    source: list[int] = []                              # the original token at each place
+        members.setdefault((g, *tokens[starts[r] : starts[r] + p]), []).append(
+            r
+        )  # another prompt in a group stands for itself
+    source: list[int] = []  # the original token at each place
     position: list[int] = []
     place = [0] * len(tokens)
-    spans: list[tuple[int, int]] = []                   # (first place, tokens) of each prompt
-    rows: list[tuple[int, int, int, int]] = []          # (first place of the prompt, its tokens, first place of the response, its tokens)
+    spans: list[tuple[int, int]] = []  # (first place, tokens) of each prompt
+    rows: list[
+        tuple[int, int, int, int]
+    ] = []  # (first place of the prompt, its tokens, first place of the response, its tokens)
     for (_, *prompt), of_group in members.items():
         p, begin = len(prompt), len(source)
         source += range(starts[of_group[0]], starts[of_group[0]] + p)
@@ -71,20 +75,31 @@ def make(ids: Tensor, length: Tensor, action: Tensor, group: Tensor) -> Packing:
         spans.append((begin, p))
         for r in of_group:
             n, at = sizes[r] - p, len(source)
-            place[starts[r]:starts[r] + p] = range(begin, begin + p)
-            place[starts[r] + p:starts[r] + sizes[r]] = range(at, at + n)
+            place[starts[r] : starts[r] + p] = range(begin, begin + p)
+            place[starts[r] + p : starts[r] + sizes[r]] = range(at, at + n)
             source += range(starts[r] + p, starts[r] + sizes[r])
             position += range(p, sizes[r])
             if n:
                 rows.append((begin, p, at, n))
-    parts = [_part([(0, 0, begin, p) for begin, p in some]) for some in _similar([x for x in spans if x[1]], lambda x: (0, x[1]))]
+    parts = [
+        _part([(0, 0, begin, p) for begin, p in some])
+        for some in _similar([x for x in spans if x[1]], lambda x: (0, x[1]))
+    ]
     parts += [_part(some) for some in _similar(rows, lambda x: (x[1], x[3]))]
     results = torch.cat([part.query[part.real] for part in parts])
     order = torch.empty_like(results)
     order[results] = torch.arange(len(results))
-    parts = [Part(p.query.to(device), p.key.to(device), None if p.mask is None else p.mask.to(device), p.real.to(device)) for p in parts]
-    return Packing(ids[torch.tensor(source, device=device)], torch.tensor(position, device=device), torch.tensor(place, device=device),
-                   tuple(parts), order.to(device))
+    parts = [
+        Part(p.query.to(device), p.key.to(device), None if p.mask is None else p.mask.to(device), p.real.to(device))
+        for p in parts
+    ]
+    return Packing(
+        ids[torch.tensor(source, device=device)],
+        torch.tensor(position, device=device),
+        torch.tensor(place, device=device),
+        tuple(parts),
+        order.to(device),
+    )
 
 
 def _similar(rows: list[Any], size: Callable[[Any], tuple[int, int]]) -> list[list[Any]]:
@@ -110,7 +125,7 @@ def _part(rows: list[tuple[int, int, int, int]]) -> Part:
     """``rows`` as (first place of the prompt, its tokens, first place of the response, its tokens)."""
     begin, prompt, at, n = (torch.tensor(x)[:, None] for x in zip(*rows, strict=True))
     deepest, longest = int(prompt.max()), int(n.max())
-    if deepest <= longest:                      # the prompt's queries once more cost less than a mask, under which nothing is skipped
+    if deepest <= longest:  # the prompt's queries once more cost less than a mask, under which nothing is skipped
         step = torch.arange(int((prompt + n).max()))[None]
         token = torch.where(step < prompt, begin + step, at + step - prompt)
         query = torch.where(step < prompt + n, token, at)
@@ -118,15 +133,24 @@ def _part(rows: list[tuple[int, int, int, int]]) -> Part:
     step = torch.arange(longest)[None]
     real = step < n
     query = torch.where(real, at + step, at)
-    back = torch.arange(deepest)[None] - (deepest - prompt)                         # place in the prompt; negative on the padding
+    back = torch.arange(deepest)[None] - (deepest - prompt)  # place in the prompt; negative on the padding
     key = torch.cat([torch.where(back >= 0, begin + back, at), query], 1)
     seen = torch.ones(longest, deepest + longest, dtype=torch.bool).tril(deepest)[None]
     there = torch.cat([back >= 0, torch.ones_like(real)], 1)[:, None]
     return Part(query, key, (seen & there)[:, None], real)
 
 
-def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, scaling: float | None = None,
-              dropout: float = 0.0, packing: Packing | None = None, **kwargs: Any) -> tuple[Tensor, None]:
+def attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    packing: Packing | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
     """Attention over a :class:`Packing`; without one, plain causal attention over rows that are padded on the right.
 
     Shapes:
@@ -134,18 +158,22 @@ def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_
     """
     options: dict[str, Any] = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
     if packing is None:
-        out = scaled_dot_product_attention(query, key, value, attention_mask, is_causal=attention_mask is None, **options)
+        out = scaled_dot_product_attention(
+            query, key, value, attention_mask, is_causal=attention_mask is None, **options
+        )
         return out.transpose(1, 2).contiguous(), None
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))                   # [M, heads, d]
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [M, heads, d]
 
     def rows(x: Tensor, index: Tensor) -> Tensor:
-        return x.index_select(0, index.flatten()).unflatten(0, tuple(index.shape)).transpose(1, 2)      # [R, heads, T, d]
+        return x.index_select(0, index.flatten()).unflatten(0, tuple(index.shape)).transpose(1, 2)  # [R, heads, T, d]
 
     found = []
     for part in packing.parts:
         plain = part.mask is None
-        out = scaled_dot_product_attention(rows(q, part.query), rows(k, part.key), rows(v, part.key), part.mask, is_causal=plain, **options)
-        found.append(out.transpose(1, 2)[part.real])                                # [real tokens, heads, d]
+        out = scaled_dot_product_attention(
+            rows(q, part.query), rows(k, part.key), rows(v, part.key), part.mask, is_causal=plain, **options
+        )
+        found.append(out.transpose(1, 2)[part.real])  # [real tokens, heads, d]
     return torch.cat(found).index_select(0, packing.order)[None], None
 
 
@@ -175,7 +203,7 @@ def agrees(decoder: Any, vocabulary: int, tolerance: float) -> float | None:
     device = next(decoder.parameters()).device
     ids = torch.arange(26, device=device) * 7 % max(2, vocabulary)
     ids[9:13], ids[17:21] = ids[:4], ids[:4]
-    length = torch.tensor([9, 8, 9], device=device)                      # two rows of one prompt and one of another
+    length = torch.tensor([9, 8, 9], device=device)  # two rows of one prompt and one of another
     action = torch.tensor([4, 5, 6, 7, 8, 13, 14, 15, 16, 19, 20, 21, 22, 23, 24, 25], device=device)
     with torch.no_grad():
         one = hidden_states(decoder, ids, length, action, torch.tensor([0, 0, 1], device=device)).float()

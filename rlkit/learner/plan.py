@@ -37,7 +37,7 @@ def pack(length: Tensor, ranks: int, max_tokens: int) -> list[list[list[int]]]:
     order = torch.argsort(length, descending=True).tolist()
     sizes = length.tolist()
     blocks: list[list[int]] = []
-    for row in order:                                   # equal lengths end up together, so padding is small
+    for row in order:  # equal lengths end up together, so padding is small
         block = blocks[-1] if blocks else None
         if block and sizes[block[0]] * (len(block) + 1) <= max_tokens:
             block.append(row)
@@ -55,7 +55,7 @@ def pack_groups(length: Tensor, prompt: Tensor, group: Tensor, ranks: int, max_t
     members: dict[int, list[int]] = {}
     for row, g in enumerate(group.tolist()):
         members.setdefault(g, []).append(row)
-    units: list[tuple[int, list[int]]] = []             # (tokens, rows of one group)
+    units: list[tuple[int, list[int]]] = []  # (tokens, rows of one group)
     for rows in members.values():
         shared = min(prompts[r] for r in rows)
         for r in sorted(rows, key=lambda r: -sizes[r]):
@@ -86,7 +86,7 @@ def _balanced(units: Sequence[tuple[int, list[int]]], count: int, max_tokens: in
 
 def _spread(blocks: list[list[int]], sizes: Sequence[int], ranks: int) -> list[list[list[int]]]:
     """Micro-batches to ranks: equally many on each, tokens balanced."""
-    while len(blocks) % ranks:                          # every rank runs equally many collectives
+    while len(blocks) % ranks:  # every rank runs equally many collectives
         widest = max(range(len(blocks)), key=lambda i: len(blocks[i]))
         if len(blocks[widest]) < 2:
             break
@@ -165,12 +165,21 @@ def with_gradient(objective: Sequence[Term], b: Batch) -> Batch:
     keep = b.seq_sum((b.adv != 0).to(b.reward.dtype)) > 0
     if not bool(keep.any()):
         assert b.length is not None
-        keep[int(b.length.argmin())] = True                 # an optimizer step needs a row
+        keep[int(b.length.argmin())] = True  # an optimizer step needs a row
     return b.rows(keep)
 
 
-def optimizer_steps(b: Batch, objective: Sequence[Term], *, epochs: int, count: int, ranks: int, max_tokens: int,
-                    seed: int, packed: bool = False) -> list[list[list[Batch]]]:
+def optimizer_steps(
+    b: Batch,
+    objective: Sequence[Term],
+    *,
+    epochs: int,
+    count: int,
+    ranks: int,
+    max_tokens: int,
+    seed: int,
+    packed: bool = False,
+) -> list[list[list[Batch]]]:
     """``out[step][rank]`` is the list of micro-batches; ``norm`` and ``marks`` are those of the whole minibatch."""
     out: list[list[list[Batch]]] = []
     generator = torch.Generator().manual_seed(seed)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rlkit.config import locate
+from rlkit.errors import ModelError
 from rlkit.learner.model import PolicyModel, evaluate_new, load_lm
 from rlkit.objective.full_vocab import CHUNK_ELEMENTS, Head
 from rlkit.types import Batch, Sampling, Stats
@@ -95,8 +96,10 @@ class OwnWeights(_Unchanging):
         lm = load_lm(where, dtype=getattr(torch, run.model.dtype), attention=learner.attention)
         sizes = (lm.get_output_embeddings().out_features, learner.policy.base.get_output_embeddings().out_features)
         if sizes[0] != sizes[1]:
-            raise ValueError(f"reference or teacher: {where} has a vocabulary of {sizes[0]}, the policy one of {sizes[1]}. Log-probs are "
-                             "compared token by token: use a model with the same tokenizer.")
+            raise ModelError(
+                f"reference or teacher: {where} has a vocabulary of {sizes[0]}, the policy one of {sizes[1]}. Log-probs are "
+                "compared token by token: use a model with the same tokenizer."
+            )
         self.model = PolicyModel(lm, fp32_head=run.model.fp32_head).requires_grad_(False).eval()
         if self.offload:
             for p in self.model.parameters():
@@ -127,7 +130,9 @@ class OwnWeights(_Unchanging):
         with torch.no_grad(), self.on_device():
             layer = self.model.base.get_output_embeddings()
             bias = None if layer.bias is None else layer.bias.detach()
-            return Head(self.model.hidden(b.ids, b.length, b.action, b.group)[b.action - 1], layer.weight.detach(), bias)
+            return Head(
+                self.model.hidden(b.ids, b.length, b.action, b.group)[b.action - 1], layer.weight.detach(), bias
+            )
 
     def blend(self, weight: float) -> None:
         """``ref <- (1 - weight) * ref + weight * policy``, one parameter at a time."""
@@ -161,7 +166,9 @@ class _TemperedState(OwnWeights):
     def logprobs(self, b: Batch, sampling: Sampling) -> Tensor:
         assert b.ids is not None and b.action is not None
         head, target = self.head(b), b.ids[b.action]
-        power = (self.spec.floor + (1 - self.spec.floor) * b.reward.clamp(0, 1))[b.seq, None] / (sampling.temperature or 1.0)
+        power = (self.spec.floor + (1 - self.spec.floor) * b.reward.clamp(0, 1))[b.seq, None] / (
+            sampling.temperature or 1.0
+        )
         out, rows = torch.empty(b.N, device=self.learner.device), max(1, CHUNK_ELEMENTS // head.classes)
         for i in range(0, b.N, rows):
             at = slice(i, min(b.N, i + rows))
@@ -178,19 +185,30 @@ class _ServedState(_Unchanging):
         models = [m["id"] for m in self._call("models")["data"]]
         self.model = spec.model or models[0]
         if self.model not in models:
-            raise ValueError(f"teacher: the server at {spec.url} has no model {self.model!r}; it has {', '.join(models)}.")
+            raise ModelError(
+                f"teacher: the server at {spec.url} has no model {self.model!r}; it has {', '.join(models)}."
+            )
 
     def _call(self, path: str, body: dict[str, Any] | None = None) -> Any:
         url = f"{self.spec.url.rstrip('/')}/v1/{path}"
         data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {os.environ.get('RLKIT_TEACHER_KEY', '-')}"}
+        headers = {
+            "Content-Type": "application/json",
+            "Authorization": f"Bearer {os.environ.get('RLKIT_TEACHER_KEY', '-')}",
+        }
         try:
-            with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=self.spec.timeout) as answer:
+            with urllib.request.urlopen(
+                urllib.request.Request(url, data, headers), timeout=self.spec.timeout
+            ) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
-            raise ValueError(f"teacher: {url} answered {error.code}: {error.read()[:300].decode(errors='replace')}") from error
+            raise ModelError(
+                f"teacher: {url} answered {error.code}: {error.read()[:300].decode(errors='replace')}"
+            ) from error
         except (OSError, ValueError) as error:
-            raise ValueError(f"teacher: no answer from {url} ({error}). Start one with `vllm serve MODEL`, or correct the url.") from error
+            raise ModelError(
+                f"teacher: no answer from {url} ({error}). Start one with `vllm serve MODEL`, or correct the url."
+            ) from error
 
     def logprobs(self, b: Batch, sampling: Sampling) -> Tensor:
         assert b.ids is not None and b.length is not None and b.action is not None
@@ -200,14 +218,28 @@ class _ServedState(_Unchanging):
         return torch.tensor(found, device=b.ids.device)[b.action]
 
     def _score(self, ids: list[int]) -> list[float]:
-        body = {"model": self.model, "prompt": ids, "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0, "add_special_tokens": False}
+        body = {
+            "model": self.model,
+            "prompt": ids,
+            "max_tokens": 1,
+            "temperature": 1.0,
+            "prompt_logprobs": 0,
+            "add_special_tokens": False,
+        }
         given = self._call("completions", body)["choices"][0]["prompt_logprobs"]
         if given is None or len(given) != len(ids):
-            raise ValueError(f"teacher: {self.spec.url} gave no prompt_logprobs for {len(ids)} tokens; it must be a vLLM server.")
-        return [0.0 if entry is None else float(entry[str(token)]["logprob"]) for token, entry in zip(ids, given, strict=True)]
+            raise ModelError(
+                f"teacher: {self.spec.url} gave no prompt_logprobs for {len(ids)} tokens; it must be a vLLM server."
+            )
+        return [
+            0.0 if entry is None else float(entry[str(token)]["logprob"])
+            for token, entry in zip(ids, given, strict=True)
+        ]
 
     def head(self, b: Batch) -> Head:
-        raise ValueError("a served teacher gives log-probs of single tokens: FullDivergence needs teacher: {type: Frozen, path: ...}.")
+        raise ModelError(
+            "a served teacher gives log-probs of single tokens: FullDivergence needs teacher: {type: Frozen, path: ...}."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,8 +258,10 @@ class Served:
     def build(self, learner: Learner) -> ReferenceState:
         s = learner.run.sampling
         if s.temperature != 1 or s.top_p < 1 or s.top_k:
-            raise ValueError("a served teacher or reference gives log-probs at temperature 1: set sampling.temperature: 1.0, top_p: 1.0, "
-                             "top_k: 0, or use type: Frozen.")
+            raise ModelError(
+                "a served teacher or reference gives log-probs at temperature 1: set sampling.temperature: 1.0, top_p: 1.0, "
+                "top_k: 0, or use type: Frozen."
+            )
         return _ServedState(self)
 
 
@@ -246,7 +280,7 @@ class Tempered:
 
     def __post_init__(self) -> None:
         if not 0 <= self.floor <= 1:
-            raise ValueError(f"reference Tempered: floor is {self.floor}; it must be in [0, 1].")
+            raise ModelError(f"reference Tempered: floor is {self.floor}; it must be in [0, 1].")
 
     def build(self, learner: Learner) -> ReferenceState:
         return _TemperedState(learner, self)
@@ -283,9 +317,9 @@ class EMA:
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
-            raise ValueError(f"reference.decay is {self.decay}; it must be in [0, 1): 1 would never follow the policy.")
+            raise ModelError(f"reference.decay is {self.decay}; it must be in [0, 1): 1 would never follow the policy.")
         if self.every < 1:
-            raise ValueError(f"reference.every is {self.every}; it must be at least 1.")
+            raise ModelError(f"reference.every is {self.every}; it must be at least 1.")
 
     def build(self, learner: Learner) -> ReferenceState:
         return _EMAState(learner, self)
@@ -317,8 +351,13 @@ class _ResetState(_Following):
             self.learner.reset_optimizer()
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "average": self.average, "best": self.best, "stalled": self.stalled,
-                "resets": self.resets}
+        return {
+            **super().state_dict(),
+            "average": self.average,
+            "best": self.best,
+            "stalled": self.stalled,
+            "resets": self.resets,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
@@ -341,8 +380,10 @@ class HardReset:
 
     def __post_init__(self) -> None:
         if not self.every and self.kl_above is None and self.patience is None:
-            raise ValueError("reference HardReset never resets: set `every` (steps), `kl_above` (nats per token) or "
-                             "`patience` (evaluations). For a reference that never changes use type: Frozen.")
+            raise ModelError(
+                "reference HardReset never resets: set `every` (steps), `kl_above` (nats per token) or "
+                "`patience` (evaluations). For a reference that never changes use type: Frozen."
+            )
 
     def build(self, learner: Learner) -> ReferenceState:
         return _ResetState(learner, self)
@@ -354,7 +395,7 @@ class _ElasticState:
     def __init__(self, learner: Learner, spec: ElasticReset) -> None:
         self.learner, self.spec, self.resets = learner, spec, 0
         self.frozen = Frozen(path=spec.path, offload=spec.offload).build(learner)
-        self.start = {name: p.cpu() for name, _, p in self._policy()}           # read at resets only: host memory is enough
+        self.start = {name: p.cpu() for name, _, p in self._policy()}  # read at resets only: host memory is enough
         self.average = {name: p for name, _, p in self._policy()}
 
     def _policy(self) -> Any:
@@ -408,7 +449,9 @@ class ElasticReset:
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1 or self.every < 1:
-            raise ValueError(f"reference ElasticReset: decay is {self.decay} (must be in [0, 1)), every is {self.every} (at least 1).")
+            raise ModelError(
+                f"reference ElasticReset: decay is {self.decay} (must be in [0, 1)), every is {self.every} (at least 1)."
+            )
 
     def build(self, learner: Learner) -> ReferenceState:
         return _ElasticState(learner, self)
@@ -424,9 +467,9 @@ class Soup:
 
     def __post_init__(self) -> None:
         if len(self.paths) < 2:
-            raise ValueError(f"reference Soup needs at least two `paths`; found {len(self.paths)}.")
+            raise ModelError(f"reference Soup needs at least two `paths`; found {len(self.paths)}.")
         if self.weights is not None and len(self.weights) != len(self.paths):
-            raise ValueError(f"reference Soup has {len(self.paths)} paths but {len(self.weights)} weights.")
+            raise ModelError(f"reference Soup has {len(self.paths)} paths but {len(self.weights)} weights.")
 
     def build(self, learner: Learner) -> ReferenceState:
         state = OwnWeights(learner, self.paths[0], self.offload)
@@ -436,6 +479,8 @@ class Soup:
             for p in own.values():
                 p.mul_(weights[0])
             for path, weight in zip(self.paths[1:], weights[1:], strict=True):
-                for name, p in load_lm(locate(path, learner.run.base), dtype=getattr(torch, learner.run.model.dtype)).named_parameters():
+                for name, p in load_lm(
+                    locate(path, learner.run.base), dtype=getattr(torch, learner.run.model.dtype)
+                ).named_parameters():
                     own[name].add_(p.to(own[name]), alpha=weight)
         return state

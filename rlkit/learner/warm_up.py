@@ -20,13 +20,32 @@ from rlkit.types import Batch, Prompt, Rollout, Sampling
 
 def demonstration_batch(pairs: Sequence[tuple[Prompt, list[int]]]) -> Batch:
     """Prompts with the response tokens to imitate."""
-    return Batch.from_rollouts([
-        Rollout(prompt, tokens, [True] * len(tokens), [0.0] * len(tokens), [0] * len(tokens), "stop", source="dataset",
-                group=i) for i, (prompt, tokens) in enumerate(pairs)])
+    return Batch.from_rollouts(
+        [
+            Rollout(
+                prompt,
+                tokens,
+                [True] * len(tokens),
+                [0.0] * len(tokens),
+                [0] * len(tokens),
+                "stop",
+                source="dataset",
+                group=i,
+            )
+            for i, (prompt, tokens) in enumerate(pairs)
+        ]
+    )
 
 
-def warm_up(path: Path, spec: WarmUp, prompts: Sequence[Prompt], demonstrate: Callable[[Prompt, random.Random], str],
-            tokenizer: Any, seed: int, report: Callable[[int, float], None]) -> float:
+def warm_up(
+    path: Path,
+    spec: WarmUp,
+    prompts: Sequence[Prompt],
+    demonstrate: Callable[[Prompt, random.Random], str],
+    tokenizer: Any,
+    seed: int,
+    report: Callable[[int, float], None],
+) -> float:
     """Trains the model in ``path`` in place for ``spec.steps`` steps; returns the last loss (nats per token).
 
     ``demonstrate(prompt, rng)`` writes a response; the end-of-sequence token is appended here.
@@ -41,10 +60,13 @@ def warm_up(path: Path, spec: WarmUp, prompts: Sequence[Prompt], demonstrate: Ca
     for step in range(spec.steps):
         rows = [rng.choice(prompts) for _ in range(spec.batch)]
         texts = [demonstrate(p, rng) for p in rows]
-        pairs = [(p, [*tokenizer(t, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id])
-                 for p, t in zip(rows, texts, strict=True)]
-        [[micros]] = optimizer_steps(demonstration_batch(pairs), objective, epochs=1, count=1, ranks=1,
-                                     max_tokens=section.max_tokens, seed=0)
+        pairs = [
+            (p, [*tokenizer(t, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id])
+            for p, t in zip(rows, texts, strict=True)
+        ]
+        [[micros]] = optimizer_steps(
+            demonstration_batch(pairs), objective, epochs=1, count=1, ranks=1, max_tokens=section.max_tokens, seed=0
+        )
         value = 0.0
         for k, micro in enumerate(micros):
             share, _ = loss(objective, evaluate_new(backend, micro, Sampling(), frozenset()), micro, (1.0,))

@@ -43,7 +43,9 @@ class Term:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    only_advantage: ClassVar[bool] = False      # the cost of a token with advantage 0 has no gradient: such rows need not be computed
+    only_advantage: ClassVar[bool] = (
+        False  # the cost of a token with advantage 0 has no gradient: such rows need not be computed
+    )
 
     coef: Any = 1.0
     reduce: Reduce = "token"
@@ -107,7 +109,9 @@ def normalise(objective: Sequence[Term], b: Batch) -> Tensor:
     return out.to(b.reward.dtype)
 
 
-def loss(objective: Sequence[Term], new: New, b: Batch, coefs: Sequence[float], parts: list[Tensor] | None = None) -> tuple[Tensor, Stats]:
+def loss(
+    objective: Sequence[Term], new: New, b: Batch, coefs: Sequence[float], parts: list[Tensor] | None = None
+) -> tuple[Tensor, Stats]:
     """This shard's share of the loss, and what each term contributed; shares add up over micro-batches and ranks.
 
     ``parts`` receives each term's share with its coefficient, for :mod:`rlkit.breakdown`.

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
+from rlkit.errors import ConfigError
 from rlkit.types import Batch
 
 NOTHING: frozenset[str] = frozenset()
@@ -138,7 +139,9 @@ class LogMeanExp:
 
     def __post_init__(self) -> None:
         if self.tau <= 0:
-            raise ValueError(f"LogMeanExp.tau is {self.tau}; it must be positive (0 would be the maximum of the others).")
+            raise ConfigError(
+                f"LogMeanExp.tau is {self.tau}; it must be positive (0 would be the maximum of the others)."
+            )
 
     def __call__(self, b: Batch) -> Tensor:
         r = sequence_reward(b)
@@ -225,7 +228,7 @@ class LengthShaped:
 
     def __post_init__(self) -> None:
         if self.rate < 1:
-            raise ValueError(f"LengthShaped.rate is {self.rate}; it must be at least 1 (1 changes nothing).")
+            raise ConfigError(f"LengthShaped.rate is {self.rate}; it must be at least 1 (1 changes nothing).")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -236,7 +239,7 @@ class LengthShaped:
         count = b.group_sum(correct)
         mean_S = (b.group_sum(length * correct) / count.clamp(min=1))[b.group]
         longer = (length - mean_S).clamp(min=0) * (1 - correct) * (count > 0)[b.group]
-        return self.of(b) * (2 - self.rate ** -longer)[b.seq]
+        return self.of(b) * (2 - self.rate**-longer)[b.seq]
 
 
 def is_group(advantage: Any) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from rlkit.errors import ConfigError
 from rlkit.types import Batch, Stats
 
 State = dict[str, float]
@@ -88,8 +89,9 @@ class Step:
 
     def __post_init__(self) -> None:
         if len(self.values) != len(self.at) + 1 or list(self.at) != sorted(self.at):
-            raise ValueError(f"Step needs one more value than boundaries, boundaries ascending; found {self.values} and "
-                             f"{self.at}.")
+            raise ConfigError(
+                f"Step needs one more value than boundaries, boundaries ascending; found {self.values} and {self.at}."
+            )
 
     def start(self) -> State:
         return {"value": self.values[0]}
@@ -107,8 +109,10 @@ def _kl(stats: Stats, anchor: str, per: Unit) -> float:
 
 def _check_target(name: str, target: float) -> None:
     if not target > 0:
-        raise ValueError(f"{name}.target is {target}; a KL target must be positive (nats): the policy can only stay at "
-                         "KL 0 by not learning.")
+        raise ConfigError(
+            f"{name}.target is {target}; a KL target must be positive (nats): the policy can only stay at "
+            "KL 0 by not learning."
+        )
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,7 @@ class KLBudget:
     def __post_init__(self) -> None:
         _check_target("KLBudget", self.target)
         if not 0 < self.low <= self.init <= self.high:
-            raise ValueError(f"KLBudget needs 0 < low <= init <= high; found {self.low}, {self.init}, {self.high}.")
+            raise ConfigError(f"KLBudget needs 0 < low <= init <= high; found {self.low}, {self.init}, {self.high}.")
 
     def start(self) -> State:
         return {"value": self.init, "target": self.target, "integral": 0.0}
@@ -175,8 +179,13 @@ class KLBudget:
         log_c = math.log(self.init) + self.kp * error + self.ki * integral
         value = min(self.high, max(self.low, math.exp(min(log_c, 50.0))))
         saturated = (value == self.high and error > 0) or (value == self.low and error < 0)
-        return {"value": value, "target": self.target, "integral": state["integral"] if saturated else integral,
-                "measured": kl, "error": error}
+        return {
+            "value": value,
+            "target": self.target,
+            "integral": state["integral"] if saturated else integral,
+            "measured": kl,
+            "error": error,
+        }
 
 
 @dataclass(frozen=True)

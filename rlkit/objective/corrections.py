@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from rlkit.errors import ConfigError
 from rlkit.types import Batch, Stats
 
 NEEDS = frozenset({"old", "behav"})
@@ -53,7 +54,7 @@ def _log_c(b: Batch) -> Tensor:
 
 def _bounds(name: str, low: float, high: float) -> None:
     if not 0 <= low < high:
-        raise ValueError(f"{name}: bounds must satisfy 0 <= low < high; found {low} and {high}.")
+        raise ConfigError(f"{name}: bounds must satisfy 0 <= low < high; found {low} and {high}.")
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from rlkit.errors import ConfigError
 from rlkit.objective import Term
 from rlkit.types import Batch, New
 
 Policy = Literal["ref", "old", "behav", "teacher"]
-BOUND = 20.0                # log-ratios are bounded here before they are exponentiated: e^40 is still a float32
+BOUND = 20.0  # log-ratios are bounded here before they are exponentiated: e^40 is still a float32
 
 
 class Generator(Protocol):
@@ -51,7 +52,7 @@ def _softplus(a: Tensor) -> Tensor:
     return torch.nn.functional.softplus(a)
 
 
-def _js_value(a: Tensor) -> Tensor:                 # log(2u/(1+u)) and log(2/(1+u)) without exponentials of both signs
+def _js_value(a: Tensor) -> Tensor:  # log(2u/(1+u)) and log(2/(1+u)) without exponentials of both signs
     return 0.5 * ((math.log(2) - _softplus(-a)) + (-a).exp() * (math.log(2) - _softplus(a)))
 
 
@@ -77,8 +78,10 @@ def alpha(order: float) -> Generator:
     if order in (0.0, 1.0):
         return TABLE["forward_ukl" if order == 0 else "reverse_ukl"]
     c = order * (order - 1)
-    return _F(lambda a: (((order - 1) * a).exp() - order - (1 - order) * (-a).exp()) / c,
-              lambda a: torch.expm1((order - 1) * a) / (order - 1))
+    return _F(
+        lambda a: (((order - 1) * a).exp() - order - (1 - order) * (-a).exp()) / c,
+        lambda a: torch.expm1((order - 1) * a) / (order - 1),
+    )
 
 
 def tsallis(q: float) -> Generator:
@@ -91,7 +94,7 @@ def tsallis(q: float) -> Generator:
 def generalised_js(beta: float) -> Generator:
     """``beta KL(pi‖m) + (1 - beta) KL(q‖m)``, ``m = beta pi + (1 - beta) q`` (GKD 2306.13649)."""
 
-    def log_m(a: Tensor) -> Tensor:                 # log(beta u + 1 - beta)
+    def log_m(a: Tensor) -> Tensor:  # log(beta u + 1 - beta)
         return torch.logaddexp(a + math.log(beta), torch.full_like(a, math.log(1 - beta)))
 
     return _F(lambda a: beta * (a - log_m(a)) - (1 - beta) * (-a).exp() * log_m(a), lambda a: beta * (a - log_m(a)))
@@ -134,14 +137,16 @@ def generator(f: str | Generator, parameter: float | None) -> Generator:
         return f
     if f in TABLE:
         if parameter is not None:
-            raise ValueError(f"divergence {f!r} has no parameter; found {parameter}.")
+            raise ConfigError(f"divergence {f!r} has no parameter; found {parameter}.")
         return TABLE[f]
     if f not in PARAMETRIC:
-        raise ValueError(f"there is no divergence {f!r}; there are {', '.join([*TABLE, *PARAMETRIC])}, or an object with "
-                         "`value` and `slope`.")
+        raise ConfigError(
+            f"there is no divergence {f!r}; there are {', '.join([*TABLE, *PARAMETRIC])}, or an object with "
+            "`value` and `slope`."
+        )
     make, valid, domain = PARAMETRIC[f]
     if parameter is None or not valid(parameter):
-        raise ValueError(f"divergence {f!r} needs `parameter` {domain}; found {parameter}.")
+        raise ConfigError(f"divergence {f!r} needs `parameter` {domain}; found {parameter}.")
     return make(parameter)
 
 
@@ -167,16 +172,20 @@ class Mixture:
 
     def __post_init__(self) -> None:
         if len(self.of) < 2 or len(set(self.of)) < len(self.of):
-            raise ValueError(f"anchor Mixture needs two or more different policies in `of`; found {list(self.of)}.")
+            raise ConfigError(f"anchor Mixture needs two or more different policies in `of`; found {list(self.of)}.")
         if self.weights is not None and (len(self.weights) != len(self.of) or min(self.weights) <= 0):
-            raise ValueError(f"anchor Mixture has {len(self.of)} policies; `weights` must be as many positive numbers, found "
-                             f"{list(self.weights)}.")
+            raise ConfigError(
+                f"anchor Mixture has {len(self.of)} policies; `weights` must be as many positive numbers, found "
+                f"{list(self.weights)}."
+            )
 
     def log_prob(self, b: Batch) -> Tensor:
         weights = self.weights or (1.0,) * len(self.of)
         w = [x / sum(weights) for x in weights]
         if self.mean == "geometric":
-            return sum((wi * b.logp[name] for wi, name in zip(w, self.of, strict=True)), torch.zeros_like(b.logp["behav"]))
+            return sum(
+                (wi * b.logp[name] for wi, name in zip(w, self.of, strict=True)), torch.zeros_like(b.logp["behav"])
+            )
         return torch.stack([b.logp[name] + math.log(wi) for wi, name in zip(w, self.of, strict=True)]).logsumexp(0)
 
 
@@ -198,8 +207,10 @@ def anchor_log_prob(anchor: Anchor, b: Batch) -> Tensor:
 def check_geometric(anchor: Anchor, reverse: bool, what: str) -> None:
     """Raises ValueError where an anchor without its normaliser would be wrong."""
     if isinstance(anchor, Mixture) and anchor.mean == "geometric" and not reverse:
-        raise ValueError(f"{what}: a geometric mixture is not normalised, which only a reverse KL tolerates. Use mean: arithmetic, or a "
-                         "reverse KL.")
+        raise ConfigError(
+            f"{what}: a geometric mixture is not normalised, which only a reverse KL tolerates. Use mean: arithmetic, or a "
+            "reverse KL."
+        )
 
 
 def importance(new: New, b: Batch, kind: str, cap: float | None, floor: float | None) -> Tensor:
@@ -208,7 +219,7 @@ def importance(new: New, b: Batch, kind: str, cap: float | None, floor: float | 
     ``cap`` truncates; with ``floor`` weights outside ``[floor, cap]`` become 0 instead.
     """
     if kind == "none":
-        return (new.logp - new.logp.detach()).exp()     # 1, with the score as gradient
+        return (new.logp - new.logp.detach()).exp()  # 1, with the score as gradient
     r = new.logp - b.logp["behav"]
     if kind == "sequence":
         r = b.seq_cumsum(r)
@@ -294,12 +305,15 @@ class KL(Term):
 
     def __post_init__(self) -> None:
         if self.estimator == "k1" and self.importance == "none":
-            raise ValueError(
+            raise ConfigError(
                 "KL(estimator='k1') in a loss has expected gradient zero: it would regularise nothing. Use 'k2' (gradient of "
                 "KL(pi‖ref)), 'k3' (gradient of KL(ref‖pi)), importance: token, or put k1 into the reward: "
-                "reward_penalties: [{type: KLReward}].")
+                "reward_penalties: [{type: KLReward}]."
+            )
         if self.estimator in ("k1+", "k3+") and self.importance != "none":
-            raise ValueError(f"KL(estimator={self.estimator!r}) has no importance weight; use k2 or k3 with importance: token.")
+            raise ConfigError(
+                f"KL(estimator={self.estimator!r}) has no importance weight; use k2 or k3 with importance: token."
+            )
         reverse = self.estimator != "kF" and (self.estimator != "k3" or self.importance == "token")
         check_geometric(self.anchor, reverse, f"KL {self.estimator}")
 
@@ -322,6 +336,8 @@ class KL(Term):
         kF = kF + (bounded * torch.exp(-bounded)).detach() * (a - bounded)
         if self.importance == "none":
             straight = k2 - k2.detach()
-            return {"k2": k2, "k3": k3, "k1+": straight + a.detach(), "k3+": straight + k3.detach(), "kF": kF}[self.estimator]
+            return {"k2": k2, "k3": k3, "k1+": straight + a.detach(), "k3+": straight + k3.detach(), "kF": kF}[
+                self.estimator
+            ]
         w = importance(new, b, "token", None, None)
         return {"k1": w * a, "k2": w.detach() * k2, "k3": w * k3, "kF": w * kF}[self.estimator]

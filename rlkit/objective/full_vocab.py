@@ -18,12 +18,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rlkit.errors import ConfigError
 from rlkit.objective import Term
 from rlkit.objective.divergences import Generator, generator, label
 from rlkit.types import Batch, New
 
 CHUNK_ELEMENTS = 1 << 23
-EXTREME = 40.0              # squared, e^40 is still a float32; beyond it a token counts as if its log-ratio were this
+EXTREME = 40.0  # squared, e^40 is still a float32; beyond it a token counts as if its log-ratio were this
 
 
 @dataclass
@@ -45,8 +46,11 @@ class Head:
     def logits(self, rows: slice, temperature: float, fp32: bool) -> Tensor:
         assert self.weight is not None
         h = self.hidden[rows]
-        z = torch.nn.functional.linear(h.float(), self.weight.float()) if fp32 else \
-            torch.nn.functional.linear(h, self.weight).float()
+        z = (
+            torch.nn.functional.linear(h.float(), self.weight.float())
+            if fp32
+            else torch.nn.functional.linear(h, self.weight).float()
+        )
         if self.bias is not None:
             z += self.bias.float()
         return z.div_(temperature) if temperature != 1 else z
@@ -75,14 +79,16 @@ def _buckets(log_p: Tensor, log_q: Tensor, k: int, of: str) -> tuple[Tensor, Ten
     return with_tail(log_p), with_tail(log_q), ids
 
 
-def _chunk(log_p: Tensor, log_q: Tensor, f: Generator, top_k: int | None, of: str, slope: bool) -> tuple[Tensor, Tensor | None]:
+def _chunk(
+    log_p: Tensor, log_q: Tensor, f: Generator, top_k: int | None, of: str, slope: bool
+) -> tuple[Tensor, Tensor | None]:
     """Divergences ``[n]`` and, if asked for, their gradients with respect to the policy's logits ``[n, V]``. Uses up its arguments."""
     if top_k is None:
         a, w = _ratio(log_p, log_q)
         value = (f.value(a) * w).sum(-1)
         if not slope:
             return value, None
-        dz = f.slope(a) * w                                             # p f'(u)
+        dz = f.slope(a) * w  # p f'(u)
         return value, dz.addcmul_(log_p.exp_(), dz.sum(-1, keepdim=True), value=-1)
     few_p, few_q, ids = _buckets(log_p, log_q, top_k, of)
     p_few = few_p.exp()
@@ -99,11 +105,15 @@ def _chunk(log_p: Tensor, log_q: Tensor, f: Generator, top_k: int | None, of: st
 class _Pass:
     """Goes over the tokens in chunks; collects values, and gradients for given weights of the tokens."""
 
-    def __init__(self, head: Head, anchor: Head, f: Generator, top_k: int | None, of: str, temperature: float, fp32: bool) -> None:
+    def __init__(
+        self, head: Head, anchor: Head, f: Generator, top_k: int | None, of: str, temperature: float, fp32: bool
+    ) -> None:
         self.head, self.anchor, self.f, self.of, self.temperature, self.fp32 = head, anchor, f, of, temperature, fp32
         self.top_k = None if top_k is None or top_k >= head.classes else top_k
 
-    def __call__(self, g_N: Tensor | None, weight: bool, bias: bool) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    def __call__(
+        self, g_N: Tensor | None, weight: bool, bias: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """``(values, d_hidden, d_weight, d_bias)`` of ``sum_n g_n D_n``; gradients are None without ``g_N`` or where not wanted."""
         hidden, w = self.head.hidden, self.head.weight
         assert w is not None
@@ -135,8 +145,15 @@ class _Pass:
 
 class _Full(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, anchor: Head, expected: Tensor | None,
-                *options: Any) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        anchor: Head,
+        expected: Tensor | None,
+        *options: Any,
+    ) -> Tensor:
         wants = (ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2])
         ahead = expected if any(ctx.needs_input_grad) else None
         out, *grads = _Pass(Head(hidden, weight, bias), anchor, *options)(ahead, *wants)
@@ -154,13 +171,24 @@ class _Full(torch.autograd.Function):
             _, *grads = _Pass(Head(hidden, weight, bias), ctx.anchor, *ctx.options)(g, *ctx.wants)
             factor = 1.0
         ctx.ahead = None
-        own = [None if d is None else (d if factor == 1 else d * factor).to(x.dtype)
-               for d, x in zip(grads, (hidden, weight, bias), strict=True)]
+        own = [
+            None if d is None else (d if factor == 1 else d * factor).to(x.dtype)
+            for d, x in zip(grads, (hidden, weight, bias), strict=True)
+        ]
         return (*own, *([None] * 7))
 
 
-def full_divergence(policy: Head, anchor: Head, f: Generator, *, top_k: int | None = None, of: Literal["anchor", "policy"] = "anchor",
-                    temperature: float = 1.0, fp32: bool = False, expected: Tensor | None = None) -> Tensor:
+def full_divergence(
+    policy: Head,
+    anchor: Head,
+    f: Generator,
+    *,
+    top_k: int | None = None,
+    of: Literal["anchor", "policy"] = "anchor",
+    temperature: float = 1.0,
+    fp32: bool = False,
+    expected: Tensor | None = None,
+) -> Tensor:
     """``D_f(pi‖anchor)`` of each token's distribution, ``[N]`` in nats for the KLs; gradient to the policy's hidden states and weights.
 
     ``expected`` is the gradient that each token's value will get, up to a common factor (its weight in the loss). Then gradients are made
@@ -193,7 +221,9 @@ class FullDivergence(Term):
     def __post_init__(self) -> None:
         generator(self.f, self.parameter)
         if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"FullDivergence.top_k is {self.top_k}; it must be at least 1, or null for the whole vocabulary.")
+            raise ConfigError(
+                f"FullDivergence.top_k is {self.top_k}; it must be at least 1, or null for the whole vocabulary."
+            )
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]

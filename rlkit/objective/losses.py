@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from rlkit.errors import ConfigError
 from rlkit.objective import Term
 from rlkit.types import Batch, New
 
@@ -51,10 +52,11 @@ class PPOClip(Term):
 
     def __post_init__(self) -> None:
         if not 0 <= self.eps_low <= 1 or self.eps_high < 0:
-            raise ValueError(f"PPOClip: eps_low is {self.eps_low} and eps_high is {self.eps_high}; they must be in "
-                             "[0, 1] and >= 0.")
+            raise ConfigError(
+                f"PPOClip: eps_low is {self.eps_low} and eps_high is {self.eps_high}; they must be in [0, 1] and >= 0."
+            )
         if self.dual_clip is not None and self.dual_clip <= 1:
-            raise ValueError(f"PPOClip.dual_clip is {self.dual_clip}; it must be above 1.")
+            raise ConfigError(f"PPOClip.dual_clip is {self.dual_clip}; it must be above 1.")
 
     def __call__(self, new: New, b: Batch) -> Tensor:
         a, w = advantage(b), log_ratio(new.logp, b.logp["old"]).exp()
@@ -112,7 +114,11 @@ class CISPO(Term):
         return frozenset({"adv", self.against})
 
     def __call__(self, new: New, b: Batch) -> Tensor:
-        w = log_ratio(new.logp.detach(), b.logp[self.against]).exp().clamp(0.0 if self.eps_low is None else 1 - self.eps_low, self.eps_max)
+        w = (
+            log_ratio(new.logp.detach(), b.logp[self.against])
+            .exp()
+            .clamp(0.0 if self.eps_low is None else 1 - self.eps_low, self.eps_max)
+        )
         cost = -w * advantage(b) * new.logp
         return corrected(cost, b) if self.against == "old" else cost
 
@@ -272,12 +278,16 @@ class RPG(Term):
     def __call__(self, new: New, b: Batch) -> Tensor:
         r = log_ratio(new.logp.detach(), b.logp["old"])
         w, a = r.exp(), advantage(b)
-        c = {"forward_kl": torch.full_like(w, self.beta), "forward_ukl": self.beta * (1 - w),
-             "reverse_kl": -self.beta * w * (r + 1), "reverse_ukl": -self.beta * w * r}[self.kl]
-        weight = a * w + c                                              # = A' w
+        c = {
+            "forward_kl": torch.full_like(w, self.beta),
+            "forward_ukl": self.beta * (1 - w),
+            "reverse_kl": -self.beta * w * (r + 1),
+            "reverse_ukl": -self.beta * w * r,
+        }[self.kl]
+        weight = a * w + c  # = A' w
         if not self.clip:
             return corrected(-weight * new.logp, b)
-        up = weight >= 0                                                # w > 0: the sign of A'
+        up = weight >= 0  # w > 0: the sign of A'
         bound = torch.where(up, torch.full_like(w, 1 + self.eps_high), w.clamp(1 - self.eps_low, self.dual_clip))
         dropped = torch.where(up, w >= 1 + self.eps_high, (w <= 1 - self.eps_low) | (w >= self.dual_clip))
         flat = -(a * bound + c) * new.logp.detach()
@@ -299,7 +309,7 @@ class PMD(Term):
 
     def __post_init__(self) -> None:
         if self.tau <= 0:
-            raise ValueError(f"PMD.tau is {self.tau}; it must be positive.")
+            raise ConfigError(f"PMD.tau is {self.tau}; it must be positive.")
 
     def __call__(self, new: New, b: Batch) -> Tensor:
         delta = b.seq_sum(new.logp - b.logp["behav"])

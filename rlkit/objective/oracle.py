@@ -35,7 +35,9 @@ class World:
 
     def __init__(self, sampled: Sampled = "on-policy", seed: int = 0, distance: float = 0.6) -> None:
         g = torch.Generator().manual_seed(seed)
-        inner = [p for t in range(LONGEST) for p in itertools.product(range(1, V), repeat=t)]      # prefixes that have not ended
+        inner = [
+            p for t in range(LONGEST) for p in itertools.product(range(1, V), repeat=t)
+        ]  # prefixes that have not ended
         self.row = {p: i for i, p in enumerate(inner)}
         self.responses = [(*p, c) for p in inner for c in range(V) if c == 0 or len(p) == LONGEST - 1]
         rows = [self.row[y[:t]] for y in self.responses for t in range(len(y))]
@@ -49,8 +51,11 @@ class World:
         self.logits = table(0.7).requires_grad_()
         self.ref, self.teacher = ((self.logits.detach() + table(distance)).log_softmax(-1) for _ in range(2))
         away = table(0.4)
-        self.mu = {"on-policy": self.pi().detach(), "off-policy": (self.logits.detach() + away).log_softmax(-1),
-                   "from the reference": self.ref}[sampled]
+        self.mu = {
+            "on-policy": self.pi().detach(),
+            "off-policy": (self.logits.detach() + away).log_softmax(-1),
+            "from the reference": self.ref,
+        }[sampled]
         self.reward = torch.randn(len(self.responses), generator=g, dtype=torch.float64)
 
     def pi(self) -> Tensor:
@@ -80,15 +85,26 @@ class World:
         """All responses once; ``norm`` is set by :meth:`weights`."""
         S = len(self.responses)
         return Batch(
-            seq=self.seq, group=torch.zeros(S, dtype=torch.long), source=torch.zeros(S, dtype=torch.long), reward=self.reward,
-            logp={"behav": self.at(self.mu), "old": self.at(self.mu), "ref": self.at(self.ref), "teacher": self.at(self.teacher)},
-            adv=(self.reward - (self.whole(self.mu).exp() * self.reward).sum())[self.seq])
+            seq=self.seq,
+            group=torch.zeros(S, dtype=torch.long),
+            source=torch.zeros(S, dtype=torch.long),
+            reward=self.reward,
+            logp={
+                "behav": self.at(self.mu),
+                "old": self.at(self.mu),
+                "ref": self.at(self.ref),
+                "teacher": self.at(self.teacher),
+            },
+            adv=(self.reward - (self.whole(self.mu).exp() * self.reward).sum())[self.seq],
+        )
 
     def weights(self, reduce: str, const: float = 1.0) -> Tensor:
         """The weight of each token of a response in the expected loss: its probability times what the reduction does to it, ``[S]``."""
         p = self.whole(self.mu).exp()
         expected = (p * self.length).sum()
-        return {"sum": p, "const": p / const, "seq": p / self.length, "token": p / expected, "prompt": p / expected}[reduce]
+        return {"sum": p, "const": p / const, "seq": p / self.length, "token": p / expected, "prompt": p / expected}[
+            reduce
+        ]
 
     def new(self, full: Sequence[FullDivergence] = ()) -> New:
         pi = self.pi()
@@ -116,7 +132,7 @@ def response_weights(w: World, part: Any) -> Tensor | None:
     if of is None:
         return None
     b = w.batch()
-    if getattr(part, "placement", None) == "reward":        # a penalty in the reward comes before advantages
+    if getattr(part, "placement", None) == "reward":  # a penalty in the reward comes before advantages
         b.adv = None
     scale: Tensor = of(b)
     if bool((scale == scale[0]).all()):
@@ -124,14 +140,16 @@ def response_weights(w: World, part: Any) -> Tensor | None:
     return scale / (w.whole(w.mu).exp() * scale).sum()
 
 
-def term_gradient(w: World, term: Term, reduce: Reduce | None = None, scale_S: Tensor | None = None) -> tuple[Tensor, float]:
+def term_gradient(
+    w: World, term: Term, reduce: Reduce | None = None, scale_S: Tensor | None = None
+) -> tuple[Tensor, float]:
     """The term's expected gradient, and the noise of one response: ``sqrt(E|g|^2 - |E g|^2) / |E g|``.
 
     ``scale_S`` is what its coefficient makes of each response.
     """
     b, term = w.batch(), dataclasses.replace(term, reduce=reduce or term.reduce, on="policy")
     b.cols = {name[4:]: torch.zeros_like(b.reward) for name in term.needs if name.startswith("col:")}
-    if is_marking(term):                        # marks are of whole batches; here no token has one
+    if is_marking(term):  # marks are of whole batches; here no token has one
         b.marks = {term.name: torch.zeros(b.N, dtype=b.reward.dtype)}
     p, weight = w.whole(w.mu).exp(), w.weights(term.reduce, term.const) * (1.0 if scale_S is None else scale_S)
     new = w.new([term] if isinstance(term, FullDivergence) else [])
@@ -148,7 +166,9 @@ def penalty_gradient(w: World, penalty: Penalty, scale_S: Tensor | None = None) 
     b = w.batch()
     cost = penalty(b) * (1.0 if scale_S is None else scale_S[b.seq])
     # The gradient of an on-policy loss: off-policy a policy-gradient loss brings its own importance weight, here the exact one.
-    b.adv = -(b.reward_to_go(cost) if penalty.placement == "reward" else cost) * (w.at(w.pi()) - w.at(w.mu)).exp().detach()
+    b.adv = (
+        -(b.reward_to_go(cost) if penalty.placement == "reward" else cost) * (w.at(w.pi()) - w.at(w.mu)).exp().detach()
+    )
     p = w.whole(w.mu).exp()
     logp, grads = w.at(w.pi()), []
     for s in range(len(p)):
@@ -172,7 +192,9 @@ class Quantity:
     gradient: Tensor
 
 
-def quantities(w: World, anchors: Iterable[Any], weight: Tensor, extra: Sequence[tuple[str, Generator]] = ()) -> list[Quantity]:
+def quantities(
+    w: World, anchors: Iterable[Any], weight: Tensor, extra: Sequence[tuple[str, Generator]] = ()
+) -> list[Quantity]:
     """Everything that is known, with tokens weighed as the term's reduction does.
 
     ``D per token`` freezes prefixes, ``D of responses`` is the KL of whole responses, ``D summed over tokens`` is ``E[sum_t D_t]``.
@@ -181,19 +203,25 @@ def quantities(w: World, anchors: Iterable[Any], weight: Tensor, extra: Sequence
     reached = w.whole(pi).exp() * (weight / w.whole(mu).exp())
     visited, advantage = reached.detach(), w.reward - (w.whole(mu).exp() * w.reward).sum()
     token_weight = (w.at(pi) - w.at(mu)).exp()
-    found = [Quantity(PG, w.gradient(-(visited * advantage * w.whole(pi)).sum())),
-             Quantity(f"{PG}, tokens weighed one by one", w.gradient(-((weight * advantage)[w.seq] * token_weight).sum())),
-             Quantity("the entropy, upwards", w.gradient((weight[w.seq] * (pi.exp() * pi).sum(-1)[w.rows]).sum())),
-             Quantity("supervised learning of the sampled responses", w.gradient(-(weight[w.seq] * w.at(pi)).sum()))]
+    found = [
+        Quantity(PG, w.gradient(-(visited * advantage * w.whole(pi)).sum())),
+        Quantity(f"{PG}, tokens weighed one by one", w.gradient(-((weight * advantage)[w.seq] * token_weight).sum())),
+        Quantity("the entropy, upwards", w.gradient((weight[w.seq] * (pi.exp() * pi).sum(-1)[w.rows]).sum())),
+        Quantity("supervised learning of the sampled responses", w.gradient(-(weight[w.seq] * w.at(pi)).sum())),
+    ]
     for anchor in anchors:
         name = anchor_name(anchor)
         for f_name, f in [*TABLE.items(), *extra]:
-            if f_name in ("reverse_ukl", "forward_ukl"):                # the same divergence of normalised policies
+            if f_name in ("reverse_ukl", "forward_ukl"):  # the same divergence of normalised policies
                 continue
             d = w.per_prefix(f, anchor)
             found.append(Quantity(f"{words(f_name, name)} per token", w.gradient((weight[w.seq] * d[w.rows]).sum())))
-            found.append(Quantity(f"{words(f_name, name)} per token, prefixes as the policy visits them",
-                                  w.gradient((visited[w.seq] * d[w.rows]).sum())))
+            found.append(
+                Quantity(
+                    f"{words(f_name, name)} per token, prefixes as the policy visits them",
+                    w.gradient((visited[w.seq] * d[w.rows]).sum()),
+                )
+            )
             total = "of responses" if f_name == "reverse_kl" else "summed over tokens, with credit to earlier ones"
             found.append(Quantity(f"{words(f_name, name)} {total}", w.gradient((reached[w.seq] * d[w.rows]).sum())))
     return found
@@ -201,8 +229,12 @@ def quantities(w: World, anchors: Iterable[Any], weight: Tensor, extra: Sequence
 
 def words(f: str, anchor: str) -> str:
     """A divergence as people write it."""
-    return {"reverse_kl": f"KL(pi‖{anchor})", "reverse_ukl": f"KL(pi‖{anchor})", "forward_kl": f"KL({anchor}‖pi)",
-            "forward_ukl": f"KL({anchor}‖pi)"}.get(f, f"{f}(pi‖{anchor})")
+    return {
+        "reverse_kl": f"KL(pi‖{anchor})",
+        "reverse_ukl": f"KL(pi‖{anchor})",
+        "forward_kl": f"KL({anchor}‖pi)",
+        "forward_ukl": f"KL({anchor}‖pi)",
+    }.get(f, f"{f}(pi‖{anchor})")
 
 
 def claim(part: Any) -> str | None:
@@ -257,7 +289,11 @@ class Finding:
     @property
     def honest(self) -> bool:
         """Whether it does what its name says. A policy gradient (or a penalty in one) is exact on-policy, near it elsewhere: its trade."""
-        return self.claims is None or self.follows == self.claims or ((self.claims == PG or self.in_reward) and self.sampled != "on-policy")
+        return (
+            self.claims is None
+            or self.follows == self.claims
+            or ((self.claims == PG or self.in_reward) and self.sampled != "on-policy")
+        )
 
     @property
     def sentence(self) -> str:
@@ -274,8 +310,10 @@ class Finding:
         else:
             text = f"its name says {self.claims}; its expected gradient is that of {self.follows} ({numbers} to what the name says)"
         if self.follows is not None and self.reduction < 1 - 1e-6:
-            text += (f". Its reduction bends it: a token's weight depends on the length of the response (cosine {self.reduction:.3f} to "
-                     "reduce: sum)")
+            text += (
+                f". Its reduction bends it: a token's weight depends on the length of the response (cosine {self.reduction:.3f} to "
+                "reduce: sum)"
+            )
         if self.coefficient is not None:
             text += f". That is with a constant coefficient: {self.coefficient} weighs responses differently (cosine {self.bend:.3f} to it)"
         return head + text + "."
@@ -284,7 +322,11 @@ class Finding:
 def examine(part: Any, sampled: Sampled, seed: int = 0) -> Finding:
     """Compares a term's or penalty's expected gradient with everything that is known."""
     if getattr(part, "whole_groups", False):
-        return Finding(part.name, sampled, problem="it compares the responses of a prompt with each other and is not a sum over responses.")
+        return Finding(
+            part.name,
+            sampled,
+            problem="it compares the responses of a prompt with each other and is not a sum over responses.",
+        )
     w = World(sampled, seed)
     anchors = [part.anchor] if hasattr(part, "anchor") else ["ref", "old"]
     extra = []
@@ -297,23 +339,42 @@ def examine(part: Any, sampled: Sampled, seed: int = 0) -> Finding:
             own, weight = plain, w.weights("sum")
             scaled = own if scale_S is None else penalty_gradient(w, part, scale_S)[0]
         else:
-            plain, (own, noise), weight = term_gradient(w, part, "sum")[0], term_gradient(w, part), w.weights(part.reduce, part.const)
+            plain, (own, noise), weight = (
+                term_gradient(w, part, "sum")[0],
+                term_gradient(w, part),
+                w.weights(part.reduce, part.const),
+            )
             scaled = own if scale_S is None else term_gradient(w, part, scale_S=scale_S)[0]
-    except Exception as error:                  # a user's own term may want what this small world does not have
+    except Exception as error:  # a user's own term may want what this small world does not have
         return Finding(part.name, sampled, problem=f"it could not be examined here ({type(error).__name__}: {error}).")
     claims = claim(part)
     known = {q.key: q.gradient for q in quantities(w, anchors, weight, extra)}
     unreduced = {q.key: q.gradient for q in quantities(w, anchors, w.weights("sum"), extra)}
     # Reductions by length bend every sampled form; what a term is shows without them, or, for a cost of whole responses, with its own.
-    same = [key for gradient, table in ((plain, unreduced), (own, known)) for key, exact in table.items()
-            if float((gradient - exact).norm()) <= 1e-6 * max(1e-9, float(exact.norm()))]
+    same = [
+        key
+        for gradient, table in ((plain, unreduced), (own, known))
+        for key, exact in table.items()
+        if float((gradient - exact).norm()) <= 1e-6 * max(1e-9, float(exact.norm()))
+    ]
     follows = claims if claims in same else next(iter(same), None)
     target = known.get(claims or follows or "")
     if target is None:
         target = max(known.values(), key=lambda g: abs(_cosine(own, g)))
-    return Finding(part.name, sampled, claims, follows, _cosine(own, target), float(own.norm() / target.norm()), noise, _cosine(own, plain),
-                   None if scale_S is None else type(part.coef).__name__, _cosine(scaled, own), bool(getattr(part, "acknowledge", False)),
-                   hasattr(part, "placement"))
+    return Finding(
+        part.name,
+        sampled,
+        claims,
+        follows,
+        _cosine(own, target),
+        float(own.norm() / target.norm()),
+        noise,
+        _cosine(own, plain),
+        None if scale_S is None else type(part.coef).__name__,
+        _cosine(scaled, own),
+        bool(getattr(part, "acknowledge", False)),
+        hasattr(part, "placement"),
+    )
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:
@@ -334,4 +395,8 @@ def examine_all(objective: Sequence[Term], penalties: Sequence[Penalty]) -> list
 
 def dishonest(findings: Iterable[Finding], off_policy: bool) -> list[Finding]:
     """Findings that contradict a name in a run that is (also) off-policy or not, and that no ``acknowledge`` accepts."""
-    return [f for f in findings if not f.honest and not f.acknowledged and f.problem is None and (off_policy or f.sampled != "off-policy")]
+    return [
+        f
+        for f in findings
+        if not f.honest and not f.acknowledged and f.problem is None and (off_policy or f.sampled != "off-policy")
+    ]

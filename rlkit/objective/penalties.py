@@ -13,7 +13,17 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from rlkit.objective.divergences import BOUND, Anchor, anchor_log_prob, anchor_name, anchor_needs, check_geometric, generator, label
+from rlkit.errors import ConfigError
+from rlkit.objective.divergences import (
+    BOUND,
+    Anchor,
+    anchor_log_prob,
+    anchor_name,
+    anchor_needs,
+    check_geometric,
+    generator,
+    label,
+)
 from rlkit.types import SOURCES, Batch
 
 Placement = Literal["reward", "advantage"]
@@ -62,10 +72,14 @@ class KLReward:
     def __post_init__(self) -> None:
         if self.estimator != "k1":
             instead = "reverse KL minus forward KL" if self.estimator == "k3" else "E[k2 * score], which is no KL"
-            raise ValueError(f"KLReward(estimator={self.estimator!r}): in the reward its expected gradient is that of "
-                             f"{instead}. Use k1 here, or k2 in the loss: objective: [{{type: KL, estimator: k2}}].")
+            raise ConfigError(
+                f"KLReward(estimator={self.estimator!r}): in the reward its expected gradient is that of "
+                f"{instead}. Use k1 here, or k2 in the loss: objective: [{{type: KL, estimator: k2}}]."
+            )
         if self.placement == "reward" and self.credit == "token":
-            raise ValueError("KLReward: a reward is credited to all earlier tokens too. For credit: token use placement: advantage.")
+            raise ConfigError(
+                "KLReward: a reward is credited to all earlier tokens too. For credit: token use placement: advantage."
+            )
 
     @property
     def needs(self) -> frozenset[str]:

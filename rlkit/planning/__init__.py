@@ -2,8 +2,38 @@
 
 from rlkit.planning.layout import Plan, Planner, grow, plan
 from rlkit.planning.memory import Shape, Sharding, engine_memory, learner_memory, shape
-from rlkit.planning.simulate import Calibration, EngineModel, LearnerModel, LogNormal, Trace, Workload, calibrate, simulate
+from rlkit.planning.simulate import (
+    Calibration,
+    EngineModel,
+    LearnerModel,
+    LogNormal,
+    Trace,
+    Workload,
+    calibrate,
+    simulate,
+)
 from rlkit.planning.speed import GPUS, Assumptions, Gpu, find_gpu
 
-__all__ = ["GPUS", "Assumptions", "Calibration", "EngineModel", "Gpu", "LearnerModel", "LogNormal", "Plan", "Planner", "Shape", "Sharding",
-           "Trace", "Workload", "calibrate", "engine_memory", "find_gpu", "grow", "learner_memory", "plan", "shape", "simulate"]
+__all__ = [
+    "GPUS",
+    "Assumptions",
+    "Calibration",
+    "EngineModel",
+    "Gpu",
+    "LearnerModel",
+    "LogNormal",
+    "Plan",
+    "Planner",
+    "Shape",
+    "Sharding",
+    "Trace",
+    "Workload",
+    "calibrate",
+    "engine_memory",
+    "find_gpu",
+    "grow",
+    "learner_memory",
+    "plan",
+    "shape",
+    "simulate",
+]

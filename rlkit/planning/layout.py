@@ -14,6 +14,7 @@ from typing import Any
 from rlkit.build import alphabet, before_update, needed
 from rlkit.config import locate
 from rlkit.data.tiny import make_tiny
+from rlkit.errors import ConfigError
 from rlkit.learner.reference import Frozen, Served
 from rlkit.objective.full_vocab import FullDivergence
 from rlkit.planning import speed
@@ -41,12 +42,24 @@ class Layout:
     def keys(self) -> str:
         """What to write on the command line."""
         z = self.sharding.options()
-        where = "cluster=null" if self.shared else (f"cluster.learners={self.learners} cluster.engines={self.engines} "
-                                                    f"cluster.tensor_parallel={self.tensor_parallel}")
-        zero = "deepspeed=null" if z is None else "deepspeed=" + json.dumps(z).replace('"', "").replace(" ", "").replace(":", ": ")
+        where = (
+            "cluster=null"
+            if self.shared
+            else (
+                f"cluster.learners={self.learners} cluster.engines={self.engines} "
+                f"cluster.tensor_parallel={self.tensor_parallel}"
+            )
+        )
+        zero = (
+            "deepspeed=null"
+            if z is None
+            else "deepspeed=" + json.dumps(z).replace('"', "").replace(" ", "").replace(":", ": ")
+        )
         zero = zero if " " not in zero else f"'{zero}'"
-        return (f"{where} {zero} learner.gradient_checkpointing={str(self.checkpointing).lower()} learner.max_tokens={self.max_tokens}"
-                + (f" vllm.gpu_memory_utilization={self.utilization:g}" if self.shared else ""))
+        return (
+            f"{where} {zero} learner.gradient_checkpointing={str(self.checkpointing).lower()} learner.max_tokens={self.max_tokens}"
+            + (f" vllm.gpu_memory_utilization={self.utilization:g}" if self.shared else "")
+        )
 
 
 @dataclass(frozen=True)
@@ -61,7 +74,7 @@ class Estimate:
     workload: Workload
     engine_model: EngineModel
     learner_model: LearnerModel
-    loaded: float                           # bytes of the whole model, which every rank reads into host memory first
+    loaded: float  # bytes of the whole model, which every rank reads into host memory first
 
     @property
     def fits(self) -> bool:
@@ -71,7 +84,11 @@ class Estimate:
     def step(self) -> float:
         """Without the simulation: stages one after the other, or the slower one with ``max_lag``."""
         s = self.seconds
-        both = s["generate"] + s["learner"] if not self.workload.max_lag or self.layout.shared else max(s["generate"], s["learner"])
+        both = (
+            s["generate"] + s["learner"]
+            if not self.workload.max_lag or self.layout.shared
+            else max(s["generate"], s["learner"])
+        )
         return both + s["sync"]
 
     def learner_host(self) -> float:
@@ -80,14 +97,24 @@ class Estimate:
 
     def simulate(self, max_lag: int | None = None, steps: int = 9) -> Trace:
         w = self.workload if max_lag is None else dataclasses.replace(self.workload, max_lag=max_lag)
-        return simulate(w, self.layout.engines, self.engine_model, self.learner_model, steps=steps, shared=self.layout.shared)
+        return simulate(
+            w, self.layout.engines, self.engine_model, self.learner_model, steps=steps, shared=self.layout.shared
+        )
 
 
 class Planner:
     """Everything of a run that does not depend on its layout."""
 
-    def __init__(self, run: Run, gpu: Gpu, gpus_per_node: int, config: Any, prompt_tokens: float | None, mean_length: float | None,
-                 assumptions: Assumptions) -> None:
+    def __init__(
+        self,
+        run: Run,
+        gpu: Gpu,
+        gpus_per_node: int,
+        config: Any,
+        prompt_tokens: float | None,
+        mean_length: float | None,
+        assumptions: Assumptions,
+    ) -> None:
         self.run, self.gpu, self.per_node, self.a = run, gpu, gpus_per_node, assumptions
         need = needed(run)
         own = self._own_config() if config is None else config
@@ -95,7 +122,9 @@ class Planner:
         plain = self.shape if run.peft is None else shape(own)
         self.limit = run.sampling.max_tokens if run.rollout.lengths is None else run.rollout.lengths.limits[-1]
         self.longest = min(run.rollout.max_model_len or self.shape.context, run.data.max_prompt_tokens + self.limit)
-        self.prompt = prompt_tokens if prompt_tokens is not None else assumptions.prompt_share * run.data.max_prompt_tokens
+        self.prompt = (
+            prompt_tokens if prompt_tokens is not None else assumptions.prompt_share * run.data.max_prompt_tokens
+        )
         self.mean = mean_length if mean_length is not None else max(1.0, assumptions.mean_share * self.limit)
         self.entropy = "entropy" in need
         self.whole = any(isinstance(t, FullDivergence) for t in run.objective)
@@ -108,9 +137,15 @@ class Planner:
                 continue
             path = next(iter(getattr(spec, "paths", ())), getattr(spec, "path", None))
             anchor = plain if path is None else shape(str(locate(path, run.base)))
-            if not (isinstance(spec, Frozen) and path is None and run.peft is not None):         # else the adapter is switched off
+            if not (
+                isinstance(spec, Frozen) and path is None and run.peft is not None
+            ):  # else the adapter is switched off
                 self.anchors[name] = (anchor, bool(getattr(spec, "offload", False)))
-            again = run.learner.epochs if any(isinstance(t, FullDivergence) and t.anchor == name for t in run.objective) else 0
+            again = (
+                run.learner.epochs
+                if any(isinstance(t, FullDivergence) and t.anchor == name for t in run.objective)
+                else 0
+            )
             self.passes += anchor.active / self.shape.active * ((name in before) + again)
 
     def _own_config(self) -> Any:
@@ -122,22 +157,37 @@ class Planner:
         m = run.model.make
         assert m is not None
         with tempfile.TemporaryDirectory() as folder:
-            make_tiny(folder, alphabet(run), family=m.family, hidden=m.hidden, layers=m.layers, heads=m.heads, kv_heads=m.kv_heads)
+            make_tiny(
+                folder,
+                alphabet(run),
+                family=m.family,
+                hidden=m.hidden,
+                layers=m.layers,
+                heads=m.heads,
+                kv_heads=m.kv_heads,
+            )
             return AutoConfig.from_pretrained(folder)
 
     def asked(self) -> Layout:
         """The layout that the run's configuration says."""
         run, c = self.run, self.run.cluster
         ranks = c.learners if c else 1
-        return Layout(ranks, c.engines if c else 1, c.tensor_parallel if c else 1, Sharding.of(run.deepspeed, ranks),
-                      run.learner.gradient_checkpointing, run.learner.max_tokens,
-                      float(run.vllm.get("gpu_memory_utilization", 0.92)), c is None)
+        return Layout(
+            ranks,
+            c.engines if c else 1,
+            c.tensor_parallel if c else 1,
+            Sharding.of(run.deepspeed, ranks),
+            run.learner.gradient_checkpointing,
+            run.learner.max_tokens,
+            float(run.vllm.get("gpu_memory_utilization", 0.92)),
+            c is None,
+        )
 
     def layouts(self, gpus: int) -> Iterator[Layout]:
         """All layouts of ``gpus`` devices that are worth a look."""
         run, s = self.run, self.shape
         base, per_node = Sharding.of(run.deepspeed or {}, 1), self.per_node
-        floor = min(self.longest, run.learner.max_tokens)                   # one row is never cut
+        floor = min(self.longest, run.learner.max_tokens)  # one row is never cut
         sizes = sorted({max(floor, run.learner.max_tokens >> k) for k in range(12)}, reverse=True)
         utilization = float(run.vllm.get("gpu_memory_utilization", 0.92))
         places: list[tuple[int, int, int, float, bool]] = []
@@ -148,11 +198,15 @@ class Planner:
                 if gpus - learners >= tp:
                     places.append((learners, (gpus - learners) // tp, tp, utilization, False))
         for learners, engines, tp, u, shared in places:
-            stages: list[int | None] = [1, 2, 3] if run.model.dtype == "bfloat16" else [None] if learners == 1 else [0, 1, 2, 3]
+            stages: list[int | None] = (
+                [1, 2, 3] if run.model.dtype == "bfloat16" else [None] if learners == 1 else [0, 1, 2, 3]
+            )
             for stage, away, checkpointing, size in itertools.product(stages, (0, 1, 2), (False, True), sizes):
                 if (away and not stage) or (away == 2 and stage != 3):
                     continue
-                z = dataclasses.replace(base, stage=stage, ranks=learners, offload_optimizer=away > 0, offload_params=away > 1)
+                z = dataclasses.replace(
+                    base, stage=stage, ranks=learners, offload_optimizer=away > 0, offload_params=away > 1
+                )
                 yield Layout(learners, engines, tp, z, checkpointing, size, u, shared)
 
     def estimate(self, x: Layout) -> Estimate:
@@ -162,39 +216,98 @@ class Planner:
         rows = max(1.0, min(max(x.max_tokens, self.longest) / self.longest, math.ceil(total / x.learners)))
         micro = rows * self.longest
         learner = learner_memory(
-            s, x.sharding, dtype=dtype, tokens=micro, actions=micro * min(1.0, self.limit / self.longest), longest=self.longest,
-            capacity=a.capacity(gpu) - engine_share, checkpointing=x.checkpointing, attention=run.model.attention, anchors=self.anchors,
-            entropy=self.entropy, whole_vocabulary=self.whole)
+            s,
+            x.sharding,
+            dtype=dtype,
+            tokens=micro,
+            actions=micro * min(1.0, self.limit / self.longest),
+            longest=self.longest,
+            capacity=a.capacity(gpu) - engine_share,
+            checkpointing=x.checkpointing,
+            attention=run.model.attention,
+            anchors=self.anchors,
+            entropy=self.entropy,
+            whole_vocabulary=self.whole,
+        )
         usual, usual_tokens = speed.batch_sizes(gpu)
         seats = int(run.vllm.get("max_num_seqs", usual))
         engine, kv = engine_memory(
-            s, dtype=dtype, capacity=a.capacity(gpu), device=gpu.memory, utilization=x.utilization, tensor_parallel=x.tensor_parallel,
-            max_seqs=seats, batched_tokens=int(run.vllm.get("max_num_batched_tokens", usual_tokens)), mean=self.prompt + self.mean,
-            longest=self.longest)
+            s,
+            dtype=dtype,
+            capacity=a.capacity(gpu),
+            device=gpu.memory,
+            utilization=x.utilization,
+            tensor_parallel=x.tensor_parallel,
+            max_seqs=seats,
+            batched_tokens=int(run.vllm.get("max_num_batched_tokens", usual_tokens)),
+            mean=self.prompt + self.mean,
+            longest=self.longest,
+        )
         # -- time
         base, per_sequence, per_context = speed.decode_step(s, gpu, a, dtype, x.tensor_parallel)
         running = max(1, int(kv["sequences at the mean length"]))
         prefill = speed.prefill_seconds(s, gpu, a, x.tensor_parallel, self.prompt)
         model = EngineModel(base, per_sequence, per_context, prefill, running)
         each = total / x.engines
-        spread = min(self.mean * math.exp(a.sigma**2), self.limit)                   # E[l^2] / E[l] of a log-normal
+        spread = min(self.mean * math.exp(a.sigma**2), self.limit)  # E[l^2] / E[l] of a log-normal
         longest = min(self.limit, self.mean * math.exp(2.5 * a.sigma))
-        generate = (run.rollout.prompts / x.engines * prefill + base * max(longest, each / min(running, each) * self.mean)
-                    + each * self.mean * (per_sequence + per_context * (self.prompt + spread / 2)))
+        generate = (
+            run.rollout.prompts / x.engines * prefill
+            + base * max(longest, each / min(running, each) * self.mean)
+            + each * self.mean * (per_sequence + per_context * (self.prompt + spread / 2))
+        )
         tokens, actions = total * (self.prompt + self.mean), total * self.mean
         updates = run.learner.epochs * run.learner.minibatches
         micros = max(1, math.ceil(tokens / run.learner.minibatches / x.learners / max(x.max_tokens, self.longest)))
         parts = speed.learner_seconds(
-            s, gpu, a, x.sharding, dtype=dtype, tokens=tokens, actions=actions, length=self.prompt + spread, passes=self.passes,
-            updates=updates, epochs=run.learner.epochs, micros=micros, checkpointing=x.checkpointing, gpus_per_node=self.per_node)
-        learned = parts["total"] * math.ceil(total / x.learners) * x.learners / total       # ranks without a row wait for the others
+            s,
+            gpu,
+            a,
+            x.sharding,
+            dtype=dtype,
+            tokens=tokens,
+            actions=actions,
+            length=self.prompt + spread,
+            passes=self.passes,
+            updates=updates,
+            epochs=run.learner.epochs,
+            micros=micros,
+            checkpointing=x.checkpointing,
+            gpus_per_node=self.per_node,
+        )
+        learned = (
+            parts["total"] * math.ceil(total / x.learners) * x.learners / total
+        )  # ranks without a row wait for the others
         sync = speed.sync_seconds(s, gpu, a, math.ceil(x.engines * x.tensor_parallel / self.per_node), dtype)
-        seconds = {"generate": generate, "learner": learned, "sync": sync, **{f"learner: {k}": v for k, v in parts.items() if k != "total"}}
+        seconds = {
+            "generate": generate,
+            "learner": learned,
+            "sync": sync,
+            **{f"learner: {k}": v for k, v in parts.items() if k != "total"},
+        }
         r = run.rollout
-        w = Workload(r.prompts, r.n, LogNormal(min(self.mean, self.limit), a.sigma, self.limit), self.prompt, r.max_lag,
-                     "keep" if r.pause in ("keep", "continue") else "wait", r.over, r.overtake)
+        w = Workload(
+            r.prompts,
+            r.n,
+            LogNormal(min(self.mean, self.limit), a.sigma, self.limit),
+            self.prompt,
+            r.max_lag,
+            "keep" if r.pause in ("keep", "continue") else "wait",
+            r.over,
+            r.overtake,
+        )
         learner_model = LearnerModel(parts["optimizer"], (learned - parts["optimizer"]) / tokens, sync)
-        return Estimate(x, learner, engine, kv, seconds, w, model, learner_model, float((2 if dtype == "bfloat16" else 4) * s.parameters))
+        return Estimate(
+            x,
+            learner,
+            engine,
+            kv,
+            seconds,
+            w,
+            model,
+            learner_model,
+            float((2 if dtype == "bfloat16" else 4) * s.parameters),
+        )
 
     def search(self, gpus: int) -> tuple[Estimate | None, Estimate]:
         """(the fastest layout that fits, or None; the layout that comes closest)."""
@@ -202,12 +315,21 @@ class Planner:
         if key not in self._found:
             all_of = [self.estimate(x) for x in self.layouts(gpus)]
             if not all_of:
-                raise ValueError(f"--nodes, --gpus-per-node: {gpus} GPUs hold no engine and learner.")
-            simple = min((e for e in all_of if e.fits), default=None,
-                         key=lambda e: (e.step, e.layout.sharding.offload_optimizer, e.layout.checkpointing, e.layout.sharding.stage or 0))
+                raise ConfigError(f"--nodes, --gpus-per-node: {gpus} GPUs hold no engine and learner.")
+            simple = min(
+                (e for e in all_of if e.fits),
+                default=None,
+                key=lambda e: (
+                    e.step,
+                    e.layout.sharding.offload_optimizer,
+                    e.layout.checkpointing,
+                    e.layout.sharding.stage or 0,
+                ),
+            )
             self._found[key] = simple, min(all_of, key=lambda e: max(0.0, e.learner.over) + max(0.0, e.engine.over))
         best, closest = self._found[key]
         return best and self.estimate(best.layout), closest
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -244,31 +366,51 @@ class Plan:
         s, run = self.shape, self.run
         lora = f", {s.trainable / 1e6:.1f} M of them trained (LoRA)" if s.lora else ""
         usable = self.assumptions.capacity(self.gpu) / GIB
-        out = [f"{run.name}: {s.parameters / 1e9:.4f} B parameters{lora}, {run.model.dtype}, {s.layers} layers, hidden {s.hidden}, "
-               f"vocabulary {s.vocab}",
-               f"{self.gpus} x {self.gpu.name} ({self.gpu.memory / GIB:.0f} GiB, {usable:.1f} GiB usable), {self.lengths}",
-               "", f"As configured ({self.asked_gpus} GPUs): {self.asked.layout.keys()}"]
+        out = [
+            f"{run.name}: {s.parameters / 1e9:.4f} B parameters{lora}, {run.model.dtype}, {s.layers} layers, hidden {s.hidden}, "
+            f"vocabulary {s.vocab}",
+            f"{self.gpus} x {self.gpu.name} ({self.gpu.memory / GIB:.0f} GiB, {usable:.1f} GiB usable), {self.lengths}",
+            "",
+            f"As configured ({self.asked_gpus} GPUs): {self.asked.layout.keys()}",
+        ]
         if self.asked_gpus > self.gpus:
             out.append(f"  DOES NOT FIT: it asks for {self.asked_gpus} GPUs of {self.gpus}.")
         out += [f"  DOES NOT START: {self.refused}"] if self.refused else []
         out += self._describe(self.asked)
         if self.best is not None and not (self.fits and self.best.layout == self.asked.layout):
-            out += ["", f"Fastest layout that fits {self.gpus} GPUs: {self.best.layout.keys()}", *self._describe(self.best)]
+            out += [
+                "",
+                f"Fastest layout that fits {self.gpus} GPUs: {self.best.layout.keys()}",
+                *self._describe(self.best),
+            ]
         elif self.best is None:
             out += ["", f"No layout fits {self.gpus} GPUs. The closest: {self.closest.layout.keys()}"]
-            out += [f"  {line}" for b in (self.closest.learner, self.closest.engine) if b.over > 0 for line in (str(b), advice(b))]
+            out += [
+                f"  {line}"
+                for b in (self.closest.learner, self.closest.engine)
+                if b.over > 0
+                for line in (str(b), advice(b))
+            ]
         if self.growth:
-            out += ["", "Growth (simulated, the run's batch; each size with its fastest layout):",
-                    f"  {'GPUs':>5} {'lag':>4} {'tokens/s':>10} {'s/step':>9} {'engines idle':>13} {'learners idle':>14}  layout"]
-            out += [f"  {g:>5} {k:>4} {speed_:>10.0f} {step:>9.1f} {ei:>12.0%} {li:>13.0%}   {text}"
-                    for g, k, speed_, step, ei, li, text in self.growth]
+            out += [
+                "",
+                "Growth (simulated, the run's batch; each size with its fastest layout):",
+                f"  {'GPUs':>5} {'lag':>4} {'tokens/s':>10} {'s/step':>9} {'engines idle':>13} {'learners idle':>14}  layout",
+            ]
+            out += [
+                f"  {g:>5} {k:>4} {speed_:>10.0f} {step:>9.1f} {ei:>12.0%} {li:>13.0%}   {text}"
+                for g, k, speed_, step, ei, li, text in self.growth
+            ]
         a = self.assumptions
         g = self.gpu
-        out += ["", f"Assumed, not measured: {a.mfu:.0%} of peak FLOP/s, {a.hbm:.0%} of memory bandwidth, "
-                f"{a.engine_step * 1e3:g} ms an engine step, object store {a.store / 1e9:g} GB/s, {a.reserve / GIB:g} GiB reserved "
-                f"and {a.slack:.0%} lost to fragmentation a device, log-normal lengths with sigma {a.sigma:g}.",
-                f"{g.name}: {g.flops / 1e12:g} TFLOP/s in bfloat16, memory {g.hbm / 1e12:g} TB/s, link {g.link / 1e9:g} GB/s, network "
-                f"{g.network / 1e9:g} GB/s, host {g.host / 1e9:g} GB/s. Rewards, evaluation and checkpoints take no time here."]
+        out += [
+            "",
+            f"Assumed, not measured: {a.mfu:.0%} of peak FLOP/s, {a.hbm:.0%} of memory bandwidth, "
+            f"{a.engine_step * 1e3:g} ms an engine step, object store {a.store / 1e9:g} GB/s, {a.reserve / GIB:g} GiB reserved "
+            f"and {a.slack:.0%} lost to fragmentation a device, log-normal lengths with sigma {a.sigma:g}.",
+            f"{g.name}: {g.flops / 1e12:g} TFLOP/s in bfloat16, memory {g.hbm / 1e12:g} TB/s, link {g.link / 1e9:g} GB/s, network "
+            f"{g.network / 1e9:g} GB/s, host {g.host / 1e9:g} GB/s. Rewards, evaluation and checkpoints take no time here.",
+        ]
         return "\n".join(out)
 
     def _describe(self, e: Estimate) -> list[str]:
@@ -278,43 +420,68 @@ class Plan:
         if not e.layout.shared:
             out.append(f"    host memory: {e.learner_host() / GIB:.1f} GiB a rank; each reads the whole model first")
         kv, each = e.kv, w.prompts * w.n / e.layout.engines
-        out.append(f"    KV cache: {kv['bytes a token'] / 1024:.1f} KiB a token and device, {kv['tokens']:.0f} tokens: "
-                   f"{kv['sequences at the mean length']:.0f} sequences at the mean length, {kv['sequences at the longest length']:.0f} at "
-                   "the longest")
+        out.append(
+            f"    KV cache: {kv['bytes a token'] / 1024:.1f} KiB a token and device, {kv['tokens']:.0f} tokens: "
+            f"{kv['sequences at the mean length']:.0f} sequences at the mean length, {kv['sequences at the longest length']:.0f} at "
+            "the longest"
+        )
         seats = int(self.run.vllm.get("max_num_seqs", speed.batch_sizes(self.gpu)[0]))
         room = min(each, kv["room at the mean length"])
         if seats < room:
-            out.append(f"    {each:.0f} responses an engine, but vLLM runs {seats} at once: set vllm.max_num_seqs={room:.0f}")
-        out.append(f"    one step: generate {s['generate']:.1f} s, learner {s['learner']:.1f} s (compute {s['learner: compute']:.1f}, "
-                   f"communication {s['learner: communication']:.1f}, optimizer {s['learner: optimizer']:.1f}), weight sync "
-                   f"{s['sync']:.1f} s")
-        out.append(f"    simulated with max_lag {w.max_lag}, pause {w.pause}: {trace.step_seconds:.1f} s a step, {trace.throughput:.0f} "
-                   f"tokens/s, engines idle {trace.engine_idle:.0%}, learners idle {trace.learner_idle:.0%}, tokens "
-                   f"{trace.staleness:.2f} versions old")
+            out.append(
+                f"    {each:.0f} responses an engine, but vLLM runs {seats} at once: set vllm.max_num_seqs={room:.0f}"
+            )
+        out.append(
+            f"    one step: generate {s['generate']:.1f} s, learner {s['learner']:.1f} s (compute {s['learner: compute']:.1f}, "
+            f"communication {s['learner: communication']:.1f}, optimizer {s['learner: optimizer']:.1f}), weight sync "
+            f"{s['sync']:.1f} s"
+        )
+        out.append(
+            f"    simulated with max_lag {w.max_lag}, pause {w.pause}: {trace.step_seconds:.1f} s a step, {trace.throughput:.0f} "
+            f"tokens/s, engines idle {trace.engine_idle:.0%}, learners idle {trace.learner_idle:.0%}, tokens "
+            f"{trace.staleness:.2f} versions old"
+        )
         return out
 
 
 def advice(b: Budget) -> str:
     """What is largest, and what makes it smaller."""
     name, size = max(b.items.items(), key=lambda i: i[1])
-    table = (("before ZeRO-3", "the model must fit on one device before it is split: larger GPUs, or LoRA on a smaller model"),
-             ("AdamW", "more learners, a higher ZeRO stage, offload_optimizer, or LoRA (peft:)"),
-             ("master", "more learners, a higher ZeRO stage, offload_optimizer, or LoRA (peft:)"),
-             ("gradients inside", "a smaller learner.max_tokens, shorter responses"),
-             ("gradient", "ZeRO-2 or 3, more learners, or LoRA (peft:)"),
-             ("parameters", "ZeRO-3 with more learners, a smaller model or larger GPUs"),
-             ("copy on every rank", "offload: true, LoRA (its reference is free), or no anchor that is a second model"),
-             ("activations", "learner.gradient_checkpointing: true, a smaller learner.max_tokens, shorter responses"),
-             ("layer", "a smaller learner.max_tokens, shorter responses, attention: sdpa"),
-             ("weights", "a larger cluster.tensor_parallel"), ("logits", "a smaller vllm.max_num_seqs"),
-             ("KV", "a larger cluster.tensor_parallel, shorter responses, vllm.gpu_memory_utilization"))
+    table = (
+        (
+            "before ZeRO-3",
+            "the model must fit on one device before it is split: larger GPUs, or LoRA on a smaller model",
+        ),
+        ("AdamW", "more learners, a higher ZeRO stage, offload_optimizer, or LoRA (peft:)"),
+        ("master", "more learners, a higher ZeRO stage, offload_optimizer, or LoRA (peft:)"),
+        ("gradients inside", "a smaller learner.max_tokens, shorter responses"),
+        ("gradient", "ZeRO-2 or 3, more learners, or LoRA (peft:)"),
+        ("parameters", "ZeRO-3 with more learners, a smaller model or larger GPUs"),
+        ("copy on every rank", "offload: true, LoRA (its reference is free), or no anchor that is a second model"),
+        ("activations", "learner.gradient_checkpointing: true, a smaller learner.max_tokens, shorter responses"),
+        ("layer", "a smaller learner.max_tokens, shorter responses, attention: sdpa"),
+        ("weights", "a larger cluster.tensor_parallel"),
+        ("logits", "a smaller vllm.max_num_seqs"),
+        ("KV", "a larger cluster.tensor_parallel, shorter responses, vllm.gpu_memory_utilization"),
+    )
     remedy = next((text for key, text in table if key in name), "larger GPUs")
-    return f"too large by {b.over / GIB:.1f} GiB; the largest part is {name!r} ({size / GIB:.1f} GiB). Change: {remedy}."
+    return (
+        f"too large by {b.over / GIB:.1f} GiB; the largest part is {name!r} ({size / GIB:.1f} GiB). Change: {remedy}."
+    )
 
 
-def plan(run: Run, gpu: str | Gpu = "80GB", nodes: int = 1, gpus_per_node: int = 8, model_config: Any = None, *,
-         prompt_tokens: float | None = None, mean_length: float | None = None, assumptions: Assumptions | None = None,
-         growth: bool = True) -> Plan:
+def plan(
+    run: Run,
+    gpu: str | Gpu = "80GB",
+    nodes: int = 1,
+    gpus_per_node: int = 8,
+    model_config: Any = None,
+    *,
+    prompt_tokens: float | None = None,
+    mean_length: float | None = None,
+    assumptions: Assumptions | None = None,
+    growth: bool = True,
+) -> Plan:
     """What ``run`` needs on ``nodes * gpus_per_node`` GPUs, as configured and at best; ``str(plan)`` is the report.
 
     ``model_config``: a ``PretrainedConfig`` or a folder instead of the run's own model. ``prompt_tokens`` and ``mean_length``: mean tokens
@@ -324,20 +491,34 @@ def plan(run: Run, gpu: str | Gpu = "80GB", nodes: int = 1, gpus_per_node: int =
         ValueError: unknown GPU, or a model that cannot be planned.
     """
     if nodes < 1 or gpus_per_node < 1:
-        raise ValueError(f"--nodes is {nodes} and --gpus-per-node {gpus_per_node}; both must be at least 1.")
+        raise ConfigError(f"--nodes is {nodes} and --gpus-per-node {gpus_per_node}; both must be at least 1.")
     gpu, a = find_gpu(gpu) if isinstance(gpu, str) else gpu, assumptions or Assumptions()
     p = Planner(run, gpu, gpus_per_node, model_config, prompt_tokens, mean_length, a)
     asked = p.estimate(p.asked())
     best, closest = p.search(nodes * gpus_per_node)
     x = asked.layout
-    lengths = (f"prompts of {p.prompt:.0f} tokens ({'given' if prompt_tokens is not None else 'assumed'}), responses of {p.mean:.0f} "
-               f"({'given' if mean_length is not None else 'assumed'}), at most {p.longest} together")
-    return Plan(run, gpu, nodes * gpus_per_node, p.shape, a, lengths, asked, 1 if x.shared else x.learners + x.engines * x.tensor_parallel,
-                best, closest, tuple(grow(p)) if growth else ())
+    lengths = (
+        f"prompts of {p.prompt:.0f} tokens ({'given' if prompt_tokens is not None else 'assumed'}), responses of {p.mean:.0f} "
+        f"({'given' if mean_length is not None else 'assumed'}), at most {p.longest} together"
+    )
+    return Plan(
+        run,
+        gpu,
+        nodes * gpus_per_node,
+        p.shape,
+        a,
+        lengths,
+        asked,
+        1 if x.shared else x.learners + x.engines * x.tensor_parallel,
+        best,
+        closest,
+        tuple(grow(p)) if growth else (),
+    )
 
 
-def grow(p: Planner, sizes: tuple[int, ...] = SIZES, lags: tuple[int, ...] | None = None
-         ) -> Iterator[tuple[int, int, float, float, float, float, str]]:
+def grow(
+    p: Planner, sizes: tuple[int, ...] = SIZES, lags: tuple[int, ...] | None = None
+) -> Iterator[tuple[int, int, float, float, float, float, str]]:
     """(GPUs, max_lag, tokens/s, seconds a step, idle share of engines and of learners, layout) of each size, simulated."""
     run = p.run
     for k in lags if lags is not None else sorted({0, 1, max(run.rollout.max_lag, 4)}):
@@ -348,8 +529,10 @@ def grow(p: Planner, sizes: tuple[int, ...] = SIZES, lags: tuple[int, ...] | Non
             if e is None:
                 continue
             t, x = e.simulate(), e.layout
-            words = ["shared device" if x.shared else f"{x.learners} learners, {x.engines} x {x.tensor_parallel} engines",
-                     "torch" if x.sharding.stage is None else f"ZeRO-{x.sharding.stage}"]
+            words = [
+                "shared device" if x.shared else f"{x.learners} learners, {x.engines} x {x.tensor_parallel} engines",
+                "torch" if x.sharding.stage is None else f"ZeRO-{x.sharding.stage}",
+            ]
             words += ["offload"] * x.sharding.offload_optimizer + ["checkpointing"] * x.checkpointing
             yield gpus, k, t.throughput, t.step_seconds, t.engine_idle, t.learner_idle, ", ".join(words)
     p.run = run

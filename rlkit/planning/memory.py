@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rlkit.errors import ConfigError
 from rlkit.learner.head import CHUNK_ELEMENTS
 from rlkit.learner.learner import BUCKET_BYTES
 
@@ -73,20 +74,33 @@ def shape(config: Any, peft: Mapping[str, Any] | None = None, value_head: bool =
         try:
             lm = AutoModelForCausalLM.from_config(config)
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError("model.path: no causal language model can be made from this configuration: "
-                             f"{str(error).splitlines()[0]}") from error
+            raise ConfigError(
+                "model.path: no causal language model can be made from this configuration: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
         base = lm
         if peft is not None:
             lm = add_lora(lm, dict(peft), 0)
     c = config.get_text_config()
-    missing = [n for n in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size") if not getattr(c, n, None)]
+    missing = [
+        n
+        for n in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        if not getattr(c, n, None)
+    ]
     if missing:
-        raise ValueError(f"model.path: the configuration of {type(config).__name__} has no {missing[0]}; rlkit plans Llama-like decoders.")
+        raise ConfigError(
+            f"model.path: the configuration of {type(config).__name__} has no {missing[0]}; rlkit plans Llama-like decoders."
+        )
     sizes = {n: p.numel() for n, p in lm.named_parameters()}
     trainable = sum(p.numel() for p in lm.parameters() if p.requires_grad)
     extra = c.hidden_size + 1 if value_head else 0
     # Experts beside the routed ones hold memory but multiply no token; an untied input table is only looked up.
-    experts = getattr(c, "num_local_experts", None) or getattr(c, "num_experts", None) or getattr(c, "n_routed_experts", None) or 0
+    experts = (
+        getattr(c, "num_local_experts", None)
+        or getattr(c, "num_experts", None)
+        or getattr(c, "n_routed_experts", None)
+        or 0
+    )
     routed = getattr(c, "num_experts_per_tok", 1)
     in_experts = sum(n for name, n in sizes.items() if ".experts." in name) if experts else 0
     tied = base.get_input_embeddings().weight is base.get_output_embeddings().weight
@@ -98,15 +112,26 @@ def shape(config: Any, peft: Mapping[str, Any] | None = None, value_head: bool =
         blocks[block] = blocks.get(block, 0) + n
     width = c.intermediate_size
     if in_experts:
-        width = (getattr(c, "moe_intermediate_size", None) or width) * routed + (getattr(c, "shared_expert_intermediate_size", None) or 0)
+        width = (getattr(c, "moe_intermediate_size", None) or width) * routed + (
+            getattr(c, "shared_expert_intermediate_size", None) or 0
+        )
     kv = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
     return Shape(
-        parameters=sum(sizes.values()) + extra, trainable=trainable + extra,
+        parameters=sum(sizes.values()) + extra,
+        trainable=trainable + extra,
         active=sum(sizes.values()) + extra - table - (in_experts * (experts - routed) // experts if experts else 0),
-        largest=max(blocks.values()), vocab=c.vocab_size, hidden=c.hidden_size, layers=c.num_hidden_layers, heads=c.num_attention_heads,
-        kv_heads=kv, head_dim=getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads, intermediate=width,
-        qk_norm=any("q_norm" in n for n in sizes), lora=peft is not None,
-        context=getattr(c, "max_position_embeddings", None) or 1 << 30)
+        largest=max(blocks.values()),
+        vocab=c.vocab_size,
+        hidden=c.hidden_size,
+        layers=c.num_hidden_layers,
+        heads=c.num_attention_heads,
+        kv_heads=kv,
+        head_dim=getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads,
+        intermediate=width,
+        qk_norm=any("q_norm" in n for n in sizes),
+        lora=peft is not None,
+        context=getattr(c, "max_position_embeddings", None) or 1 << 30,
+    )
 
 
 @dataclass(frozen=True)
@@ -116,7 +141,7 @@ class Budget:
     role: str
     capacity: float
     phases: Mapping[str, Mapping[str, float]]
-    host: float = 0.0                       # bytes that this rank keeps in host memory instead
+    host: float = 0.0  # bytes that this rank keeps in host memory instead
 
     @property
     def worst(self) -> str:
@@ -138,8 +163,12 @@ class Budget:
         return self.peak - self.capacity
 
     def __str__(self) -> str:
-        rows = "\n".join(f"    {name:<58}{size / GIB:9.2f} GiB" for name, size in sorted(self.items.items(), key=lambda i: -i[1]))
-        verdict = f"fits, {-self.over / GIB:.2f} GiB free" if self.over <= 0 else f"TOO LARGE by {self.over / GIB:.2f} GiB"
+        rows = "\n".join(
+            f"    {name:<58}{size / GIB:9.2f} GiB" for name, size in sorted(self.items.items(), key=lambda i: -i[1])
+        )
+        verdict = (
+            f"fits, {-self.over / GIB:.2f} GiB free" if self.over <= 0 else f"TOO LARGE by {self.over / GIB:.2f} GiB"
+        )
         host = f"\n    (and {self.host / GIB:.2f} GiB in host memory)" if self.host else ""
         return f"{self.role}: {self.peak / GIB:.2f} of {self.capacity / GIB:.2f} GiB in the phase {self.worst!r}: {verdict}\n{rows}{host}"
 
@@ -152,7 +181,7 @@ def saved(s: Shape, tokens: float, size: int, longest: float, attention: str | N
     Eager attention also keeps ``heads * longest`` probabilities (float32, and a copy in ``size``) and repeats keys and values.
     """
     q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
-    norm = 4 + (size if s.lora else 2 * size)               # a frozen norm does not keep what its weight multiplied
+    norm = 4 + (size if s.lora else 2 * size)  # a frozen norm does not keep what its weight multiplied
     per: float = 2 * s.hidden * norm + (2 * q + 2 * kv) * size + 4 * s.heads + 4 * s.intermediate * size
     if s.qk_norm:
         per += (q + kv) * (4 + (0 if s.lora else size))
@@ -161,8 +190,16 @@ def saved(s: Shape, tokens: float, size: int, longest: float, attention: str | N
     return per * tokens
 
 
-def activations(s: Shape, tokens: float, actions: float, size: int, *, longest: float, checkpointing: bool = False,
-                attention: str | None = None) -> dict[str, float]:
+def activations(
+    s: Shape,
+    tokens: float,
+    actions: float,
+    size: int,
+    *,
+    longest: float,
+    checkpointing: bool = False,
+    attention: str | None = None,
+) -> dict[str, float]:
     """What one micro-batch keeps from its forward to its backward pass, by name.
 
     Without checkpointing every layer keeps :func:`saved`, with it its input (``h`` elements a token).
@@ -171,11 +208,15 @@ def activations(s: Shape, tokens: float, actions: float, size: int, *, longest: 
         kept = {"layer inputs (gradient checkpointing)": float(s.layers * s.hidden * size * tokens)}
     else:
         kept = {f"activations of {s.layers} layers": s.layers * saved(s, tokens, size, longest, attention)}
-    return {**kept, "final norm and hidden states of action tokens": tokens * s.hidden * (4 + size) + actions * s.hidden * size}
+    return {
+        **kept,
+        "final norm and hidden states of action tokens": tokens * s.hidden * (4 + size) + actions * s.hidden * size,
+    }
 
 
-def layer_backward(s: Shape, tokens: float, size: int, *, longest: float, checkpointing: bool = False,
-                   attention: str | None = None) -> dict[str, float]:
+def layer_backward(
+    s: Shape, tokens: float, size: int, *, longest: float, checkpointing: bool = False, attention: str | None = None
+) -> dict[str, float]:
     """What the backward pass of one layer adds: gradients (``i + 2 h``; further ones take the place of tensors that are freed), and with
     checkpointing the layer itself, computed again.
     """
@@ -185,7 +226,10 @@ def layer_backward(s: Shape, tokens: float, size: int, *, longest: float, checkp
 
 def head_bytes(s: Shape, size: int, entropy: bool = False) -> dict[str, float]:
     """The output layer in its backward pass: a tile of logits, which become their gradient in place, and the gradient of its weight."""
-    out = {"logits, probabilities, gradient (one tile)": CHUNK_ELEMENTS * (4.0 + (4 if entropy else 0) + (2 if size == 2 else 0))}
+    out = {
+        "logits, probabilities, gradient (one tile)": CHUNK_ELEMENTS
+        * (4.0 + (4 if entropy else 0) + (2 if size == 2 else 0))
+    }
     if not s.lora:
         out["gradient of the output layer's weight"] = float(s.head * size)
     return out
@@ -199,8 +243,8 @@ class Sharding:
     ranks: int = 1
     offload_optimizer: bool = False
     offload_params: bool = False
-    bucket: float = 5e8                     # elements: DeepSpeed's reduce_bucket_size
-    live: float = 1e9                       # elements: stage3_max_live_parameters
+    bucket: float = 5e8  # elements: DeepSpeed's reduce_bucket_size
+    live: float = 1e9  # elements: stage3_max_live_parameters
     prefetch: float = 5e7
 
     @classmethod
@@ -217,9 +261,15 @@ class Sharding:
         def away(key: str) -> bool:
             return (z.get(key) or {}).get("device", "none") != "none"
 
-        return cls(int(z.get("stage", 0)), ranks, away("offload_optimizer"), away("offload_param"),
-                   number("reduce_bucket_size", cls.bucket), number("stage3_max_live_parameters", cls.live),
-                   number("stage3_prefetch_bucket_size", cls.prefetch))
+        return cls(
+            int(z.get("stage", 0)),
+            ranks,
+            away("offload_optimizer"),
+            away("offload_param"),
+            number("reduce_bucket_size", cls.bucket),
+            number("stage3_max_live_parameters", cls.live),
+            number("stage3_prefetch_bucket_size", cls.prefetch),
+        )
 
     def options(self) -> dict[str, Any] | None:
         """The ``deepspeed:`` section that says this."""
@@ -254,7 +304,7 @@ def states(s: Shape, sharding: Sharding, size: int) -> tuple[dict[str, float], f
         return {"parameters": size * p, "gradients": 4 * t, "AdamW moments": 8 * t}, 4 * t, 0.0
     out = {"parameters": size * p / (n if stage == 3 else 1)}
     away = sharding.offload_optimizer
-    plain = stage == 1 and size == 2 and not away           # DeepSpeed's BF16_Optimizer; everything else is the ZeRO one
+    plain = stage == 1 and size == 2 and not away  # DeepSpeed's BF16_Optimizer; everything else is the ZeRO one
     host = 0.0
     if stage == 1:
         out["gradients"] = 4 * t + (2 * t if plain else 0)
@@ -276,40 +326,68 @@ def states(s: Shape, sharding: Sharding, size: int) -> tuple[dict[str, float], f
     return out, step, host
 
 
-def learner_memory(s: Shape, sharding: Sharding, *, dtype: str, tokens: float, actions: float, longest: float, capacity: float,
-                   checkpointing: bool = False, attention: str | None = None, anchors: Mapping[str, tuple[Shape, bool]] | None = None,
-                   entropy: bool = False, whole_vocabulary: bool = False) -> Budget:
+def learner_memory(
+    s: Shape,
+    sharding: Sharding,
+    *,
+    dtype: str,
+    tokens: float,
+    actions: float,
+    longest: float,
+    capacity: float,
+    checkpointing: bool = False,
+    attention: str | None = None,
+    anchors: Mapping[str, tuple[Shape, bool]] | None = None,
+    entropy: bool = False,
+    whole_vocabulary: bool = False,
+) -> Budget:
     """One learner rank. ``tokens``: padded tokens of its largest micro-batch, ``actions`` of them trained, in rows of ``longest``.
 
     ``anchors`` are models beside the policy by name: (shape, in host memory between passes); each rank has a whole copy.
     """
     size = BYTES[dtype]
     always, optimizer_step, host = states(s, sharding, size)
-    visiting = 0.0                          # the largest anchor that comes to the device for its pass
+    visiting = 0.0  # the largest anchor that comes to the device for its pass
     for name, (a, offload) in (anchors or {}).items():
         if offload:
             visiting, host = max(visiting, float(size * a.parameters)), host + size * a.parameters
         else:
             always[f"{name} (whole copy on every rank)"] = float(size * a.parameters)
     kept = activations(s, tokens, actions, size, longest=longest, checkpointing=checkpointing, attention=attention)
-    if whole_vocabulary:                    # the anchors' hidden states and output layers stay for the step
+    if whole_vocabulary:  # the anchors' hidden states and output layers stay for the step
         kept["anchors' hidden states and output layers"] = sum(
-            (actions * a.hidden + (a.head if offload else 0)) * size for a, offload in (anchors or {}).values())
+            (actions * a.hidden + (a.head if offload else 0)) * size for a, offload in (anchors or {}).values()
+        )
     # A forward pass without gradient holds one layer's inputs and outputs at a time.
     passing = saved(s, tokens, size, longest, attention) + 2 * CHUNK_ELEMENTS * 4
     layer = layer_backward(s, tokens, size, longest=longest, checkpointing=checkpointing, attention=attention)
-    phases = {"backward through the output layer": {**kept, **head_bytes(s, size, entropy)}, "backward through a layer": {**kept, **layer},
-              "optimizer step": {"temporaries of AdamW": optimizer_step},
-              "annotate": {"one layer without gradient": passing, "anchor that is offloaded": visiting},
-              "weight sync": {"one bucket of whole tensors": 2.0 * max(BUCKET_BYTES, size * s.head)}}
+    phases = {
+        "backward through the output layer": {**kept, **head_bytes(s, size, entropy)},
+        "backward through a layer": {**kept, **layer},
+        "optimizer step": {"temporaries of AdamW": optimizer_step},
+        "annotate": {"one layer without gradient": passing, "anchor that is offloaded": visiting},
+        "weight sync": {"one bucket of whole tensors": 2.0 * max(BUCKET_BYTES, size * s.head)},
+    }
     whole = {name: {**always, **extra} for name, extra in phases.items()}
-    if sharding.stage == 3:                 # nothing else is there yet
+    if sharding.stage == 3:  # nothing else is there yet
         whole["start"] = {"whole model, before ZeRO-3 splits it": float(size * s.parameters)}
     return Budget("learner rank", capacity, whole, host)
 
 
-def engine_memory(s: Shape, *, dtype: str, capacity: float, device: float, utilization: float, tensor_parallel: int, max_seqs: int,
-                  batched_tokens: int, mean: float, longest: float, kv_dtype_bytes: int | None = None) -> tuple[Budget, dict[str, float]]:
+def engine_memory(
+    s: Shape,
+    *,
+    dtype: str,
+    capacity: float,
+    device: float,
+    utilization: float,
+    tensor_parallel: int,
+    max_seqs: int,
+    batched_tokens: int,
+    mean: float,
+    longest: float,
+    kv_dtype_bytes: int | None = None,
+) -> tuple[Budget, dict[str, float]]:
     """One vLLM device, and what its KV cache holds: ``tokens``, sequences at the ``mean`` and at the ``longest`` total length.
 
     vLLM takes ``utilization`` of the device; what weights and one step's work leave of it is KV cache. At least one longest sequence
@@ -319,12 +397,20 @@ def engine_memory(s: Shape, *, dtype: str, capacity: float, device: float, utili
     per_token = s.kv_bytes(kv_dtype_bytes or size, tp)
     work = batched_tokens * (4 * s.hidden + 3 * s.intermediate / tp) * size
     # Logits of every running sequence in float32, their log-probs, and the sampler's sorted copy.
-    always = {"weights": size * s.parameters / tp, "one step's activations": work, "logits and log-probs of running sequences":
-              3 * 4.0 * max_seqs * s.vocab}
+    always = {
+        "weights": size * s.parameters / tp,
+        "one step's activations": work,
+        "logits and log-probs of running sequences": 3 * 4.0 * max_seqs * s.vocab,
+    }
     room = utilization * device - sum(always.values())
     always["KV cache for one longest sequence"] = per_token * longest
     budget = Budget(f"engine device (tensor_parallel {tp})", min(capacity, utilization * device), {"generate": always})
     tokens = max(0.0, room) / per_token
-    fit = {"bytes a token": float(per_token), "tokens": tokens, "room at the mean length": tokens / mean,
-           "sequences at the mean length": min(max_seqs, tokens / mean), "sequences at the longest length": min(max_seqs, tokens / longest)}
+    fit = {
+        "bytes a token": float(per_token),
+        "tokens": tokens,
+        "room at the mean length": tokens / mean,
+        "sequences at the mean length": min(max_seqs, tokens / mean),
+        "sequences at the longest length": min(max_seqs, tokens / longest),
+    }
     return budget, fit

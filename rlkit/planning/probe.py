@@ -33,14 +33,25 @@ def probe(run: Run) -> str:
         if run.model.path is None:
             m = run.model.make
             assert m is not None
-            make_tiny(Path(folder), alphabet(run), family=m.family, hidden=m.hidden, layers=m.layers, heads=m.heads, kv_heads=m.kv_heads)
+            make_tiny(
+                Path(folder),
+                alphabet(run),
+                family=m.family,
+                hidden=m.hidden,
+                layers=m.layers,
+                heads=m.heads,
+                kv_heads=m.kv_heads,
+            )
         path = str(locate(run.model.path, run.base)) if run.model.path is not None else folder
         cluster = None if run.cluster is None else dataclasses.replace(run.cluster, learners=1)
         learner = Learner(run.replace(cluster=cluster, model=dataclasses.replace(run.model, warm_up=None)), path, need)
     device = learner.device
     response = run.sampling.max_tokens
-    longest = min(run.rollout.max_model_len or 1 << 30, run.data.max_prompt_tokens + response,
-                  getattr(learner.policy.base.config, "max_position_embeddings", 1 << 30))
+    longest = min(
+        run.rollout.max_model_len or 1 << 30,
+        run.data.max_prompt_tokens + response,
+        getattr(learner.policy.base.config, "max_position_embeddings", 1 << 30),
+    )
     rows = max(1, min(run.learner.max_tokens // longest, run.rollout.prompts * run.rollout.n))
     rng, vocabulary = random.Random(0), learner.policy.base.config.vocab_size
     prompt = [rng.randrange(vocabulary) for _ in range(max(1, longest - response))]
@@ -48,7 +59,15 @@ def probe(run: Run) -> str:
 
     def row(i: int) -> Rollout:
         drawn = [rng.randrange(vocabulary) for _ in range(tokens)]
-        return Rollout(Prompt(str(i), tuple(prompt), ""), drawn, [True] * tokens, [-1.0] * tokens, [0] * tokens, "length", reward=i % 2)
+        return Rollout(
+            Prompt(str(i), tuple(prompt), ""),
+            drawn,
+            [True] * tokens,
+            [-1.0] * tokens,
+            [0] * tokens,
+            "length",
+            reward=i % 2,
+        )
 
     batch = Batch.from_rollouts([row(i) for i in range(rows)])
     batch.adv = torch.ones(batch.N)
@@ -57,7 +76,7 @@ def probe(run: Run) -> str:
     batch.cols = {n[4:]: torch.zeros(batch.S) for n in need if n.startswith("col:")}
     batch.marks = {t.name: torch.zeros(batch.N) for t in run.objective}
     times: dict[str, float] = {}
-    for _ in range(2):                                  # the second one is without the start's one-time work
+    for _ in range(2):  # the second one is without the start's one-time work
         start = time.perf_counter()
         found = learner.annotate([batch], sorted({*before_update(run, need), "old"} - {"value"}))
         batch.logp.update(found)
@@ -67,5 +86,7 @@ def probe(run: Run) -> str:
         times["update"] = time.perf_counter() - start
     peak = max(mib for name, mib in measured.items() if name.startswith("memory/")) / 2**10
     what = f"peak on {torch.cuda.get_device_name(device)}" if device.type == "cuda" else "peak of this process"
-    return (f"Probe, one rank on {device}: {rows} rows of {longest} tokens; {what} {peak:.2f} GiB; annotate "
-            f"{times['annotate']:.2f} s, update {times['update']:.2f} s.")
+    return (
+        f"Probe, one rank on {device}: {rows} rows of {longest} tokens; {what} {peak:.2f} GiB; annotate "
+        f"{times['annotate']:.2f} s, update {times['update']:.2f} s."
+    )

@@ -20,6 +20,8 @@ from typing import Literal
 
 import numpy as np
 
+from rlkit.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class LogNormal:
@@ -31,7 +33,9 @@ class LogNormal:
 
     def __post_init__(self) -> None:
         if not 1 <= self.mean <= self.limit:
-            raise ValueError(f"response lengths: the mean is {self.mean:g}; it must be between 1 and the limit, {self.limit}.")
+            raise ConfigError(
+                f"response lengths: the mean is {self.mean:g}; it must be between 1 and the limit, {self.limit}."
+            )
 
     def _cut_mean(self, mu: float) -> float:
         def below(x: float) -> float:
@@ -66,7 +70,7 @@ class Workload:
 
     def __post_init__(self) -> None:
         if self.pause not in ("wait", "keep"):
-            raise ValueError(f"rollout.pause is {self.pause!r}; the simulation knows wait and keep.")
+            raise ConfigError(f"rollout.pause is {self.pause!r}; the simulation knows wait and keep.")
 
 
 @dataclass(frozen=True)
@@ -99,18 +103,18 @@ class Trace:
     engines: int
     start: np.ndarray
     end: np.ndarray
-    waited: np.ndarray                      # for responses: what a run logs as time/generate
+    waited: np.ndarray  # for responses: what a run logs as time/generate
     updated: np.ndarray
-    synced: np.ndarray                      # with the wait for running requests: time/sync
-    tokens: np.ndarray                      # response tokens that were trained
-    busy: np.ndarray                        # engine seconds, summed over engines
-    overlap: np.ndarray                     # those of them during the update
+    synced: np.ndarray  # with the wait for running requests: time/sync
+    tokens: np.ndarray  # response tokens that were trained
+    busy: np.ndarray  # engine seconds, summed over engines
+    overlap: np.ndarray  # those of them during the update
     lag: list[float]
-    served: int                             # responses that finished, and their tokens
+    served: int  # responses that finished, and their tokens
     served_tokens: float
 
     def _window(self) -> slice:
-        return slice(len(self.end) // 3, None)              # the pipeline has filled
+        return slice(len(self.end) // 3, None)  # the pipeline has filled
 
     @property
     def step_seconds(self) -> float:
@@ -142,10 +146,10 @@ class _Engine:
     def __init__(self, model: EngineModel, prompt_tokens: float) -> None:
         self.model, self.prompt = model, prompt_tokens
         self.k = self.c = self.t = self.debt = self.busy = 0.0
-        self.running: list[tuple[float, int, float, int]] = []          # (last step, sequence, first step, tokens)
-        self.waiting: deque[tuple[int, int, bool]] = deque()            # (sequence, tokens, first of its group)
+        self.running: list[tuple[float, int, float, int]] = []  # (last step, sequence, first step, tokens)
+        self.waiting: deque[tuple[int, int, bool]] = deque()  # (sequence, tokens, first of its group)
         self.frozen = False
-        self.marks = [0.0]                                              # step at which each weight version began
+        self.marks = [0.0]  # step at which each weight version began
         self.stamp = 0
 
     def _rates(self) -> tuple[float, float]:
@@ -186,7 +190,7 @@ class _Engine:
             last, i, first, tokens = heapq.heappop(self.running)
             self.c -= self.prompt + tokens
             version, total = len(self.marks) - 1, 0.0
-            while True:                                                 # versions that were current while it ran, newest first
+            while True:  # versions that were current while it ran, newest first
                 begin = max(first, self.marks[version])
                 total += max(0.0, last - begin) * version
                 last = min(last, begin)
@@ -204,14 +208,14 @@ class _Simulation:
         self.engines = [_Engine(model, w.prompt_tokens) for _ in range(engines)]
         self.now, self.started = 0.0, 0
         self.events: list[tuple[float, int, int]] = []
-        self.open: dict[int, int] = {}                                  # responses that are missing, by group
-        self.waiting: deque[int] = deque()                              # groups that no step has taken, in start order
-        self.ready: list[int] = []                                      # those of them that are complete, oldest first
+        self.open: dict[int, int] = {}  # responses that are missing, by group
+        self.waiting: deque[int] = deque()  # groups that no step has taken, in start order
+        self.ready: list[int] = []  # those of them that are complete, oldest first
         self.taken = 0
         self.place: dict[int, int] = {}
-        self.loads = [(0, k, k) for k in range(engines)]                # (running groups, turn, engine)
+        self.loads = [(0, k, k) for k in range(engines)]  # (running groups, turn, engine)
         self.running_groups, self.turn = [0] * engines, itertools.count(engines)
-        self.length: dict[int, list[tuple[int, float]]] = {}            # (tokens, mean version) of finished responses, by group
+        self.length: dict[int, list[tuple[int, float]]] = {}  # (tokens, mean version) of finished responses, by group
         self.served = self.served_tokens = self.left = 0
 
     def plan(self, k: int) -> None:
@@ -290,8 +294,16 @@ class _Simulation:
         return sum(e.busy for e in self.engines)
 
 
-def simulate(w: Workload, engines: int, engine: EngineModel, learner: LearnerModel, *, steps: int = 12, seed: int = 0,
-             shared: bool = False) -> Trace:
+def simulate(
+    w: Workload,
+    engines: int,
+    engine: EngineModel,
+    learner: LearnerModel,
+    *,
+    steps: int = 12,
+    seed: int = 0,
+    shared: bool = False,
+) -> Trace:
     """The loop of :func:`rlkit.trainer.train` in simulated time, with the rule of :class:`rlkit.rollout.collector.Collector`.
 
     Group ``i`` may start once ``i < (version + 1 + max_lag) * prompts + ceil(over * prompts)``; the step of version ``v`` trains groups
@@ -300,7 +312,7 @@ def simulate(w: Workload, engines: int, engine: EngineModel, learner: LearnerMod
     ``shared``: engine and learner are one device and take turns.
     """
     if engines < 1 or steps < 1:
-        raise ValueError(f"a simulation needs at least one engine and one step; found {engines} and {steps}.")
+        raise ConfigError(f"a simulation needs at least one engine and one step; found {engines} and {steps}.")
     sim = _Simulation(w, engines, engine, seed)
     rows: list[tuple[float, ...]] = []
     lag: list[float] = []
@@ -331,7 +343,9 @@ def simulate(w: Workload, engines: int, engine: EngineModel, learner: LearnerMod
         sim.freeze(False)
         rows.append((start, sim.now, waited, seconds, sim.now - updated, tokens, sim.busy() - busy, overlap))
     begin, end, waits, updates, syncs, trained, worked, overlaps = np.array(rows).T
-    return Trace(engines, begin, end, waits, updates, syncs, trained, worked, overlaps, lag, sim.served, float(sim.served_tokens))
+    return Trace(
+        engines, begin, end, waits, updates, syncs, trained, worked, overlaps, lag, sim.served, float(sim.served_tokens)
+    )
 
 
 @dataclass(frozen=True)
@@ -342,11 +356,18 @@ class Calibration:
     engines: int
     engine: EngineModel
     learner: LearnerModel
-    measured: float                         # median time/step of that run, seconds
+    measured: float  # median time/step of that run, seconds
     shared: bool
 
-    def predict(self, max_lag: int | None = None, pause: Literal["wait", "keep"] | None = None, engines: int | None = None, steps: int = 30,
-                seed: int = 0, shared: bool | None = None) -> Trace:
+    def predict(
+        self,
+        max_lag: int | None = None,
+        pause: Literal["wait", "keep"] | None = None,
+        engines: int | None = None,
+        steps: int = 30,
+        seed: int = 0,
+        shared: bool | None = None,
+    ) -> Trace:
         """The same run with another ``max_lag``, ``pause`` or number of engines.
 
         ``shared``: whether engine and learner take turns on one device. On one CPU the truth lies between: overlapping stages slow
@@ -354,8 +375,15 @@ class Calibration:
         """
         w = self.workload
         w = dataclasses.replace(w, max_lag=w.max_lag if max_lag is None else max_lag, pause=pause or w.pause)
-        return simulate(w, engines or self.engines, self.engine, self.learner, steps=steps, seed=seed,
-                        shared=self.shared if shared is None else shared)
+        return simulate(
+            w,
+            engines or self.engines,
+            self.engine,
+            self.learner,
+            steps=steps,
+            seed=seed,
+            shared=self.shared if shared is None else shared,
+        )
 
 
 def calibrate(folder: str | Path, skip: int = 2) -> Calibration:
@@ -372,23 +400,27 @@ def calibrate(folder: str | Path, skip: int = 2) -> Calibration:
 
     folder = Path(folder)
     if not (folder / "metrics.jsonl").exists():
-        raise ValueError(f"calibrate: {folder} has no metrics.jsonl; give the folder of a run.")
+        raise ConfigError(f"calibrate: {folder} has no metrics.jsonl; give the folder of a run.")
     run = rk.load(folder / "config.yaml")
     if run.rollout.max_lag or run.rollout.over:
-        raise ValueError(f"calibrate: {folder} ran with rollout.max_lag: {run.rollout.max_lag} and over: {run.rollout.over:g}, so its "
-                         "time/generate is not the engines' own. Use a run with both at 0.")
+        raise ConfigError(
+            f"calibrate: {folder} ran with rollout.max_lag: {run.rollout.max_lag} and over: {run.rollout.over:g}, so its "
+            "time/generate is not the engines' own. Use a run with both at 0."
+        )
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][skip:]
     usual = 2 * float(np.median([r["time/step"] for r in rows])) if rows else 0.0
     rows = [r for r in rows if r["time/step"] <= usual]
     if len(rows) < 4:
-        raise ValueError(f"calibrate: {folder} has {len(rows)} steps after the first {skip}; at least 4 are needed.")
+        raise ConfigError(f"calibrate: {folder} has {len(rows)} steps after the first {skip}; at least 4 are needed.")
 
     def column(name: str) -> np.ndarray:
         return np.array([float(r[name]) for r in rows])
 
     engines = run.cluster.engines if run.cluster else 1
     tokens = column("length/mean") * column("batch/sequences")
-    base, per_token, constant = _fit([column("length/max"), tokens / engines, np.ones(len(rows))], column("time/generate"))
+    base, per_token, constant = _fit(
+        [column("length/max"), tokens / engines, np.ones(len(rows))], column("time/generate")
+    )
     stages = column("time/annotate") + column("time/update") + column("time/sync")
     rest = column("time/step") - stages - column("time/generate")
     per, fixed = _fit([tokens, np.ones(len(rows))], column("time/annotate") + column("time/update") + rest)
@@ -399,9 +431,14 @@ def calibrate(folder: str | Path, skip: int = 2) -> Calibration:
     pause: Literal["wait", "keep"] = "keep" if run.rollout.pause in ("keep", "continue") else "wait"
     workload = Workload(run.rollout.prompts, run.rollout.n, lengths, 0.0, 0, pause)
     seats = int(run.vllm.get("max_num_seqs", 256)) if run.rollout.engine == "vllm" else run.rollout.n
-    return Calibration(workload, engines, EngineModel(base, per_token, 0.0, constant * engines / run.rollout.prompts, seats),
-                       LearnerModel(fixed, per, float(np.median(column("time/sync")))), float(np.median(column("time/step"))),
-                       run.cluster is None)
+    return Calibration(
+        workload,
+        engines,
+        EngineModel(base, per_token, 0.0, constant * engines / run.rollout.prompts, seats),
+        LearnerModel(fixed, per, float(np.median(column("time/sync")))),
+        float(np.median(column("time/step"))),
+        run.cluster is None,
+    )
 
 
 def _spread(mean: float, longest: float, count: int, limit: int) -> LogNormal:
@@ -409,7 +446,9 @@ def _spread(mean: float, longest: float, count: int, limit: int) -> LogNormal:
     low, high = 0.0, 3.0
     for _ in range(20):
         middle = (low + high) / 2
-        found = LogNormal(mean, middle, limit).draw(np.random.default_rng(0), 200 * count).reshape(200, count).max(1).mean()
+        found = (
+            LogNormal(mean, middle, limit).draw(np.random.default_rng(0), 200 * count).reshape(200, count).max(1).mean()
+        )
         low, high = (middle, high) if found < longest else (low, middle)
     return LogNormal(mean, low, limit)
 

@@ -6,6 +6,7 @@ import difflib
 import math
 from dataclasses import dataclass
 
+from rlkit.errors import ConfigError
 from rlkit.planning.memory import BYTES, GIB, Shape, Sharding
 
 
@@ -27,16 +28,28 @@ class Gpu:
     host: float
 
 
-GPUS = {g.name: g for g in (
-    Gpu("H100", 80 * GIB, 989.4e12, 3.35e12, 450e9, 50e9, 64e9),
-    Gpu("H200", 140 * GIB, 989.4e12, 4.8e12, 450e9, 50e9, 64e9),
-    Gpu("A100-80GB", 80 * GIB, 312e12, 2.039e12, 300e9, 25e9, 32e9),
-    Gpu("A100-40GB", 40 * GIB, 312e12, 1.555e12, 300e9, 25e9, 32e9),
-    Gpu("L40S", 45 * GIB, 362e12, 0.864e12, 32e9, 12.5e9, 32e9),
-    Gpu("RTX4090", 24 * GIB, 165.2e12, 1.008e12, 32e9, 3.1e9, 32e9),
-)}
-ALIASES = {"80GB": "A100-80GB", "40GB": "A100-40GB", "24GB": "RTX4090", "48GB": "L40S", "141GB": "H200", "A100": "A100-80GB",
-           "H100-80GB": "H100", "H100-SXM": "H100", "4090": "RTX4090"}
+GPUS = {
+    g.name: g
+    for g in (
+        Gpu("H100", 80 * GIB, 989.4e12, 3.35e12, 450e9, 50e9, 64e9),
+        Gpu("H200", 140 * GIB, 989.4e12, 4.8e12, 450e9, 50e9, 64e9),
+        Gpu("A100-80GB", 80 * GIB, 312e12, 2.039e12, 300e9, 25e9, 32e9),
+        Gpu("A100-40GB", 40 * GIB, 312e12, 1.555e12, 300e9, 25e9, 32e9),
+        Gpu("L40S", 45 * GIB, 362e12, 0.864e12, 32e9, 12.5e9, 32e9),
+        Gpu("RTX4090", 24 * GIB, 165.2e12, 1.008e12, 32e9, 3.1e9, 32e9),
+    )
+}
+ALIASES = {
+    "80GB": "A100-80GB",
+    "40GB": "A100-40GB",
+    "24GB": "RTX4090",
+    "48GB": "L40S",
+    "141GB": "H200",
+    "A100": "A100-80GB",
+    "H100-80GB": "H100",
+    "H100-SXM": "H100",
+    "4090": "RTX4090",
+}
 
 
 def batch_sizes(gpu: Gpu) -> tuple[int, int]:
@@ -54,8 +67,11 @@ def find_gpu(name: str) -> Gpu:
     key = name.upper().replace(" ", "")
     if key not in known:
         near = difflib.get_close_matches(key, list(known), 1, cutoff=0.4)
-        raise ValueError(f"--gpu: {name!r} is unknown." + (f" Did you mean {known[near[0]]}?" if near else "")
-                         + f" There are {', '.join(GPUS)} and sizes like 80GB; in Python give plan(gpu=Gpu(...)).")
+        raise ConfigError(
+            f"--gpu: {name!r} is unknown."
+            + (f" Did you mean {known[near[0]]}?" if near else "")
+            + f" There are {', '.join(GPUS)} and sizes like 80GB; in Python give plan(gpu=Gpu(...))."
+        )
     return GPUS[known[key]]
 
 
@@ -128,8 +144,23 @@ def prefill_seconds(s: Shape, gpu: Gpu, a: Assumptions, tensor_parallel: int, pr
     return forward_flops(s, prompt, 1, prompt) / (gpu.flops * a.mfu * tensor_parallel)
 
 
-def learner_seconds(s: Shape, gpu: Gpu, a: Assumptions, sharding: Sharding, *, dtype: str, tokens: float, actions: float, length: float,
-                    passes: float, updates: int, epochs: int, micros: int, checkpointing: bool, gpus_per_node: int) -> dict[str, float]:
+def learner_seconds(
+    s: Shape,
+    gpu: Gpu,
+    a: Assumptions,
+    sharding: Sharding,
+    *,
+    dtype: str,
+    tokens: float,
+    actions: float,
+    length: float,
+    passes: float,
+    updates: int,
+    epochs: int,
+    micros: int,
+    checkpointing: bool,
+    gpus_per_node: int,
+) -> dict[str, float]:
     """Seconds of one step on all ranks: ``compute`` (``passes`` forward passes without gradient, ``epochs`` updates), ``communication``,
     ``optimizer`` and their ``total``; communication overlaps with compute.
 
@@ -137,7 +168,9 @@ def learner_seconds(s: Shape, gpu: Gpu, a: Assumptions, sharding: Sharding, *, d
     (ZeRO-2, 3); ZeRO-3 also gathers the parameters twice a micro-batch and once a pass.
     """
     n, size = sharding.ranks, BYTES[dtype]
-    flops = passes * forward_flops(s, tokens, actions, length) + epochs * update_flops(s, tokens, actions, length, checkpointing)
+    flops = passes * forward_flops(s, tokens, actions, length) + epochs * update_flops(
+        s, tokens, actions, length, checkpointing
+    )
     compute = flops / (n * gpu.flops * a.mfu * (a.float32 if dtype == "float32" else 1))
     bandwidth = gpu.link if n <= gpus_per_node else gpu.network
     ring, stage = (n - 1) / n, sharding.stage or 0
@@ -153,7 +186,12 @@ def learner_seconds(s: Shape, gpu: Gpu, a: Assumptions, sharding: Sharding, *, d
         optimizer = updates * s.trainable / n * (4 + size) / gpu.host + updates * 28 * s.trainable / n / a.host_memory
     if sharding.offload_params:
         communication += (3 * updates + passes) * micros * size * s.parameters / n / gpu.host
-    return {"compute": compute, "communication": communication, "optimizer": optimizer, "total": max(compute, communication) + optimizer}
+    return {
+        "compute": compute,
+        "communication": communication,
+        "optimizer": optimizer,
+        "total": max(compute, communication) + optimizer,
+    }
 
 
 def sync_seconds(s: Shape, gpu: Gpu, a: Assumptions, engine_nodes: int, dtype: str) -> float:

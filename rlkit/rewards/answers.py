@@ -19,11 +19,13 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any, NamedTuple
 
-MAX_TEXT = 2000         # characters of an answer
-MAX_DEPTH = 32          # nested brackets
-MAX_TERMS = 600         # of a polynomial
-MAX_BITS = 20_000       # of an integer (2^{4950} is a reference answer of MATH)
-MAX_DIGITS = 400        # of a literal
+from rlkit.errors import ConfigError
+
+MAX_TEXT = 2000  # characters of an answer
+MAX_DEPTH = 32  # nested brackets
+MAX_TERMS = 600  # of a polynomial
+MAX_BITS = 20_000  # of an integer (2^{4950} is a reference answer of MATH)
+MAX_DIGITS = 400  # of a literal
 
 
 class Unreadable(ValueError):
@@ -111,7 +113,9 @@ class Expr:
     def __add__(self, other: Expr) -> Expr:
         if self.den == other.den:
             return _quotient(_poly_add(self.num, other.num), self.den)
-        return _quotient(_poly_add(_poly_mul(self.num, other.den), _poly_mul(other.num, self.den)), _poly_mul(self.den, other.den))
+        return _quotient(
+            _poly_add(_poly_mul(self.num, other.den), _poly_mul(other.num, self.den)), _poly_mul(self.den, other.den)
+        )
 
     def __neg__(self) -> Expr:
         return Expr({mono: -x for mono, x in self.num.items()}, self.den)
@@ -120,7 +124,10 @@ class Expr:
         return self + -other
 
     def __mul__(self, other: Expr) -> Expr:
-        return _quotient(_poly_mul(self.num, other.num), ONE if self.den is ONE and other.den is ONE else _poly_mul(self.den, other.den))
+        return _quotient(
+            _poly_mul(self.num, other.num),
+            ONE if self.den is ONE and other.den is ONE else _poly_mul(self.den, other.den),
+        )
 
     def __truediv__(self, other: Expr) -> Expr:
         if not other.num:
@@ -160,7 +167,10 @@ class Expr:
     @cached_property
     def key(self) -> str:
         lead = Fraction(1) if self.den == ONE else self.den[min(self.den, key=_mono_key)]
-        parts = ["+".join(sorted(f"{x / lead}*{_mono_key(mono)}" for mono, x in poly.items())) for poly in (self.num, self.den)]
+        parts = [
+            "+".join(sorted(f"{x / lead}*{_mono_key(mono)}" for mono, x in poly.items()))
+            for poly in (self.num, self.den)
+        ]
         if len(parts[0]) + len(parts[1]) > 4 * MAX_TEXT:
             raise Unreadable("the expression is too long")
         return parts[0] if self.den == ONE else f"({parts[0]})/({parts[1]})"
@@ -184,7 +194,7 @@ def _mono_key(mono: Mono) -> str:
 
 def _quotient(num: Poly, den: Poly) -> Expr:
     if len(den) == 1 and den != ONE:
-        (mono, x), = den.items()
+        ((mono, x),) = den.items()
         factor, inverse = _mono({atom: -power for atom, power in mono})
         return Expr(_poly_mul(num, {inverse: factor / x}))
     return Expr(num, den)
@@ -215,9 +225,9 @@ def _root(n: int, power: Fraction) -> Expr | None:
             powers[Atom(str(p), "prime")] = powers.get(Atom(str(p), "prime"), Fraction(0)) + power
             n //= p
         p += 1 if p == 2 else 2
-    if n >= 2000 ** 2:
+    if n >= 2000**2:
         whole = math.isqrt(n)
-        if whole * whole != n or whole >= 2000 ** 2:
+        if whole * whole != n or whole >= 2000**2:
             return None
         n, power = whole, 2 * power
     if n > 1:
@@ -235,15 +245,19 @@ def power(base: Expr, exponent: Expr) -> Expr:
         return _whole_power(base, int(n), exponent)
     if base.den != ONE or len(base.num) != 1:
         return function("pow", base, exponent) if base.num else base
-    (mono, x), = base.num.items()
+    ((mono, x),) = base.num.items()
     positive = all(atom.kind in ("prime", "pi", "e") for atom, _ in mono)
     if not mono and x < 0:
         if n == Fraction(1, 2):
             return symbol(I) * power(number(-x), exponent)
-        if n.denominator % 2 == 1:                                     # the real root: (-8)^{1/3} = -2
+        if n.denominator % 2 == 1:  # the real root: (-8)^{1/3} = -2
             return number((-1) ** n.numerator) * power(number(-x), exponent)
     single = len(mono) == 1 and x == 1 and mono[0][0].kind == "symbol" and mono[0][1] == 1
-    if abs(n) > 200 or not (single or (positive and x > 0)) or max(x.numerator.bit_length(), x.denominator.bit_length()) > 200:
+    if (
+        abs(n) > 200
+        or not (single or (positive and x > 0))
+        or max(x.numerator.bit_length(), x.denominator.bit_length()) > 200
+    ):
         return function("pow", base, exponent)
     factor, raised = _mono({atom: p * n for atom, p in mono})
     top, bottom = _root(x.numerator, n), _root(x.denominator, -n)
@@ -255,11 +269,20 @@ def _whole_power(base: Expr, n: int, exponent: Expr) -> Expr:
         return number(1) / _whole_power(base, -n, -exponent)
     if not base.num:
         return number(0 if n else 1)
-    size = max(x.numerator.bit_length() + x.denominator.bit_length() for poly in (base.num, base.den) for x in poly.values())
+    size = max(
+        x.numerator.bit_length() + x.denominator.bit_length() for poly in (base.num, base.den) for x in poly.values()
+    )
     terms = max(len(base.num), len(base.den))
     simple = base.rational in (1, -1)
-    if n > 1 and not simple and (n * size > MAX_BITS or (terms > 1 and math.comb(min(n, 64) + terms - 1, terms - 1) > MAX_TERMS)
-            or (terms > 1 and n > 64)):
+    if (
+        n > 1
+        and not simple
+        and (
+            n * size > MAX_BITS
+            or (terms > 1 and math.comb(min(n, 64) + terms - 1, terms - 1) > MAX_TERMS)
+            or (terms > 1 and n > 64)
+        )
+    ):
         return function("pow", base, exponent)
     if simple:
         return number(-1 if base.rational == -1 and n % 2 else 1)
@@ -297,8 +320,9 @@ def agree(a: Expr, b: Expr) -> bool:
             continue
         if not (context.isfinite(x) and context.isfinite(y)):
             continue
-        equal = bool(abs(x - y) <= context.mpf(10) ** -30 * max(abs(x), abs(y))) or (_vanishes(a, x, at, context) and _vanishes(b, y, at,
-                context))
+        equal = bool(abs(x - y) <= context.mpf(10) ** -30 * max(abs(x), abs(y))) or (
+            _vanishes(a, x, at, context) and _vanishes(b, y, at, context)
+        )
         is_real = all(abs(context.im(v)) <= context.mpf(10) ** -35 * (1 + abs(v)) for v in (x, y))
         (real if is_real or not names else other).append(equal)
     if not real and not other:
@@ -346,10 +370,10 @@ def _raise(base: Any, n: Any, context: Any) -> Any:
     """``base ** n`` within bounds."""
     if base == 0:
         if context.re(n) <= 0:
-            raise ValueError("0 ** 0")
+            raise ConfigError("0 ** 0")
         return base
     if abs(n) * (abs(context.log(abs(base))) + 4) > 50_000:
-        raise ValueError("too large")
+        raise ConfigError("too large")
     return base ** (int(n) if context.isint(n) else n)
 
 
@@ -361,14 +385,14 @@ def _atom(atom: Atom, at: dict[str, float], context: Any, depth: int) -> Any:
         return _CONSTANTS[kind](context)
     if kind == "prime":
         return context.mpf(atom.key)
-    if kind.startswith("name_"):                                        # \overline{AB}: a symbol of its own
+    if kind.startswith("name_"):  # \overline{AB}: a symbol of its own
         return context.mpf(_fixed(atom.key, 0)) + 1
     args = [_value(a, at, context, depth + 1) for a in atom.args]
     if kind == "pow":
         return _raise(args[0], args[1], context)
     if any(abs(x) > 10_000 for x in args) and kind not in ("log", "abs", "floor", "ceil"):
-        raise ValueError("too large")
-    if kind == "root":                                                  # the real root of a negative number, if the degree is odd
+        raise ConfigError("too large")
+    if kind == "root":  # the real root of a negative number, if the degree is odd
         if context.im(args[0]) == 0 and context.re(args[0]) < 0 and context.isint(args[1]) and int(args[1]) % 2:
             return -_raise(-args[0], 1 / args[1], context)
         return _raise(args[0], 1 / args[1], context)
@@ -380,53 +404,202 @@ def _method(name: str) -> Callable[..., Any]:
 
 
 _CONSTANTS: dict[str, Callable[[Any], Any]] = {
-    "i": lambda m: m.mpc(0, 1), "pi": lambda m: +m.pi, "e": lambda m: +m.e, "degree": lambda m: m.pi / 180,
-    "percent": lambda m: m.mpf(1) / 100, "infinity": lambda m: m.inf}
+    "i": lambda m: m.mpc(0, 1),
+    "pi": lambda m: +m.pi,
+    "e": lambda m: +m.e,
+    "degree": lambda m: m.pi / 180,
+    "percent": lambda m: m.mpf(1) / 100,
+    "infinity": lambda m: m.inf,
+}
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    **{name: _method(name) for name in (
-        "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth", "sech", "csch", "floor", "ceil", "exp")},
+    **{
+        name: _method(name)
+        for name in (
+            "sin",
+            "cos",
+            "tan",
+            "cot",
+            "sec",
+            "csc",
+            "sinh",
+            "cosh",
+            "tanh",
+            "coth",
+            "sech",
+            "csch",
+            "floor",
+            "ceil",
+            "exp",
+        )
+    },
     **{"arc" + name: _method("a" + name) for name in ("sin", "cos", "tan", "cot", "sec", "csc")},
-    "log": lambda m, x, b: m.log(x) / m.log(b), "abs": lambda m, x: abs(x),
-    "binom": lambda m, n, k: m.binomial(n, k), "factorial": lambda m, n: m.factorial(n)}
-_NAMES = {"ln": "log", "lg": "log", "arsinh": "asinh", "asin": "arcsin", "acos": "arccos", "atan": "arctan", "ctg": "cot", "tg": "tan"}
-_CALLS = {name for name in _FUNCTIONS if name not in ("abs", "floor", "ceil", "binom", "factorial")} | {"ln", "lg", "asin", "acos", "atan"}
+    "log": lambda m, x, b: m.log(x) / m.log(b),
+    "abs": lambda m, x: abs(x),
+    "binom": lambda m, n, k: m.binomial(n, k),
+    "factorial": lambda m, n: m.factorial(n),
+}
+_NAMES = {
+    "ln": "log",
+    "lg": "log",
+    "arsinh": "asinh",
+    "asin": "arcsin",
+    "acos": "arccos",
+    "atan": "arctan",
+    "ctg": "cot",
+    "tg": "tan",
+}
+_CALLS = {name for name in _FUNCTIONS if name not in ("abs", "floor", "ceil", "binom", "factorial")} | {
+    "ln",
+    "lg",
+    "asin",
+    "acos",
+    "atan",
+}
 
 
 # ------------------------------------------------------------------------------------------------------------------------- the text
 
 
-_SUPER = {"⁰": "0", "¹": "1", "²": "2", "³": "3", "⁴": "4", "⁵": "5", "⁶": "6", "⁷": "7", "⁸": "8", "⁹": "9", "⁻": "-", "⁺": "+", "ⁿ": "n"}
+_SUPER = {
+    "⁰": "0",
+    "¹": "1",
+    "²": "2",
+    "³": "3",
+    "⁴": "4",
+    "⁵": "5",
+    "⁶": "6",
+    "⁷": "7",
+    "⁸": "8",
+    "⁹": "9",
+    "⁻": "-",
+    "⁺": "+",
+    "ⁿ": "n",
+}
 _SUB = {"₀": "0", "₁": "1", "₂": "2", "₃": "3", "₄": "4", "₅": "5", "₆": "6", "₇": "7", "₈": "8", "₉": "9"}
-_UNICODE = str.maketrans({
-    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∗": "*", "÷": r"\div ",
-    "π": r"\pi ",
-    "∞": r"\infty ", "≤": r"\le ", "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ",
-    "°": r"^\circ ", "º": r"^\circ ",
-    "±": r"\pm ", "∓": r"\mp ", "≈": r"\approx ", "ℝ": r"\reals ", "∅": r"\emptyset ", "⟨": r"\langle ", "⟩": r"\rangle ",
-    "¢": r"\text{cents}",
-    "€": r"\text{euros}", "£": r"\text{pounds}", "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}",
-    "¾": r"\frac{3}{4}",
-    "⅕": r"\frac{1}{5}", "⅙": r"\frac{1}{6}", "⅛": r"\frac{1}{8}", "⁄": "/", "∕": "/", "′": "'", "’": "'", "…": r"\ldots ", "θ": r"\theta ",
-    "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "λ": r"\lambda ", "φ": r"\phi ", "ω": r"\omega ", "∠": r"\angle ", "\u200b": "",
-    "\ufeff": "", "∖": r"\setminus "})
+_UNICODE = str.maketrans(
+    {
+        "−": "-",
+        "–": "-",
+        "—": "-",
+        "‐": "-",
+        "‑": "-",
+        "﹣": "-",
+        "×": r"\times ",
+        "·": r"\cdot ",
+        "⋅": r"\cdot ",
+        "∗": "*",
+        "÷": r"\div ",
+        "π": r"\pi ",
+        "∞": r"\infty ",
+        "≤": r"\le ",
+        "⩽": r"\le ",
+        "≥": r"\ge ",
+        "⩾": r"\ge ",
+        "≠": r"\ne ",
+        "∪": r"\cup ",
+        "∩": r"\cap ",
+        "∈": r"\in ",
+        "°": r"^\circ ",
+        "º": r"^\circ ",
+        "±": r"\pm ",
+        "∓": r"\mp ",
+        "≈": r"\approx ",
+        "ℝ": r"\reals ",
+        "∅": r"\emptyset ",
+        "⟨": r"\langle ",
+        "⟩": r"\rangle ",
+        "¢": r"\text{cents}",
+        "€": r"\text{euros}",
+        "£": r"\text{pounds}",
+        "½": r"\frac{1}{2}",
+        "⅓": r"\frac{1}{3}",
+        "⅔": r"\frac{2}{3}",
+        "¼": r"\frac{1}{4}",
+        "¾": r"\frac{3}{4}",
+        "⅕": r"\frac{1}{5}",
+        "⅙": r"\frac{1}{6}",
+        "⅛": r"\frac{1}{8}",
+        "⁄": "/",
+        "∕": "/",
+        "′": "'",
+        "’": "'",
+        "…": r"\ldots ",
+        "θ": r"\theta ",
+        "α": r"\alpha ",
+        "β": r"\beta ",
+        "γ": r"\gamma ",
+        "λ": r"\lambda ",
+        "φ": r"\phi ",
+        "ω": r"\omega ",
+        "∠": r"\angle ",
+        "\u200b": "",
+        "\ufeff": "",
+        "∖": r"\setminus ",
+    }
+)
 _COMMANDS = {
-    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "leqslant": "le", "geq": "ge",
+    "dfrac": "frac",
+    "tfrac": "frac",
+    "cfrac": "frac",
+    "dbinom": "binom",
+    "tbinom": "binom",
+    "leq": "le",
+    "leqslant": "le",
+    "geq": "ge",
     "geqslant": "ge",
-    "neq": "ne", "lt": "<", "gt": ">", "cdot": "*", "times": "*", "ast": "*", "div": "/", "varnothing": "emptyset", "lbrace": "{",
+    "neq": "ne",
+    "lt": "<",
+    "gt": ">",
+    "cdot": "*",
+    "times": "*",
+    "ast": "*",
+    "div": "/",
+    "varnothing": "emptyset",
+    "lbrace": "{",
     "rbrace": "}",
-    "lbrack": "[", "rbrack": "]", "lvert": "|", "rvert": "|", "vert": "|", "infin": "infty", "R": "reals", "degree": "circ", "lor": "or",
-    "vee": "or", "land": "and",
-    "wedge": "and", "backslash": "setminus", "arcctg": "arccot", "tg": "tan", "ctg": "cot", "varphi": "phi", "varepsilon": "epsilon",
-    "simeq": "approx", "doteq": "approx",
-    "sim": "approx", "cong": "approx", "colon": ":", "mid": "|", "lfloor": "lfloor", "isin": "in", "lparen": "(", "rparen": ")",
-    "ldots": "ldots", "cdots": "ldots", "dots": "ldots"}
-_DROPPED = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?|middle)(?![A-Za-z])\s*\.?(?=\\|[^\w.]|$)|\\(?:left|right)\."
-                      r"|\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|mathstrut|bf|rm|it|boldsymbol|ensuremath|allowbreak)(?![A-Za-z])"
-                      r"|\\h?phantom\s*(?:\{[^{}]{0,40}\}|[^\s{])|\\[hv]space\s*\{[^{}]{0,20}\}")
+    "lbrack": "[",
+    "rbrack": "]",
+    "lvert": "|",
+    "rvert": "|",
+    "vert": "|",
+    "infin": "infty",
+    "R": "reals",
+    "degree": "circ",
+    "lor": "or",
+    "vee": "or",
+    "land": "and",
+    "wedge": "and",
+    "backslash": "setminus",
+    "arcctg": "arccot",
+    "tg": "tan",
+    "ctg": "cot",
+    "varphi": "phi",
+    "varepsilon": "epsilon",
+    "simeq": "approx",
+    "doteq": "approx",
+    "sim": "approx",
+    "cong": "approx",
+    "colon": ":",
+    "mid": "|",
+    "lfloor": "lfloor",
+    "isin": "in",
+    "lparen": "(",
+    "rparen": ")",
+    "ldots": "ldots",
+    "cdots": "ldots",
+    "dots": "ldots",
+}
+_DROPPED = re.compile(
+    r"\\(?:left|right|[bB]igg?[lrm]?|middle)(?![A-Za-z])\s*\.?(?=\\|[^\w.]|$)|\\(?:left|right)\."
+    r"|\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|mathstrut|bf|rm|it|boldsymbol|ensuremath|allowbreak)(?![A-Za-z])"
+    r"|\\h?phantom\s*(?:\{[^{}]{0,40}\}|[^\s{])|\\[hv]space\s*\{[^{}]{0,20}\}"
+)
 _BLANK = re.compile(r"\\[,;:! ]|~|\\q?quad(?![A-Za-z])|\\(?:thin|thick|med|neg(?:thin)?)?space(?![A-Za-z])|\s")
 _THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|,\\!|\{,\\!\}|\\,|\\ |,\\ )\s{0,3}(?=\d{3}(?!\d))")
-_TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|rm|it|normal|up|sf|tt|sc)?|mbox|hbox|"
-                           r"math(?:rm|bf|it|sf|tt|bb|cal|ds)|Bbb|operatorname\*?|emph|mathop|underline|fbox|boxed)\s*\{")
+_TEXT_COMMAND = re.compile(
+    r"\\(?:text(?:bf|rm|it|normal|up|sf|tt|sc)?|mbox|hbox|"
+    r"math(?:rm|bf|it|sf|tt|bb|cal|ds)|Bbb|operatorname\*?|emph|mathop|underline|fbox|boxed)\s*\{"
+)
 _REALS = re.compile(r"\\(?:mathbb|Bbb|mathbf|mathds)\s*(?:\{\s*R\s*\}|R(?![A-Za-z]))")
 _WRAPPED = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"), ('"', '"'))
 
@@ -448,11 +621,16 @@ def clean(text: str) -> str:
     for _ in range(4):
         before = s
         for start, end in _WRAPPED:
-            if len(s) > len(start) + len(end) and s.startswith(start) and s.endswith(end) and start not in s[len(start):-len(end)]:
-                s = s[len(start):-len(end)].strip()
+            if (
+                len(s) > len(start) + len(end)
+                and s.startswith(start)
+                and s.endswith(end)
+                and start not in s[len(start) : -len(end)]
+            ):
+                s = s[len(start) : -len(end)].strip()
         if s == before:
             break
-    s = re.sub(r"\\\\(?:\[[^\]]{0,12}\])?", r"\\newrow " if r"\begin" in s else r"\\", s)     # without rows: escaped twice
+    s = re.sub(r"\\\\(?:\[[^\]]{0,12}\])?", r"\\newrow " if r"\begin" in s else r"\\", s)  # without rows: escaped twice
     s = _REALS.sub(r"\\reals ", s)
     s = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", _THOUSANDS.sub("", s))
     s = _DROPPED.sub(" ", s)
@@ -487,56 +665,194 @@ def untexted(s: str) -> str:
                 end = _braced(s, found.end())
             except Unreadable:
                 return s
-            out += [s[i:found.start()], s[found.end():end - 1].strip()]
+            out += [s[i : found.start()], s[found.end() : end - 1].strip()]
             i = end
     return compact("".join([*out, s[i:]]))
 
 
 class Token(NamedTuple):
-    kind: str           # number, word (text), cmd, letter, or the character itself
+    kind: str  # number, word (text), cmd, letter, or the character itself
     text: str
-    gap: bool = False   # a blank stands before it
+    gap: bool = False  # a blank stands before it
 
 
-_TOKEN = re.compile(r"(?P<number>(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+(?![A-Za-z\d]))?)"
-                    r"|(?P<cmd>\\(?:[A-Za-z]+|.))|(?P<letters>[A-Za-z]+)|(?P<other>\S)", re.DOTALL)
-_NUMBER_WORDS = {w: i for i, w in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
-        "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"])}
-_GREEK = {"alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "rho",
-        "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Sigma", "Phi", "Psi", "Omega",
-        "ell", "hbar"}
-_PLAIN = {"pi": "pi", "sqrt": "sqrt", "infinity": "infty", "inf": "infty", "oo": "infty", "infty": "infty", "theta": "theta",
-        "alpha": "alpha", "beta": "beta",
-          "frac": "frac", "degrees": "°", "degree": "°", "deg": "°", "percent": "%", "lambda": "lambda", "phi": "phi", "union": "cup"}
+_TOKEN = re.compile(
+    r"(?P<number>(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+(?![A-Za-z\d]))?)"
+    r"|(?P<cmd>\\(?:[A-Za-z]+|.))|(?P<letters>[A-Za-z]+)|(?P<other>\S)",
+    re.DOTALL,
+)
+_NUMBER_WORDS = {
+    w: i
+    for i, w in enumerate(
+        [
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+            "sixteen",
+            "seventeen",
+            "eighteen",
+            "nineteen",
+            "twenty",
+        ]
+    )
+}
+_GREEK = {
+    "alpha",
+    "beta",
+    "gamma",
+    "delta",
+    "epsilon",
+    "zeta",
+    "eta",
+    "theta",
+    "iota",
+    "kappa",
+    "lambda",
+    "mu",
+    "nu",
+    "xi",
+    "rho",
+    "sigma",
+    "tau",
+    "upsilon",
+    "phi",
+    "chi",
+    "psi",
+    "omega",
+    "Gamma",
+    "Delta",
+    "Theta",
+    "Lambda",
+    "Xi",
+    "Sigma",
+    "Phi",
+    "Psi",
+    "Omega",
+    "ell",
+    "hbar",
+}
+_PLAIN = {
+    "pi": "pi",
+    "sqrt": "sqrt",
+    "infinity": "infty",
+    "inf": "infty",
+    "oo": "infty",
+    "infty": "infty",
+    "theta": "theta",
+    "alpha": "alpha",
+    "beta": "beta",
+    "frac": "frac",
+    "degrees": "°",
+    "degree": "°",
+    "deg": "°",
+    "percent": "%",
+    "lambda": "lambda",
+    "phi": "phi",
+    "union": "cup",
+}
 _CONNECT = {"or": "or", "and": "and", ", and": "and", ", or": "or", ",and": "and", ",or": "or", "and/or": "or"}
 
 # unit -> (dimension, size): what one of it is in the dimension's base unit
 _UNITS: dict[str, tuple[str, Fraction]] = {}
 for _names, _dimension, _size in (
-        ("mm millimeter millimeters millimetre millimetres", "length", "1/1000"), ("cm centimeter centimeters centimetre centimetres",
-                "length", "1/100"),
-        ("m meter meters metre metres", "length", "1"), ("km kilometer kilometers kilometre kilometres", "length", "1000"),
-        ("in inch inches", "length", "127/5000"), ("ft foot feet", "length", "381/1250"), ("yd yard yards", "length", "1143/1250"),
-        ("mi mile miles", "length", "201168/125"), ("s sec secs second seconds", "time", "1"), ("min mins minute minutes", "time", "60"),
-        ("h hr hrs hour hours", "time", "3600"), ("day days", "time", "86400"), ("week weeks", "time", "604800"), ("month months",
-                "months", "1"),
-        ("year years yr yrs", "months", "12"), ("g gram grams", "mass", "1"), ("kg kilogram kilograms", "mass", "1000"),
-                ("mg milligram milligrams", "mass", "1/1000"),
-        ("lb lbs pound pounds", "pounds", "1"), ("oz ounce ounces", "pounds", "1/16"), ("dollar dollars usd", "money", "1"), ("cent cents",
-                "money", "1/100"),
-        ("euro euros", "euro", "1"), ("l liter liters litre litres", "volume", "1"), ("ml milliliter milliliters", "volume", "1/1000"),
-                ("gallon gallons gal", "gallon", "1"),
-        ("mph", "mph", "1"), ("radian radians rad", "radian", "1"), ("acre acres", "acre", "1")):
+    ("mm millimeter millimeters millimetre millimetres", "length", "1/1000"),
+    ("cm centimeter centimeters centimetre centimetres", "length", "1/100"),
+    ("m meter meters metre metres", "length", "1"),
+    ("km kilometer kilometers kilometre kilometres", "length", "1000"),
+    ("in inch inches", "length", "127/5000"),
+    ("ft foot feet", "length", "381/1250"),
+    ("yd yard yards", "length", "1143/1250"),
+    ("mi mile miles", "length", "201168/125"),
+    ("s sec secs second seconds", "time", "1"),
+    ("min mins minute minutes", "time", "60"),
+    ("h hr hrs hour hours", "time", "3600"),
+    ("day days", "time", "86400"),
+    ("week weeks", "time", "604800"),
+    ("month months", "months", "1"),
+    ("year years yr yrs", "months", "12"),
+    ("g gram grams", "mass", "1"),
+    ("kg kilogram kilograms", "mass", "1000"),
+    ("mg milligram milligrams", "mass", "1/1000"),
+    ("lb lbs pound pounds", "pounds", "1"),
+    ("oz ounce ounces", "pounds", "1/16"),
+    ("dollar dollars usd", "money", "1"),
+    ("cent cents", "money", "1/100"),
+    ("euro euros", "euro", "1"),
+    ("l liter liters litre litres", "volume", "1"),
+    ("ml milliliter milliliters", "volume", "1/1000"),
+    ("gallon gallons gal", "gallon", "1"),
+    ("mph", "mph", "1"),
+    ("radian radians rad", "radian", "1"),
+    ("acre acres", "acre", "1"),
+):
     for _name in _names.split():
         _UNITS[_name] = (_dimension, Fraction(_size))
-_LARGE = {"hundred": 100, "thousand": 1000, "million": 10 ** 6, "billion": 10 ** 9, "trillion": 10 ** 12}
+_LARGE = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 # words that change what a number says, so that they are no unit
-_NO_UNIT = frozenset(["not", "no", "maybe", "perhaps", "probably", "possibly", "unsure", "sure", "or", "either", "but", "if", "unless",
-        "except", "wrong", "incorrect", "is",
-                      "isn't", "was", "could", "plus", "minus", "times", "more", "less", "than", "least", "most", "dozen", "half", "mod",
-                      "modulo", "and", "to", "through",
-                      "between", "then", "with", "without", "when", "where", "for", "undefined", "nor", "neither", "squared",
-                      "cubed"]) - {"squared", "cubed"}
+_NO_UNIT = frozenset(
+    [
+        "not",
+        "no",
+        "maybe",
+        "perhaps",
+        "probably",
+        "possibly",
+        "unsure",
+        "sure",
+        "or",
+        "either",
+        "but",
+        "if",
+        "unless",
+        "except",
+        "wrong",
+        "incorrect",
+        "is",
+        "isn't",
+        "was",
+        "could",
+        "plus",
+        "minus",
+        "times",
+        "more",
+        "less",
+        "than",
+        "least",
+        "most",
+        "dozen",
+        "half",
+        "mod",
+        "modulo",
+        "and",
+        "to",
+        "through",
+        "between",
+        "then",
+        "with",
+        "without",
+        "when",
+        "where",
+        "for",
+        "undefined",
+        "nor",
+        "neither",
+        "squared",
+        "cubed",
+    ]
+) - {"squared", "cubed"}
 _SINGLE_LETTER_UNITS = {"m", "s", "g", "h", "l"}
 
 
@@ -547,7 +863,7 @@ def unit_of(text: str) -> tuple[str, Fraction] | None:
     power_of = 1
     for word, n in (("square ", 2), ("sq ", 2), ("cubic ", 3), ("cu ", 3)):
         if s.startswith(word):
-            s, power_of = s[len(word):], n
+            s, power_of = s[len(word) :], n
     found = re.fullmatch(r"([a-z]+) ?(?:\^ ?([23])|(squared|cubed))?", s)
     if not found:
         return None
@@ -583,7 +899,7 @@ def tokenize(s: str) -> list[Token]:
             text = _TEXT_COMMAND.match(s, i)
             if text:
                 end = _braced(s, text.end())
-                out.extend(_text_tokens(s[text.end():end - 1], text[0], gap))
+                out.extend(_text_tokens(s[text.end() : end - 1], text[0], gap))
                 i, gap = end, False
                 continue
         found = _TOKEN.match(s, i)
@@ -615,7 +931,11 @@ def _text_tokens(content: str, command: str, gap: bool) -> list[Token]:
     inner = content.strip()
     if inner.casefold() in _CONNECT:
         return [Token("connect", _CONNECT[inner.casefold()], gap)]
-    if command.startswith((r"\fbox", r"\boxed", r"\underline")) or not re.search(r"[A-Za-z]", inner) or re.search(r"[\\^_=]", inner):
+    if (
+        command.startswith((r"\fbox", r"\boxed", r"\underline"))
+        or not re.search(r"[A-Za-z]", inner)
+        or re.search(r"[\\^_=]", inner)
+    ):
         return tokenize(inner)
     if command.startswith((r"\math", r"\operatorname")) and (len(inner) == 1 or inner in _CALLS):
         return _letter_tokens(inner, gap, None)
@@ -782,14 +1102,20 @@ class Reader:
         s = clean(text)
         if self.thousands:
             s = _GROUPED.sub(lambda m: m[0].replace(",", ""), s)
-            s = re.sub(r"(?<![\d.,])(\d{1,3}(?: \d{3})+)(?![\d.,/])", lambda m: m[0].replace(" ", ""), s) if re.fullmatch(r"[^a-zA-Z,;]*",
-                    s) else s
+            s = (
+                re.sub(r"(?<![\d.,])(\d{1,3}(?: \d{3})+)(?![\d.,/])", lambda m: m[0].replace(" ", ""), s)
+                if re.fullmatch(r"[^a-zA-Z,;]*", s)
+                else s
+            )
         based = _based(s)
         if based is not None:
             return based
         runs = re.findall(r"[A-Za-z']+", s) if re.fullmatch(r"[A-Za-z][A-Za-z' ]*", s) else []
-        if len(runs) > 1 and any(len(r) >= 3 for r in runs) and not any(r in _CALLS or r.casefold() in _PLAIN or r.casefold() in _CONNECT
-                for r in runs):
+        if (
+            len(runs) > 1
+            and any(len(r) >= 3 for r in runs)
+            and not any(r in _CALLS or r.casefold() in _PLAIN or r.casefold() in _CONNECT for r in runs)
+        ):
             return self._words(s)
         try:
             return self.value(tokenize(s), 0)
@@ -801,8 +1127,11 @@ class Reader:
             raise Unreadable("too deeply nested")
         while tokens and (tokens[-1].kind in (".", ",", ";", "!") and (tokens[-1].kind != "!" or len(tokens) == 1)):
             tokens = tokens[:-1]
-        while tokens and (tokens[0].kind in ("=", ":") or _name_of(tokens[0]) in ("approx", "therefore", "implies", "quad")
-                          or (tokens[0].kind == "word" and words(tokens[0].text) in ("approximately", "about", "roughly"))):
+        while tokens and (
+            tokens[0].kind in ("=", ":")
+            or _name_of(tokens[0]) in ("approx", "therefore", "implies", "quad")
+            or (tokens[0].kind == "word" and words(tokens[0].text) in ("approximately", "about", "roughly"))
+        ):
             tokens = tokens[1:]
         if not tokens:
             raise Unreadable("empty")
@@ -810,13 +1139,24 @@ class Reader:
             return Text("emptyset")
         if all(t.kind == "word" for t in tokens):
             return self._words(" ".join(t.text for t in tokens))
-        if (tokens[0].kind == "]" and tokens[-1].kind == "[") or (tokens[0].kind == "]"
-                and tokens[-1].kind == "]") or (tokens[0].kind == "[" and tokens[-1].kind == "["):
+        if (
+            (tokens[0].kind == "]" and tokens[-1].kind == "[")
+            or (tokens[0].kind == "]" and tokens[-1].kind == "]")
+            or (tokens[0].kind == "[" and tokens[-1].kind == "[")
+        ):
             return self._french(tokens, depth)
-        return (self._list(tokens, depth) or self._member(tokens, depth) or self._region(tokens, depth) or self._approximate(tokens, depth)
-                or self._relation(tokens, depth) or self._ratio(tokens, depth) or self._matrix(tokens, depth) or self._bracket(tokens,
-                depth)
-                or self._plus_minus(tokens, depth) or self._scalar(tokens))
+        return (
+            self._list(tokens, depth)
+            or self._member(tokens, depth)
+            or self._region(tokens, depth)
+            or self._approximate(tokens, depth)
+            or self._relation(tokens, depth)
+            or self._ratio(tokens, depth)
+            or self._matrix(tokens, depth)
+            or self._bracket(tokens, depth)
+            or self._plus_minus(tokens, depth)
+            or self._scalar(tokens)
+        )
 
     def _words(self, text: str) -> Value:
         plain = words(text)
@@ -824,9 +1164,19 @@ class Reader:
             return Scalar(number(_NUMBER_WORDS[plain]))
         if plain in ("all real numbers", "all reals", "all real", "the real numbers", "real numbers"):
             return Region(((None, False, None, False),))
-        if plain in ("no solutions", "no real solutions", "no real solution", "there is no solution", "the empty set", "empty set"):
-            return Text({"the empty set": "emptyset", "empty set": "emptyset"}.get(plain, "no solution" if "real" not in plain
-                    else "no real solution"))
+        if plain in (
+            "no solutions",
+            "no real solutions",
+            "no real solution",
+            "there is no solution",
+            "the empty set",
+            "empty set",
+        ):
+            return Text(
+                {"the empty set": "emptyset", "empty set": "emptyset"}.get(
+                    plain, "no solution" if "real" not in plain else "no real solution"
+                )
+            )
         if "," in plain:
             return Items("list", tuple(Text(p.strip()) for p in plain.split(",") if p.strip()))
         return Text(plain)
@@ -864,7 +1214,10 @@ class Reader:
         # "x = 1, 2": the name holds for what follows
         if isinstance(values[0], Equation) and values[0].name and not any(isinstance(v, Equation) for v in values[1:]):
             values[0] = values[0].parts[-1]
-        return Items("list", tuple(item for v in values for item in (v.items if isinstance(v, Items) and v.kind == "list" else (v,))))
+        return Items(
+            "list",
+            tuple(item for v in values for item in (v.items if isinstance(v, Items) and v.kind == "list" else (v,))),
+        )
 
     def _member(self, tokens: list[Token], depth: int) -> Value | None:
         """x in S is S; a set {x | condition} is its condition."""
@@ -937,12 +1290,25 @@ class Reader:
                     if k or not name:
                         raise
                     sides.append(Text(name))
-            if not name and len(parts) == 2 and _plain_name(parts[1]) and isinstance(sides[0], Scalar) and not sides[0].expr.symbols:
+            if (
+                not name
+                and len(parts) == 2
+                and _plain_name(parts[1])
+                and isinstance(sides[0], Scalar)
+                and not sides[0].expr.symbols
+            ):
                 sides.reverse()
                 name = _plain_name(parts[1])
-            if not name and isinstance(sides[0], Items) and sides[0].kind == "tuple" and all(
-                    isinstance(x, Scalar) and x.expr.symbols and x.expr.same(symbol(next(iter(x.expr.symbols)))) for x in sides[0].items):
-                name = "".join(t.text for t in parts[0])              # (x, y) = (2, 3)
+            if (
+                not name
+                and isinstance(sides[0], Items)
+                and sides[0].kind == "tuple"
+                and all(
+                    isinstance(x, Scalar) and x.expr.symbols and x.expr.same(symbol(next(iter(x.expr.symbols))))
+                    for x in sides[0].items
+                )
+            ):
+                name = "".join(t.text for t in parts[0])  # (x, y) = (2, 3)
             return Equation(tuple(sides), name)
         if "=" in ops:
             raise Unreadable("a mixed relation")
@@ -954,8 +1320,10 @@ class Reader:
                 if sides[0].atoms & {INFINITY} or sides[1].atoms & {INFINITY}:
                     raise Unreadable("a relation with infinity")
                 way = sign[ops[0]]
-                return Inequality({"<": "<", ">": "<", "le": "<=", "ge": "<="}.get(ops[0], "!="), sides[1] - sides[0] if way >= 0
-                        else sides[0] - sides[1])
+                return Inequality(
+                    {"<": "<", ">": "<", "le": "<=", "ge": "<="}.get(ops[0], "!="),
+                    sides[1] - sides[0] if way >= 0 else sides[0] - sides[1],
+                )
             bound, way = (self._side(parts[1]), sign[ops[0]]) if names[0] else (self._side(parts[0]), -sign[ops[0]])
             closed = ops[0] in ("le", "ge")
             if way == 0:
@@ -989,12 +1357,12 @@ class Reader:
     def _matrix(self, tokens: list[Token], depth: int) -> Value | None:
         if _name_of(tokens[0]) != "begin" or not _enclosed_environment(tokens):
             return None
-        name = "".join(t.text for t in tokens[2:tokens.index(next(t for t in tokens if t.kind == "}"))])
+        name = "".join(t.text for t in tokens[2 : tokens.index(next(t for t in tokens if t.kind == "}"))])
         if name not in ("pmatrix", "bmatrix", "matrix", "smallmatrix", "array", "Bmatrix"):
             raise Unreadable(f"the environment {name}")
-        body = tokens[tokens.index(next(t for t in tokens if t.kind == "}")) + 1:]
+        body = tokens[tokens.index(next(t for t in tokens if t.kind == "}")) + 1 :]
         if name == "array" and body and body[0].kind == "{":
-            body = body[next(i for i, t in enumerate(body) if t.kind == "}") + 1:]
+            body = body[next(i for i, t in enumerate(body) if t.kind == "}") + 1 :]
         end = max(i for i, t in enumerate(body) if t.kind == "cmd" and t.text == "end")
         rows, _ = _split(body[:end], lambda t: t.kind == "cmd" and t.text == "newrow")
         out = []
@@ -1010,7 +1378,12 @@ class Reader:
         if not _enclosed(tokens):
             return None
         first, last = _name_of(tokens[0]), _name_of(tokens[-1])
-        if first == "{" or (first, last) == ("langle", "rangle") or (first, last) == ("\\{", "\\}") or (first in "([" and last in ")]"):
+        if (
+            first == "{"
+            or (first, last) == ("langle", "rangle")
+            or (first, last) == ("\\{", "\\}")
+            or (first in "([" and last in ")]")
+        ):
             inner = tokens[1:-1]
             if not inner:
                 if first == "\\{":
@@ -1021,7 +1394,10 @@ class Reader:
             if first == "{" or (first, last) == ("{", "}"):
                 return Items("set", values) if found else values[0]
             if first == "\\{":
-                return Items("set", tuple(x for v in values for x in (v.items if isinstance(v, Items) and v.kind == "list" else (v,))))
+                return Items(
+                    "set",
+                    tuple(x for v in values for x in (v.items if isinstance(v, Items) and v.kind == "list" else (v,))),
+                )
             if not found:
                 if first == "[" and isinstance(values[0], Items):
                     return values[0]
@@ -1038,8 +1414,14 @@ class Reader:
             return None
 
         def with_sign(up: str, down: str) -> list[Token]:
-            return [Token(up, up, t.gap) if t.text == "pm" and t.kind == "cmd" else Token(down, down, t.gap) if t.text == "mp"
-                    and t.kind == "cmd" else t for t in tokens]
+            return [
+                Token(up, up, t.gap)
+                if t.text == "pm" and t.kind == "cmd"
+                else Token(down, down, t.gap)
+                if t.text == "mp" and t.kind == "cmd"
+                else t
+                for t in tokens
+            ]
 
         return Items("list", (self._scalar(with_sign("+", "-")), self._scalar(with_sign("-", "+"))))
 
@@ -1056,8 +1438,9 @@ class Reader:
             tail = tokens[cut:]
             if cut == 0:
                 raise Unreadable("words before a value")
-            if not all(t.kind in ("word", "number", "^", "{", "}", "/", ".", "letter", "(", ")", "%")
-                    for t in tail) or any(t.kind == "number" and t.text not in "23" for t in tail):
+            if not all(
+                t.kind in ("word", "number", "^", "{", "}", "/", ".", "letter", "(", ")", "%") for t in tail
+            ) or any(t.kind == "number" and t.text not in "23" for t in tail):
                 raise Unreadable("words inside a value")
             beside = " ".join(t.text for t in tail)
             plain = words(beside).split()
@@ -1068,7 +1451,11 @@ class Reader:
                 factor, plain = number(_LARGE[plain[0]]), plain[1:]
                 beside = " ".join(plain)
             unit = unit or beside
-        elif ([t.kind for t in tokens] == ["number", "letter"] and tokens[1].gap and tokens[1].text in _SINGLE_LETTER_UNITS):
+        elif (
+            [t.kind for t in tokens] == ["number", "letter"]
+            and tokens[1].gap
+            and tokens[1].text in _SINGLE_LETTER_UNITS
+        ):
             unit, tokens = tokens[1].text, tokens[:1]
         if not tokens:
             raise Unreadable("empty")
@@ -1078,16 +1465,26 @@ class Reader:
             raise Unreadable(f"{parser.tokens[parser.i].text!r} in an expression")
         decimals = None
         digits = [t for t in tokens if t.kind not in ("-", "+", "%", "°")]
-        if len(digits) == 1 and digits[0].kind == "number" and "." in digits[0].text and "e" not in digits[0].text.lower():
+        if (
+            len(digits) == 1
+            and digits[0].kind == "number"
+            and "." in digits[0].text
+            and "e" not in digits[0].text.lower()
+        ):
             decimals = len(digits[0].text.split(".")[1])
         return Scalar(expr * factor, unit, decimals if factor.rational == 1 else None)
 
 
 def _based(s: str) -> Based | None:
     s = s.replace("{,}", "")
-    found = re.fullmatch(r"(-?)\s?\(?\s?(?:\\(?:text|mathrm|mathbf|textbf)\s?\{)?([0-9A-Za-z]{1,200})\}?\s?\)?\s?_"
-                         r"\s?\{?\s?\(?\s?(?:\\(?:text|mathrm)\s?\{)?\s?(?:base\s?)?(\d{1,2}|[a-z]{2,8})\s?\}?\s?\)?\s?\}?", s)
-    found = found or re.fullmatch(r"(-?)\s?([0-9A-Za-z]{1,200})\s?(?:\\text\s?\{)?\s?\(?(?:in )?base[ -](\d{1,2}|[a-z]{2,8})\s?\)?\}?", s)
+    found = re.fullmatch(
+        r"(-?)\s?\(?\s?(?:\\(?:text|mathrm|mathbf|textbf)\s?\{)?([0-9A-Za-z]{1,200})\}?\s?\)?\s?_"
+        r"\s?\{?\s?\(?\s?(?:\\(?:text|mathrm)\s?\{)?\s?(?:base\s?)?(\d{1,2}|[a-z]{2,8})\s?\}?\s?\)?\s?\}?",
+        s,
+    )
+    found = found or re.fullmatch(
+        r"(-?)\s?([0-9A-Za-z]{1,200})\s?(?:\\text\s?\{)?\s?\(?(?:in )?base[ -](\d{1,2}|[a-z]{2,8})\s?\)?\}?", s
+    )
     if not found or not re.search(r"\d", found[2]):
         return None
     base = int(found[3]) if found[3].isdigit() else _NUMBER_WORDS.get(found[3], 0)
@@ -1100,7 +1497,9 @@ def _based(s: str) -> Based | None:
 def _enclosed_environment(tokens: list[Token]) -> bool:
     ends = [i for i, t in enumerate(tokens) if t.kind == "cmd" and t.text == "end"]
     begins = [i for i, t in enumerate(tokens) if t.kind == "cmd" and t.text == "begin"]
-    return len(begins) == 1 == len(ends) and tokens[-1].kind == "}" and all(t.kind != "cmd" for t in tokens[ends[0] + 1:])
+    return (
+        len(begins) == 1 == len(ends) and tokens[-1].kind == "}" and all(t.kind != "cmd" for t in tokens[ends[0] + 1 :])
+    )
 
 
 def _infinite(tokens: list[Token]) -> bool:
@@ -1114,13 +1513,25 @@ def _plain_name(tokens: list[Token]) -> str:
     if not tokens or len(tokens) > 14:
         return ""
     i = 0
-    if _name_of(tokens[0]) in ("angle", "triangle", "overline", "vec", "mathbf", "measuredangle", "hat", "bar", "widehat",
-            "overrightarrow"):
+    if _name_of(tokens[0]) in (
+        "angle",
+        "triangle",
+        "overline",
+        "vec",
+        "mathbf",
+        "measuredangle",
+        "hat",
+        "bar",
+        "widehat",
+        "overrightarrow",
+    ):
         text, i = tokens[0].text, 1
     letters = 0
-    while i < len(tokens) and (kinds[i] in ("letter", "word", "{", "}", "'", "_") or (kinds[i] == "number" and i and kinds[i - 1] in ("_",
-            "{")) or
-                               (kinds[i] == "cmd" and tokens[i].text in _GREEK)):
+    while i < len(tokens) and (
+        kinds[i] in ("letter", "word", "{", "}", "'", "_")
+        or (kinds[i] == "number" and i and kinds[i - 1] in ("_", "{"))
+        or (kinds[i] == "cmd" and tokens[i].text in _GREEK)
+    ):
         letters += kinds[i] in ("letter", "word", "cmd")
         text += tokens[i].text.strip() if kinds[i] not in "{}" else ""
         i += 1
@@ -1199,8 +1610,26 @@ class _Parser:
         if t is None:
             return False
         if t.kind == "cmd":
-            return name in ("frac", "sqrt", "pi", "infty", "binom", "lfloor", "lceil", "overline", "vec", "circ", "triangle", "angle",
-                    "circ") or name in _GREEK or name in _CALLS
+            return (
+                name
+                in (
+                    "frac",
+                    "sqrt",
+                    "pi",
+                    "infty",
+                    "binom",
+                    "lfloor",
+                    "lceil",
+                    "overline",
+                    "vec",
+                    "circ",
+                    "triangle",
+                    "angle",
+                    "circ",
+                )
+                or name in _GREEK
+                or name in _CALLS
+            )
         return t.kind in ("number", "letter", "(", "[", "{")
 
     def factor(self, depth: int) -> Expr:
@@ -1233,7 +1662,7 @@ class _Parser:
         if self.peek() == "circ":
             self.i += 1
             return True
-        if [_name_of(t) for t in self.tokens[self.i:self.i + 3]] == ["{", "circ", "}"]:
+        if [_name_of(t) for t in self.tokens[self.i : self.i + 3]] == ["{", "circ", "}"]:
             self.i += 3
             return True
         return False
@@ -1250,7 +1679,7 @@ class _Parser:
             return self.group(depth)
         sign = self.signs()
         value = self.base(depth + 1)
-        if self.peek() == "^":                                       # 9^9^9 from the right
+        if self.peek() == "^":  # 9^9^9 from the right
             self.i += 1
             value = power(value, self.exponent(depth + 1))
         return value if sign > 0 else -value
@@ -1261,7 +1690,12 @@ class _Parser:
             return self.group(depth)
         t = self.token()
         if t is not None and t.kind == "number" and len(t.text) > 1 and t.text.isdigit():
-            self.tokens = [*self.tokens[:self.i], Token("number", t.text[0]), Token("number", t.text[1:]), *self.tokens[self.i + 1:]]
+            self.tokens = [
+                *self.tokens[: self.i],
+                Token("number", t.text[0]),
+                Token("number", t.text[1:]),
+                *self.tokens[self.i + 1 :],
+            ]
         return self.base(depth + 1)
 
     def base(self, depth: int) -> Expr:
@@ -1297,29 +1731,47 @@ class _Parser:
         if after is not None and t.text.endswith((".",)):
             raise Unreadable("a number that ends in a point")
         if after is not None and value.denominator == 1 and t.text.isdigit():
-            if after.kind == "cmd" and after.text == "frac" and not (self.i >= 2 and self.tokens[self.i - 2].kind in ("^", "_")):
+            if (
+                after.kind == "cmd"
+                and after.text == "frac"
+                and not (self.i >= 2 and self.tokens[self.i - 2].kind in ("^", "_"))
+            ):
                 mark = self.i, self.tokens
                 self.i += 1
                 top, bottom = self.argument(depth), self.argument(depth)
                 if _proper(top, bottom):
                     return number(value) + top / bottom
                 self.i, self.tokens = mark
-            elif (after.kind == "number" and after.gap and after.text.isdigit() and (slash := self.token(1)) is not None
-                    and slash.kind == "/"
-                    and (below := self.token(2)) is not None and below.kind == "number" and below.text.isdigit()
-                    and 0 < int(after.text) < int(below.text)):
+            elif (
+                after.kind == "number"
+                and after.gap
+                and after.text.isdigit()
+                and (slash := self.token(1)) is not None
+                and slash.kind == "/"
+                and (below := self.token(2)) is not None
+                and below.kind == "number"
+                and below.text.isdigit()
+                and 0 < int(after.text) < int(below.text)
+            ):
                 self.i += 3
                 return number(value + Fraction(int(after.text), int(below.text)))
         if after is not None and after.kind == "cmd" and after.text == "overline" and "." in t.text:
-            self.i += 1                                               # 0.1\overline{6}
+            self.i += 1  # 0.1\overline{6}
             self.take("{")
             digits = self.token()
             if digits is None or not digits.text.isdigit():
                 raise Unreadable("an overline over something else than digits")
             self.i += 1
             self.take("}")
-            return number(value + Fraction(int(digits.text), (10 ** len(digits.text) - 1) * 10 ** len(t.text.split(".")[1])))
-        if after is not None and after.kind == "." and (bar := self.token(1)) is not None and _name_of(bar) == "overline":
+            return number(
+                value + Fraction(int(digits.text), (10 ** len(digits.text) - 1) * 10 ** len(t.text.split(".")[1]))
+            )
+        if (
+            after is not None
+            and after.kind == "."
+            and (bar := self.token(1)) is not None
+            and _name_of(bar) == "overline"
+        ):
             self.i += 1
             return self.repeating(value)
         return number(value)
@@ -1404,7 +1856,7 @@ class _Parser:
 
     def sqrt_argument(self, depth: int) -> Expr:
         t = self.token()
-        if t is not None and t.kind == "number":                     # \sqrt12 is written for the root of 12
+        if t is not None and t.kind == "number":  # \sqrt12 is written for the root of 12
             self.i += 1
             return number(Fraction(t.text)) if _small_exponent(t.text) else number(0)
         return self.argument(depth)

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlkit.errors import ConfigError
 from rlkit.rewards.scoring import RewardSpec, Scorer
 
-LABELS = ("correct", "reward", "label")     # columns that may hold a stored verdict
+LABELS = ("correct", "reward", "label")  # columns that may hold a stored verdict
 EXPLAINED = "rlkit.rewards.math:explained"  # the reward `math` with its reasons
 
 
@@ -38,13 +39,15 @@ class Audit:
     names: tuple[str, ...]
     rows: tuple[dict[str, Any], ...]
     labels: tuple[bool | None, ...]
-    scored: tuple[tuple[Scored, ...], ...]      # [verifier][row]
+    scored: tuple[tuple[Scored, ...], ...]  # [verifier][row]
 
     def disagreements(self) -> list[int]:
         """Rows where the first two verifiers differ, a failure of one of them included."""
         if len(self.scored) < 2:
             return []
-        return [k for k, (a, b) in enumerate(zip(self.scored[0], self.scored[1], strict=True)) if a.correct != b.correct]
+        return [
+            k for k, (a, b) in enumerate(zip(self.scored[0], self.scored[1], strict=True)) if a.correct != b.correct
+        ]
 
     def against_label(self, verifier: int = 0) -> dict[str, list[int]]:
         """Rows by outcome against the stored label: agree, false_positive, false_negative, failed; rows without a label are left out."""
@@ -61,8 +64,10 @@ class Audit:
         lines = [f"{len(self.rows)} responses"]
         for v, name in enumerate(self.names):
             known = [s.correct for s in self.scored[v] if s.correct is not None]
-            lines.append(f"{name}: {sum(known)} of {len(known)} correct ({sum(known) / max(1, len(known)):.4f}), "
-                         f"{len(self.rows) - len(known)} failed")
+            lines.append(
+                f"{name}: {sum(known)} of {len(known)} correct ({sum(known) / max(1, len(known)):.4f}), "
+                f"{len(self.rows) - len(known)} failed"
+            )
             for what in ("reason", "tier"):
                 counts = Counter(getattr(s, what) for s in self.scored[v] if getattr(s, what))
                 if counts:
@@ -70,21 +75,27 @@ class Audit:
             outcome = self.against_label(v)
             total = sum(len(k) for k in outcome.values())
             if total:
-                lines.append(f"  stored label: {len(outcome['agree'])} of {total} agree ({len(outcome['agree']) / total:.4f}); "
-                             f"{len(outcome['false_positive'])} accepted against it, {len(outcome['false_negative'])} refused against it")
+                lines.append(
+                    f"  stored label: {len(outcome['agree'])} of {total} agree ({len(outcome['agree']) / total:.4f}); "
+                    f"{len(outcome['false_positive'])} accepted against it, {len(outcome['false_negative'])} refused against it"
+                )
                 for kind in ("false_positive", "false_negative"):
                     lines += [f"    {kind}: {self._row(k, [v])}" for k in outcome[kind][:show]]
         if len(self.names) > 1:
             different = self.disagreements()
-            lines.append(f"{self.names[0]} and {self.names[1]} disagree on {len(different)} of {len(self.rows)} "
-                         f"({len(different) / max(1, len(self.rows)):.4f})")
+            lines.append(
+                f"{self.names[0]} and {self.names[1]} disagree on {len(different)} of {len(self.rows)} "
+                f"({len(different) / max(1, len(self.rows)):.4f})"
+            )
             lines += [f"    {self._row(k, [0, 1])}" for k in different[:show]]
         return "\n".join(lines)
 
     def _row(self, k: int, verifiers: Sequence[int]) -> str:
         row = self.rows[k]
-        verdicts = ", ".join(f"{self.names[v]} {self.scored[v][k].score:g}" + (f" ({r})" if (r := self.scored[v][k].reason) else "")
-                for v in verifiers)
+        verdicts = ", ".join(
+            f"{self.names[v]} {self.scored[v][k].score:g}" + (f" ({r})" if (r := self.scored[v][k].reason) else "")
+            for v in verifiers
+        )
         return f"line {row['line']}: {verdicts}; reference {str(row['answer'])[:60]!r}, response ends {str(row['response'])[-80:]!r}"
 
 
@@ -96,7 +107,7 @@ def read_responses(file: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(file)
     if not path.is_file():
-        raise ValueError(f"there is no file {str(file)!r} with responses.")
+        raise ConfigError(f"there is no file {str(file)!r} with responses.")
     rows = []
     with path.open(encoding="utf-8") as lines:
         for k, text in enumerate(lines, 1):
@@ -105,15 +116,19 @@ def read_responses(file: str | Path) -> list[dict[str, Any]]:
             try:
                 row = json.loads(text)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{k}: not JSON ({error.msg}); write one object with response and answer per line.") from None
+                raise ConfigError(
+                    f"{path}:{k}: not JSON ({error.msg}); write one object with response and answer per line."
+                ) from None
             if k == 1 and isinstance(row, dict) and "evaluation" in row:
-                continue                                            # the first line of what `rlkit eval` writes
+                continue  # the first line of what `rlkit eval` writes
             missing = [name for name in ("response", "answer") if not isinstance(row, dict) or name not in row]
             if missing:
-                raise ValueError(f"{path}:{k}: the row has no {missing[0]!r}; write one object with response and answer per line.")
+                raise ConfigError(
+                    f"{path}:{k}: the row has no {missing[0]!r}; write one object with response and answer per line."
+                )
             rows.append({**row, "line": k})
     if not rows:
-        raise ValueError(f"{path} has no rows.")
+        raise ConfigError(f"{path} has no rows.")
     return rows
 
 
@@ -125,7 +140,9 @@ def _label(row: dict[str, Any]) -> bool | None:
     return None
 
 
-def audit(file: str | Path, verifiers: Sequence[str | RewardSpec], *, workers: int | None = None, base: Path | None = None) -> Audit:
+def audit(
+    file: str | Path, verifiers: Sequence[str | RewardSpec], *, workers: int | None = None, base: Path | None = None
+) -> Audit:
     """Runs verifiers over the responses of a JSONL file, in the same worker processes and with the same time-outs as in a run.
 
     Rows need "response" and "answer"; "finish", "tokens", "id", "prompt" and all other columns are passed as in a run; "correct", "reward"
@@ -145,16 +162,32 @@ def audit(file: str | Path, verifiers: Sequence[str | RewardSpec], *, workers: i
         spec = verifier if isinstance(verifier, RewardSpec) else RewardSpec(verifier)
         label = spec.label if spec.label not in names else f"{spec.label} ({len(names) + 1})"
         spec = dataclasses.replace(spec, name="verifier", fn=EXPLAINED if spec.is_math else spec.fn, weight=1.0)
-        scorer = Scorer([spec], on_error="mask", workers=workers or max(1, os.cpu_count() or 1), base=base, report=lambda text: None)
+        scorer = Scorer(
+            [spec], on_error="mask", workers=workers or max(1, os.cpu_count() or 1), base=base, report=lambda text: None
+        )
         try:
             scorer.check(columns)
             rollouts = []
             for row in rows:
                 tokens = list(row.get("tokens") or [])
-                prompt = Prompt(str(row.get("id", row["line"])), (), str(row.get("prompt", "")), row["answer"], {c: row.get(c)
-                        for c in columns})
-                rollouts.append(Rollout(prompt, tokens, [True] * len(tokens), [0.0] * len(tokens), [0] * len(tokens),
-                                        row.get("finish") or "stop", text=str(row["response"])))
+                prompt = Prompt(
+                    str(row.get("id", row["line"])),
+                    (),
+                    str(row.get("prompt", "")),
+                    row["answer"],
+                    {c: row.get(c) for c in columns},
+                )
+                rollouts.append(
+                    Rollout(
+                        prompt,
+                        tokens,
+                        [True] * len(tokens),
+                        [0.0] * len(tokens),
+                        [0] * len(tokens),
+                        row.get("finish") or "stop",
+                        text=str(row["response"]),
+                    )
+                )
             scorer.score(rollouts)
         finally:
             scorer.close()
@@ -164,8 +197,11 @@ def audit(file: str | Path, verifiers: Sequence[str | RewardSpec], *, workers: i
 
 
 def _scored(r: Any) -> Scored:
-    found = {part.split("/")[1]: part.split("/", 2)[2] for part in r.parts if part.count("/") >= 2 and part.split("/")[1] in ("reason",
-            "tier")}
+    found = {
+        part.split("/")[1]: part.split("/", 2)[2]
+        for part in r.parts
+        if part.count("/") >= 2 and part.split("/")[1] in ("reason", "tier")
+    }
     if r.error is not None:
         return Scored(math.nan, reason=r.error.split(": ")[1])
     return Scored(float(r.reward), found.get("reason", ""), found.get("tier", "").replace("none", ""))

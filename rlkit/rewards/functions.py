@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.config import locate
+from rlkit.errors import ConfigError
 
 BUILTIN = {"math": "rlkit.rewards.math:reward", "exact": "rlkit.rewards.text:exact"}
 
@@ -26,21 +27,25 @@ def import_function(where: str, base: Path | None = None) -> Callable[..., Any]:
     target = BUILTIN.get(where, where)
     place, _, name = target.rpartition(":")
     if not place:
-        raise ValueError(f"rewards: {where!r} is not a built-in reward ({', '.join(BUILTIN)}); write my_file.py:function or "
-                         "package.module:function.")
+        raise ConfigError(
+            f"rewards: {where!r} is not a built-in reward ({', '.join(BUILTIN)}); write my_file.py:function or "
+            "package.module:function."
+        )
     try:
         module = _load_file(locate(place, base)) if place.endswith(".py") else importlib.import_module(place)
     except FileNotFoundError:
-        raise ValueError(f"rewards: there is no file {place!r} (looked in {Path(base or '.').resolve()} "
-                         "and in the current folder).") from None
+        raise ConfigError(
+            f"rewards: there is no file {place!r} (looked in {Path(base or '.').resolve()} and in the current folder)."
+        ) from None
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
-        raise ValueError(f"rewards: importing {place!r} failed at {last.filename}:{last.lineno}: "
-                         f"{type(error).__name__}: {error}") from error
+        raise ConfigError(
+            f"rewards: importing {place!r} failed at {last.filename}:{last.lineno}: {type(error).__name__}: {error}"
+        ) from error
     fn = getattr(module, name, None)
     if not callable(fn):
         here = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
-        raise ValueError(f"rewards: {place!r} has no function {name!r}; it has {', '.join(here) or 'none'}.")
+        raise ConfigError(f"rewards: {place!r} has no function {name!r}; it has {', '.join(here) or 'none'}.")
     return fn
 
 
@@ -50,7 +55,7 @@ def _load_file(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(f"rlkit_user_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module                 # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -68,8 +73,10 @@ def parameters(fn: Callable[..., Any], available: Sequence[str], label: str) -> 
         if p.name in available:
             names.append(p.name)
         elif p.default is p.empty and p.kind is not p.VAR_POSITIONAL:
-            raise ValueError(f"reward {label!r} has a parameter {p.name!r} that nothing fills; there are "
-                             f"{', '.join(sorted(available))}. Rename it, give it a default, or add the column to the data.")
+            raise ConfigError(
+                f"reward {label!r} has a parameter {p.name!r} that nothing fills; there are "
+                f"{', '.join(sorted(available))}. Rename it, give it a default, or add the column to the data."
+            )
     return names
 
 
@@ -83,7 +90,9 @@ def normalise_result(value: Any) -> dict[str, float] | None:
         try:
             out[str(key)] = float(v)
         except (TypeError, ValueError):
-            raise TypeError(f"returned {v!r} ({type(v).__name__}); a reward is a number, a dict of numbers, or None") from None
+            raise TypeError(
+                f"returned {v!r} ({type(v).__name__}); a reward is a number, a dict of numbers, or None"
+            ) from None
         if not math.isfinite(out[str(key)]):
-            raise ValueError(f"returned {v!r}; a reward must be finite")
+            raise ConfigError(f"returned {v!r}; a reward must be finite")
     return out

@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
+from rlkit.errors import ConfigError
 from rlkit.rewards import answers
 from rlkit.rewards.answers import (
     DEGREE,
@@ -60,8 +61,8 @@ Tier = Literal["string", "exact", "symbolic"]
 Reason = Literal["equal", "different", "no_answer", "truncated", "unreadable", "refused", "timeout"]
 EXTRACT = ("boxed", "tag", "line", "hash")
 KINDS = ("boxed", "tag", "line", "hash", "number", "whole")
-MAX_RESPONSE = 1_000_000    # characters searched, from the end
-SYMPY_SECONDS = 2           # for one call of math-verify; it can be interrupted in the main thread of a process only
+MAX_RESPONSE = 1_000_000  # characters searched, from the end
+SYMPY_SECONDS = 2  # for one call of math-verify; it can be interrupted in the main thread of a process only
 
 
 @dataclass(frozen=True)
@@ -96,16 +97,16 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
     if not starts:
         return []
     out: list[tuple[int, int, str]] = []
-    open_braces: list[tuple[int, int] | None] = []          # start and content of a box, None for another brace
+    open_braces: list[tuple[int, int] | None] = []  # start and content of a box, None for another brace
     for m in _BRACES.finditer(text, min(starts)):
         if m[1]:
             open_braces.append((m.start(), m.end()))
         elif m[2]:
-            out.append((m.start(), m.end(), m[2][:8 * answers.MAX_TEXT]))
+            out.append((m.start(), m.end(), m[2][: 8 * answers.MAX_TEXT]))
         elif m[0] == "{":
             open_braces.append(None)
         elif m[0] == "}" and open_braces and (box := open_braces.pop()) is not None:
-            out.append((box[0], m.end(), text[box[1]:m.start()].strip()[:8 * answers.MAX_TEXT]))
+            out.append((box[0], m.end(), text[box[1] : m.start()].strip()[: 8 * answers.MAX_TEXT]))
     return sorted(out, reverse=True)
 
 
@@ -119,7 +120,7 @@ def _tag(text: str, complete: bool) -> str | None:
     start = text.rfind("<answer>", 0, end if end >= 0 else None)
     if start < 0 or (end < 0 and not complete):
         return None
-    inner = text[start + len("<answer>"):end if end >= 0 else None].strip()
+    inner = text[start + len("<answer>") : end if end >= 0 else None].strip()
     return last_boxed(inner) or _line(inner, True) or inner or None
 
 
@@ -130,18 +131,18 @@ def _line(text: str, complete: bool) -> str | None:
         pass
     if last is None:
         return None
-    rest = text[last.end():last.end() + 2 * answers.MAX_TEXT].lstrip(" \t*:")
+    rest = text[last.end() : last.end() + 2 * answers.MAX_TEXT].lstrip(" \t*:")
     display = re.match(r"\s*(?:\\\[|\$\$)\s*", rest)
     if display:
         end = rest.find(r"\]" if r"\[" in display[0] else "$$", display.end())
-        return rest[display.end():end].strip() or None if end >= 0 else None
+        return rest[display.end() : end].strip() or None if end >= 0 else None
     rest = rest.lstrip()
     found = _STOP.search(rest)
     if found is None and not complete:
-        return None                         # cut off inside the answer: 12 of 123
+        return None  # cut off inside the answer: 12 of 123
     if found is not None and not complete and found.end() >= len(rest) and not found[0].startswith("\n"):
         return None
-    rest = re.sub(r"(?<![\w)}])\*\*|\*\*(?![\w({\\])", " ", rest[:found.start() if found else None])
+    rest = re.sub(r"(?<![\w)}])\*\*|\*\*(?![\w({\\])", " ", rest[: found.start() if found else None])
     return rest.replace("$", " ").replace("\\(", " ").replace("\\)", " ").strip(" \t:") or None
 
 
@@ -149,7 +150,7 @@ def _hash(text: str, complete: bool) -> str | None:
     at = text.rfind("####")
     if at < 0:
         return None
-    line, newline, _ = text[at + 4:at + 4 + answers.MAX_TEXT].lstrip("# ").partition("\n")
+    line, newline, _ = text[at + 4 : at + 4 + answers.MAX_TEXT].lstrip("# ").partition("\n")
     return line.strip() or None if newline or complete else None
 
 
@@ -164,8 +165,13 @@ def _last_number(text: str, complete: bool) -> str | None:
 
 
 _EXTRACT: dict[str, Callable[[str, bool], str | None]] = {
-    "boxed": lambda text, complete: last_boxed(text), "tag": _tag, "line": _line, "hash": _hash, "number": _last_number,
-    "whole": lambda text, complete: text.strip() or None if complete else None}
+    "boxed": lambda text, complete: last_boxed(text),
+    "tag": _tag,
+    "line": _line,
+    "hash": _hash,
+    "number": _last_number,
+    "whole": lambda text, complete: text.strip() or None if complete else None,
+}
 
 
 def extract_answer(response: str, extract: Sequence[str] = EXTRACT, finish: str = "stop") -> str | None:
@@ -180,11 +186,11 @@ def extract_answer(response: str, extract: Sequence[str] = EXTRACT, finish: str 
     """
     unknown = [kind for kind in extract if kind not in _EXTRACT]
     if unknown:
-        raise ValueError(f"the reward `math` has no extract {unknown[0]!r}; there are {', '.join(KINDS)}.")
+        raise ConfigError(f"the reward `math` has no extract {unknown[0]!r}; there are {', '.join(KINDS)}.")
     text = response[-MAX_RESPONSE:]
     complete = finish != "length"
     thought = text.rfind("</think>")
-    for part in ([text[thought + 8:]] if thought >= 0 else []) + [text]:
+    for part in ([text[thought + 8 :]] if thought >= 0 else []) + [text]:
         for kind in extract:
             found = _EXTRACT[kind](part, complete)
             if found is not None:
@@ -212,7 +218,7 @@ class _Comparison:
     def __init__(self, mode: Mode) -> None:
         self.permissive = mode == "permissive"
         self.tier: Tier = "exact"
-        self.inside = 0                         # of a list: there the names of values count
+        self.inside = 0  # of a list: there the names of values count
 
     # -- expressions
 
@@ -224,7 +230,7 @@ class _Comparison:
                 return True
             if not a.opaque and not b.opaque:
                 return False
-        except Unreadable:                      # too many terms: by values
+        except Unreadable:  # too many terms: by values
             pass
         if a.atoms & {INFINITY} or b.atoms & {INFINITY}:
             return False
@@ -238,8 +244,13 @@ class _Comparison:
             if not self.permissive or units[0][0] != units[1][0]:
                 return False
             return self.equal(a * answers.number(units[0][1]), b * answers.number(units[1][1]))
-        if gold.unit and not found.unit and (letter := Atom(gold.unit.strip())) in b.symbols and letter not in a.symbols:
-            b = b.without(letter) or b          # 10 \text{ m} against 10m
+        if (
+            gold.unit
+            and not found.unit
+            and (letter := Atom(gold.unit.strip())) in b.symbols
+            and letter not in a.symbols
+        ):
+            b = b.without(letter) or b  # 10 \text{ m} against 10m
         a, b = self._bare(a, b, DEGREE)
         pct = [e.without(PERCENT) for e in (a, b)]
         if pct[0] is not None or pct[1] is not None:
@@ -261,11 +272,21 @@ class _Comparison:
         x, y = answers._real(a), answers._real(b)
         if x is None or y is None or (a.rational is not None and a.rational.denominator == 1):
             return False
-        if (found.decimals is not None and b.rational is not None and gold.decimals is None
-                and _significant(b.rational, found.decimals) >= 3 and abs(x - y) <= 0.5 * 10.0 ** -found.decimals * (1 + 1e-9)):
+        if (
+            found.decimals is not None
+            and b.rational is not None
+            and gold.decimals is None
+            and _significant(b.rational, found.decimals) >= 3
+            and abs(x - y) <= 0.5 * 10.0**-found.decimals * (1 + 1e-9)
+        ):
             return True
-        return bool(gold.decimals and a.rational is not None and (found.decimals is None or found.decimals > gold.decimals)
-                    and abs(x - y) <= 0.5 * 10.0 ** -gold.decimals * (1 + 1e-9) and _significant(a.rational, gold.decimals) >= 3)
+        return bool(
+            gold.decimals
+            and a.rational is not None
+            and (found.decimals is None or found.decimals > gold.decimals)
+            and abs(x - y) <= 0.5 * 10.0**-gold.decimals * (1 + 1e-9)
+            and _significant(a.rational, gold.decimals) >= 3
+        )
 
     # -- values
 
@@ -294,7 +315,9 @@ class _Comparison:
         if isinstance(gold, Ratio) or isinstance(found, Ratio):
             return self._ratios(gold, found)
         if isinstance(gold, Inequality) and isinstance(found, Inequality):
-            return gold.op == found.op and self._proportional(gold.difference, found.difference, positive=gold.op != "!=")
+            return gold.op == found.op and self._proportional(
+                gold.difference, found.difference, positive=gold.op != "!="
+            )
         if isinstance(gold, Items) and isinstance(found, Items):
             return self._items(gold, found)
         return False
@@ -322,26 +345,38 @@ class _Comparison:
 
     def _entries(self, gold: Items, found: Items) -> bool:
         if gold.ordered and found.ordered:
-            return (gold.ends == found.ends or (self.permissive and len(gold.items) > 2)) and self._each(gold.items, found.items)
+            return (gold.ends == found.ends or (self.permissive and len(gold.items) > 2)) and self._each(
+                gold.items, found.items
+            )
         if gold.ordered:
             if found.kind == "set":
                 return self.permissive and gold.kind == "tuple" and self._each(gold.items, found.items)
             pairs = [(v.name, v.parts[-1]) for v in found.items if isinstance(v, Equation) and v.name]
             if len(pairs) == len(found.items) and len({name for name, _ in pairs}) == len(pairs):
-                return gold.kind == "tuple" and self._each(gold.items, [v for _, v in sorted(pairs, key=lambda p: p[0])])
-            return gold.kind == "tuple" and self._each(gold.items, found.items)      # 3, 5 for the point (3, 5)
+                return gold.kind == "tuple" and self._each(
+                    gold.items, [v for _, v in sorted(pairs, key=lambda p: p[0])]
+                )
+            return gold.kind == "tuple" and self._each(gold.items, found.items)  # 3, 5 for the point (3, 5)
         if found.ordered:
             names = [(v.name, v.parts[-1]) for v in gold.items if isinstance(v, Equation) and v.name]
             if names and len(names) == len(gold.items) and len({n for n, _ in names}) == len(names):
-                return found.kind == "tuple" and self._each([v for _, v in sorted(names, key=lambda p: p[0])], found.items)
+                return found.kind == "tuple" and self._each(
+                    [v for _, v in sorted(names, key=lambda p: p[0])], found.items
+                )
             plain = len(found.items) > 2 or found.ends in ("()", "[]")
-            return self.permissive and plain and (self._each(gold.items, found.items)
-                                                  or (found.ends == "[]" and self._any_order(gold.items, found.items)))
+            return (
+                self.permissive
+                and plain
+                and (
+                    self._each(gold.items, found.items)
+                    or (found.ends == "[]" and self._any_order(gold.items, found.items))
+                )
+            )
         one, two = _assigned(gold.items), _assigned(found.items)
         if gold.kind == "set" or found.kind == "set" or self.permissive:
             one, two = self._distinct(one), self._distinct(two)
         if not self.permissive and all(isinstance(v, Text) and len(v.text) > 1 for v in (*one, *two)):
-            return self._each(one, two)                                              # words: "put in order"
+            return self._each(one, two)  # words: "put in order"
         return self._any_order(one, two)
 
     def _distinct(self, values: Sequence[Any]) -> list[Any]:
@@ -358,7 +393,9 @@ class _Comparison:
                     return self.same(gold.parts[-1], found.parts[-1])
                 if self.permissive and not self.inside and self.same(gold.parts[-1], found.parts[-1]):
                     return True
-            if (len(gold.parts) == len(found.parts) == 2 and all(isinstance(p, Scalar) for p in (*gold.parts, *found.parts))):
+            if len(gold.parts) == len(found.parts) == 2 and all(
+                isinstance(p, Scalar) for p in (*gold.parts, *found.parts)
+            ):
                 one, two = (e.parts[0].expr - e.parts[1].expr for e in (gold, found))
                 return self._proportional(one, two, positive=False)
             return not gold.name and not found.name and self._each(gold.parts, found.parts)
@@ -366,14 +403,14 @@ class _Comparison:
             if gold.name or _free(gold.parts[0]) >= 2:
                 return self.same(gold.parts[-1], found)
             if all(_free(p) == 0 for p in gold.parts):
-                return any(self.same(p, found) for p in gold.parts)                  # 0.56 = 56\%
+                return any(self.same(p, found) for p in gold.parts)  # 0.56 = 56\%
             return False
         assert isinstance(found, Equation)
         if isinstance(gold, Items) and gold.ordered and found.name and not isinstance(found.parts[-1], Items):
             return False
         if found.name:
             return all(self.same(gold, p) for p in found.parts[1:])
-        if all(_free(p) == 0 for p in found.parts):                                  # 2 + 3 = 5: every part has to be right
+        if all(_free(p) == 0 for p in found.parts):  # 2 + 3 = 5: every part has to be right
             return all(self.same(gold, p) for p in found.parts)
         if _free(found.parts[0]) >= 2 or self.permissive:
             return isinstance(gold, Scalar) and _free(gold) == 0 and self.same(gold, found.parts[-1])
@@ -397,7 +434,7 @@ class _Comparison:
         quotient = a / b if a.den is answers.ONE else b / a
         lead = answers._mono_key
         first, second = (min(p, key=lead) for p in (a.num, b.num))
-        c = Expr({second: b.num[second]}) / Expr({first: a.num[first]})               # a constant factor may hold roots
+        c = Expr({second: b.num[second]}) / Expr({first: a.num[first]})  # a constant factor may hold roots
         return not c.symbols and bool(quotient.num) and (a * c).same(b)
 
     def _based(self, gold: Value, found: Value) -> bool:
@@ -417,13 +454,17 @@ class _Comparison:
         def end(x: Expr | None, y: Expr | None) -> bool:
             return x is None and y is None if x is None or y is None else self.equal(*self._bare(x, y, DEGREE))
 
-        return all(s[1] == t[1] and s[3] == t[3] and end(s[0], t[0]) and end(s[2], t[2]) for s, t in zip(one, two, strict=True))
+        return all(
+            s[1] == t[1] and s[3] == t[3] and end(s[0], t[0]) and end(s[2], t[2]) for s, t in zip(one, two, strict=True)
+        )
 
     def _matrices(self, gold: Value, found: Value) -> bool:
         if isinstance(gold, Matrix) and isinstance(found, Matrix):
             if len(gold.rows) != len(found.rows) and self.permissive and 1 in (len(gold.rows), len(gold.rows[0])):
                 return self._each([x for r in gold.rows for x in r], [x for r in found.rows for x in r])
-            return len(gold.rows) == len(found.rows) and all(self._each(x, y) for x, y in zip(gold.rows, found.rows, strict=True))
+            return len(gold.rows) == len(found.rows) and all(
+                self._each(x, y) for x, y in zip(gold.rows, found.rows, strict=True)
+            )
         matrix, other = (gold, found) if isinstance(gold, Matrix) else (found, gold)
         assert isinstance(matrix, Matrix)
         flat = [x for r in matrix.rows for x in r]
@@ -451,7 +492,7 @@ def _quotient(v: Value) -> Expr | None:
 
 def _significant(x: Fraction, decimals: int) -> int:
     """Digits of a decimal without leading zeros."""
-    return len(str(abs(x.numerator) * 10 ** decimals // x.denominator).lstrip("0"))
+    return len(str(abs(x.numerator) * 10**decimals // x.denominator).lstrip("0"))
 
 
 def _is_letter(v: Scalar, text: str) -> bool:
@@ -467,6 +508,7 @@ def _free(v: Any) -> int:
 
 def _same_name(a: str, b: str) -> bool:
     """f(x) and f, angle ABC and ABC name the same."""
+
     def bare(x: str) -> str:
         return re.sub(r"\(\w\)$", "", re.sub(r"^(?:m?angle|triangle|overline)", "", x.replace(" ", "")))
 
@@ -530,7 +572,7 @@ def _choice(text: str) -> str | None:
     if found is None:
         return None
     if found[2] and re.search(r"^\s*(?:[,;/&]|or\b|and\b)|\([a-j]\)", found[2]):
-        return None                                                                  # several letters
+        return None  # several letters
     return found[1] or found[3]
 
 
@@ -545,11 +587,11 @@ def _compare(found: str, gold: str, mode: Mode) -> tuple[bool, Tier | None, Reas
     if one is None or two is None:
         return found == gold, "string", "equal" if found == gold else "refused"
     if not one[0]:
-        raise ValueError(f"the reference answer {gold!r} has nothing to compare; correct the data.")
+        raise ConfigError(f"the reference answer {gold!r} has nothing to compare; correct the data.")
     if one[0] == two[0]:
         return True, "string", "equal"
     letter = re.fullmatch(r"\(?([a-j])\)?", one[1])
-    if letter and re.search(rf"{letter[1].upper()}", gold):                          # a choice; lower case letters are variables
+    if letter and re.search(rf"{letter[1].upper()}", gold):  # a choice; lower case letters are variables
         right = _choice(two[1]) == letter[1]
         return right, "string", "equal" if right else "different"
     if "\\" in one[0] + two[0] and answers.untexted(one[0]) == answers.untexted(two[0]):
@@ -557,8 +599,10 @@ def _compare(found: str, gold: str, mode: Mode) -> tuple[bool, Tier | None, Reas
     words = re.search(r"\\(?:text|mbox|math[rb])|[A-Za-z]{4}", one[0]) is not None
     if (words or re.fullmatch(r"[a-z]{3,}", one[1])) and one[1] == two[1] and not re.search(r"\d \d", two[1]):
         return True, "string", "equal"
-    label = re.fullmatch(r"(?:\\(?:text|mathrm|textbf|mathbf)\s?\{)?\(([A-J])\)\}?(?=[\s\d\\-])(.{1,300})", two[0], re.DOTALL)
-    texts = [found, label[2]] if label else [found]                                  # (B) 12
+    label = re.fullmatch(
+        r"(?:\\(?:text|mathrm|textbf|mathbf)\s?\{)?\(([A-J])\)\}?(?=[\s\d\\-])(.{1,300})", two[0], re.DOTALL
+    )
+    texts = [found, label[2]] if label else [found]  # (B) 12
     comparison = _Comparison(mode)
     golds = _readings(gold, True)
     readings = [v for text in texts for v in _readings(text, False)]
@@ -578,9 +622,37 @@ def _compare(found: str, gold: str, mode: Mode) -> tuple[bool, Tier | None, Reas
 
 
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
-_FUNCTION_WORDS = frozenset([
-    "arccos", "arcsin", "arctan", "bmatrix", "cases", "cos", "cot", "csc", "det", "exp", "frac", "gcd", "int", "lcm", "lim", "log", "max",
-    "min", "mod", "pmatrix", "prod", "sec", "sin", "sqrt", "sum", "tan", "vmatrix"])
+_FUNCTION_WORDS = frozenset(
+    [
+        "arccos",
+        "arcsin",
+        "arctan",
+        "bmatrix",
+        "cases",
+        "cos",
+        "cot",
+        "csc",
+        "det",
+        "exp",
+        "frac",
+        "gcd",
+        "int",
+        "lcm",
+        "lim",
+        "log",
+        "max",
+        "min",
+        "mod",
+        "pmatrix",
+        "prod",
+        "sec",
+        "sin",
+        "sqrt",
+        "sum",
+        "tan",
+        "vmatrix",
+    ]
+)
 
 
 def _safe_for_sympy(text: str) -> Reason | None:
@@ -588,10 +660,10 @@ def _safe_for_sympy(text: str) -> Reason | None:
     if len(text) > 300:
         return "refused"
     if re.search(r"\d[)}]?\s?_|\\(?:text|mbox|mathrm)", text):
-        return "unreadable"                                                          # sympy's reader drops bases and words
+        return "unreadable"  # sympy's reader drops bases and words
     plain = re.sub(r"\\(?:begin|end)\{[a-z]{1,12}\}|\\[A-Za-z]{1,30}", " ", text)
     if any(w not in _FUNCTION_WORDS for w in _PROSE.findall(plain)):
-        return "unreadable"                                                          # prose: nothing to guess in it
+        return "unreadable"  # prose: nothing to guess in it
     depth = deepest = 0
     for c in text:
         depth += (c in "{([") - (c in "})]")
@@ -615,16 +687,27 @@ def _by_sympy(gold: str, found: str, mode: Mode) -> tuple[bool, Tier | None, Rea
         import math_verify
         from math_verify.errors import TimeoutException
     except ImportError:
-        raise ValueError("the reward `math` needs math-verify. Install it with: pip install 'math-verify[antlr4-13-2]'") from None
-    logging.getLogger("math_verify").setLevel(logging.ERROR)                         # it warns of every time-out
-    seconds = SYMPY_SECONDS if threading.current_thread() is threading.main_thread() else 0      # its alarm is a signal
+        raise ConfigError(
+            "the reward `math` needs math-verify. Install it with: pip install 'math-verify[antlr4-13-2]'"
+        ) from None
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of every time-out
+    seconds = SYMPY_SECONDS if threading.current_thread() is threading.main_thread() else 0  # its alarm is a signal
     try:
-        one, two = (math_verify.parse(f"${text}$", extraction_config=[math_verify.LatexExtractionConfig()], fallback_mode="no_fallback",
-                                      parsing_timeout=seconds) for text in (gold, found))
+        one, two = (
+            math_verify.parse(
+                f"${text}$",
+                extraction_config=[math_verify.LatexExtractionConfig()],
+                fallback_mode="no_fallback",
+                parsing_timeout=seconds,
+            )
+            for text in (gold, found)
+        )
         if not one or not two:
             return False, "symbolic", "unreadable"
         digits = 12 if mode == "strict" else 6
-        right = bool(math_verify.verify(one, two, strict=mode == "strict", float_rounding=digits, timeout_seconds=seconds))
+        right = bool(
+            math_verify.verify(one, two, strict=mode == "strict", float_rounding=digits, timeout_seconds=seconds)
+        )
         return right, "symbolic", "equal" if right else "different"
     except (TimeoutException, TimeoutError):
         return False, "symbolic", "timeout"
@@ -651,11 +734,13 @@ def _golds(answer: Any) -> list[str]:
     several = answer if isinstance(answer, list | tuple) else [answer]
     golds = [_gold(str(a).strip()) for a in several if a is not None and str(a).strip()]
     if not golds:
-        raise ValueError("the row has no reference answer; fill the data's answer column or drop the row.")
+        raise ConfigError("the row has no reference answer; fill the data's answer column or drop the row.")
     return golds
 
 
-def verify(response: str, answer: Any, *, finish: str = "stop", mode: Mode = "strict", extract: Sequence[str] = EXTRACT) -> Verdict:
+def verify(
+    response: str, answer: Any, *, finish: str = "stop", mode: Mode = "strict", extract: Sequence[str] = EXTRACT
+) -> Verdict:
     r"""Compares the response's final answer with the reference.
 
     ``answer`` may be a bare answer, a whole solution (GSM8K's ``#### 72``, MATH's boxed one), or a list of answers any of which counts.
@@ -665,7 +750,7 @@ def verify(response: str, answer: Any, *, finish: str = "stop", mode: Mode = "st
         ValueError: no reference answer, an unknown mode, or an unknown way to extract.
     """
     if mode not in ("strict", "permissive"):
-        raise ValueError(f"the reward `math` has no mode {mode!r}; it is strict or permissive.")
+        raise ConfigError(f"the reward `math` has no mode {mode!r}; it is strict or permissive.")
     golds = _golds(answer)
     found = extract_answer(response, extract, finish)
     if found is None or not found.strip():
@@ -683,12 +768,18 @@ def verify(response: str, answer: Any, *, finish: str = "stop", mode: Mode = "st
     return first
 
 
-_JOIN = re.compile(r"[\s$.,;]*(?:\\\)|\\\]|\\[(\[])?[\s$,;]*(?:and|or|,|\\text\{\s*(?:and|or)\s*\})?[\s$]*(?:\\[(\[])?[\s$]*")
+_JOIN = re.compile(
+    r"[\s$.,;]*(?:\\\)|\\\]|\\[(\[])?[\s$,;]*(?:and|or|,|\\text\{\s*(?:and|or)\s*\})?[\s$]*(?:\\[(\[])?[\s$]*"
+)
 
 
 def _joined(response: str, found: str, golds: Sequence[str], extract: Sequence[str]) -> list[str]:
     r"""``\boxed{2} and \boxed{3}`` as one list, tried only where the reference has several values."""
-    if "boxed" not in extract or response.count("boxed") < 2 or not any(isinstance(v, Items) for g in golds for v in _readings(g, True)):
+    if (
+        "boxed" not in extract
+        or response.count("boxed") < 2
+        or not any(isinstance(v, Items) for g in golds for v in _readings(g, True))
+    ):
         return []
     contents: list[str] = []
     left = None
@@ -700,7 +791,9 @@ def _joined(response: str, found: str, golds: Sequence[str], extract: Sequence[s
     return [", ".join(contents)] if 1 < len(contents) <= 20 and contents[-1] == found else []
 
 
-def reward(response: str, answer: Any, finish: str = "stop", mode: Mode = "strict", extract: Sequence[str] = EXTRACT) -> float:
+def reward(
+    response: str, answer: Any, finish: str = "stop", mode: Mode = "strict", extract: Sequence[str] = EXTRACT
+) -> float:
     """1.0 if the response's final answer equals the reference answer, else 0.0: what runs use as ``rewards: [math]``.
 
     ``{fn: math, args: {mode: permissive, extract: [boxed, line, hash, number]}}`` sets the parameters of :func:`verify`.
@@ -739,23 +832,29 @@ def _value_key(v: Any) -> str | None:
     return None
 
 
-def explained(response: str, answer: Any, finish: str = "stop", mode: Mode = "strict",
-              extract: Sequence[str] = EXTRACT) -> dict[str, float]:
+def explained(
+    response: str, answer: Any, finish: str = "stop", mode: Mode = "strict", extract: Sequence[str] = EXTRACT
+) -> dict[str, float]:
     """:func:`reward` as ``correct``, with the reason and the tier as names of parts that are worth 0 (for an audit)."""
     verdict = verify(response, answer, finish=finish, mode=mode, extract=extract)
     return {"correct": float(verdict.correct), f"reason/{verdict.reason}": 0.0, f"tier/{verdict.tier or 'none'}": 0.0}
 
 
-def gold_against_itself(rows: Iterable[Mapping[str, Any]], *, mode: Mode = "strict",
-                        extract: Sequence[str] = EXTRACT) -> list[dict[str, Any]]:
+def gold_against_itself(
+    rows: Iterable[Mapping[str, Any]], *, mode: Mode = "strict", extract: Sequence[str] = EXTRACT
+) -> list[dict[str, Any]]:
     """Rows whose reference answer is not accepted as a response: each ``{"row", "id", "answer", "as", "reason"}``.
 
     The answer is given boxed and in every way of ``extract``; ``as`` names the one that failed. Rows need "answer"; "id" is optional.
     """
     written: dict[str, Callable[[str], str]] = {
-        "boxed": lambda a: rf"The result is $\boxed{{{a}}}$.", "tag": lambda a: f"<think> so </think> <answer> {a} </answer>",
-        "line": lambda a: f"So we are done.\nAnswer: {a}", "hash": lambda a: f"That is all.\n#### {a}",
-        "number": lambda a: f"This makes {a}", "whole": str}
+        "boxed": lambda a: rf"The result is $\boxed{{{a}}}$.",
+        "tag": lambda a: f"<think> so </think> <answer> {a} </answer>",
+        "line": lambda a: f"So we are done.\nAnswer: {a}",
+        "hash": lambda a: f"That is all.\n#### {a}",
+        "number": lambda a: f"This makes {a}",
+        "whole": str,
+    }
     bad: list[dict[str, Any]] = []
     for k, row in enumerate(rows):
         answer = row.get("answer")

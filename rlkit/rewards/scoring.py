@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlkit.config import locate
+from rlkit.errors import ConfigError, RewardError
 from rlkit.rewards.functions import BUILTIN, import_function, parameters
 from rlkit.rewards.workers import Answer, AsyncWorker, Call, Worker
 
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
 
 BATCH_CALLS, BATCH_CHARACTERS = 64, 1_000_000
 ALWAYS = ("prompt", "response", "answer", "tokens", "finish", "id")
-
-
-class RewardError(RuntimeError):
-    """A reward function raised or timed out and ``on_reward_error`` is ``raise``."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +62,24 @@ class RewardSpec:
     def label(self) -> str:
         if self.name:
             return self.name
-        return self.fn.rsplit(":", 1)[-1] if isinstance(self.fn, str) else str(getattr(self.fn, "__name__", type(self.fn).__name__))
+        return (
+            self.fn.rsplit(":", 1)[-1]
+            if isinstance(self.fn, str)
+            else str(getattr(self.fn, "__name__", type(self.fn).__name__))
+        )
 
 
 def inputs_of(r: Rollout) -> dict[str, Any]:
     """Everything a reward may ask for by name."""
-    return {**r.prompt.columns, "prompt": r.prompt.text, "response": r.text, "answer": r.prompt.answer, "tokens": r.tokens,
-            "finish": r.finish, "id": r.prompt.id}
+    return {
+        **r.prompt.columns,
+        "prompt": r.prompt.text,
+        "response": r.text,
+        "answer": r.prompt.answer,
+        "tokens": r.tokens,
+        "finish": r.finish,
+        "id": r.prompt.id,
+    }
 
 
 class Scorer:
@@ -81,12 +89,19 @@ class Scorer:
     ``mask`` leaves the reward nan (the response is not trained on), ``raise`` stops the run, ``zero`` gives 0.
     """
 
-    def __init__(self, rewards: Sequence[RewardSpec], *, on_error: Literal["mask", "raise", "zero"] = "mask", workers: int = 1,
-                 base: Path | None = None, report: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        rewards: Sequence[RewardSpec],
+        *,
+        on_error: Literal["mask", "raise", "zero"] = "mask",
+        workers: int = 1,
+        base: Path | None = None,
+        report: Callable[[str], None] = print,
+    ) -> None:
         self.rewards, self.on_error, self.base, self.report = tuple(rewards), on_error, base, report
         self.workers, self.counts = max(1, workers), Counter[str]()
         self._names: list[list[str]] = []
-        self._waits: set[int] = set()                   # the async ones
+        self._waits: set[int] = set()  # the async ones
         self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
         self._slots = threading.Semaphore(self.workers)
         self._lock = threading.Lock()
@@ -104,8 +119,9 @@ class Scorer:
         try:
             import cloudpickle
         except ImportError:
-            raise ValueError("rewards run in worker processes, which needs cloudpickle. Install it with: pip install "
-                             "cloudpickle") from None
+            raise ConfigError(
+                "rewards run in worker processes, which needs cloudpickle. Install it with: pip install cloudpickle"
+            ) from None
         available = sorted({*ALWAYS, *columns})
         functions: list[Any] = []
         self._names, self._waits = [], set()
@@ -113,15 +129,19 @@ class Scorer:
             fn = import_function(spec.fn, self.base) if isinstance(spec.fn, str) else spec.fn
             unknown = [name for name in spec.args if name not in inspect.signature(fn).parameters]
             if unknown:
-                raise ValueError(f"reward {spec.label!r} has no parameter {unknown[0]!r} (args); it has "
-                                 f"{', '.join(inspect.signature(fn).parameters)}.")
+                raise ConfigError(
+                    f"reward {spec.label!r} has no parameter {unknown[0]!r} (args); it has "
+                    f"{', '.join(inspect.signature(fn).parameters)}."
+                )
             # The options of a built-in reward come from `args` alone: a data column that happens to be called `mode` must not set one.
             offered = ALWAYS if isinstance(spec.fn, str) and spec.fn in BUILTIN else available
             self._names.append(parameters(fn, sorted({*offered, *spec.args}), spec.label))
             if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__):
                 self._waits.add(len(functions))
                 if spec.concurrency < 1:
-                    raise ValueError(f"reward {spec.label!r}: concurrency {spec.concurrency} lets no call start; it has to be 1 or more.")
+                    raise ConfigError(
+                        f"reward {spec.label!r}: concurrency {spec.concurrency} lets no call start; it has to be 1 or more."
+                    )
             portable = isinstance(spec.fn, str) and ".py:" not in spec.fn
             if not portable and not isinstance(spec.fn, str):
                 module = inspect.getmodule(fn)
@@ -147,7 +167,9 @@ class Scorer:
             self._scoring += 1
             alone = self._scoring == 1
         # The calls of many rollouts travel in one message. A caller that is alone uses all workers; many callers have one each.
-        share = max(1, min(BATCH_CALLS // max(1, len(self.rewards)), -(-len(rollouts) // (self.workers if alone else 1))))
+        share = max(
+            1, min(BATCH_CALLS // max(1, len(self.rewards)), -(-len(rollouts) // (self.workers if alone else 1)))
+        )
         batches: list[list[tuple[Rollout, list[Call | Future[Answer]]]]] = []
         size = 0
         try:
@@ -175,12 +197,16 @@ class Scorer:
         for index, spec in enumerate(self.rewards):
             given = {**inputs, **spec.args}
             call: Call = (index, {n: given[n] for n in self._names[index] if n in given})
-            calls.append(self._async.submit(call, spec.timeout, spec.concurrency) if self._async and index in self._waits else call)
+            calls.append(
+                self._async.submit(call, spec.timeout, spec.concurrency)
+                if self._async and index in self._waits
+                else call
+            )
         return calls
 
     def _score_batch(self, batch: Sequence[tuple[Rollout, Sequence[Call | Future[Answer]]]]) -> None:
         plain = [c for _, calls in batch for c in calls if not isinstance(c, Future)]
-        answers = iter(list(self._call(plain)))         # all of them now: async calls wait meanwhile
+        answers = iter(list(self._call(plain)))  # all of them now: async calls wait meanwhile
         for r, calls in batch:
             total = 0.0
             for spec, call in zip(self.rewards, calls, strict=True):
@@ -206,12 +232,18 @@ class Scorer:
             self._reported += 1
             first = self._reported <= 5
         r.error = f"{spec.label}: {status}: {why}"
-        message = (f"reward {spec.label!r} {'timed out' if status == 'timeout' else 'failed'} on prompt {r.prompt.id}: {why}; "
-                   f"response {r.text[:80]!r}")
+        message = (
+            f"reward {spec.label!r} {'timed out' if status == 'timeout' else 'failed'} on prompt {r.prompt.id}: {why}; "
+            f"response {r.text[:80]!r}"
+        )
         if self.on_error == "raise":
             raise RewardError(message + ". Mend it, or set on_reward_error: mask.")
         if first:
-            more = " Further failures are only counted (reward/errors; `error` in rollouts.jsonl)." if self._reported == 5 else ""
+            more = (
+                " Further failures are only counted (reward/errors; `error` in rollouts.jsonl)."
+                if self._reported == 5
+                else ""
+            )
             self.report(f"warning: {message}.{more}")
 
     def _call(self, calls: Sequence[Call]) -> Iterator[Answer]:
@@ -239,10 +271,13 @@ class Scorer:
             yield from answers
 
     def metrics(self) -> dict[str, float]:
-        return {"reward/errors": float(self.counts["error"] + self.counts["unscorable"]), "reward/timeouts": float(self.counts["timeout"])}
+        return {
+            "reward/errors": float(self.counts["error"] + self.counts["unscorable"]),
+            "reward/timeouts": float(self.counts["timeout"]),
+        }
 
     def close(self) -> None:
-        self.report = lambda text: None                 # calls that the end of a run cuts off are no failures
+        self.report = lambda text: None  # calls that the end of a run cuts off are no failures
         if self._async is not None:
             self._async.close()
         with contextlib.suppress(queue.Empty):
@@ -252,4 +287,8 @@ class Scorer:
 
 def _installed() -> set[str]:
     """Modules that a worker can import by name."""
-    return {name for name, m in sys.modules.items() if "site-packages" in str(getattr(m, "__file__", "")) or name.startswith("rlkit")}
+    return {
+        name
+        for name, m in sys.modules.items()
+        if "site-packages" in str(getattr(m, "__file__", "")) or name.startswith("rlkit")
+    }

@@ -23,8 +23,8 @@ from typing import Any
 
 from rlkit.rewards.functions import import_function, normalise_result
 
-Call = tuple[int, Mapping[str, Any]]        # index of the reward, its arguments
-Answer = tuple[str, Any]                    # ("ok", parts), ("error", why) or ("timeout", why)
+Call = tuple[int, Mapping[str, Any]]  # index of the reward, its arguments
+Answer = tuple[str, Any]  # ("ok", parts), ("error", why) or ("timeout", why)
 START_SECONDS = 120.0
 BEAT_SECONDS, GRACE_SECONDS = 1.0, 5.0
 
@@ -53,7 +53,7 @@ class _Process:
             self.process.close()
 
 
-_MAIN = threading.Lock()                # one process starts at a time: starting one changes __main__ for a moment
+_MAIN = threading.Lock()  # one process starts at a time: starting one changes __main__ for a moment
 
 
 @contextlib.contextmanager
@@ -75,7 +75,7 @@ def _main_not_reimported() -> Iterator[None]:
 def _functions(payload: bytes) -> list[Callable[..., Any]]:
     import cloudpickle
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)                # Ctrl-C reaches all processes; the run ends its workers itself
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the run ends its workers itself
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     return [import_function(f) if isinstance(f, str) else f for f in cloudpickle.loads(payload)]
 
@@ -186,7 +186,9 @@ class AsyncWorker:
     def __init__(self, payload: bytes, timeout: float) -> None:
         self.payload, self.patience = payload, timeout + GRACE_SECONDS
         self._numbers, self._lock = itertools.count(), threading.Lock()
-        self._open: dict[int, tuple[Future[Answer], tuple[Call, float, int], bool]] = {}     # ..., whether it is the second attempt
+        self._open: dict[
+            int, tuple[Future[Answer], tuple[Call, float, int], bool]
+        ] = {}  # ..., whether it is the second attempt
         self._process: _Process | None = None
         self._closed = False
 
@@ -204,7 +206,7 @@ class AsyncWorker:
                 self._process = _Process(_side_by_side, self.payload)
                 threading.Thread(target=self._listen, args=(self._process,), daemon=True).start()
             self._open[number := next(self._numbers)] = (future, message, again)
-            with contextlib.suppress(OSError):          # it died: the listener makes the call again
+            with contextlib.suppress(OSError):  # it died: the listener makes the call again
                 self._process.connection.send((number, *message))
 
     def _listen(self, process: _Process) -> None:
@@ -216,8 +218,11 @@ class AsyncWorker:
                 if isinstance(message, tuple):
                     number, answer = message
                     self._open.pop(number)[0].set_result(answer)
-            lost: Answer = ("timeout", f"its process did not answer for {patience:g} s: an async reward has to await what it waits for; "
-                            "one that does not should be a plain function")
+            lost: Answer = (
+                "timeout",
+                f"its process did not answer for {patience:g} s: an async reward has to await what it waits for; "
+                "one that does not should be a plain function",
+            )
         except (EOFError, OSError):
             lost = ("error", process.died())
         process.kill()
@@ -233,4 +238,4 @@ class AsyncWorker:
         with self._lock:
             self._closed, process = True, self._process
         if process is not None:
-            process.process.kill()                      # its listener ends, and with it the calls that are under way
+            process.process.kill()  # its listener ends, and with it the calls that are under way

@@ -18,7 +18,7 @@ def make_cache(config: Any) -> Cache:
 class GrowingLayer(DynamicLayer):
     """Keys and values in buffers with room to grow: a token is written in place instead of copying all that came before it."""
 
-    room: tuple[Tensor, Tensor]             # [R, kv_heads, capacity, d]
+    room: tuple[Tensor, Tensor]  # [R, kv_heads, capacity, d]
     used = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -29,7 +29,7 @@ class GrowingLayer(DynamicLayer):
         if end > self.room[0].shape[2]:
             self.room = (_wider(self.room[0], self.used, end), _wider(self.room[1], self.used, end))
         for room, new in zip(self.room, (key_states, value_states), strict=True):
-            room[:, :, self.used:end] = new
+            room[:, :, self.used : end] = new
         self.used = end
         return self._show()
 
@@ -38,7 +38,7 @@ class GrowingLayer(DynamicLayer):
         self._show()
 
     def _show(self) -> tuple[Tensor, Tensor]:
-        self.keys, self.values = (x[:, :, :self.used] for x in self.room)
+        self.keys, self.values = (x[:, :, : self.used] for x in self.room)
         return self.keys, self.values
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple, Protocol
 
+from rlkit.errors import RunError
 from rlkit.rollout.engine import Aborted
 from rlkit.rollout.interrupt import Interruption
 from rlkit.types import Prompt, Rollout, Sampling
@@ -50,10 +51,26 @@ class Collector:
     Source: APRIL 2509.18521 (active partial rollouts); here engines do not stop while the learner works, and age is bounded.
     """
 
-    def __init__(self, engine: Generates, scorer: Scores, sampler: Any, *, prompts: int, n: int, sampling: Sampling, max_lag: int = 0,
-                 over: float = 0.0, overtake: int = 1, drop: Sequence[Callable[[Sequence[Rollout]], str | None]] = (), refill: bool = True,
-                 admit: Any = None, max_waste: float = 10.0, interrupt: Interruption | None = None, statistics: Any = None,
-                 timeline: Any = None) -> None:
+    def __init__(
+        self,
+        engine: Generates,
+        scorer: Scores,
+        sampler: Any,
+        *,
+        prompts: int,
+        n: int,
+        sampling: Sampling,
+        max_lag: int = 0,
+        over: float = 0.0,
+        overtake: int = 1,
+        drop: Sequence[Callable[[Sequence[Rollout]], str | None]] = (),
+        refill: bool = True,
+        admit: Any = None,
+        max_waste: float = 10.0,
+        interrupt: Interruption | None = None,
+        statistics: Any = None,
+        timeline: Any = None,
+    ) -> None:
         self.engine, self.scorer, self.sampler, self.admit, self.statistics = engine, scorer, sampler, admit, statistics
         self.prompts, self.n, self.sampling, self.max_lag = prompts, n, sampling, max_lag
         self.extra, self.overtake = math.ceil(over * prompts), overtake
@@ -76,7 +93,7 @@ class Collector:
         """Prompts that the sampler has given out and that no step has been made of."""
         return [p.id for p in (*(g.prompt for g in self.pending), *self.again)]
 
-    def _admit(self, version: int) -> None:                     # the whole staleness rule, with the one of _take
+    def _admit(self, version: int) -> None:  # the whole staleness rule, with the one of _take
         while self.started < (version - self.base + 1 + self.max_lag) * self.prompts + self.replaced + self.extra:
             prompt = self.again.popleft() if self.again else next(self.sampler)
             self.pending.append(Group(self.started, prompt, self.pool.submit(self._run_group, prompt)))
@@ -84,7 +101,7 @@ class Collector:
 
     def _take(self) -> tuple[list[Rollout], str | None]:
         """The oldest group; with ``over`` the oldest that has finished, unless the oldest of all was overtaken often enough."""
-        group = self.pending[0]                                 # all that started before it are gone: the rest that was taken overtook it
+        group = self.pending[0]  # all that started before it are gone: the rest that was taken overtook it
         if self.extra and self.taken - group.number < self.overtake * self.prompts:
             wait([g.result for g in self.pending], return_when=FIRST_COMPLETED)
             group = next(g for g in self.pending if g.result.done())
@@ -97,7 +114,9 @@ class Collector:
         asked: list[Rollout] = []
 
         def ask(n: int, greedy: bool) -> list[Rollout]:
-            asked[:] = self._ask(prompt, n, dataclasses.replace(self.sampling, temperature=0.0) if greedy else self.sampling)
+            asked[:] = self._ask(
+                prompt, n, dataclasses.replace(self.sampling, temperature=0.0) if greedy else self.sampling
+            )
             return asked
 
         refused = None if self.admit is None else self.admit(prompt, ask)
@@ -107,8 +126,11 @@ class Collector:
         while True:
             try:
                 with self.timeline("generate", threading.current_thread().name, prompt=prompt.id):
-                    group = self.engine.generate(prompt, n, sampling) if self.interrupt is None else (
-                        self.interrupt.generate(self.engine, prompt, n, sampling))
+                    group = (
+                        self.engine.generate(prompt, n, sampling)
+                        if self.interrupt is None
+                        else (self.interrupt.generate(self.engine, prompt, n, sampling))
+                    )
                 break
             except Aborted:
                 self.aborted += 1
@@ -136,7 +158,11 @@ class Collector:
                 self.statistics.observe(group)
             self.sampler.observe(group)
             scored = [r for r in group if not math.isnan(r.reward)]
-            why = refused or "no_reward" if refused or not scored else next(filter(None, (rule(scored) for rule in self.drop)), None)
+            why = (
+                refused or "no_reward"
+                if refused or not scored
+                else next(filter(None, (rule(scored) for rule in self.drop)), None)
+            )
             if why is None:
                 for r in scored:
                     r.group = kept
@@ -145,15 +171,16 @@ class Collector:
                 continue
             self.dropped += 1
             dropped_now += 1
-            if self.refill or dropped_now >= self.prompts:      # there must be something to train on
+            if self.refill or dropped_now >= self.prompts:  # there must be something to train on
                 self.replaced += 1
             self.reasons[why] += 1
             if dropped_now > self.max_waste * self.prompts:
                 counts = ", ".join(f"{k}: {v}" for k, v in self.reasons.most_common())
-                raise RuntimeError(
+                raise RunError(
                     f"{dropped_now} groups were dropped in one step to find {kept} of {self.prompts} to train on ({counts}; last "
                     f"prompt: {group[0].prompt.id}{', ' + group[0].error if group[0].error else ''}). The task is too easy or too "
-                    "hard for the model, or rewards fail. Raise rollout.max_waste, change data.drop, or choose other prompts.")
+                    "hard for the model, or rewards fail. Raise rollout.max_waste, change data.drop, or choose other prompts."
+                )
         self.waited = time.perf_counter() - start
         self.versions = version_metrics(out, version)
         return out
@@ -172,7 +199,10 @@ def version_metrics(rollouts: Sequence[Rollout], step: int) -> dict[str, float]:
     """How old tokens are when step ``step`` (from 0) trains on them, ``step - version``, and how many versions made one response."""
     spread = [len(set(r.version)) for r in rollouts]
     tokens = sum(len(r.version) for r in rollouts)
-    return {"rollout/lag_mean": step - sum(sum(r.version) for r in rollouts) / tokens,
-            "rollout/lag_max": float(step - min(min(r.version) for r in rollouts)),
-            "rollout/versions_mean": sum(spread) / len(spread), "rollout/versions_max": float(max(spread)),
-            "rollout/continued": float(sum(k > 1 for k in spread))}
+    return {
+        "rollout/lag_mean": step - sum(sum(r.version) for r in rollouts) / tokens,
+        "rollout/lag_max": float(step - min(min(r.version) for r in rollouts)),
+        "rollout/versions_mean": sum(spread) / len(spread),
+        "rollout/versions_max": float(max(spread)),
+        "rollout/continued": float(sum(k > 1 for k in spread)),
+    }

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from rlkit.errors import ConfigError
 from rlkit.learner.model import load_lm, load_tokenizer
 from rlkit.rollout.cache import make_cache
 from rlkit.rollout.hf import HFEngine
@@ -35,8 +36,10 @@ def dera_logits(aligned: Tensor, ref: Tensor, lam: float) -> Tensor:
         ValueError: vocabularies of different size.
     """
     if aligned.shape[-1] != ref.shape[-1]:
-        raise ValueError(f"DeRa: the aligned model has {aligned.shape[-1]} logits and the reference {ref.shape[-1]}; both models need one "
-                         "vocabulary.")
+        raise ConfigError(
+            f"DeRa: the aligned model has {aligned.shape[-1]} logits and the reference {ref.shape[-1]}; both models need one "
+            "vocabulary."
+        )
     wide = torch.promote_types(aligned.dtype, torch.float32)
     # Normalised first: the mixture of log-probs has the same softmax, and no large constant is multiplied by lam.
     return torch.lerp(ref.to(wide).log_softmax(-1), aligned.to(wide).log_softmax(-1), float(lam))
@@ -84,19 +87,25 @@ class DeRaEngine(HFEngine):
         ValueError: the models have different vocabularies.
     """
 
-    def __init__(self, aligned: str, ref: str, lam: float, *, dtype: str = "float32", max_model_len: int = 1024) -> None:
+    def __init__(
+        self, aligned: str, ref: str, lam: float, *, dtype: str = "float32", max_model_len: int = 1024
+    ) -> None:
         super().__init__(aligned, dtype=dtype, max_model_len=max_model_len)
         try:
             other = load_lm(ref, dtype=getattr(torch, dtype)).to(self.device).eval().requires_grad_(False)
             tokens, others = self.tokenizer.get_vocab(), load_tokenizer(ref).get_vocab()
             if tokens != others:
                 differ = sum(tokens.get(k) != others.get(k) for k in tokens.keys() | others.keys())
-                raise ValueError(f"DeRa: {differ} tokens differ between the tokenizers of {aligned} and {ref}; both models need one "
-                                 "tokenizer.")
+                raise ConfigError(
+                    f"DeRa: {differ} tokens differ between the tokenizers of {aligned} and {ref}; both models need one "
+                    "tokenizer."
+                )
             sizes = [m.get_output_embeddings().weight.shape[0] for m in (self.lm, other)]
             if sizes[0] != sizes[1]:
-                raise ValueError(f"DeRa: {aligned} has {sizes[0]} logits and {ref} {sizes[1]}; both models need one vocabulary. Resize the "
-                                 "embeddings of one of them.")
+                raise ConfigError(
+                    f"DeRa: {aligned} has {sizes[0]} logits and {ref} {sizes[1]}; both models need one vocabulary. Resize the "
+                    "embeddings of one of them."
+                )
         except Exception:
             self.close()
             raise
@@ -112,7 +121,7 @@ class DeRaEngine(HFEngine):
 
     @lam.setter
     def lam(self, value: float) -> None:
-        with self._lock:                                # a running batch finishes with its own
+        with self._lock:  # a running batch finishes with its own
             self.lm.lam = value
 
     def score(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
@@ -121,8 +130,12 @@ class DeRaEngine(HFEngine):
         for r in rollouts:
             ids = torch.tensor([[*r.prompt.token_ids, *r.tokens]], device=self.device)
             with self._lock, torch.no_grad():
-                logp = self.lm(input_ids=ids, use_cache=False, logits_to_keep=len(r.tokens) + 1).logits[0, :-1].log_softmax(-1)
-            token = logp.gather(-1, ids[0, -len(r.tokens):, None])[:, 0].tolist() if r.tokens else []
+                logp = (
+                    self.lm(input_ids=ids, use_cache=False, logits_to_keep=len(r.tokens) + 1)
+                    .logits[0, :-1]
+                    .log_softmax(-1)
+                )
+            token = logp.gather(-1, ids[0, -len(r.tokens) :, None])[:, 0].tolist() if r.tokens else []
             out.append([x for x, kept in zip(token, r.sampled, strict=True) if kept])
         return out
 
@@ -138,7 +151,9 @@ class DeRaEngine(HFEngine):
 # -- best of n ------------------------------------------------------------------------------------------------------
 
 
-def best_of_n(rollouts: Sequence[Rollout], reward: Sequence[float] | Callable[[Rollout], float] | None = None) -> list[Rollout]:
+def best_of_n(
+    rollouts: Sequence[Rollout], reward: Sequence[float] | Callable[[Rollout], float] | None = None
+) -> list[Rollout]:
     """The response with the highest reward of each prompt, in the order in which the prompts first appear; the first one in a tie.
 
     ``reward`` is a number for each rollout, a function, or None for the rollouts' own. Responses without a reward (nan) are never chosen.
@@ -149,7 +164,7 @@ def best_of_n(rollouts: Sequence[Rollout], reward: Sequence[float] | Callable[[R
     given = (lambda r: r.reward) if reward is None else reward
     values = [float(given(r)) for r in rollouts] if callable(given) else list(given)
     if len(values) != len(rollouts):
-        raise ValueError(f"best_of_n: {len(rollouts)} rollouts and {len(values)} rewards; they must be equally many.")
+        raise ConfigError(f"best_of_n: {len(rollouts)} rollouts and {len(values)} rewards; they must be equally many.")
     best: dict[str, tuple[float, Rollout | None]] = {}
     for r, v in zip(rollouts, values, strict=True):
         old = best.setdefault(r.prompt.id, (-math.inf, None))
@@ -157,8 +172,10 @@ def best_of_n(rollouts: Sequence[Rollout], reward: Sequence[float] | Callable[[R
             best[r.prompt.id] = (v, r)
     empty = [name for name, (_, r) in best.items() if r is None]
     if empty:
-        raise ValueError(f"best_of_n: prompt {empty[0]} has no response with a reward ({len(empty)} such prompts). Score the rollouts "
-                         "first.")
+        raise ConfigError(
+            f"best_of_n: prompt {empty[0]} has no response with a reward ({len(empty)} such prompts). Score the rollouts "
+            "first."
+        )
     return [r for _, r in best.values() if r is not None]
 
 
@@ -169,7 +186,7 @@ def best_of_n_distribution(p: ArrayLike, reward: ArrayLike, n: int) -> Array:
     """
     _check_n(n)
     p, reward = np.asarray(p, dtype=np.float64), np.asarray(reward, dtype=np.float64)
-    order = np.lexsort((-np.arange(len(p)), reward))            # worst first; of equal ones the later entry is the worse
+    order = np.lexsort((-np.arange(len(p)), reward))  # worst first; of equal ones the later entry is the worse
     upto = p[order].cumsum() / p.sum()
     out = np.empty_like(p)
     out[order] = upto**n - np.r_[0.0, upto[:-1]] ** n
@@ -191,15 +208,15 @@ def best_of_n_kl(logp: ArrayLike, n: int) -> Array:
     _check_n(n)
     logp = np.asarray(logp, dtype=np.float64)
     if not (logp <= 1e-9).all():
-        raise ValueError(f"best_of_n_kl: a log-prob is {logp.max()}; log-probs of whole responses are at most 0.")
+        raise ConfigError(f"best_of_n_kl: a log-prob is {logp.max()}; log-probs of whole responses are at most 0.")
     logp = np.minimum(logp, 0.0)
     e = np.exp(logp)
     with np.errstate(divide="ignore", invalid="ignore"):
-        log_rest = np.log1p(-e)                                 # log(1 - e)
+        log_rest = np.log1p(-e)  # log(1 - e)
         rest = np.exp(n * log_rest)
         first = np.where(rest > 0, rest * (math.log(n) + (n - 1) * log_rest - (n - 1) / n), 0.0)
         chosen = -np.expm1(n * log_rest)
-        second = np.where(chosen > 0, chosen * (np.log(chosen) - logp), 0.0)    # e underflows: chosen * log n -> 0
+        second = np.where(chosen > 0, chosen * (np.log(chosen) - logp), 0.0)  # e underflows: chosen * log n -> 0
     return first + second
 
 
@@ -211,7 +228,7 @@ def best_of_n_win_rate_bound(n: int) -> float:
 
 def _check_n(n: int) -> None:
     if n < 1:
-        raise ValueError(f"best of n: n is {n}; it must be at least 1.")
+        raise ConfigError(f"best of n: n is {n}; it must be at least 1.")
 
 
 # -- sampling from pi_ref exp(r / beta) -----------------------------------------------------------------------------
@@ -219,13 +236,13 @@ def _check_n(n: int) -> None:
 
 def _check_beta(beta: float) -> None:
     if not (beta > 0 and math.isfinite(beta)):
-        raise ValueError(f"beta is {beta}; the KL coefficient must be above 0 (smaller follows the reward more).")
+        raise ConfigError(f"beta is {beta}; the KL coefficient must be above 0 (smaller follows the reward more).")
 
 
 def _rewards(reward: ArrayLike) -> Array:
     r = np.asarray(reward, dtype=np.float64)
     if not r.size or not np.isfinite(r).all():
-        raise ValueError("rewards must be finite, and at least one; leave out responses whose reward is nan.")
+        raise ConfigError("rewards must be finite, and at least one; leave out responses whose reward is nan.")
     return r
 
 
@@ -241,12 +258,16 @@ def acceptance(reward: ArrayLike, beta: float, r_max: float | None = None) -> Ar
     r = _rewards(reward)
     top = float(r.max()) if r_max is None else r_max
     if r.max() > top:
-        raise ValueError(f"acceptance: a reward is {r.max()}, above r_max = {top}; probabilities cannot be above 1. Raise r_max to the "
-                         "largest possible reward.")
+        raise ConfigError(
+            f"acceptance: a reward is {r.max()}, above r_max = {top}; probabilities cannot be above 1. Raise r_max to the "
+            "largest possible reward."
+        )
     return np.exp((r - top) / beta)
 
 
-def rejection_sample(reward: ArrayLike, beta: float, *, r_max: float | None = None, seed: int | np.random.Generator = 0) -> list[int]:
+def rejection_sample(
+    reward: ArrayLike, beta: float, *, r_max: float | None = None, seed: int | np.random.Generator = 0
+) -> list[int]:
     """Indices of the accepted samples: independent draws of ``pi_ref exp(r / beta) / Z`` if ``r_max`` is the largest possible reward."""
     probability = acceptance(reward, beta, r_max)
     return [int(i) for i in np.flatnonzero(np.random.default_rng(seed).random(probability.shape) < probability)]
@@ -262,11 +283,13 @@ def rso_sample(reward: ArrayLike, beta: float, keep: int, *, seed: int | np.rand
     _check_beta(beta)
     r = _rewards(reward)
     if not 1 <= keep <= len(r):
-        raise ValueError(f"rso_sample: keep is {keep}, but there are {len(r)} samples; it must be between 1 and {len(r)}.")
+        raise ConfigError(
+            f"rso_sample: keep is {keep}, but there are {len(r)} samples; it must be between 1 and {len(r)}."
+        )
     rng, pool, kept = np.random.default_rng(seed), list(range(len(r))), list[int]()
     while len(kept) < keep:
         chance = acceptance(r[pool], beta)
-        taken = [i for i, u, a in zip(pool, rng.random(len(pool)), chance, strict=True) if u < a][:keep - len(kept)]
+        taken = [i for i, u, a in zip(pool, rng.random(len(pool)), chance, strict=True) if u < a][: keep - len(kept)]
         kept += taken
         pool = [i for i in pool if i not in set(taken)]
     return kept
@@ -280,7 +303,9 @@ def tilt_weights(reward: ArrayLike, beta: float) -> Array:
     return w / w.sum(-1, keepdims=True)
 
 
-def importance_resample(reward: ArrayLike, beta: float, count: int, *, seed: int | np.random.Generator = 0) -> list[int]:
+def importance_resample(
+    reward: ArrayLike, beta: float, count: int, *, seed: int | np.random.Generator = 0
+) -> list[int]:
     """``count`` indices, with replacement, drawn with :func:`tilt_weights`: close to ``pi_ref exp(r / beta) / Z`` for many samples."""
     w = tilt_weights(reward, beta)
     return [int(i) for i in np.random.default_rng(seed).choice(len(w), size=count, p=w)]
@@ -322,8 +347,16 @@ def frontier(reward: ArrayLike, betas: Sequence[float], *, min_ess: float = 20.0
         # sum_i w_i (r_i - top) / beta: the same as E r / beta - log Z, without the difference of large numbers
         kl = (w * (r - top[:, None])).sum(-1) / beta - (log_z - top / beta)
         ess = 1 / (w**2).sum(-1)
-        points.append(FrontierPoint(float(beta), float(mean.mean()), float(kl.mean()), float(log_z.mean()), float(ess.min()),
-                                    float((ess >= min_ess).mean())))
+        points.append(
+            FrontierPoint(
+                float(beta),
+                float(mean.mean()),
+                float(kl.mean()),
+                float(log_z.mean()),
+                float(ess.min()),
+                float((ess >= min_ess).mean()),
+            )
+        )
     return points
 
 
@@ -344,10 +377,12 @@ def constrain(logits: Tensor, banned: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: no token is left somewhere.
     """
     if banned.dtype != torch.bool:
-        raise ValueError(f"constrain: banned has dtype {banned.dtype}; it must be a bool mask over the vocabulary.")
+        raise ConfigError(f"constrain: banned has dtype {banned.dtype}; it must be a bool mask over the vocabulary.")
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     allowed = logits.masked_fill(banned, -torch.inf)
     rest = allowed.logsumexp(-1, keepdim=True)
     if bool((rest == -torch.inf).any()):
-        raise ValueError("constrain: every token of some position is banned or has probability zero; allow at least one.")
+        raise ConfigError(
+            "constrain: every token of some position is banned or has probability zero; allow at least one."
+        )
     return allowed - rest, logits.logsumexp(-1) - rest[..., 0]

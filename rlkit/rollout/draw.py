@@ -39,7 +39,7 @@ def quantile(p: Tensor, u: Tensor) -> Tensor:
     Sums over blocks find the block, and sums within it the index: a running sum over a whole vocabulary is many times slower on CPUs.
     """
     width = 128
-    blocks = pad(p, (0, -p.shape[-1] % width)).unflatten(-1, (-1, width))       # [R, blocks, width]
+    blocks = pad(p, (0, -p.shape[-1] % width)).unflatten(-1, (-1, width))  # [R, blocks, width]
     block, rest = _first_above(blocks.sum(-1), u)
     inside = blocks[torch.arange(len(p), device=p.device), block]
     return block * width + _first_above(inside, rest)[0]
@@ -49,7 +49,9 @@ def _first_above(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """The first index whose share of the running sum exceeds ``u``, and how far into its own share ``u`` reaches, in [0, 1)."""
     sums = x.cumsum(-1, dtype=torch.float64)
     at = u[:, None] * sums[:, -1:]
-    last = torch.searchsorted(sums, sums[:, -1:].contiguous())          # rounding must not lead beyond the last entry that is not zero
+    last = torch.searchsorted(
+        sums, sums[:, -1:].contiguous()
+    )  # rounding must not lead beyond the last entry that is not zero
     index = torch.minimum(torch.searchsorted(sums, at, right=True), last)
     own = x.gather(-1, index).double()
     inside = (at - sums.gather(-1, index) + own) / own

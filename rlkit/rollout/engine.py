@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, Protocol
 
+from rlkit.errors import ConfigError
 from rlkit.types import Prompt, Rollout, Sampling
 
 UpdateMode = Literal["wait", "continue", "keep", "abort"]
@@ -61,9 +62,11 @@ def request_seed(sampling: Sampling, prompt: Prompt, version: int) -> int | None
 def check_length(prompt: Prompt, sampling: Sampling, limit: int) -> None:
     """Raises ValueError if prompt and response cannot fit into the context."""
     if len(prompt.token_ids) + sampling.max_tokens > limit:
-        raise ValueError(f"prompt {prompt.id} has {len(prompt.token_ids)} tokens; with sampling.max_tokens = "
-                         f"{sampling.max_tokens} it does not fit into the context of {limit}. Lower sampling.max_tokens or "
-                         "data.max_prompt_tokens, or raise rollout.max_model_len.")
+        raise ConfigError(
+            f"prompt {prompt.id} has {len(prompt.token_ids)} tokens; with sampling.max_tokens = "
+            f"{sampling.max_tokens} it does not fit into the context of {limit}. Lower sampling.max_tokens or "
+            "data.max_prompt_tokens, or raise rollout.max_model_len."
+        )
 
 
 class Pending:

@@ -28,8 +28,8 @@ from rlkit.rollout.draw import sample
 from rlkit.rollout.engine import Pending, UpdateMode, check_length, request_seed
 from rlkit.types import Batch, Finish, Prompt, Rollout, Sampling
 
-MAX_ROWS = 512              # rows of one batch
-LEAVE = 0.85                # finished rows leave a batch once at most this share of its rows still generates
+MAX_ROWS = 512  # rows of one batch
+LEAVE = 0.85  # finished rows leave a batch once at most this share of its rows still generates
 
 
 @dataclass
@@ -65,7 +65,7 @@ class HFEngine:
         self._policy: PolicyModel | None = None
         self._inbox: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._pending = Pending()
-        self._lock = threading.Lock()               # held while a batch runs and during a weight update
+        self._lock = threading.Lock()  # held while a batch runs and during a weight update
         self._tokens, self._busy, self._started = 0, 0.0, time.perf_counter()
         self._thread = threading.Thread(target=self._loop, name="hf-engine", daemon=True)
         self._thread.start()
@@ -78,7 +78,7 @@ class HFEngine:
     def _loop(self) -> None:
         while True:
             waiting = [self._inbox.get()]
-            while len(waiting) < MAX_ROWS:          # callers of one step arrive together
+            while len(waiting) < MAX_ROWS:  # callers of one step arrive together
                 try:
                     waiting.append(self._inbox.get(timeout=0.002))
                 except queue.Empty:
@@ -102,18 +102,25 @@ class HFEngine:
     def _run(self, batch: Sequence[_Request]) -> list[list[Rollout]]:
         sampling, version, device = batch[0].sampling, self.version, self.device
         owner = torch.tensor([i for i, r in enumerate(batch) for _ in range(r.n)], device=device)
-        chance = self._chances(batch).to(device)                            # [R, max_tokens]
+        chance = self._chances(batch).to(device)  # [R, max_tokens]
         width = max(len(r.prompt.token_ids) for r in batch)
         ids = torch.zeros(len(batch), width, dtype=torch.long)
         mask = torch.zeros(len(batch), width, dtype=torch.long)
-        for i, r in enumerate(batch):               # padded on the left: all rows continue at the same place
-            ids[i, width - len(r.prompt.token_ids):] = torch.tensor(r.prompt.token_ids)
-            mask[i, width - len(r.prompt.token_ids):] = 1
+        for i, r in enumerate(batch):  # padded on the left: all rows continue at the same place
+            ids[i, width - len(r.prompt.token_ids) :] = torch.tensor(r.prompt.token_ids)
+            mask[i, width - len(r.prompt.token_ids) :] = 1
         ids, mask = ids.to(device), mask.to(device)
         position = (mask.cumsum(1) - 1).clamp(min=0)
         cache = self._cache()
-        out = self.lm(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=True, past_key_values=cache, logits_to_keep=1)
-        cache.batch_select_indices(owner)           # the prompt is computed once and shared by its samples
+        out = self.lm(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=position,
+            use_cache=True,
+            past_key_values=cache,
+            logits_to_keep=1,
+        )
+        cache.batch_select_indices(owner)  # the prompt is computed once and shared by its samples
         logits, mask, position = out.logits[owner, -1], mask[owner], position[owner, -1:]
         rows = torch.arange(len(owner), device=device)
         tokens = torch.zeros(len(owner), sampling.max_tokens, dtype=torch.long, device=device)
@@ -124,21 +131,25 @@ class HFEngine:
             tokens[rows, t], logps[rows, t] = sample(logits, sampling, chance[rows, t])
             ends = tokens[rows, t] == self.tokenizer.eos_token_id
             if sampling.stop:
-                ends |= torch.tensor([self._stopped(x, sampling) for x in tokens[rows, max(0, t - 31):t + 1].tolist()], device=device)
+                ends |= torch.tensor(
+                    [self._stopped(x, sampling) for x in tokens[rows, max(0, t - 31) : t + 1].tolist()], device=device
+                )
             ends &= ~stopped[rows]
             length[rows[ends]], stopped[rows[ends]] = t + 1, True
             going = ~stopped[rows]
             left = int(going.sum())
             if not left or t == sampling.max_tokens - 1:
                 break
-            if left <= LEAVE * len(rows):           # finished rows leave the batch, several at a time: the cache is copied
+            if left <= LEAVE * len(rows):  # finished rows leave the batch, several at a time: the cache is copied
                 keep = going.nonzero()[:, 0]
                 cache.batch_select_indices(keep)
                 rows, mask, position = rows[keep], mask[keep], position[keep]
             position = position + 1
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
             token = tokens[rows, t, None]
-            out = self.lm(input_ids=token, attention_mask=mask, position_ids=position, use_cache=True, past_key_values=cache)
+            out = self.lm(
+                input_ids=token, attention_mask=mask, position_ids=position, use_cache=True, past_key_values=cache
+            )
             logits = out.logits[:, -1]
         counts = length.tolist()
         self._tokens += sum(counts)
@@ -149,7 +160,9 @@ class HFEngine:
             for end in sampling.stop:
                 text = text.split(end, 1)[0]
             finish: Finish = "stop" if stop else "length"
-            results[k].append(Rollout(batch[k].prompt, x[:count], [True] * count, logp[:count], [version] * count, finish, text=text))
+            results[k].append(
+                Rollout(batch[k].prompt, x[:count], [True] * count, logp[:count], [version] * count, finish, text=text)
+            )
         return results
 
     def _cache(self) -> Any:
@@ -158,9 +171,14 @@ class HFEngine:
     def _chances(self, batch: Sequence[_Request]) -> Tensor:
         """Numbers in [0, 1) for every row and token, from each row's own generator where the sampling has a seed."""
         seeds = [request_seed(r.sampling, r.prompt, self.version) for r in batch]
-        generators = [None if seed is None else torch.Generator().manual_seed(seed + k)
-                      for r, seed in zip(batch, seeds, strict=True) for k in range(r.n)]
-        return torch.stack([torch.rand(batch[0].sampling.max_tokens, generator=g, dtype=torch.float64) for g in generators])
+        generators = [
+            None if seed is None else torch.Generator().manual_seed(seed + k)
+            for r, seed in zip(batch, seeds, strict=True)
+            for k in range(r.n)
+        ]
+        return torch.stack(
+            [torch.rand(batch[0].sampling.max_tokens, generator=g, dtype=torch.float64) for g in generators]
+        )
 
     def _stopped(self, tokens: list[int], sampling: Sampling) -> bool:
         tail = self.tokenizer.decode(tokens, skip_special_tokens=True)
@@ -191,7 +209,7 @@ class HFEngine:
     # -- weights ----------------------------------------------------------------------------------------------------
 
     def begin_update(self, mode: UpdateMode) -> None:
-        self._lock.acquire()                        # a running batch always finishes first
+        self._lock.acquire()  # a running batch always finishes first
 
     def load(self, tensors: Mapping[str, Any]) -> None:
         named = dict(self.lm.named_parameters())
@@ -207,8 +225,12 @@ class HFEngine:
         return {"engine": "hf", "max_model_len": self.limit}
 
     def stats(self) -> dict[str, float]:
-        return {"tokens": float(self._tokens), "busy": self._busy, "alive": time.perf_counter() - self._started,
-                "peak_mib": peak()}
+        return {
+            "tokens": float(self._tokens),
+            "busy": self._busy,
+            "alive": time.perf_counter() - self._started,
+            "peak_mib": peak(),
+        }
 
     def close(self) -> None:
         self._inbox.put(None)

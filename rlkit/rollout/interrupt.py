@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from rlkit.errors import ConfigError
 from rlkit.types import Prompt, Rollout, Sampling
 
 
@@ -28,7 +29,9 @@ class Interrupt:
 
     def __post_init__(self) -> None:
         if not 1 <= self.low <= self.high or not self.text:
-            raise ValueError(f"rollout.interrupt: low is {self.low} and high is {self.high}; 1 <= low <= high is needed, and a text.")
+            raise ConfigError(
+                f"rollout.interrupt: low is {self.low} and high is {self.high}; 1 <= low <= high is needed, and a text."
+            )
 
 
 class Interruption:
@@ -38,8 +41,10 @@ class Interruption:
         """Raises ValueError where no room for an answer is left."""
         self.spec, self.ids = spec, [int(t) for t in tokenizer(spec.text, add_special_tokens=False)["input_ids"]]
         if spec.high + len(self.ids) >= max_tokens:
-            raise ValueError(f"rollout.interrupt: high ({spec.high}) and the {len(self.ids)} tokens of its text leave no room for an "
-                             f"answer in sampling.max_tokens ({max_tokens}).")
+            raise ConfigError(
+                f"rollout.interrupt: high ({spec.high}) and the {len(self.ids)} tokens of its text leave no room for an "
+                f"answer in sampling.max_tokens ({max_tokens})."
+            )
 
     def generate(self, engine: Any, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
         """As the engine's ``generate``; the parts of a response are joined."""
@@ -57,11 +62,16 @@ class Interruption:
             left = sampling.max_tokens - len(first.tokens) - len(told)
             rest = engine.generate(more, 1, dataclasses.replace(sampling, max_tokens=left))[0]
             return dataclasses.replace(
-                first, tokens=first.tokens + told + rest.tokens, sampled=first.sampled + [False] * len(told) + rest.sampled,
-                logp=first.logp + [0.0] * len(told) + rest.logp, version=first.version + [rest.version[0]] * len(told) + rest.version,
-                finish=rest.finish, text=first.text + (self.spec.text if told else "") + rest.text)
+                first,
+                tokens=first.tokens + told + rest.tokens,
+                sampled=first.sampled + [False] * len(told) + rest.sampled,
+                logp=first.logp + [0.0] * len(told) + rest.logp,
+                version=first.version + [rest.version[0]] * len(told) + rest.version,
+                finish=rest.finish,
+                text=first.text + (self.spec.text if told else "") + rest.text,
+            )
 
-        with ThreadPoolExecutor(len(going)) as pool:        # side by side: the engine batches them
+        with ThreadPoolExecutor(len(going)) as pool:  # side by side: the engine batches them
             for k, joined in zip(going, pool.map(go_on, going), strict=True):
                 group[k] = joined
         return list(group)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from rlkit.errors import ConfigError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
@@ -22,8 +24,10 @@ class Lengths:
 
     def __post_init__(self) -> None:
         if not self.limits or list(self.limits) != sorted(set(self.limits)) or self.limits[0] < 1 or self.every < 1:
-            raise ValueError("rollout.lengths: limits must be positive and ascending and `every` at least 1; found "
-                             f"{list(self.limits)} and {self.every}.")
+            raise ConfigError(
+                "rollout.lengths: limits must be positive and ascending and `every` at least 1; found "
+                f"{list(self.limits)} and {self.every}."
+            )
 
 
 class LengthState:
@@ -52,4 +56,9 @@ class LengthState:
         return {"stage": self.stage, "stopped": self.stopped, "entropy": self.entropy, "first": self.first}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.stage, self.stopped, self.entropy, self.first = state["stage"], state["stopped"], state["entropy"], state["first"]
+        self.stage, self.stopped, self.entropy, self.first = (
+            state["stage"],
+            state["stopped"],
+            state["entropy"],
+            state["first"],
+        )

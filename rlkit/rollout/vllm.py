@@ -18,6 +18,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from rlkit.cluster.wire import unpack
+from rlkit.errors import ConfigError, EngineError
 from rlkit.memory import peak
 from rlkit.rollout.engine import Aborted, Pending, UpdateMode, check_length, request_seed
 from rlkit.types import Prompt, Rollout, Sampling
@@ -27,15 +28,21 @@ def environment() -> dict[str, str]:
     """Variables that must be set before vLLM is imported."""
     import torch
 
-    env = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1",
-           "TOKENIZERS_PARALLELISM": "false"}
+    env = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     if not torch.cuda.is_available():
         # Compilation costs more than a small model gains from it on a CPU.
         env["TORCHDYNAMO_DISABLE"] = "1"
     return env
 
 
-def engine_arguments(model: str, *, seed: int, dtype: str, max_model_len: int, options: Mapping[str, Any]) -> dict[str, Any]:
+def engine_arguments(
+    model: str, *, seed: int, dtype: str, max_model_len: int, options: Mapping[str, Any]
+) -> dict[str, Any]:
     """What vLLM's EngineArgs get: defaults of rlkit, then the user's ``vllm:`` section.
 
     Raises:
@@ -44,25 +51,53 @@ def engine_arguments(model: str, *, seed: int, dtype: str, max_model_len: int, o
     import torch
 
     if options.get("logprobs_mode", "processed_logprobs") != "processed_logprobs":
-        raise ValueError(f"vllm.logprobs_mode is {options['logprobs_mode']!r}; rlkit needs processed_logprobs: log-probs of the "
-                         "distribution that was sampled from, after temperature and top-p.")
-    for key, where in (("model", "model.path"), ("seed", "seed"), ("dtype", "model.dtype"), ("max_model_len", "rollout.max_model_len"),
-                       ("tensor_parallel_size", "cluster.tensor_parallel"), ("weight_transfer_config", "nothing: rlkit sets it")):
+        raise ConfigError(
+            f"vllm.logprobs_mode is {options['logprobs_mode']!r}; rlkit needs processed_logprobs: log-probs of the "
+            "distribution that was sampled from, after temperature and top-p."
+        )
+    for key, where in (
+        ("model", "model.path"),
+        ("seed", "seed"),
+        ("dtype", "model.dtype"),
+        ("max_model_len", "rollout.max_model_len"),
+        ("tensor_parallel_size", "cluster.tensor_parallel"),
+        ("weight_transfer_config", "nothing: rlkit sets it"),
+    ):
         if key in options:
-            raise ValueError(f"vllm.{key}: rlkit sets this itself; use {where}.")
+            raise ConfigError(f"vllm.{key}: rlkit sets this itself; use {where}.")
     defaults: dict[str, Any] = {"disable_log_stats": True}
     if not torch.cuda.is_available():
         # A prompt that is cut in two draws a token too much, which vLLM can take back on GPUs only.
-        defaults |= {"enforce_eager": True, "kv_cache_memory_bytes": 64 << 20, "block_size": 32, "enable_chunked_prefill": False}
-    return {**defaults, "model": model, "seed": seed, "dtype": dtype, "max_model_len": max_model_len,
-            "logprobs_mode": "processed_logprobs", **options}
+        defaults |= {
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": 64 << 20,
+            "block_size": 32,
+            "enable_chunked_prefill": False,
+        }
+    return {
+        **defaults,
+        "model": model,
+        "seed": seed,
+        "dtype": dtype,
+        "max_model_len": max_model_len,
+        "logprobs_mode": "processed_logprobs",
+        **options,
+    }
 
 
 class VLLMEngine:
     """See :class:`rlkit.rollout.engine.Engine`."""
 
-    def __init__(self, model: str, *, seed: int = 0, dtype: str = "float32", max_model_len: int = 1024,
-                 options: Mapping[str, Any] | None = None, tensor_parallel: int = 1) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        seed: int = 0,
+        dtype: str = "float32",
+        max_model_len: int = 1024,
+        options: Mapping[str, Any] | None = None,
+        tensor_parallel: int = 1,
+    ) -> None:
         for key, value in environment().items():
             os.environ.setdefault(key, value)
         arguments = engine_arguments(model, seed=seed, dtype=dtype, max_model_len=max_model_len, options=options or {})
@@ -72,18 +107,25 @@ class VLLMEngine:
             from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.llm_engine import LLMEngine
         except ImportError as error:
-            raise ValueError(f"vLLM could not be imported ({error}). Install it with: pip install 'rlkit[cpu]' (or rlkit[gpu]), or "
-                             "set rollout.engine: hf.") from None
+            raise ConfigError(
+                f"vLLM could not be imported ({error}). Install it with: pip install 'rlkit[cpu]' (or rlkit[gpu]), or "
+                "set rollout.engine: hf."
+            ) from None
         from rlkit.rollout.vllm_weights import BACKEND, register
 
         register()
         self.limit = max_model_len
         try:
-            self.engine = LLMEngine.from_engine_args(EngineArgs(
-                tensor_parallel_size=tensor_parallel, weight_transfer_config=WeightTransferConfig(backend=BACKEND), **arguments),
-                usage_context=UsageContext.LLM_CLASS)           # vLLM's batch sizes for throughput; `vllm: {max_num_seqs: ...}` sets others
-        except (TypeError, ValueError) as error:        # an unknown option, or one that vLLM refuses for this model
-            raise ValueError(f"vllm: {' '.join(str(error).split())[:500]}") from error
+            self.engine = LLMEngine.from_engine_args(
+                EngineArgs(
+                    tensor_parallel_size=tensor_parallel,
+                    weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+                    **arguments,
+                ),
+                usage_context=UsageContext.LLM_CLASS,
+            )  # vLLM's batch sizes for throughput; `vllm: {max_num_seqs: ...}` sets others
+        except (TypeError, ValueError) as error:  # an unknown option, or one that vLLM refuses for this model
+            raise ConfigError(f"vllm: {' '.join(str(error).split())[:500]}") from error
         self.version = 0
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: dict[str, Future[Any]] = {}
@@ -112,8 +154,8 @@ class VLLMEngine:
                 pass
             try:
                 self._step()
-            except Exception as error:                  # the engine is lost: tell every caller instead of hanging them
-                self._pending.fail(RuntimeError(f"vLLM failed: {type(error).__name__}: {error}"))
+            except Exception as error:  # the engine is lost: tell every caller instead of hanging them
+                self._pending.fail(EngineError(f"vLLM failed: {type(error).__name__}: {error}"))
                 return
 
     def _step(self) -> None:
@@ -144,15 +186,24 @@ class VLLMEngine:
 
         check_length(prompt, sampling, self.limit)
 
-        def params() -> Any:                            # made when the request is admitted: the seed knows the version
+        def params() -> Any:  # made when the request is admitted: the seed knows the version
             return SamplingParams(
-                n=n if sampling.temperature > 0 else 1, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k or -1,
-                max_tokens=sampling.max_tokens, stop=list(sampling.stop) or None, logprobs=0,
-                seed=request_seed(sampling, prompt, self.version), output_kind=RequestOutputKind.FINAL_ONLY)
+                n=n if sampling.temperature > 0 else 1,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k or -1,
+                max_tokens=sampling.max_tokens,
+                stop=list(sampling.stop) or None,
+                logprobs=0,
+                seed=request_seed(sampling, prompt, self.version),
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
 
         output = self._request(prompt.token_ids, params)
         choices = sorted(output.outputs, key=lambda c: c.index)
-        rollouts = [self._rollout(prompt, choices[i % len(choices)]) for i in range(n)]     # greedy responses are all the same
+        rollouts = [
+            self._rollout(prompt, choices[i % len(choices)]) for i in range(n)
+        ]  # greedy responses are all the same
         self._tokens += sum(len(r.tokens) for r in rollouts)
         return rollouts
 
@@ -161,16 +212,18 @@ class VLLMEngine:
         name = str(next(self._ids))
 
         def admit() -> None:
-            if self._updating:                          # new requests belong to the new weights
+            if self._updating:  # new requests belong to the new weights
                 self._held.append(admit)
                 return
             self._waiting[name] = future
             try:
                 # The salt keeps new requests from blocks of older weights, which running ones still hold under `keep`.
-                self.engine.add_request(name, {"prompt_token_ids": list(token_ids), "cache_salt": f"v{self.version}"}, params())
+                self.engine.add_request(
+                    name, {"prompt_token_ids": list(token_ids), "cache_salt": f"v{self.version}"}, params()
+                )
             except Exception as error:
                 self._waiting.pop(name)
-                future.set_exception(ValueError(f"vLLM refused the request: {error}"))
+                future.set_exception(ConfigError(f"vLLM refused the request: {error}"))
 
         return self._pending.wait(future, lambda: self._inbox.put(admit))
 
@@ -178,7 +231,7 @@ class VLLMEngine:
         tokens = list(c.token_ids)
         version = [self.version] * len(tokens)
         for span in c.weight_versions or ():
-            version[span.start:span.end] = [int(span.version)] * (span.end - span.start)
+            version[span.start : span.end] = [int(span.version)] * (span.end - span.start)
         finish = {"stop": "stop", "length": "length"}.get(c.finish_reason, "abort")
         logp = [entry[token].logprob for token, entry in zip(tokens, c.logprobs or (), strict=True)]
         return Rollout(prompt, tokens, [True] * len(tokens), logp, version, finish, text=c.text)  # type: ignore[arg-type]
@@ -190,7 +243,9 @@ class VLLMEngine:
         out = []
         for r in rollouts:
             ids = [*r.prompt.token_ids, *r.tokens]
-            params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0.0, output_kind=RequestOutputKind.FINAL_ONLY)
+            params = SamplingParams(
+                max_tokens=1, prompt_logprobs=0, temperature=0.0, output_kind=RequestOutputKind.FINAL_ONLY
+            )
             answer = self._request(ids, functools.partial(copy.copy, params))
             first = len(r.prompt.token_ids)
             out.append([answer.prompt_logprobs[t][ids[t]].logprob for t in range(first, len(ids))])
@@ -218,7 +273,7 @@ class VLLMEngine:
         core = client.engine_core
         if not core.batch_queue:
             return
-        core.scheduler.set_pause_state(PauseState.PAUSED_ALL)       # or every step would start another batch
+        core.scheduler.set_pause_state(PauseState.PAUSED_ALL)  # or every step would start another batch
         while core.batch_queue:
             self._step()
         core.scheduler.set_pause_state(PauseState.UNPAUSED)
@@ -231,7 +286,9 @@ class VLLMEngine:
 
     def load(self, tensors: Mapping[str, Any]) -> None:
         as_tensors = {k: unpack(v) for k, v in tensors.items()}
-        self._submit(lambda: self.engine.collective_rpc("update_weights", kwargs={"update_info": {"tensors": as_tensors}}))
+        self._submit(
+            lambda: self.engine.collective_rpc("update_weights", kwargs={"update_info": {"tensors": as_tensors}})
+        )
 
     def end_update(self, version: int) -> None:
         def resume() -> None:
@@ -254,12 +311,16 @@ class VLLMEngine:
         return {"engine": "vllm", "max_model_len": self.limit}
 
     def stats(self) -> dict[str, float]:
-        return {"tokens": float(self._tokens), "busy": self._busy, "alive": time.perf_counter() - self._started,
-                "peak_mib": peak()}
+        return {
+            "tokens": float(self._tokens),
+            "busy": self._busy,
+            "alive": time.perf_counter() - self._started,
+            "peak_mib": peak(),
+        }
 
     def close(self) -> None:
         self._inbox.put(None)
         self._thread.join(10)
-        self._pending.fail(RuntimeError("the engine was closed"))
+        self._pending.fail(EngineError("the engine was closed"))
         # Now, and not when it is collected: it takes vLLM's state of the whole process along, which a next engine has made anew by then.
         self.engine.engine_core.shutdown()

@@ -1,4 +1,5 @@
 """Tasks, files, templates and samplers."""
+
 from __future__ import annotations
 
 import json
@@ -42,9 +43,12 @@ def test_a_task_is_deterministic_verifiable_and_keeps_its_splits_apart(task: obj
     assert 0.05 < sum(right) / len(right) < 0.6
     made = make_tokenizer(task.alphabet)
     make_tiny(tmp_path, task.alphabet, hidden=64, layers=1, heads=2, kv_heads=1)
-    tokenizer = load_tokenizer(tmp_path)                # saved beside a Qwen2 model and loaded again: blanks included
+    tokenizer = load_tokenizer(tmp_path)  # saved beside a Qwen2 model and loaded again: blanks included
     for row in task.rows("train", 20):
-        assert tokenizer(row["prompt"])["input_ids"] == made(row["prompt"])["input_ids"] and tokenizer.decode(made(row["prompt"])["input_ids"]) == row["prompt"]
+        assert (
+            tokenizer(row["prompt"])["input_ids"] == made(row["prompt"])["input_ids"]
+            and tokenizer.decode(made(row["prompt"])["input_ids"]) == row["prompt"]
+        )
     for r in train:
         ids = tokenizer(r["prompt"] + r["answer"])["input_ids"]
         assert tokenizer.unk_token_id not in ids and tokenizer.decode(ids) == r["prompt"] + r["answer"]
@@ -75,14 +79,21 @@ def test_solved_prompts_retire_from_later_epochs() -> None:
     for _ in range(6):
         p = next(state)
         known.observe(group(p, [1.0, 1.0] if p.id in ("p0", "p1") else [1.0, 0.0]))
-    assert sorted(next(state).id for _ in range(4)) == ["p2", "p3", "p4", "p5"] and state.metrics()["data/active"] == 4 / 6
+    assert (
+        sorted(next(state).id for _ in range(4)) == ["p2", "p3", "p4", "p5"] and state.metrics()["data/active"] == 4 / 6
+    )
     for p in ps:
         known.observe(group(p, [1.0] * 40))
-    assert len({next(state).id for _ in range(6)}) == 6                        # none would be left: all come back
+    assert len({next(state).id for _ in range(6)}) == 6  # none would be left: all come back
 
 
-SAMPLERS = [GaussianDifficulty(center=0.5, width=0.15, decay=0.5), Learnability(decay=0.5), Thompson(candidates=3),
-            Pools(column="level", order=(0, 1), after=4), Proportions(column="level", weights={"0": 1.0, "1": 3.0})]
+SAMPLERS = [
+    GaussianDifficulty(center=0.5, width=0.15, decay=0.5),
+    Learnability(decay=0.5),
+    Thompson(candidates=3),
+    Pools(column="level", order=(0, 1), after=4),
+    Proportions(column="level", weights={"0": 1.0, "1": 3.0}),
+]
 
 
 @pytest.mark.parametrize("spec", SAMPLERS, ids=lambda s: type(s).__name__)
@@ -133,7 +144,7 @@ def test_pools_open_by_pass_rate_and_keep_a_share_of_the_old() -> None:
     state = Pools(column="level", order=(0, 1, 2), gate=0.8, keep=0.2).build(ps, 0, known)
     for _ in range(100):
         state.observe(group(next(state), [0.0, 1.0]))
-    assert state.stage == 0                                                   # half solved is not enough
+    assert state.stage == 0  # half solved is not enough
     while state.stage < 2:
         state.observe(group(next(state), [1.0, 1.0]))
     drawn = Counter(next(state).columns["level"] for _ in range(1000))
@@ -162,8 +173,21 @@ def test_statistics_by_hand(tmp_path: Path) -> None:
     known.observe(group(ps[1], [0.0, 0.0]))
     known.observe_kl(group(ps[1], [0.0, 0.0]), [0.5, 1.5])
     row = {c: float(known[c][1]) for c in COLUMNS}
-    assert row == pytest.approx({"groups": 2, "responses": 6, "failures": 1, "passes": 2, "pass_rate_ema": 0.5 * (0.25 + 1 / 3), "reward_mean": 0.8,
-                                 "reward_square": 2.0, "length_mean": 1, "kl_mean": 1, "kl_responses": 2, "last_step": 4})
+    assert row == pytest.approx(
+        {
+            "groups": 2,
+            "responses": 6,
+            "failures": 1,
+            "passes": 2,
+            "pass_rate_ema": 0.5 * (0.25 + 1 / 3),
+            "reward_mean": 0.8,
+            "reward_square": 2.0,
+            "length_mean": 1,
+            "kl_mean": 1,
+            "kl_responses": 2,
+            "last_step": 4,
+        }
+    )
     assert known.posterior()[0][1] == 3 and known.posterior()[1][1] == 4
     known.save(tmp_path / "p.sqlite")
     known.export(tmp_path / "p.csv")
@@ -185,13 +209,17 @@ def test_what_is_already_solved_greedily_is_not_admitted() -> None:
     def ask(reward: float) -> object:
         return lambda n, greedy: asked.append((n, greedy)) or group(p, [reward] * n)
 
-    assert GreedyUnsolved()(p, ask(1.0)) == "greedy_solved" and GreedyUnsolved()(p, ask(0.5)) is None and asked == [(1, True)] * 2
+    assert (
+        GreedyUnsolved()(p, ask(1.0)) == "greedy_solved"
+        and GreedyUnsolved()(p, ask(0.5)) is None
+        and asked == [(1, True)] * 2
+    )
 
 
 def test_drop_rules() -> None:
     p = prompts(1)[0]
     assert ZeroVariance()(group(p, [1.0, 1.0])) and not ZeroVariance()(group(p, [1.0, 0.0]))
-    shaped = group(p, [1.0, 0.7, math.nan])             # all right, one of them long
+    shaped = group(p, [1.0, 0.7, math.nan])  # all right, one of them long
     for r, parts in zip(shaped, ({"math": 1.0, "overlong": 0.0}, {"math": 1.0, "overlong": -0.3}, {}), strict=True):
         r.parts = parts
     assert not ZeroVariance()(shaped) and ZeroVariance(of="math")(shaped) and not ZeroVariance(of="overlong")(shaped)
@@ -202,7 +230,12 @@ def test_drop_rules() -> None:
 
 
 def test_files_columns_templates_and_limits(tmp_path: Path) -> None:
-    rows = [{"q": "1+1", "a": "2", "level": 1}, {"q": "1+1", "a": "2", "level": 1}, {"q": "2" * 50, "a": "3", "level": 2}, {"q": "9-9", "a": "0", "level": 1}]
+    rows = [
+        {"q": "1+1", "a": "2", "level": 1},
+        {"q": "1+1", "a": "2", "level": 1},
+        {"q": "2" * 50, "a": "3", "level": 2},
+        {"q": "9-9", "a": "0", "level": 1},
+    ]
     (tmp_path / "d.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
     (tmp_path / "d.csv").write_text("q,a,level\n1+1,2,1\n9-9,0,1\n")
     (tmp_path / "t.txt").write_text("Q{question}=")
@@ -215,7 +248,12 @@ def test_files_columns_templates_and_limits(tmp_path: Path) -> None:
     csv = load_prompts(Data(train="d.csv", columns={"prompt": "q", "answer": "a"}), "train", tokenizer, base=tmp_path)
     assert [p.answer for p in csv] == ["2", "0"]
     with pytest.raises(ValueError, match="max_prompt_tokens"):
-        load_prompts(Data(train="d.jsonl", columns={"prompt": "q"}, max_prompt_tokens=20, too_long="raise"), "train", tokenizer, base=tmp_path)
+        load_prompts(
+            Data(train="d.jsonl", columns={"prompt": "q"}, max_prompt_tokens=20, too_long="raise"),
+            "train",
+            tokenizer,
+            base=tmp_path,
+        )
     with pytest.raises(ValueError, match=r"no column 'question'.*columns are q, a, level"):
         load_prompts(Data(train="d.jsonl", columns={"prompt": "question"}), "train", tokenizer, base=tmp_path)
     with pytest.raises(ValueError, match="Did you mean"):

@@ -1,4 +1,5 @@
 """Votes by enumeration of all subsets, and the stopping rule by numerical integration."""
+
 from __future__ import annotations
 
 import itertools
@@ -6,7 +7,16 @@ import itertools
 import numpy as np
 import pytest
 
-from rlkit.evaluation import maj_at_k, majority, majority_probability, should_stop, solved_at_any, tally, temperature_vote, weighted_vote
+from rlkit.evaluation import (
+    maj_at_k,
+    majority,
+    majority_probability,
+    should_stop,
+    solved_at_any,
+    tally,
+    temperature_vote,
+    weighted_vote,
+)
 
 ANSWERS = ["4", "5", "4", None, "6", "5", "4", None]
 CORRECT = [1, 0, 1, 0, 0, 0, 1, 0]
@@ -21,7 +31,12 @@ def test_ties_are_shared_and_none_forms_no_vote() -> None:
 
 @pytest.mark.parametrize("k", [2, 3, 5, 7])
 def test_subsets_are_drawn_without_replacement(k: int) -> None:
-    exact = np.mean([maj_at_k([ANSWERS[i] for i in draw], [CORRECT[i] for i in draw], k) for draw in itertools.combinations(range(8), k)])
+    exact = np.mean(
+        [
+            maj_at_k([ANSWERS[i] for i in draw], [CORRECT[i] for i in draw], k)
+            for draw in itertools.combinations(range(8), k)
+        ]
+    )
     got = maj_at_k(ANSWERS, CORRECT, k, subsets=20_000)
     assert got == pytest.approx(exact, abs=0.012) and got == maj_at_k(ANSWERS, CORRECT, k, subsets=20_000)
     assert got != maj_at_k(ANSWERS, CORRECT, k, subsets=20_000, seed=1) or k == 7
@@ -32,7 +47,10 @@ def test_a_draw_without_an_answer_is_not_correct() -> None:
 
 
 def test_weights_can_overrule_numbers() -> None:
-    assert weighted_vote(["a", "a", "b"], [0, 0, 1], [0.2, 0.2, 0.5]) == 1 and weighted_vote(["a", "a", "b"], [0, 0, 1], [1, 1, 2]) == 0.5
+    assert (
+        weighted_vote(["a", "a", "b"], [0, 0, 1], [0.2, 0.2, 0.5]) == 1
+        and weighted_vote(["a", "a", "b"], [0, 0, 1], [1, 1, 2]) == 0.5
+    )
     assert weighted_vote([None, None], [0, 0], [1, 1]) == 0
     with pytest.raises(ValueError, match="a weight is -1"):
         weighted_vote(["a"], [1], [-1])
@@ -56,9 +74,15 @@ def test_temperatures_must_be_confident_and_agree() -> None:
 
 def test_sampling_stops_when_the_majority_is_settled() -> None:
     assert [should_stop(["a"] * n) for n in (0, 1, 2, 3, 4, 9)] == [False, False, False, False, True, True]
-    assert majority_probability(["a"] * 4) == 1 - 0.5**5 and majority_probability(["a", "b"]) == 0.5 and majority_probability([None]) == 0
-    x = np.linspace(0.5, 1, 200_001)                # 1 - I_half(7, 3): density of Beta(7, 3)
-    assert majority_probability(["a"] * 6 + ["b"] * 2 + ["c"]) == pytest.approx(np.trapezoid(252 * x**6 * (1 - x) ** 2, x), abs=1e-9)
+    assert (
+        majority_probability(["a"] * 4) == 1 - 0.5**5
+        and majority_probability(["a", "b"]) == 0.5
+        and majority_probability([None]) == 0
+    )
+    x = np.linspace(0.5, 1, 200_001)  # 1 - I_half(7, 3): density of Beta(7, 3)
+    assert majority_probability(["a"] * 6 + ["b"] * 2 + ["c"]) == pytest.approx(
+        np.trapezoid(252 * x**6 * (1 - x) ** 2, x), abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("votes", [(4,), (3, 1), (5, 5), (6, 2, 1), (40, 30, 20, 20), (500, 450)])
@@ -68,4 +92,4 @@ def test_dirichlet_against_sampling(votes: tuple[int, ...]) -> None:
     got = majority_probability(answers, "dirichlet")
     assert got == pytest.approx((draws.argmax(1) == 0).mean(), abs=0.004)
     if len(votes) <= 2:
-        assert got == pytest.approx(majority_probability(answers), abs=1e-9)     # one rival: the same question
+        assert got == pytest.approx(majority_probability(answers), abs=1e-9)  # one rival: the same question

@@ -1,4 +1,5 @@
 """Token log-probs and entropies of the output layer against plain autograd on full logits in float64: values and gradients."""
+
 from __future__ import annotations
 
 from itertools import product
@@ -13,7 +14,7 @@ from rlkit.learner import head as module
 from rlkit.learner.head import LMHead, truncate
 
 N, H, V = 23, 8, 37
-TILES = {"one tile": (1 << 22, 1 << 24), "many tiles": (64, 5 * V)}     # elements of a tile, and of a chunk of whole rows
+TILES = {"one tile": (1 << 22, 1 << 24), "many tiles": (64, 5 * V)}  # elements of a tile, and of a chunk of whole rows
 
 
 @pytest.fixture(params=TILES)
@@ -22,7 +23,9 @@ def tiled(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, value)
 
 
-def inputs(dtype: torch.dtype = torch.float32, bias: bool = True, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+def inputs(
+    dtype: torch.dtype = torch.float32, bias: bool = True, scale: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     g = torch.Generator().manual_seed(0)
 
     def r(*shape: int) -> Tensor:
@@ -39,7 +42,9 @@ def layer(weight: Tensor, bias: Tensor | None) -> LMHead:
     return LMHead.adopt(linear)
 
 
-def plain(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, temperature: float, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
+def plain(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, temperature: float, top_k: int, top_p: float
+) -> tuple[Tensor, Tensor]:
     log_p = truncate(nn.functional.linear(hidden, weight, bias) / temperature, target, top_k, top_p).log_softmax(-1)
     return log_p.gather(-1, target[:, None])[:, 0], -(log_p.exp() * log_p.masked_fill(log_p.isinf(), 0)).sum(-1)
 
@@ -50,17 +55,31 @@ def gradients(logp: Tensor, ent: Tensor, of: list[Tensor]) -> tuple[Tensor, ...]
     return torch.autograd.grad((w[:N] * logp).sum() + (w[N:] * ent).sum() if len(ent) else (w[:N] * logp).sum(), of)
 
 
-def check(dtype: torch.dtype, tolerance: float, *, scale: float = 1.0, bias: bool = True, entropy: bool = True, fp32: bool = False, temperature: float = 1.0,
-          top_k: int = 0, top_p: float = 1.0) -> None:
+def check(
+    dtype: torch.dtype,
+    tolerance: float,
+    *,
+    scale: float = 1.0,
+    bias: bool = True,
+    entropy: bool = True,
+    fp32: bool = False,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> None:
     hidden, weight, b, target = inputs(dtype, bias, scale)
     head, hidden = layer(weight, b), hidden.requires_grad_()
-    logp, ent, _ = head(hidden, target=target, temperature=temperature, top_k=top_k, top_p=top_p, entropy=entropy, fp32=fp32)
+    logp, ent, _ = head(
+        hidden, target=target, temperature=temperature, top_k=top_k, top_p=top_p, entropy=entropy, fp32=fp32
+    )
     assert logp.dtype == torch.float32 and ent.shape == (N if entropy else 0,)
     found = gradients(logp, ent, [hidden, *head.parameters()])
     wide = [x.detach().double().requires_grad_() for x in (hidden, *head.parameters())]
     want_logp, want_ent = plain(wide[0], wide[1], wide[2] if bias else None, target, temperature, top_k, top_p)
     want = gradients(want_logp, want_ent if entropy else ent.double(), wide)
-    for x, y in zip((logp, *([ent] if entropy else []), *found), (want_logp, *([want_ent] if entropy else []), *want), strict=True):
+    for x, y in zip(
+        (logp, *([ent] if entropy else []), *found), (want_logp, *([want_ent] if entropy else []), *want), strict=True
+    ):
         assert float((x.double() - y).norm().detach() / y.norm().detach()) < tolerance
     assert [x.dtype for x in found] == [dtype] * len(found)
 
@@ -68,22 +87,26 @@ def check(dtype: torch.dtype, tolerance: float, *, scale: float = 1.0, bias: boo
 @pytest.mark.usefixtures("tiled")
 @pytest.mark.parametrize(("bias", "entropy", "temperature"), list(product((False, True), (False, True), (1.0, 0.7))))
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (5, 1.0), (0, 0.8), (7, 0.9)])
-def test_values_and_gradients_are_those_of_full_logits(bias: bool, entropy: bool, temperature: float, top_k: int, top_p: float) -> None:
+def test_values_and_gradients_are_those_of_full_logits(
+    bias: bool, entropy: bool, temperature: float, top_k: int, top_p: float
+) -> None:
     check(torch.float32, 1e-5, bias=bias, entropy=entropy, temperature=temperature, top_k=top_k, top_p=top_p)
 
 
 @pytest.mark.usefixtures("tiled")
 @pytest.mark.parametrize("entropy", [False, True])
 def test_bfloat16(entropy: bool) -> None:
-    check(torch.bfloat16, 0.02, scale=0.5, entropy=entropy)                         # products are rounded as the model's are
-    check(torch.bfloat16, 0.004, scale=0.5, entropy=entropy, fp32=True)             # only the gradients are rounded
+    check(torch.bfloat16, 0.02, scale=0.5, entropy=entropy)  # products are rounded as the model's are
+    check(torch.bfloat16, 0.004, scale=0.5, entropy=entropy, fp32=True)  # only the gradients are rounded
 
 
 @pytest.mark.usefixtures("tiled")
 def test_nothing_is_lost_where_the_policy_is_certain() -> None:
-    hidden, weight, bias, target = inputs(scale=6)                                  # logits of some hundreds, p close to 1
+    hidden, weight, bias, target = inputs(scale=6)  # logits of some hundreds, p close to 1
     logp, ent, _ = layer(weight, bias)(hidden, target=target, entropy=True)
-    want, want_ent = plain(hidden.double(), weight.double(), bias.double() if bias is not None else None, target, 1.0, 0, 1.0)
+    want, want_ent = plain(
+        hidden.double(), weight.double(), bias.double() if bias is not None else None, target, 1.0, 0, 1.0
+    )
     torch.testing.assert_close(logp.double(), want, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(ent.double(), want_ent, rtol=1e-3, atol=1e-7)
 
@@ -92,10 +115,10 @@ def test_nothing_is_lost_where_the_policy_is_certain() -> None:
 def test_only_what_is_trained_gets_a_gradient() -> None:
     hidden, weight, bias, target = inputs()
     head, x = layer(weight, bias).requires_grad_(False), hidden.clone().requires_grad_()
-    frozen, = gradients(*head(x, target=target, entropy=True)[:2], [x])             # LoRA
+    (frozen,) = gradients(*head(x, target=target, entropy=True)[:2], [x])  # LoRA
     head.requires_grad_()
     whole, w = gradients(*head(x, target=target, entropy=True)[:2], [x, head.weight])
-    only, = gradients(*head(hidden, target=target, entropy=True)[:2], [head.weight])
+    (only,) = gradients(*head(hidden, target=target, entropy=True)[:2], [head.weight])
     torch.testing.assert_close(frozen, whole)
     torch.testing.assert_close(only, w)
 

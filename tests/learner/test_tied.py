@@ -1,4 +1,5 @@
 """A matrix that is embedding and output layer gets one gradient, the same as autograd's sum of two."""
+
 from __future__ import annotations
 
 import string
@@ -25,11 +26,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def batch() -> Batch:
     rows = [((3, 4, PAD, 5), [6, 7, 1]), ((3, 4, PAD, 5), [6, 6, 6, 8, PAD, 1]), ((9, 4), [3, 1])]
-    return Batch.from_rollouts([Rollout(Prompt(str(g), p, ""), t, [True] * len(t), [0.0] * len(t), [0] * len(t), "stop", group=g)
-                                for g, (p, t) in zip((0, 0, 1), rows, strict=True)])
+    return Batch.from_rollouts(
+        [
+            Rollout(Prompt(str(g), p, ""), t, [True] * len(t), [0.0] * len(t), [0] * len(t), "stop", group=g)
+            for g, (p, t) in zip((0, 0, 1), rows, strict=True)
+        ]
+    )
 
 
-def gradients(folder: Path, dtype: torch.dtype, attention: str | None, shared: bool, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+def gradients(
+    folder: Path, dtype: torch.dtype, attention: str | None, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Tensor]:
     packed.register()
     model = PolicyModel(load_lm(folder, dtype=dtype, attention=attention))
     assert model._shared_table() is not None and model._shared_table().padding_idx == PAD
@@ -42,13 +49,15 @@ def gradients(folder: Path, dtype: torch.dtype, attention: str | None, shared: b
 
 @pytest.mark.parametrize("attention", [None, packed.NAME])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
-def test_one_gradient_is_the_sum_of_two(folder: Path, dtype: torch.dtype, tolerance: float, attention: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_gradient_is_the_sum_of_two(
+    folder: Path, dtype: torch.dtype, tolerance: float, attention: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, two = (gradients(folder, dtype, attention, shared, monkeypatch) for shared in (True, False))
     assert one.keys() == two.keys()
     for name in one:
         assert float((one[name] - two[name]).norm()) <= tolerance * float(two[name].norm()) + 1e-9, name
     table = one["lm.model.embed_tokens.weight"]
-    assert bool((table[9] != 0).any()) and bool((table[PAD] != 0).any())        # only an input; only an output
+    assert bool((table[9] != 0).any()) and bool((table[PAD] != 0).any())  # only an input; only an output
 
 
 def test_there_is_one_gradient_of_the_size_of_the_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +84,7 @@ def test_there_is_one_gradient_of_the_size_of_the_vocabulary(tmp_path: Path, mon
 
     assert len(backward()) == 1
     monkeypatch.setattr(model, "_shared_table", lambda: None)
-    assert len(backward()) > 1                          # so the watch sees them
+    assert len(backward()) > 1  # so the watch sees them
 
 
 def test_frozen_and_separate_matrices_are_left_alone(folder: Path, tmp_path: Path) -> None:
@@ -84,4 +93,9 @@ def test_frozen_and_separate_matrices_are_left_alone(folder: Path, tmp_path: Pat
         assert model._shared_table() is None
     model.requires_grad_(False)
     assert model._shared_table() is None
-    assert PolicyModel(load_lm(make_tiny(tmp_path, "01", hidden=32, layers=1, heads=1, kv_heads=1, tie=False)))._shared_table() is None
+    assert (
+        PolicyModel(
+            load_lm(make_tiny(tmp_path, "01", hidden=32, layers=1, heads=1, kv_heads=1, tie=False))
+        )._shared_table()
+        is None
+    )

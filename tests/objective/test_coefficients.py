@@ -1,4 +1,5 @@
 """Schedules by hand, controllers against a simulated policy, corrections by hand."""
+
 from __future__ import annotations
 
 import math
@@ -19,7 +20,15 @@ from rlkit.objective.coefficients import (
     RewardMasked,
     Step,
 )
-from rlkit.objective.corrections import IcePop, K3Mask, OffPolicySequenceMask, SequenceMask, TruncatedIS, correction_stats, weights
+from rlkit.objective.corrections import (
+    IcePop,
+    K3Mask,
+    OffPolicySequenceMask,
+    SequenceMask,
+    TruncatedIS,
+    correction_stats,
+    weights,
+)
 from rlkit.objective.divergences import KL
 from rlkit.types import Batch, Stats
 
@@ -38,7 +47,11 @@ def test_ziegler_by_hand() -> None:
         assert spec.next(spec.start(), 1, stats)["value"] == pytest.approx(0.1 * (1 + error * 256 / 1000))
 
 
-@pytest.mark.parametrize("spec", [KLBudget(target=0.05, init=0.001), DualAscent(target=0.05, init=0.0, lr=0.3)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "spec",
+    [KLBudget(target=0.05, init=0.001), DualAscent(target=0.05, init=0.0, lr=0.3)],
+    ids=lambda s: type(s).__name__,
+)
 def test_controllers_hold_the_kl_of_a_simulated_policy(spec: object) -> None:
     """The simulated policy settles at ``kl = pull / coefficient``, slowly and with noise: a stronger penalty, a smaller KL."""
     g = torch.Generator().manual_seed(0)
@@ -65,8 +78,13 @@ def test_the_integral_of_the_budget_controller_does_not_wind_up() -> None:
 
 def responses(rewards: list[float], group: list[int]) -> Batch:
     S = len(rewards)
-    return Batch(seq=torch.arange(S), group=torch.tensor(group), source=torch.zeros(S, dtype=torch.long), reward=torch.tensor(rewards),
-                 adv=torch.tensor(rewards) - 0.5)
+    return Batch(
+        seq=torch.arange(S),
+        group=torch.tensor(group),
+        source=torch.zeros(S, dtype=torch.long),
+        reward=torch.tensor(rewards),
+        adv=torch.tensor(rewards) - 0.5,
+    )
 
 
 def test_weights_of_single_sequences() -> None:
@@ -90,8 +108,16 @@ def test_states_are_logged_and_resume() -> None:
     assert other.values() == c.values() != Coefficients(parts).values() and Constant(2.0).start() == {"value": 2.0}
 
 
-@pytest.mark.parametrize("bad", [lambda: KLBudget(target=0.0), lambda: AdaptiveKL(target=-1.0), lambda: KLBudget(target=1.0, low=2.0),
-                                 lambda: Step(values=(1.0,), at=(5,)), lambda: IcePop(low=2.0, high=1.0)])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: KLBudget(target=0.0),
+        lambda: AdaptiveKL(target=-1.0),
+        lambda: KLBudget(target=1.0, low=2.0),
+        lambda: Step(values=(1.0,), at=(5,)),
+        lambda: IcePop(low=2.0, high=1.0),
+    ],
+)
 def test_impossible_values_are_refused(bad: object) -> None:
     with pytest.raises(ValueError):
         bad()
@@ -99,8 +125,13 @@ def test_impossible_values_are_refused(bad: object) -> None:
 
 def test_corrections_by_hand() -> None:
     log_c = torch.tensor([math.log(4.0), math.log(0.25), 0.001, -0.001])
-    b = Batch(seq=torch.tensor([0, 0, 1, 1]), group=torch.zeros(2, dtype=torch.long), source=torch.zeros(2, dtype=torch.long), reward=torch.zeros(2),
-              logp={"behav": torch.zeros(4), "old": log_c})
+    b = Batch(
+        seq=torch.tensor([0, 0, 1, 1]),
+        group=torch.zeros(2, dtype=torch.long),
+        source=torch.zeros(2, dtype=torch.long),
+        reward=torch.zeros(2),
+        logp={"behav": torch.zeros(4), "old": log_c},
+    )
     torch.testing.assert_close(TruncatedIS(cap=2.0)(b), torch.tensor([2, 0.25, math.exp(0.001), math.exp(-0.001)]))
     torch.testing.assert_close(TruncatedIS(cap=2.0, level="sequence")(b), torch.ones(4))
     torch.testing.assert_close(IcePop(low=0.5, high=5.0)(b), torch.tensor([4, 0, math.exp(0.001), math.exp(-0.001)]))
@@ -118,4 +149,6 @@ def test_corrections_by_hand() -> None:
     stats = Stats()
     correction_stats(b, stats)
     c = log_c.exp()
-    assert stats["correction/masked"] == 0.5 and stats["correction/ess"] == pytest.approx(float(c.sum() ** 2 / (c**2).sum() / 4))
+    assert stats["correction/masked"] == 0.5 and stats["correction/ess"] == pytest.approx(
+        float(c.sum() ** 2 / (c**2).sum() / 4)
+    )

@@ -1,4 +1,5 @@
 """Every divergence and estimator against exact enumeration: the gradient in expectation, not only the value."""
+
 from __future__ import annotations
 
 import math
@@ -27,7 +28,9 @@ P = {
     ("alpha", -1.0): lambda p, q: 0.5 * ((p - q) ** 2 / p).sum(-1),
     ("tsallis", 2.0): lambda p, q: ((p - q) ** 2 / q).sum(-1),
     ("tsallis", 0.5): lambda p, q: 2 * (1 - (p * q).sqrt().sum(-1)),
-    ("generalised_js", 0.3): lambda p, q: 0.3 * (p * (p / (0.3 * p + 0.7 * q)).log()).sum(-1) + 0.7 * (q * (q / (0.3 * p + 0.7 * q)).log()).sum(-1),
+    ("generalised_js", 0.3): lambda p, q: (
+        0.3 * (p * (p / (0.3 * p + 0.7 * q)).log()).sum(-1) + 0.7 * (q * (q / (0.3 * p + 0.7 * q)).log()).sum(-1)
+    ),
     ("skew_forward", 0.2): lambda p, q: (q * (q / (0.2 * q + 0.8 * p)).log()).sum(-1),
     ("skew_reverse", 0.2): lambda p, q: (p * (p / (0.2 * p + 0.8 * q)).log()).sum(-1),
 }
@@ -46,7 +49,9 @@ def test_the_table_is_complete() -> None:
 @pytest.mark.parametrize("form", ["score", "differentiable"])
 @pytest.mark.parametrize("off_policy", [False, True])
 @pytest.mark.parametrize("key", CASES, ids=str)
-def test_value_and_gradient_under_the_sampling_policy(key: tuple[str, float | None], off_policy: bool, form: str) -> None:
+def test_value_and_gradient_under_the_sampling_policy(
+    key: tuple[str, float | None], off_policy: bool, form: str
+) -> None:
     w = World(1, off_policy)
     term = Divergence(f=key[0], parameter=key[1], form=form, reduce="sum")
     got, want = w.expected(term, w.batch()), exact(w, key, w.mu)
@@ -78,15 +83,24 @@ def test_the_differentiable_sequence_form_is_the_sequence_kl() -> None:
     torch.testing.assert_close(w.gradient(got), w.gradient(want), rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize(("estimator", "importance", "target", "off_policy"), [
-    ("k2", "none", "reverse_kl", False), ("k3", "none", "forward_kl", False), ("k3+", "none", "reverse_kl", False), ("k1+", "none", "reverse_kl", False),
-    ("k1", "token", "reverse_kl", True), ("k2", "token", "reverse_kl", True), ("k3", "token", "reverse_kl", True)])
+@pytest.mark.parametrize(
+    ("estimator", "importance", "target", "off_policy"),
+    [
+        ("k2", "none", "reverse_kl", False),
+        ("k3", "none", "forward_kl", False),
+        ("k3+", "none", "reverse_kl", False),
+        ("k1+", "none", "reverse_kl", False),
+        ("k1", "token", "reverse_kl", True),
+        ("k2", "token", "reverse_kl", True),
+        ("k3", "token", "reverse_kl", True),
+    ],
+)
 def test_what_each_estimator_optimises(estimator: str, importance: str, target: str, off_policy: bool) -> None:
     w = World(5, off_policy)
     got = w.gradient(w.expected(KL(estimator=estimator, importance=importance, reduce="sum"), w.batch()))
     torch.testing.assert_close(got, w.gradient(exact(w, (target, None), w.mu)), rtol=1e-8, atol=1e-10)
     other = "forward_kl" if target == "reverse_kl" else "reverse_kl"
-    assert (got - w.gradient(exact(w, (other, None), w.mu))).abs().max() > 1e-3      # it is not the other KL
+    assert (got - w.gradient(exact(w, (other, None), w.mu))).abs().max() > 1e-3  # it is not the other KL
 
 
 def test_k1_without_a_weight_is_refused_because_its_expected_gradient_is_zero() -> None:
@@ -131,7 +145,9 @@ def test_a_divergence_of_the_users_own() -> None:
     torch.testing.assert_close(w.gradient(got), w.gradient(exact(w, ("chi2", None), w.mu)), rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize(("f", "parameter"), [("no_such", None), ("js", 0.5), ("alpha", None), ("generalised_js", 1.0), ("tsallis", -1.0)])
+@pytest.mark.parametrize(
+    ("f", "parameter"), [("no_such", None), ("js", 0.5), ("alpha", None), ("generalised_js", 1.0), ("tsallis", -1.0)]
+)
 def test_bad_divergences_are_refused(f: str, parameter: float | None) -> None:
     with pytest.raises(ValueError, match=f):
         generator(f, parameter)

@@ -1,4 +1,5 @@
 """Whole-vocabulary divergences against plain autograd on full logits; the sequence form against enumeration."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -14,7 +15,14 @@ from rlkit.objective.full_vocab import FullDivergence, Head, full_divergence
 from rlkit.types import New
 from tests.objective.world import T, World
 
-ALL = [(name, None) for name in TABLE] + [("alpha", 0.5), ("alpha", 2.0), ("tsallis", 1.5), ("generalised_js", 0.3), ("skew_forward", 0.1), ("skew_reverse", 0.1)]
+ALL = [(name, None) for name in TABLE] + [
+    ("alpha", 0.5),
+    ("alpha", 2.0),
+    ("tsallis", 1.5),
+    ("generalised_js", 0.3),
+    ("skew_forward", 0.1),
+    ("skew_reverse", 0.1),
+]
 N, H, V = 7, 5, 11
 
 
@@ -24,7 +32,10 @@ def heads(scale: float = 1.0) -> tuple[Head, Head]:
     def r(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=g) * scale
 
-    return (Head(r(N, H).requires_grad_(), r(V, H).requires_grad_(), r(V).requires_grad_()), Head(r(N, H), r(V, H), r(V)))
+    return (
+        Head(r(N, H).requires_grad_(), r(V, H).requires_grad_(), r(V).requires_grad_()),
+        Head(r(N, H), r(V, H), r(V)),
+    )
 
 
 def plain(policy: Head, anchor: Head, f: object, temperature: float) -> Tensor:
@@ -36,7 +47,9 @@ def plain(policy: Head, anchor: Head, f: object, temperature: float) -> Tensor:
 @pytest.mark.parametrize(("name", "parameter"), ALL)
 @pytest.mark.parametrize("chunk", [1 << 23, 2 * V])
 @pytest.mark.parametrize("expected", ["none", "right", "wrong"])
-def test_value_and_gradient_are_those_of_full_logits(name: str, parameter: float | None, chunk: int, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_value_and_gradient_are_those_of_full_logits(
+    name: str, parameter: float | None, chunk: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("rlkit.objective.full_vocab.CHUNK_ELEMENTS", chunk)
     f, (policy, anchor) = generator(name, parameter), heads(0.7)
     upstream = torch.linspace(-1, 2, N)
@@ -45,7 +58,11 @@ def test_value_and_gradient_are_those_of_full_logits(name: str, parameter: float
     want = plain(policy, anchor, f, 0.8)
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)
     leaves = (policy.hidden, policy.weight, policy.bias)
-    for a, b in zip(torch.autograd.grad((got * upstream).sum(), leaves), torch.autograd.grad((want * upstream).sum(), leaves), strict=True):
+    for a, b in zip(
+        torch.autograd.grad((got * upstream).sum(), leaves),
+        torch.autograd.grad((want * upstream).sum(), leaves),
+        strict=True,
+    ):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -54,8 +71,12 @@ def test_closed_forms() -> None:
     p = (policy.hidden @ policy.weight.T + policy.bias).log_softmax(-1)
     q = (anchor.hidden @ anchor.weight.T + anchor.bias).log_softmax(-1)
     kl = torch.nn.functional.kl_div
-    torch.testing.assert_close(full_divergence(policy, anchor, TABLE["reverse_kl"]), kl(q, p, log_target=True, reduction="none").sum(-1))
-    torch.testing.assert_close(full_divergence(policy, anchor, TABLE["forward_kl"]), kl(p, q, log_target=True, reduction="none").sum(-1))
+    torch.testing.assert_close(
+        full_divergence(policy, anchor, TABLE["reverse_kl"]), kl(q, p, log_target=True, reduction="none").sum(-1)
+    )
+    torch.testing.assert_close(
+        full_divergence(policy, anchor, TABLE["forward_kl"]), kl(p, q, log_target=True, reduction="none").sum(-1)
+    )
     torch.testing.assert_close(full_divergence(policy, anchor, TABLE["tv"]), 0.5 * (p.exp() - q.exp()).abs().sum(-1))
 
 
@@ -70,7 +91,10 @@ def test_a_tail_bucket_is_the_divergence_of_the_coarser_distributions(name: str,
         p = (policy.hidden @ policy.weight.T + policy.bias).log_softmax(-1)
         q = (anchor.hidden @ anchor.weight.T + anchor.bias).log_softmax(-1)
         ids = (q if of == "anchor" else p).topk(k).indices
-        coarse = [torch.cat([x.gather(-1, ids), torch.log1p(-x.gather(-1, ids).exp().sum(-1, keepdim=True))], -1) for x in (p, q)]
+        coarse = [
+            torch.cat([x.gather(-1, ids), torch.log1p(-x.gather(-1, ids).exp().sum(-1, keepdim=True))], -1)
+            for x in (p, q)
+        ]
         want = (coarse[0].exp() * f.value(coarse[0] - coarse[1])).sum(-1)
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
         leaves = (policy.hidden, policy.weight, policy.bias)
@@ -88,7 +112,7 @@ def test_distributions_that_are_far_apart_keep_their_gradient(name: str, paramet
     policy = Head(torch.tensor([[100.0, 0.0]], requires_grad=True), torch.eye(2), None)
     anchor = Head(torch.tensor([[0.0, 0.0]]), torch.eye(2), None)
     d = full_divergence(policy, anchor, f)
-    g, = torch.autograd.grad(d.sum(), policy.hidden)
+    (g,) = torch.autograd.grad(d.sum(), policy.hidden)
     assert bool(d.isfinite().all()) and bool(g.isfinite().all())
     if name in ("forward_kl", "forward_ukl"):
         assert g[0].tolist() == pytest.approx([0.5, -0.5], abs=1e-3)
@@ -125,5 +149,8 @@ def test_parameters_are_checked() -> None:
             FullDivergence(f=name)
     with pytest.raises(ValueError, match="top_k"):
         FullDivergence(top_k=0)
-    assert FullDivergence(f="alpha", parameter=0.5, top_k=64).name == "alpha0.5_top64(ref)" and dataclasses.replace(FullDivergence(), coef=2.0).coef == 2
+    assert (
+        FullDivergence(f="alpha", parameter=0.5, top_k=64).name == "alpha0.5_top64(ref)"
+        and dataclasses.replace(FullDivergence(), coef=2.0).coef == 2
+    )
     assert math.isfinite(FullDivergence().coef)

@@ -1,4 +1,5 @@
 """Training to the optimum of ``max E[r] - beta D`` on a policy small enough to know it: the terms, the loss and plain Adam, nothing else."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -31,12 +32,21 @@ def train(terms: list[Any], penalties: list[Any] = [], mu: Tensor | None = None,
     for _ in range(steps):
         pi = logits.log_softmax(0)
         behav = pi.detach() if mu is None else mu
-        b = Batch(seq=torch.arange(V), group=torch.zeros(V, dtype=torch.long), source=torch.zeros(V, dtype=torch.long), reward=R,
-                  logp={"behav": behav, "old": behav, "ref": REF})
+        b = Batch(
+            seq=torch.arange(V),
+            group=torch.zeros(V, dtype=torch.long),
+            source=torch.zeros(V, dtype=torch.long),
+            reward=R,
+            logp={"behav": behav, "old": behav, "ref": REF},
+        )
         fill_advantages(b, Plain(), penalties, [BETA] * len(penalties))
         b.adv = b.adv - (behav.exp() * b.adv).sum()
         b.norm = behav.exp().expand(len(terms), V)
-        full = {t.name: (pi.exp() * t.generator.value(pi - REF)).sum().expand(V) for t in terms if isinstance(t, FullDivergence)}
+        full = {
+            t.name: (pi.exp() * t.generator.value(pi - REF)).sum().expand(V)
+            for t in terms
+            if isinstance(t, FullDivergence)
+        }
         value, _ = loss(terms, New(pi, full=full), b, [t.coef for t in terms])
         optimizer.zero_grad()
         value.backward()
@@ -48,7 +58,9 @@ def train(terms: list[Any], penalties: list[Any] = [], mu: Tensor | None = None,
 def optimum(divergence: Callable[[Tensor, Tensor], Tensor], beta: float = BETA) -> Tensor:
     """By a convex optimiser on the simplex, from the textbook definition."""
     logits = REF.clone().requires_grad_()
-    solver = torch.optim.LBFGS([logits], lr=1, max_iter=2000, tolerance_grad=1e-12, tolerance_change=1e-15, line_search_fn="strong_wolfe")
+    solver = torch.optim.LBFGS(
+        [logits], lr=1, max_iter=2000, tolerance_grad=1e-12, tolerance_change=1e-15, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         solver.zero_grad()
@@ -91,11 +103,20 @@ def test_every_divergence_trains_to_its_own_optimum(key: tuple[str, float | None
     assert tv(got, optimum(P[key[0] if key[1] is None else key])) < 1e-2
 
 
-@pytest.mark.parametrize(("regularizer", "penalty", "target"), [
-    (KL(estimator="k2", coef=BETA, reduce="sum"), None, "reverse_kl"), (KL(estimator="k3+", coef=BETA, reduce="sum"), None, "reverse_kl"),
-    (KL(estimator="k3", importance="token", coef=BETA, reduce="sum"), None, "reverse_kl"), (FullDivergence(f="js", coef=BETA, reduce="sum"), None, "js"),
-    (FullDivergence(f="forward_kl", coef=BETA, reduce="sum"), None, "forward_kl"), (None, KLReward(), "reverse_kl"),
-    (None, DivergenceReward(f="hellinger"), "hellinger"), (None, DivergenceReward(f="chi2", credit="sequence"), "chi2")], ids=str)
+@pytest.mark.parametrize(
+    ("regularizer", "penalty", "target"),
+    [
+        (KL(estimator="k2", coef=BETA, reduce="sum"), None, "reverse_kl"),
+        (KL(estimator="k3+", coef=BETA, reduce="sum"), None, "reverse_kl"),
+        (KL(estimator="k3", importance="token", coef=BETA, reduce="sum"), None, "reverse_kl"),
+        (FullDivergence(f="js", coef=BETA, reduce="sum"), None, "js"),
+        (FullDivergence(f="forward_kl", coef=BETA, reduce="sum"), None, "forward_kl"),
+        (None, KLReward(), "reverse_kl"),
+        (None, DivergenceReward(f="hellinger"), "hellinger"),
+        (None, DivergenceReward(f="chi2", credit="sequence"), "chi2"),
+    ],
+    ids=str,
+)
 def test_placements_and_estimators_train_to_the_optimum(regularizer: Any, penalty: Any, target: str) -> None:
     got = train([Reinforce(reduce="sum"), *([regularizer] if regularizer else [])], [penalty] if penalty else [])
     assert tv(got, optimum(P[target])) < 1e-2
@@ -114,7 +135,7 @@ def test_pmd_mean_trains_to_its_lambert_w_fixed_point() -> None:
 
     def u(lam: float) -> Tensor:
         x = torch.ones(V, dtype=torch.float64)
-        for _ in range(200):                       # Newton on the logarithm: g(log x) = log x + lam x - a, increasing for lam > 0
+        for _ in range(200):  # Newton on the logarithm: g(log x) = log x + lam x - a, increasing for lam > 0
             y = x.log()
             y = y - (y + lam * x - a) / (1 + lam * x)
             x = y.exp()
@@ -122,4 +143,4 @@ def test_pmd_mean_trains_to_its_lambert_w_fixed_point() -> None:
 
     want = normalised(u, 0.0, 10.0)
     assert float(want.sum()) == pytest.approx(1) and tv(got, want) < 1e-2
-    assert tv(got, (REF + R / tau).softmax(0)) > 1e-2                           # it is not the exponential tilt
+    assert tv(got, (REF + R / tau).softmax(0)) > 1e-2  # it is not the exponential tilt

@@ -1,4 +1,5 @@
 """Losses and advantages: policy gradients by enumeration, closed forms by hand, invariance under cutting."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -21,9 +22,19 @@ def advantages(w: World, b: Batch) -> Batch:
     return b
 
 
-@pytest.mark.parametrize("term", [L.PPOClip(reduce="sum"), L.ISGradient(reduce="sum"), L.Reinforce(reduce="sum"), L.CISPO(reduce="sum"),
-                                  L.SAPO(reduce="sum", tau_pos=2.0, tau_neg=2.0), L.DPPO(reduce="sum", quadratic=0.0),
-                                  L.RPG(reduce="sum", beta=0.0)], ids=lambda t: t.name)
+@pytest.mark.parametrize(
+    "term",
+    [
+        L.PPOClip(reduce="sum"),
+        L.ISGradient(reduce="sum"),
+        L.Reinforce(reduce="sum"),
+        L.CISPO(reduce="sum"),
+        L.SAPO(reduce="sum", tau_pos=2.0, tau_neg=2.0),
+        L.DPPO(reduce="sum", quadratic=0.0),
+        L.RPG(reduce="sum", beta=0.0),
+    ],
+    ids=lambda t: t.name,
+)
 def test_on_policy_every_surrogate_is_the_policy_gradient(term) -> None:
     w = World(1)
     b = advantages(w, w.batch(old=w.mu))
@@ -52,7 +63,9 @@ def penalised(w: World, penalty: object) -> torch.Tensor:
     return w.gradient(w.expected(L.Reinforce(reduce="sum"), b))
 
 
-@pytest.mark.parametrize("penalty", [KLReward(), KLReward(placement="advantage"), DivergenceReward(credit="sequence")], ids=str)
+@pytest.mark.parametrize(
+    "penalty", [KLReward(), KLReward(placement="advantage"), DivergenceReward(credit="sequence")], ids=str
+)
 def test_kl_with_credit_for_later_tokens_is_the_kl_of_responses(penalty: object) -> None:
     w = World(3)
     p = w.of_sequence(w.pi())
@@ -73,7 +86,9 @@ def test_divergences_in_the_advantage(key: tuple[str, float | None], credit: str
     whole = (w.of_sequence(pi).exp() * per_prefix[rows].view(-1, T).sum(1)).sum()
     torch.testing.assert_close(got, w.gradient(frozen if credit == "token" else whole), rtol=1e-8, atol=1e-10)
     if key[0] == "reverse_kl" and credit == "token":
-        torch.testing.assert_close(penalised(w, KLReward(placement="advantage", credit="token")), got, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(
+            penalised(w, KLReward(placement="advantage", credit="token")), got, rtol=1e-8, atol=1e-10
+        )
 
 
 def test_anchors_that_are_mixtures() -> None:
@@ -84,14 +99,23 @@ def test_anchors_that_are_mixtures() -> None:
     middle = (0.25 * a.exp() + 0.75 * c.exp()).log()
     anchor = Mixture(of=("ref", "old"), weights=(1.0, 3.0))
     got = w.gradient(w.expected(Divergence(f="forward_kl", anchor=anchor, reduce="sum"), b))
-    torch.testing.assert_close(got, w.gradient(w.per_prefix((middle.exp() * (middle - w.pi())).sum(-1), w.mu)), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(
+        got, w.gradient(w.per_prefix((middle.exp() * (middle - w.pi())).sum(-1), w.mu)), rtol=1e-8, atol=1e-10
+    )
     middle = (0.25 * a + 0.75 * c).log_softmax(-1)
     anchor = Mixture(of=("ref", "old"), weights=(1.0, 3.0), mean="geometric")
     want = w.gradient(w.per_prefix((pi.exp() * (pi - middle)).sum(-1), w.mu))
-    for term in (Divergence(anchor=anchor, reduce="sum"), KL(estimator="k2", importance="token", anchor=anchor, reduce="sum")):
+    for term in (
+        Divergence(anchor=anchor, reduce="sum"),
+        KL(estimator="k2", importance="token", anchor=anchor, reduce="sum"),
+    ):
         torch.testing.assert_close(w.gradient(w.expected(term, b)), want, rtol=1e-8, atol=1e-10)
-    for bad in (lambda: Divergence(f="js", anchor=anchor), lambda: KL(anchor=anchor), lambda: Mixture(of=("ref",)),
-                lambda: Mixture(of=("ref", "old"), weights=(1.0, -1.0))):
+    for bad in (
+        lambda: Divergence(f="js", anchor=anchor),
+        lambda: KL(anchor=anchor),
+        lambda: Mixture(of=("ref",)),
+        lambda: Mixture(of=("ref", "old"), weights=(1.0, -1.0)),
+    ):
         with pytest.raises(ValueError):
             bad()
 
@@ -104,8 +128,14 @@ def test_inexact_estimators_are_refused_in_the_reward(estimator: str) -> None:
 
 def tokens(new: list[float], old: list[float], adv: list[float]) -> tuple[New, Batch]:
     n = len(new)
-    b = Batch(seq=torch.arange(n), group=torch.zeros(n, dtype=torch.long), source=torch.zeros(n, dtype=torch.long), reward=torch.zeros(n),
-              logp={"behav": torch.tensor(old), "old": torch.tensor(old)}, adv=torch.tensor(adv))
+    b = Batch(
+        seq=torch.arange(n),
+        group=torch.zeros(n, dtype=torch.long),
+        source=torch.zeros(n, dtype=torch.long),
+        reward=torch.zeros(n),
+        logp={"behav": torch.tensor(old), "old": torch.tensor(old)},
+        adv=torch.tensor(adv),
+    )
     return New(torch.tensor(new, requires_grad=True)), b
 
 
@@ -124,22 +154,35 @@ def test_which_tokens_clipping_silences() -> None:
 
 def test_gspo_uses_the_ratio_of_the_whole_response() -> None:
     new = New(torch.tensor([0.1, 0.3, 0.2], requires_grad=True))
-    b = Batch(seq=torch.tensor([0, 0, 1]), group=torch.zeros(2, dtype=torch.long), source=torch.zeros(2, dtype=torch.long), reward=torch.zeros(2),
-              logp={"old": torch.zeros(3)}, adv=torch.ones(3))
+    b = Batch(
+        seq=torch.tensor([0, 0, 1]),
+        group=torch.zeros(2, dtype=torch.long),
+        source=torch.zeros(2, dtype=torch.long),
+        reward=torch.zeros(2),
+        logp={"old": torch.zeros(3)},
+        adv=torch.ones(3),
+    )
     cost = L.GSPO(eps_low=0.5, eps_high=0.5)(new, b)
     torch.testing.assert_close(cost, -torch.tensor([0.2, 0.2, 0.2]).exp())
 
 
 def groups(rewards: list[float], group: list[int]) -> Batch:
     S = len(rewards)
-    return Batch(seq=torch.arange(S), group=torch.tensor(group), source=torch.zeros(S, dtype=torch.long), reward=torch.tensor(rewards))
+    return Batch(
+        seq=torch.arange(S),
+        group=torch.tensor(group),
+        source=torch.zeros(S, dtype=torch.long),
+        reward=torch.tensor(rewards),
+    )
 
 
 def test_advantages_by_hand() -> None:
     b = groups([1.0, 0.0, 0.0, 1.0, 1.0], [0, 0, 0, 1, 1])
     torch.testing.assert_close(GroupMean()(b), torch.tensor([2 / 3, -1 / 3, -1 / 3, 0, 0]))
     std = torch.tensor([1.0, 0, 0]).std()
-    torch.testing.assert_close(GroupNorm()(b), torch.tensor([2 / 3, -1 / 3, -1 / 3, 0, 0]) / (torch.tensor([std, std, std, 1, 1]) + 1e-6))
+    torch.testing.assert_close(
+        GroupNorm()(b), torch.tensor([2 / 3, -1 / 3, -1 / 3, 0, 0]) / (torch.tensor([std, std, std, 1, 1]) + 1e-6)
+    )
     torch.testing.assert_close(RLOO()(b), torch.tensor([1, -0.5, -0.5, 0, 0]))
     a = ReinforcePlusPlus()(b)
     assert abs(float(a.mean())) < 1e-6 and float(a.std(correction=0)) == pytest.approx(1)
@@ -152,8 +195,13 @@ def test_gae_against_the_double_sum() -> None:
     torch.manual_seed(0)
     T, gamma, lam = 5, 0.9, 0.8
     value = torch.randn(T)
-    b = Batch(seq=torch.zeros(T, dtype=torch.long), group=torch.zeros(1, dtype=torch.long), source=torch.zeros(1, dtype=torch.long),
-              reward=torch.tensor([2.0]), value=value)
+    b = Batch(
+        seq=torch.zeros(T, dtype=torch.long),
+        group=torch.zeros(1, dtype=torch.long),
+        source=torch.zeros(1, dtype=torch.long),
+        reward=torch.tensor([2.0]),
+        value=value,
+    )
     r = [0.0] * (T - 1) + [2.0]
     delta = [r[t] + gamma * (float(value[t + 1]) if t + 1 < T else 0) - float(value[t]) for t in range(T)]
     want = torch.tensor([sum((gamma * lam) ** (k - t) * delta[k] for k in range(t, T)) for t in range(T)])
@@ -161,12 +209,26 @@ def test_gae_against_the_double_sum() -> None:
     torch.testing.assert_close(b.returns, want + value)
 
 
-@pytest.mark.parametrize(("reduce", "want"), [
-    ("token", (1 + 2 + 3 + 4) / 4), ("seq", ((1 + 2 + 3) / 3 + 4) / 2), ("sum", (6 + 4) / 2), ("const", (6 + 4) / 2 / 10), ("prompt", (1 + 2 + 3 + 4) / 4)])
+@pytest.mark.parametrize(
+    ("reduce", "want"),
+    [
+        ("token", (1 + 2 + 3 + 4) / 4),
+        ("seq", ((1 + 2 + 3) / 3 + 4) / 2),
+        ("sum", (6 + 4) / 2),
+        ("const", (6 + 4) / 2 / 10),
+        ("prompt", (1 + 2 + 3 + 4) / 4),
+    ],
+)
 def test_reductions(reduce: str, want: float) -> None:
-    b = Batch(seq=torch.tensor([0, 0, 0, 1]), group=torch.zeros(2, dtype=torch.long), source=torch.zeros(2, dtype=torch.long), reward=torch.zeros(2))
+    b = Batch(
+        seq=torch.tensor([0, 0, 0, 1]),
+        group=torch.zeros(2, dtype=torch.long),
+        source=torch.zeros(2, dtype=torch.long),
+        reward=torch.zeros(2),
+    )
     term = dataclasses.replace(L.NLL(), reduce=reduce, const=10.0)
     b.norm = normalise((term,), b)
     from rlkit.objective import loss
+
     total, _ = loss((term,), New(-torch.tensor([1.0, 2, 3, 4])), b, (1.0,))
     assert float(total) == pytest.approx(want)

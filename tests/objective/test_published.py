@@ -1,4 +1,5 @@
 """Losses and advantages against padded re-implementations that were written from the papers' equations, and against each other."""
+
 from __future__ import annotations
 
 import math
@@ -23,8 +24,14 @@ def one(ratios: list[float], adv: list[float]) -> tuple[New, Batch]:
     """Tokens of their own, sampled with probability 0.1 each and now ``ratio`` times as likely."""
     n = len(ratios)
     old = torch.full((n,), math.log(0.05), dtype=torch.float64)
-    b = Batch(seq=torch.arange(n), group=torch.arange(n), source=torch.zeros(n, dtype=torch.long), reward=torch.zeros(n, dtype=torch.float64),
-              logp={"behav": old, "old": old}, adv=torch.tensor(adv, dtype=torch.float64))
+    b = Batch(
+        seq=torch.arange(n),
+        group=torch.arange(n),
+        source=torch.zeros(n, dtype=torch.long),
+        reward=torch.zeros(n, dtype=torch.float64),
+        logp={"behav": old, "old": old},
+        adv=torch.tensor(adv, dtype=torch.float64),
+    )
     return New((old + torch.tensor(ratios, dtype=torch.float64).log()).requires_grad_()), b
 
 
@@ -35,16 +42,22 @@ def weights(term: Term, ratios: list[float], adv: list[float]) -> Tensor:
 
 
 # RPG 2505.17508, section 3: the weight of the score, by divergence to the previous iterate
-WEIGHT = {"forward_kl": lambda w, r: w * r + BETA, "forward_ukl": lambda w, r: w * r - BETA * (w - 1),
-          "reverse_kl": lambda w, r: w * (r - BETA * (math.log(w) + 1)), "reverse_ukl": lambda w, r: w * (r - BETA * math.log(w))}
+WEIGHT = {
+    "forward_kl": lambda w, r: w * r + BETA,
+    "forward_ukl": lambda w, r: w * r - BETA * (w - 1),
+    "reverse_kl": lambda w, r: w * (r - BETA * (math.log(w) + 1)),
+    "reverse_ukl": lambda w, r: w * (r - BETA * math.log(w)),
+}
 RATIOS, REWARDS = [0.3, 0.9, 1.0, 1.1, 4.0], [1.0, -0.5, 0.2, -2.0, 0.7]
 
 
 @pytest.mark.parametrize("kl", WEIGHT)
 def test_rpg_weights_of_single_samples(kl: str) -> None:
     want = torch.tensor([WEIGHT[kl](w, r) for w, r in zip(RATIOS, REWARDS, strict=True)], dtype=torch.float64)
-    torch.testing.assert_close(weights(L.RPG(kl=kl, beta=BETA, clip=False), RATIOS, REWARDS), want)        # type: ignore[arg-type]
-    differentiable = weights(L.ISGradient(), RATIOS, REWARDS) + BETA * weights(Divergence(f=kl, anchor="old", form="differentiable"), RATIOS, REWARDS)
+    torch.testing.assert_close(weights(L.RPG(kl=kl, beta=BETA, clip=False), RATIOS, REWARDS), want)  # type: ignore[arg-type]
+    differentiable = weights(L.ISGradient(), RATIOS, REWARDS) + BETA * weights(
+        Divergence(f=kl, anchor="old", form="differentiable"), RATIOS, REWARDS
+    )
     torch.testing.assert_close(differentiable, want)
 
 
@@ -52,13 +65,18 @@ def test_rpg_weights_of_single_samples(kl: str) -> None:
 def test_rpg_style_clip_is_the_truth_table(kl: str) -> None:
     """Eq. 4.1: by the sign of the regularised advantage and the ratio, which tokens keep their gradient; constants keep their value."""
     eps_low, eps_high, c = 0.2, 0.28, 3.0
-    term = L.RPG(kl=kl, beta=BETA, eps_low=eps_low, eps_high=eps_high, dual_clip=c)         # type: ignore[arg-type]
+    term = L.RPG(kl=kl, beta=BETA, eps_low=eps_low, eps_high=eps_high, dual_clip=c)  # type: ignore[arg-type]
     ratios = [x for x in (0.5, 0.79, 0.81, 1.0, 1.27, 1.29, 2.9, 3.1) for _ in range(4)]
     rewards = [2.0, 0.4, -0.4, -2.0] * 8
     got, (new, b) = weights(term, ratios, rewards), one(ratios, rewards)
     value = term(new, b)
     for i, (w, r) in enumerate(zip(ratios, rewards, strict=True)):
-        c_kl = {"forward_kl": BETA, "forward_ukl": BETA * (1 - w), "reverse_kl": -BETA * w * (math.log(w) + 1), "reverse_ukl": -BETA * w * math.log(w)}[kl]
+        c_kl = {
+            "forward_kl": BETA,
+            "forward_ukl": BETA * (1 - w),
+            "reverse_kl": -BETA * w * (math.log(w) + 1),
+            "reverse_ukl": -BETA * w * math.log(w),
+        }[kl]
         nll, advantage = -float(new.logp[i]), r + c_kl / w
         keeps = w < 1 + eps_high if advantage >= 0 else 1 - eps_low < w < c
         assert float(got[i]) == pytest.approx(WEIGHT[kl](w, r) if keeps else 0.0), (w, r)
@@ -74,10 +92,23 @@ def ragged(seed: int = 0, sizes: tuple[int, ...] = (3, 1, 5, 2), equal: bool = F
     group = [k for k, n in enumerate(sizes) for _ in range(n)]
     length = [r.randint(1, 6) for _ in group]
     seq = torch.repeat_interleave(torch.arange(len(group)), torch.tensor(length))
-    reward = torch.ones(len(group), dtype=torch.float64) if equal else torch.randn(len(group), generator=g, dtype=torch.float64)
-    logp = {name: -torch.rand(len(seq), generator=g, dtype=torch.float64) for name in ("behav", "old", "ref", "teacher")}
+    reward = (
+        torch.ones(len(group), dtype=torch.float64)
+        if equal
+        else torch.randn(len(group), generator=g, dtype=torch.float64)
+    )
+    logp = {
+        name: -torch.rand(len(seq), generator=g, dtype=torch.float64) for name in ("behav", "old", "ref", "teacher")
+    }
     value = torch.randn(len(seq), generator=g, dtype=torch.float64)
-    return Batch(seq=seq, group=torch.tensor(group), source=torch.zeros(len(group), dtype=torch.long), reward=reward, logp=logp, value=value)
+    return Batch(
+        seq=seq,
+        group=torch.tensor(group),
+        source=torch.zeros(len(group), dtype=torch.long),
+        reward=reward,
+        logp=logp,
+        value=value,
+    )
 
 
 def rows(b: Batch, x: Tensor) -> list[list[float]]:
@@ -93,7 +124,11 @@ def test_group_advantages_on_ragged_groups(equal: bool) -> None:
         others = [R[j] for j in range(b.S) if group[j] == group[s] and j != s]
         mean = sum(mine) / len(mine)
         std = math.sqrt(sum((x - mean) ** 2 for x in mine) / (len(mine) - 1)) if len(mine) > 1 else 0.0
-        want = {GroupMean(): R[s] - mean, GroupNorm(): (R[s] - mean) / (std + 1e-6), RLOO(): R[s] - sum(others) / len(others) if others else 0.0}
+        want = {
+            GroupMean(): R[s] - mean,
+            GroupNorm(): (R[s] - mean) / (std + 1e-6),
+            RLOO(): R[s] - sum(others) / len(others) if others else 0.0,
+        }
         for advantage, x in want.items():
             assert rows(b, advantage(b))[s] == pytest.approx([x] * int((b.seq == s).sum()), abs=1e-9), advantage
 
@@ -111,7 +146,7 @@ def test_reinforce_pp_with_kl_in_the_reward_on_ragged_groups() -> None:
             flat += [float(b.reward[s]) - 0.1 * sum(k1[s][t:]) - base for t in range(len(k1[s]))]
         mean = sum(flat) / len(flat)
         std = math.sqrt(sum((x - mean) ** 2 for x in flat) / len(flat))
-        fill_advantages(b, ReinforcePlusPlus(baseline=baseline), (KLReward(),), (0.1,))         # type: ignore[arg-type]
+        fill_advantages(b, ReinforcePlusPlus(baseline=baseline), (KLReward(),), (0.1,))  # type: ignore[arg-type]
         assert b.adv is not None and b.adv.tolist() == pytest.approx([(x - mean) / std for x in flat])
 
 
@@ -123,7 +158,7 @@ def test_equal_rewards_teach_nothing() -> None:
 def test_gae_on_a_padded_batch() -> None:
     """The recursion on [S, T] with a mask, as padded libraries have it; token rewards and whitening included."""
     b = ragged(4)
-    k1, value = rows(b, b.logp["old"] - b.logp["ref"]), rows(b, b.value)        # type: ignore[arg-type]
+    k1, value = rows(b, b.logp["old"] - b.logp["ref"]), rows(b, b.value)  # type: ignore[arg-type]
     gamma, lam, flat = 0.97, 0.9, []
     for s in range(b.S):
         n = len(value[s])
@@ -144,12 +179,16 @@ def test_gae_on_a_padded_batch() -> None:
 
 
 def test_long_wrong_responses_count_more() -> None:
-    b = Batch(seq=torch.repeat_interleave(torch.arange(5), torch.tensor([2, 9, 1, 4, 7])), group=torch.tensor([0, 0, 0, 1, 1]),
-              source=torch.zeros(5, dtype=torch.long), reward=torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0]))
+    b = Batch(
+        seq=torch.repeat_interleave(torch.arange(5), torch.tensor([2, 9, 1, 4, 7])),
+        group=torch.tensor([0, 0, 0, 1, 1]),
+        source=torch.zeros(5, dtype=torch.long),
+        reward=torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0]),
+    )
     factor = LengthShaped(of=Plain(), rate=1.1)
-    b.reward = b.reward + torch.tensor([0.0, -1, -1, -1, -1])           # Plain gives the reward itself: wrong ones are -1
+    b.reward = b.reward + torch.tensor([0.0, -1, -1, -1, -1])  # Plain gives the reward itself: wrong ones are -1
     got = [x[0] for x in rows(b, factor(b))]
-    assert got == pytest.approx([1.0, -(2 - 1.1 ** -7), -1.0, -1.0, -1.0])
+    assert got == pytest.approx([1.0, -(2 - 1.1**-7), -1.0, -1.0, -1.0])
     with pytest.raises(ValueError, match="rate"):
         LengthShaped(of=Plain(), rate=0.5)
 
@@ -192,14 +231,14 @@ def test_clip_cov_silences_a_drawn_share_of_covariant_tokens() -> None:
     assert bool((grad[chosen] == 0).all())
     torch.testing.assert_close(grad[~chosen], -math.exp(0.1) * adv[~chosen])
     again, other = marked(L.ClipCov(share=0.05, low=0.5, high=2.0), ranks=3, max_tokens=24)
-    torch.testing.assert_close(other, grad)                             # however the batch is cut
+    torch.testing.assert_close(other, grad)  # however the batch is cut
     assert torch.equal(again[0], marks)
     assert float(marked(L.ClipCov(share=0.05, low=1e6, high=2e6))[0][0].sum()) == 0
 
 
 def test_kl_cov_penalises_the_most_covariant_tokens() -> None:
     (marks, cov, adv), grad = marked(L.KLCov(share=0.05, beta=0.7))
-    top = cov.argsort(descending=True)[:int(0.05 * len(cov))]
+    top = cov.argsort(descending=True)[: int(0.05 * len(cov))]
     assert sorted(marks.nonzero()[:, 0].tolist()) == sorted(top.tolist())
     torch.testing.assert_close(grad, -math.exp(0.1) * adv + 0.7 * marks)
     torch.testing.assert_close(marked(L.KLCov(share=0.05, beta=0.7), ranks=2, max_tokens=20)[1], grad)
@@ -221,12 +260,23 @@ def test_on_policy_methods_coincide() -> None:
         return torch.autograd.grad(loss((term,), new, b, (1.0,))[0], new.logp)[0]
 
     want = gradient(L.Reinforce(reduce="seq"))
-    for term in (L.PPOClip(reduce="seq"), L.PPOClip(reduce="seq", eps_high=0.28, dual_clip=10.0), L.CISPO(reduce="seq"), L.ISGradient(reduce="seq"),
-                 L.CISPO(reduce="seq", against="old"), L.DPPO(reduce="seq"), L.RPG(reduce="seq", beta=0.0), L.GSPO(reduce="seq"), L.ClipCov(reduce="seq")):
+    for term in (
+        L.PPOClip(reduce="seq"),
+        L.PPOClip(reduce="seq", eps_high=0.28, dual_clip=10.0),
+        L.CISPO(reduce="seq"),
+        L.ISGradient(reduce="seq"),
+        L.CISPO(reduce="seq", against="old"),
+        L.DPPO(reduce="seq"),
+        L.RPG(reduce="seq", beta=0.0),
+        L.GSPO(reduce="seq"),
+        L.ClipCov(reduce="seq"),
+    ):
         b.marks = {term.name: torch.zeros(b.N, dtype=torch.float64)}
         torch.testing.assert_close(gradient(term), want, msg=lambda m, t=term: f"{t}: {m}")
     # PMD is per response: its cost is divided by the length, and each of its tokens gets the same
-    torch.testing.assert_close(gradient(L.PMD(tau=0.5, reduce="sum")), gradient(L.Reinforce(reduce="sum")) / b.seq_len()[b.seq])
+    torch.testing.assert_close(
+        gradient(L.PMD(tau=0.5, reduce="sum")), gradient(L.Reinforce(reduce="sum")) / b.seq_len()[b.seq]
+    )
     torch.testing.assert_close(gradient(L.GMPO(reduce="seq")), want)
 
 
@@ -236,15 +286,20 @@ def test_k1_in_the_reward_is_the_regularised_policy_gradient() -> None:
     k1 = [sum(x) for x in rows(b, b.logp["old"] - b.logp["ref"])]
     total = [float(b.reward[s]) - 0.05 * k1[s] for s in range(4)]
     fill_advantages(b, RLOO(), (KLReward(),), (0.05,))
-    first = [x[0] for x in rows(b, b.adv)]                               # type: ignore[arg-type]
+    first = [x[0] for x in rows(b, b.adv)]  # type: ignore[arg-type]
     assert first == pytest.approx([total[0] - total[1], total[1] - total[0], total[2] - total[3], total[3] - total[2]])
 
 
 @pytest.mark.parametrize("log_u", [-30.0, -2.0, 0.0, 3.0, 30.0])
 def test_rapos_estimator_and_its_gradient(log_u: float) -> None:
     """kF = v log v - v + 1 with v = 1/u; d kF / d log pi = -v log v; beyond the bound it goes on linearly and stays finite."""
-    b = Batch(seq=torch.zeros(1, dtype=torch.long), group=torch.zeros(1, dtype=torch.long), source=torch.zeros(1, dtype=torch.long),
-              reward=torch.zeros(1, dtype=torch.float64), logp={"ref": torch.tensor([-1.0], dtype=torch.float64)})
+    b = Batch(
+        seq=torch.zeros(1, dtype=torch.long),
+        group=torch.zeros(1, dtype=torch.long),
+        source=torch.zeros(1, dtype=torch.long),
+        reward=torch.zeros(1, dtype=torch.float64),
+        logp={"ref": torch.tensor([-1.0], dtype=torch.float64)},
+    )
     logp = torch.tensor([-1.0 + log_u], dtype=torch.float64, requires_grad=True)
     cost = KL(estimator="kF")(New(logp), b)
     slope = float(torch.autograd.grad(cost.sum(), logp)[0])
@@ -274,13 +329,13 @@ def test_groups_of_equal_rewards_need_no_pass_and_change_nothing() -> None:
         return grad, rows_seen
 
     for reduce in ("token", "seq", "sum", "prompt"):
-        few, seen = run((L.PPOClip(reduce=reduce),))            # type: ignore[arg-type]
+        few, seen = run((L.PPOClip(reduce=reduce),))  # type: ignore[arg-type]
         assert seen == 6
-        whole = (L.PPOClip(reduce=reduce),)                     # type: ignore[arg-type]
+        whole = (L.PPOClip(reduce=reduce),)  # type: ignore[arg-type]
         norm = normalise(whole, b)
         new = New(b.logp["old"].clone().requires_grad_())
         b.norm = norm
         torch.testing.assert_close(few, torch.autograd.grad(loss(whole, new, b, (1.0,))[0], new.logp)[0])
-    assert run((L.PPOClip(), KL(estimator="k2")))[1] == 9      # a KL has a gradient everywhere
+    assert run((L.PPOClip(), KL(estimator="k2")))[1] == 9  # a KL has a gradient everywhere
     b.adv = torch.zeros_like(b.adv)
     assert run((L.PPOClip(),))[1] == 1

@@ -2,6 +2,7 @@
 
 The oracle of every formula: expectations are sums over all responses, and gradients are autograd's of those sums.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -25,7 +26,7 @@ class World:
         def table() -> Tensor:
             return torch.randn(n, V, generator=g, dtype=torch.float64) * scale
 
-        self.logits = table().requires_grad_()              # the policy's parameters
+        self.logits = table().requires_grad_()  # the policy's parameters
         self.anchor = table().log_softmax(-1)
         self.mu = table().log_softmax(-1) if off_policy else self.pi().detach()
         self.reward = torch.randn(len(self.sequences), generator=g, dtype=torch.float64)
@@ -50,8 +51,13 @@ class World:
         """All responses; a cost's weight is the exact probability of its response under the sampling policy."""
         S = len(self.sequences)
         mu = self.mu if sampled_from is None else sampled_from
-        b = Batch(seq=torch.arange(S).repeat_interleave(T), group=torch.zeros(S, dtype=torch.long), source=torch.zeros(S, dtype=torch.long),
-                  reward=self.reward, logp={"behav": self.at(mu), "ref": self.at(self.anchor), **{k: self.at(v) for k, v in logp.items()}})
+        b = Batch(
+            seq=torch.arange(S).repeat_interleave(T),
+            group=torch.zeros(S, dtype=torch.long),
+            source=torch.zeros(S, dtype=torch.long),
+            reward=self.reward,
+            logp={"behav": self.at(mu), "ref": self.at(self.anchor), **{k: self.at(v) for k, v in logp.items()}},
+        )
         b.norm = self.of_sequence(mu).exp()[None]
         return b
 
@@ -64,6 +70,17 @@ class World:
 
     def per_prefix(self, divergence: Tensor, visited_by: Tensor) -> Tensor:
         """``sum over prefixes of P(prefix) * divergence[prefix]`` with the visiting probabilities frozen."""
-        p = torch.stack([sum((visited_by[self.prefixes.index(x[:t]), x[t]] for t in range(len(x))), torch.zeros((), dtype=torch.float64))
-                         for x in self.prefixes]).exp().detach()
+        p = (
+            torch.stack(
+                [
+                    sum(
+                        (visited_by[self.prefixes.index(x[:t]), x[t]] for t in range(len(x))),
+                        torch.zeros((), dtype=torch.float64),
+                    )
+                    for x in self.prefixes
+                ]
+            )
+            .exp()
+            .detach()
+        )
         return (p * divergence).sum()

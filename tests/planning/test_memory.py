@@ -1,4 +1,5 @@
 """Memory formulas against tensors that were counted in real steps of tiny models, and against published parameter counts."""
+
 from __future__ import annotations
 
 import weakref
@@ -20,23 +21,63 @@ from rlkit.planning.memory import activations, head_bytes, layer_backward, state
 from rlkit.run import LearnerSection
 from rlkit.types import Sampling
 
-QWEN_7B = Qwen2Config(vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
-                      tie_word_embeddings=False)
-LLAMA_8B = LlamaConfig(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
-                       tie_word_embeddings=False)
-QWEN3_4B = Qwen3Config(vocab_size=151936, hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8,
-                       head_dim=128, tie_word_embeddings=True)
+QWEN_7B = Qwen2Config(
+    vocab_size=152064,
+    hidden_size=3584,
+    intermediate_size=18944,
+    num_hidden_layers=28,
+    num_attention_heads=28,
+    num_key_value_heads=4,
+    tie_word_embeddings=False,
+)
+LLAMA_8B = LlamaConfig(
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    tie_word_embeddings=False,
+)
+QWEN3_4B = Qwen3Config(
+    vocab_size=151936,
+    hidden_size=2560,
+    intermediate_size=9728,
+    num_hidden_layers=36,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    tie_word_embeddings=True,
+)
 
 
-def tiny_config(family: Any, hidden: int = 128, layers: int = 2, heads: int = 4, kv: int = 2, width: int = 256, vocab: int = 60) -> Any:
+def tiny_config(
+    family: Any, hidden: int = 128, layers: int = 2, heads: int = 4, kv: int = 2, width: int = 256, vocab: int = 60
+) -> Any:
     extra = {"head_dim": hidden // heads} if family is Qwen3Config else {}
-    return family(vocab_size=vocab, hidden_size=hidden, intermediate_size=width, num_hidden_layers=layers, num_attention_heads=heads,
-                  num_key_value_heads=kv, max_position_embeddings=512, **extra)
+    return family(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        max_position_embeddings=512,
+        **extra,
+    )
 
 
-def model(config: Any, dtype: torch.dtype, checkpointing: bool = False, attention: str | None = None, peft: dict[str, Any] | None = None) -> PolicyModel:
+def model(
+    config: Any,
+    dtype: torch.dtype,
+    checkpointing: bool = False,
+    attention: str | None = None,
+    peft: dict[str, Any] | None = None,
+) -> PolicyModel:
     torch.manual_seed(0)
-    lm = AutoModelForCausalLM.from_config(config, dtype=dtype, **({} if attention is None else {"attn_implementation": attention}))
+    lm = AutoModelForCausalLM.from_config(
+        config, dtype=dtype, **({} if attention is None else {"attn_implementation": attention})
+    )
     lm.config.use_cache = False
     if peft:
         lm = add_lora(lm, peft, 0).to(dtype)
@@ -122,17 +163,31 @@ def test_states_of_a_real_torch_step(peft: dict[str, Any] | None) -> None:
 
 @pytest.mark.parametrize("family", [LlamaConfig, Qwen2Config, Qwen3Config])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("sizes", "rows", "length", "checkpointing", "attention"), [
-    ((128, 2, 4, 2, 256), 3, 96, False, None), ((256, 3, 4, 4, 768), 2, 64, False, None), ((256, 4, 4, 2, 768), 2, 128, True, None),
-    ((128, 2, 4, 2, 256), 2, 160, False, "eager")])
-def test_saved_activations(family: Any, dtype: torch.dtype, sizes: tuple[int, ...], rows: int, length: int, checkpointing: bool, attention: str | None) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "rows", "length", "checkpointing", "attention"),
+    [
+        ((128, 2, 4, 2, 256), 3, 96, False, None),
+        ((256, 3, 4, 4, 768), 2, 64, False, None),
+        ((256, 4, 4, 2, 768), 2, 128, True, None),
+        ((128, 2, 4, 2, 256), 2, 160, False, "eager"),
+    ],
+)
+def test_saved_activations(
+    family: Any,
+    dtype: torch.dtype,
+    sizes: tuple[int, ...],
+    rows: int,
+    length: int,
+    checkpointing: bool,
+    attention: str | None,
+) -> None:
     config = tiny_config(family, *sizes)
     policy = model(config, dtype, checkpointing, attention)
     parameters, seen = {p.untyped_storage().data_ptr() for p in policy.parameters()}, dict[int, torch.Tensor]()
 
     def pack(t: torch.Tensor) -> torch.Tensor:
         if t.untyped_storage().data_ptr() not in parameters:
-            seen[t.untyped_storage().data_ptr()] = t            # kept alive, so that no address comes twice
+            seen[t.untyped_storage().data_ptr()] = t  # kept alive, so that no address comes twice
         return t
 
     ids, at, action = micro_batch(rows, length)
@@ -140,7 +195,9 @@ def test_saved_activations(family: Any, dtype: torch.dtype, sizes: tuple[int, ..
         policy(ids, at, action, torch.arange(len(at)), Sampling())
     measured = sum(t.untyped_storage().nbytes() for t in seen.values())
     s, size = shape(config), 4 if dtype is torch.float32 else 2
-    parts = activations(s, rows * length, len(action), size, longest=length, checkpointing=checkpointing, attention=attention)
+    parts = activations(
+        s, rows * length, len(action), size, longest=length, checkpointing=checkpointing, attention=attention
+    )
     assert sum(parts.values()) == pytest.approx(measured, rel=0.05)
 
 
@@ -148,11 +205,15 @@ def test_saved_activations(family: Any, dtype: torch.dtype, sizes: tuple[int, ..
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("peft", [None, {"r": 4, "target_modules": "all-linear"}])
-def test_peak_of_a_real_forward_and_backward_pass(family: Any, dtype: torch.dtype, checkpointing: bool, peft: dict[str, Any] | None) -> None:
+def test_peak_of_a_real_forward_and_backward_pass(
+    family: Any, dtype: torch.dtype, checkpointing: bool, peft: dict[str, Any] | None
+) -> None:
     config = tiny_config(family, 256, 4, 4, 2, 768, vocab=2000)
     policy = model(config, dtype, checkpointing, peft=peft)
     ids, at, action = micro_batch(4, 128)
-    policy(ids, at, action, torch.arange(len(at)), Sampling())[0].sum().backward()     # gradients exist from here on: the second micro-batch adds to them
+    policy(ids, at, action, torch.arange(len(at)), Sampling())[
+        0
+    ].sum().backward()  # gradients exist from here on: the second micro-batch adds to them
     with Live(policy) as live:
         policy(ids, at, action, torch.arange(len(at)), Sampling())[0].sum().backward()
     s, size = shape(config, peft), 4 if dtype is torch.float32 else 2
@@ -180,7 +241,13 @@ def test_zero_stages_split_what_they_promise() -> None:
 
 def test_learner_budget_names_what_is_too_large() -> None:
     s = shape(LLAMA_8B)
-    common: dict[str, Any] = {"dtype": "bfloat16", "tokens": 8192, "actions": 4096, "longest": 4096, "capacity": 70 * 2.0**30}
+    common: dict[str, Any] = {
+        "dtype": "bfloat16",
+        "tokens": 8192,
+        "actions": 4096,
+        "longest": 4096,
+        "capacity": 70 * 2.0**30,
+    }
     whole = learner_memory(s, Sharding(1, 1), **common)
     assert whole.over > 0 and whole.worst == "optimizer step" and "TOO LARGE" in str(whole)
     small = learner_memory(s, Sharding(3, 16), checkpointing=True, **common)
@@ -190,16 +257,31 @@ def test_learner_budget_names_what_is_too_large() -> None:
     offloaded = learner_memory(s, Sharding(3, 16), checkpointing=True, anchors={"ref": (s, True)}, **common)
     assert offloaded.peak < with_ref.peak and offloaded.host == pytest.approx(2 * s.parameters)
     # Before ZeRO-3 splits the model, every rank holds it whole.
-    assert learner_memory(s, Sharding(3, 512), checkpointing=True, **{**common, "tokens": 16, "actions": 8}).worst == "start"
+    assert (
+        learner_memory(s, Sharding(3, 512), checkpointing=True, **{**common, "tokens": 16, "actions": 8}).worst
+        == "start"
+    )
 
 
 def test_kv_cache_counts() -> None:
     s = shape(LLAMA_8B)
-    assert s.kv_bytes(2) == 2 * 32 * 8 * 128 * 2 == 131072                 # 128 KiB a token, as published for Llama-3 8B in bfloat16
+    assert s.kv_bytes(2) == 2 * 32 * 8 * 128 * 2 == 131072  # 128 KiB a token, as published for Llama-3 8B in bfloat16
     assert s.kv_bytes(2, 8) == s.kv_bytes(2) // 8 and s.kv_bytes(2, 16) == s.kv_bytes(2, 8)
     device = 80 * 2.0**30
-    budget, kv = engine_memory(s, dtype="bfloat16", capacity=device, device=device, utilization=0.9, tensor_parallel=1, max_seqs=128, batched_tokens=2048,
-                               mean=1024, longest=4096)
+    budget, kv = engine_memory(
+        s,
+        dtype="bfloat16",
+        capacity=device,
+        device=device,
+        utilization=0.9,
+        tensor_parallel=1,
+        max_seqs=128,
+        batched_tokens=2048,
+        mean=1024,
+        longest=4096,
+    )
     assert budget.over < 0
     assert kv["tokens"] * kv["bytes a token"] + budget.peak - kv["bytes a token"] * 4096 == pytest.approx(0.9 * device)
-    assert kv["sequences at the mean length"] == 128 and kv["sequences at the longest length"] == pytest.approx(kv["tokens"] / 4096)
+    assert kv["sequences at the mean length"] == 128 and kv["sequences at the longest length"] == pytest.approx(
+        kv["tokens"] / 4096
+    )

@@ -1,4 +1,5 @@
 """The report: what fits, what does not and why, and times that follow from bytes and FLOPs."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -16,15 +17,35 @@ from rlkit.planning.probe import probe
 from rlkit.planning.speed import decode_step, forward_flops, learner_seconds, sync_seconds, update_flops
 from tests.planning.test_memory import LLAMA_8B, QWEN_7B
 
-LLAMA_70B = LlamaConfig(vocab_size=128256, hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8)
-SMALL = Qwen2Config(vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2,
-                    tie_word_embeddings=True)
+LLAMA_70B = LlamaConfig(
+    vocab_size=128256,
+    hidden_size=8192,
+    intermediate_size=28672,
+    num_hidden_layers=80,
+    num_attention_heads=64,
+    num_key_value_heads=8,
+)
+SMALL = Qwen2Config(
+    vocab_size=151936,
+    hidden_size=896,
+    intermediate_size=4864,
+    num_hidden_layers=24,
+    num_attention_heads=14,
+    num_key_value_heads=2,
+    tie_word_embeddings=True,
+)
 
 
 def big(small: dict[str, Any], **changes: Any) -> Any:
-    given = {**small, "model": {"path": "somewhere", "dtype": "bfloat16"}, "deepspeed": {"zero_optimization": {"stage": 2}}, "sampling": {"max_tokens": 4096},
-             "rollout": {"engine": "vllm", "prompts": 64, "n": 8}, "cluster": {"learners": 4, "engines": 4},
-             "learner": {"max_tokens": 8192, "gradient_checkpointing": True}}
+    given = {
+        **small,
+        "model": {"path": "somewhere", "dtype": "bfloat16"},
+        "deepspeed": {"zero_optimization": {"stage": 2}},
+        "sampling": {"max_tokens": 4096},
+        "rollout": {"engine": "vllm", "prompts": 64, "n": 8},
+        "cluster": {"learners": 4, "engines": 4},
+        "learner": {"max_tokens": 8192, "gradient_checkpointing": True},
+    }
     return rk.load({**given, **changes})
 
 
@@ -32,7 +53,15 @@ def test_seven_billion_parameters_on_eight_gpus(small: dict[str, Any]) -> None:
     p = plan(big(small), "80GB", 1, 8, QWEN_7B, growth=False)
     assert p.fits and p.best is not None and p.best.step <= p.asked.step * 1.0001
     text = str(p)
-    for part in ("7.6156 B parameters", "A100-80GB", "AdamW moments", "KV cache", "weight sync", "Assumed, not measured", "simulated with max_lag 0"):
+    for part in (
+        "7.6156 B parameters",
+        "A100-80GB",
+        "AdamW moments",
+        "KV cache",
+        "weight sync",
+        "Assumed, not measured",
+        "simulated with max_lag 0",
+    ):
         assert part in text
     narrow = plan(big(small), "24GB", 1, 8, QWEN_7B, growth=False)
     assert not narrow.fits and "TOO LARGE by" in str(narrow)
@@ -40,10 +69,16 @@ def test_seven_billion_parameters_on_eight_gpus(small: dict[str, Any]) -> None:
 
 def test_the_best_layout_can_be_configured_and_fits(small: dict[str, Any]) -> None:
     import shlex
+
     run = big(small, learner={"max_tokens": 8192})
     p = plan(run, "H100", 2, 8, LLAMA_8B, growth=False)
     assert p.best is not None
-    given = {**small, "model": {"path": "somewhere", "dtype": "bfloat16"}, "sampling": {"max_tokens": 4096}, "rollout": {"engine": "vllm", "prompts": 64, "n": 8}}
+    given = {
+        **small,
+        "model": {"path": "somewhere", "dtype": "bfloat16"},
+        "sampling": {"max_tokens": 4096},
+        "rollout": {"engine": "vllm", "prompts": 64, "n": 8},
+    }
     again = rk.load(given, shlex.split(p.best.layout.keys()))
     q = plan(again, "H100", 2, 8, LLAMA_8B, growth=False)
     assert q.fits and q.asked.layout == p.best.layout and q.asked.learner.peak == pytest.approx(p.best.learner.peak)
@@ -56,7 +91,9 @@ def test_what_is_too_large_is_named_with_a_remedy(small: dict[str, Any]) -> None
     # A model of 131 GiB is on every device for a moment before ZeRO-3 splits it: no number of GPUs helps.
     many = plan(big(small, deepspeed={"zero_optimization": {"stage": 3}}), "80GB", 64, 8, LLAMA_70B, growth=False)
     assert many.asked.learner.worst == "start" or many.best is None
-    assert plan(big(small), "H100", 1, 2, SMALL, growth=False).asked_gpus == 8 and "asks for 8 GPUs of 2" in str(plan(big(small), "H100", 1, 2, SMALL, growth=False))
+    assert plan(big(small), "H100", 1, 2, SMALL, growth=False).asked_gpus == 8 and "asks for 8 GPUs of 2" in str(
+        plan(big(small), "H100", 1, 2, SMALL, growth=False)
+    )
 
 
 def test_bfloat16_without_zero_does_not_start(small: dict[str, Any]) -> None:
@@ -70,13 +107,14 @@ def test_references_adapters_and_offload(small: dict[str, Any]) -> None:
 
     lora = {"r": 16, "target_modules": "all-linear"}
     assert peak(objective=[{"type": "PPOClip"}]) < peak(reference={"type": "Frozen", "offload": True}) < peak()
-    assert peak(peft=lora) < peak(objective=[{"type": "PPOClip"}])                     # with an adapter the reference costs nothing
+    assert peak(peft=lora) < peak(objective=[{"type": "PPOClip"}])  # with an adapter the reference costs nothing
     assert peak(peft=lora, reference={"type": "EMA"}) > peak(peft=lora)
     assert peak(learner={"max_tokens": 8192, "gradient_checkpointing": False}) > peak()
 
 
 def test_growth_from_one_gpu_to_many(small: dict[str, Any]) -> None:
     from rlkit.planning import Planner, grow
+
     p = Planner(big(small), GPUS["H100"], 8, SMALL, 200, 1500, Assumptions())
     rows = list(grow(p, sizes=(1, 2, 8, 32), lags=(0, 4)))
     assert [(g, k) for g, k, *_ in rows] == [(g, k) for k in (0, 4) for g in (1, 2, 8, 32)]
@@ -88,7 +126,13 @@ def test_growth_from_one_gpu_to_many(small: dict[str, Any]) -> None:
 def test_a_tiny_model_and_a_run_in_one_process(small: dict[str, Any]) -> None:
     p = plan(rk.load(small), "H100", 1, 2, growth=False)
     assert p.asked.layout.shared and p.asked_gpus == 1 and p.shape.layers == 2
-    made = plan(rk.load({**small, "model": {"make": {"hidden": 64, "layers": 2, "heads": 2, "kv_heads": 1}}}), "H100", 1, 2, growth=False)
+    made = plan(
+        rk.load({**small, "model": {"make": {"hidden": 64, "layers": 2, "heads": 2, "kv_heads": 1}}}),
+        "H100",
+        1,
+        2,
+        growth=False,
+    )
     assert made.shape.parameters == p.shape.parameters
 
 
@@ -101,7 +145,9 @@ def test_unknown_hardware_says_what_there_is() -> None:
 def test_flops_of_a_dense_model_are_two_and_six_a_parameter() -> None:
     s = shape(QWEN_7B)
     assert forward_flops(s, 1000, 1000, 0) == pytest.approx(2 * s.active * 1000)
-    assert update_flops(s, 1000, 1000, 0) == pytest.approx((6 * s.active + 2 * s.head) * 1000)              # and the logits a second time
+    assert update_flops(s, 1000, 1000, 0) == pytest.approx(
+        (6 * s.active + 2 * s.head) * 1000
+    )  # and the logits a second time
     assert update_flops(s, 1000, 0, 0, True) == pytest.approx(8 * (s.active - s.head) * 1000)
     # Causal attention over 4096 tokens: 4 q t for the token at t, so 2 q T on average.
     assert forward_flops(s, 1, 0, 4096) - forward_flops(s, 1, 0, 0) == pytest.approx(2 * 28 * 3584 * 4096)
@@ -114,7 +160,11 @@ def test_decoding_is_bound_by_bandwidth() -> None:
     assert base > 50 * per_sequence
     assert decode_step(s, gpu, dataclasses.replace(a, allreduce=0.0), "bfloat16", 4)[0] == pytest.approx(base / 4)
     assert sync_seconds(s, gpu, a, 1, "bfloat16") == pytest.approx(4 * s.parameters / 64e9)
-    assert sync_seconds(s, gpu, a, 1, "bfloat16") < sync_seconds(s, gpu, a, 2, "bfloat16") < sync_seconds(s, gpu, a, 16, "bfloat16")
+    assert (
+        sync_seconds(s, gpu, a, 1, "bfloat16")
+        < sync_seconds(s, gpu, a, 2, "bfloat16")
+        < sync_seconds(s, gpu, a, 16, "bfloat16")
+    )
 
 
 def test_more_ranks_are_faster_until_communication_rules() -> None:
@@ -122,27 +172,80 @@ def test_more_ranks_are_faster_until_communication_rules() -> None:
 
     def seconds(ranks: int, stage: int, **changes: Any) -> dict[str, float]:
         sharding = dataclasses.replace(Sharding(stage, ranks), **changes)
-        return learner_seconds(s, gpu, Assumptions(), sharding, dtype="bfloat16", tokens=1e6, actions=8e5, length=2000, passes=1, updates=1, epochs=1,
-                               micros=max(1, 64 // ranks), checkpointing=False, gpus_per_node=8)
+        return learner_seconds(
+            s,
+            gpu,
+            Assumptions(),
+            sharding,
+            dtype="bfloat16",
+            tokens=1e6,
+            actions=8e5,
+            length=2000,
+            passes=1,
+            updates=1,
+            epochs=1,
+            micros=max(1, 64 // ranks),
+            checkpointing=False,
+            gpus_per_node=8,
+        )
 
     assert seconds(8, 2)["compute"] == pytest.approx(seconds(1, 2)["compute"] / 8)
-    assert seconds(1, 3)["communication"] == 0 < seconds(8, 2)["communication"] < seconds(8, 3)["communication"] < seconds(16, 3)["communication"]
+    assert (
+        seconds(1, 3)["communication"]
+        == 0
+        < seconds(8, 2)["communication"]
+        < seconds(8, 3)["communication"]
+        < seconds(16, 3)["communication"]
+    )
     assert seconds(8, 2, offload_optimizer=True)["optimizer"] > seconds(8, 2)["optimizer"]
 
 
 def test_a_probe_runs_one_worst_case_step(small: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    found = probe(rk.load({**small, "critic": {}, "advantage": "GAE", "objective": [{"type": "PPOClip"}, {"type": "ValueMSE"}, {"type": "KL", "estimator": "k2"}],
-                           "learner": {"lr": 1e-3, "max_tokens": 2048}}))
+    found = probe(
+        rk.load(
+            {
+                **small,
+                "critic": {},
+                "advantage": "GAE",
+                "objective": [{"type": "PPOClip"}, {"type": "ValueMSE"}, {"type": "KL", "estimator": "k2"}],
+                "learner": {"lr": 1e-3, "max_tokens": 2048},
+            }
+        )
+    )
     assert "4 rows of 512 tokens" in found and "annotate" in found and "GiB" in found
 
 
-def test_the_command_line_says_whether_it_fits(small: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_says_whether_it_fits(
+    small: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     QWEN_7B.save_pretrained(tmp_path / "big")
     path = tmp_path / "c.yaml"
-    path.write_text(json.dumps({**small, "model": {"path": str(tmp_path / "big"), "dtype": "bfloat16"}, "deepspeed": {"zero_optimization": {"stage": 2}},
-                                "cluster": {"engines": 1, "learners": 1}}))
+    path.write_text(
+        json.dumps(
+            {
+                **small,
+                "model": {"path": str(tmp_path / "big"), "dtype": "bfloat16"},
+                "deepspeed": {"zero_optimization": {"stage": 2}},
+                "cluster": {"engines": 1, "learners": 1},
+            }
+        )
+    )
     assert main(["plan", str(path), "--gpu", "80GB", "--no-growth"]) == 1
     text = capsys.readouterr().out
     assert "7.6156 B parameters" in text and "TOO LARGE" in text and "Fastest layout that fits 8 GPUs" in text
-    assert main(["plan", str(path), "cluster.learners=4", "cluster.engines=4", "learner.gradient_checkpointing=true", "--gpu", "H100", "--no-growth"]) == 0
+    assert (
+        main(
+            [
+                "plan",
+                str(path),
+                "cluster.learners=4",
+                "cluster.engines=4",
+                "learner.gradient_checkpointing=true",
+                "--gpu",
+                "H100",
+                "--no-growth",
+            ]
+        )
+        == 0
+    )
     assert main(["plan", str(path), "--gpu", "H1000"]) == 2 and "Did you mean H100" in capsys.readouterr().err

@@ -1,4 +1,5 @@
 """Rewards that the tests use from files."""
+
 import asyncio
 import os
 import time

@@ -1,4 +1,5 @@
 """The collector: who goes first, how old a group may get, and what a resumed run asks for again."""
+
 from __future__ import annotations
 
 import random
@@ -33,7 +34,10 @@ class Engine:
         if prompt.id in self.held:
             self.held[prompt.id].wait(30)
         time.sleep(self.seconds())
-        return [Rollout(prompt, [1], [True], [0.0], [version], "stop", reward=x) for x in self.rewards.get(prompt.id, [0.0, 1.0])]
+        return [
+            Rollout(prompt, [1], [True], [0.0], [version], "stop", reward=x)
+            for x in self.rewards.get(prompt.id, [0.0, 1.0])
+        ]
 
     def score(self, rollouts: Any) -> None:
         pass
@@ -41,7 +45,15 @@ class Engine:
 
 def collector(engine: Engine, size: int, prompts: int = 2, **options: Any) -> Collector:
     rows = [Prompt(str(i), (3,), "") for i in range(size)]
-    return Collector(engine, engine, Shuffle().build(rows, 0, PromptStatistics(rows)), prompts=prompts, n=2, sampling=Sampling(), **options)
+    return Collector(
+        engine,
+        engine,
+        Shuffle().build(rows, 0, PromptStatistics(rows)),
+        prompts=prompts,
+        n=2,
+        sampling=Sampling(),
+        **options,
+    )
 
 
 def order(size: int) -> list[str]:
@@ -58,18 +70,18 @@ def test_a_straggler_is_overtaken_so_often_and_then_waited_for() -> None:
     first = order(20)
     engine = Engine(held=first[:1])
     c = collector(engine, 20, over=0.5, overtake=2)
-    assert ids(c.next(0)) == set(first[1:3])                # the step did not wait
+    assert ids(c.next(0)) == set(first[1:3])  # the step did not wait
     engine.version = 1
     assert ids(c.next(1)) == set(first[3:5]) and c.in_flight() == [first[0]]
     with ThreadPoolExecutor(1) as thread:
         engine.version = 2
         third = thread.submit(c.next, 2)
         time.sleep(0.05)
-        assert not third.done()                             # four groups went before it
+        assert not third.done()  # four groups went before it
         engine.held[first[0]].set()
         assert ids(third.result(30)) == {first[0], first[5]}
     assert c.metrics()["rollout/lag_max"] == 2 and c.metrics()["rollout/lag_mean"] == 1
-    assert sorted(engine.asked) == sorted(first[:7])        # asked once each
+    assert sorted(engine.asked) == sorted(first[:7])  # asked once each
 
 
 def test_without_over_groups_leave_in_start_order() -> None:
@@ -89,7 +101,7 @@ def test_age_is_bounded_and_every_group_is_trained_on_once(max_lag: int, over: f
     rng = random.Random(0)
     engine = Engine(seconds=lambda: min(0.05, 0.001 * rng.paretovariate(0.7)))
     c = collector(engine, 400, prompts=4, max_lag=max_lag, over=over, overtake=overtake, drop=(ZeroVariance(),))
-    engine.rewards = {str(i): [1.0, 1.0] for i in range(0, 400, 5)}            # these are dropped and replaced
+    engine.rewards = {str(i): [1.0, 1.0] for i in range(0, 400, 5)}  # these are dropped and replaced
     used: Counter[str] = Counter()
     oldest = 0.0
     for step in range(25):
@@ -113,7 +125,9 @@ def test_what_was_in_flight_at_a_checkpoint_is_asked_again() -> None:
     resumed.sampler.load_state_dict(saved)
     resumed.start_at(1, [Prompt(i, (3,), "") for i in waiting])
     assert resumed.in_flight() == waiting
-    assert first[1] in ids(resumed.next(1)) | ids(resumed.next(2)) and not {first[0], first[2]} & set(resumed.engine.asked)  # type: ignore[attr-defined]
+    assert first[1] in ids(resumed.next(1)) | ids(resumed.next(2)) and not {first[0], first[2]} & set(
+        resumed.engine.asked
+    )  # type: ignore[attr-defined]
 
 
 def test_an_error_of_a_straggler_surfaces() -> None:
@@ -137,14 +151,31 @@ def test_an_error_of_a_straggler_surfaces() -> None:
 
 def test_how_old_tokens_are() -> None:
     p = Prompt("p", (3,), "")
-    rows = [Rollout(p, [1] * 4, [True] * 4, [0.0] * 4, [3, 4, 4, 5], "stop"), Rollout(p, [1] * 2, [True] * 2, [0.0] * 2, [5, 5], "stop")]
-    assert version_metrics(rows, 5) == pytest.approx({"rollout/lag_mean": 4 / 6, "rollout/lag_max": 2, "rollout/versions_mean": 2,
-                                                      "rollout/versions_max": 3, "rollout/continued": 1})
+    rows = [
+        Rollout(p, [1] * 4, [True] * 4, [0.0] * 4, [3, 4, 4, 5], "stop"),
+        Rollout(p, [1] * 2, [True] * 2, [0.0] * 2, [5, 5], "stop"),
+    ]
+    assert version_metrics(rows, 5) == pytest.approx(
+        {
+            "rollout/lag_mean": 4 / 6,
+            "rollout/lag_max": 2,
+            "rollout/versions_mean": 2,
+            "rollout/versions_max": 3,
+            "rollout/continued": 1,
+        }
+    )
 
 
-@pytest.mark.parametrize(("rollout", "told"), [
-    ({"over": 0.5}, "rollout.over is 0.5, but engine: vllm with pause: wait"), ({"over": 0.5, "engine": "hf", "pause": "continue"}, "engine: hf with pause: continue"),
-    ({"over": 1.5, "pause": "continue"}, "rollout.over is 1.5"), ({"overtake": 0}, "rollout.overtake 0"), ({"pause": "stop"}, "continue")])
+@pytest.mark.parametrize(
+    ("rollout", "told"),
+    [
+        ({"over": 0.5}, "rollout.over is 0.5, but engine: vllm with pause: wait"),
+        ({"over": 0.5, "engine": "hf", "pause": "continue"}, "engine: hf with pause: continue"),
+        ({"over": 1.5, "pause": "continue"}, "rollout.over is 1.5"),
+        ({"overtake": 0}, "rollout.overtake 0"),
+        ({"pause": "stop"}, "continue"),
+    ],
+)
 def test_impossible_settings(small: dict[str, Any], rollout: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         load({**small, "rollout": rollout})

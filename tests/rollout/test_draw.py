@@ -24,11 +24,14 @@ def test_quantile_inverts_the_cumulative_distribution(size: int) -> None:
     assert torch.equal(found, expected) and bool((p[torch.arange(200), found] > 0).all())
 
 
-@pytest.mark.parametrize(("sampling", "kept"), [(Sampling(), 300), (Sampling(temperature=0.5), 300), (Sampling(top_k=5), 5), (Sampling(top_p=0.3), None)])
+@pytest.mark.parametrize(
+    ("sampling", "kept"),
+    [(Sampling(), 300), (Sampling(temperature=0.5), 300), (Sampling(top_k=5), 5), (Sampling(top_p=0.3), None)],
+)
 def test_frequencies_are_the_probabilities_that_are_reported(sampling: Sampling, kept: int | None) -> None:
     n = 40_000
     logits = 2 * torch.randn(300, generator=torch.Generator().manual_seed(0))
-    u = (torch.arange(n, dtype=torch.float64) + 0.5) / n              # every part of the distribution, equally often
+    u = (torch.arange(n, dtype=torch.float64) + 0.5) / n  # every part of the distribution, equally often
     tokens, logp = sample(logits.expand(n, -1), sampling, u)
     share = torch.bincount(tokens, minlength=300) / n
     reported = torch.zeros(300).index_put((tokens,), logp.exp())
@@ -53,8 +56,16 @@ def test_the_growing_cache_computes_what_a_whole_pass_does() -> None:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
-    lm = Qwen2ForCausalLM(Qwen2Config(vocab_size=30, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-                                      num_key_value_heads=1)).eval()
+    lm = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=30,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+        )
+    ).eval()
     ids = torch.randint(0, 30, (3, 90))
     keep, cache = torch.tensor([2, 0]), make_cache(lm.config)
     with torch.no_grad():

@@ -1,4 +1,5 @@
 """Engines against the learner: the same log-probs after every sync, and tokens that know which weights made them."""
+
 from __future__ import annotations
 
 import contextlib
@@ -50,13 +51,31 @@ def engine(request: pytest.FixtureRequest, tiny: Path) -> Iterator[Any]:
 
 
 def largest_gap(engine: Any, learners: LearnerGroup, rollouts: list[Rollout]) -> float:
-    return max(abs(a - b) for r, other in zip(rollouts, learners.logprobs(rollouts), strict=True) for a, b in zip(r.logp, other, strict=True))
+    return max(
+        abs(a - b)
+        for r, other in zip(rollouts, learners.logprobs(rollouts), strict=True)
+        for a, b in zip(r.logp, other, strict=True)
+    )
 
 
-@pytest.mark.parametrize("sampling", [Sampling(max_tokens=24, seed=1), Sampling(temperature=0.7, top_p=0.9, max_tokens=24, seed=1),
-                                      Sampling(temperature=1.3, top_k=5, max_tokens=24, seed=1)], ids=["plain", "top-p", "top-k"])
-def test_log_probs_agree_after_each_of_three_syncs(small: dict[str, Any], tiny: Path, engine: Any, sampling: Sampling) -> None:
-    settings = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k, "max_tokens": sampling.max_tokens}
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(max_tokens=24, seed=1),
+        Sampling(temperature=0.7, top_p=0.9, max_tokens=24, seed=1),
+        Sampling(temperature=1.3, top_k=5, max_tokens=24, seed=1),
+    ],
+    ids=["plain", "top-p", "top-k"],
+)
+def test_log_probs_agree_after_each_of_three_syncs(
+    small: dict[str, Any], tiny: Path, engine: Any, sampling: Sampling
+) -> None:
+    settings = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "max_tokens": sampling.max_tokens,
+    }
     run = make_run({**small, "sampling": settings, "learner": {"lr": 3e-3}, "objective": [{"type": "NLL"}]})
     learners = LearnerGroup(LocalWorkers(Learner(run, str(tiny), frozenset())), run, frozenset())
     engines = EngineGroup(LocalWorkers(engine))
@@ -69,13 +88,20 @@ def test_log_probs_agree_after_each_of_three_syncs(small: dict[str, Any], tiny: 
         assert largest_gap(engine, learners, rollouts) < 1e-4
         seen.append([x for r in rollouts for x in r.logp])
         learners.update(Batch.from_rollouts(rollouts), (1.0,), seed=0)
-    assert seen[0] != seen[1] != seen[2]                   # the weights did move
+    assert seen[0] != seen[1] != seen[2]  # the weights did move
     with pytest.raises(RuntimeError, match="parity probe"):  # the last update was not published
         probe_parity(learners, engines, PROMPTS, sampling, 1e-4, engine.version)
 
 
 def test_a_merged_adapter_reaches_the_engine(small: dict[str, Any], tiny: Path, engine: Any) -> None:
-    run = make_run({**small, "objective": [{"type": "NLL"}], "learner": {"lr": 3e-2}, "peft": {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}})
+    run = make_run(
+        {
+            **small,
+            "objective": [{"type": "NLL"}],
+            "learner": {"lr": 3e-2},
+            "peft": {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"},
+        }
+    )
     learners = LearnerGroup(LocalWorkers(Learner(run, str(tiny), frozenset())), run, frozenset())
     engines = EngineGroup(LocalWorkers(engine))
     for _ in range(2):
@@ -110,7 +136,7 @@ def test_more_prompt_tokens_than_one_step_takes(vllm: VLLMEngine) -> None:
     """vLLM's runner on CPUs cannot take back the draw of a prompt that it has cut in two: it must not cut."""
     prompts = [Prompt(f"m{i}", tuple(3 + (i + j * j) % 9 for j in range(500)), "") for i in range(12)]
     with ThreadPoolExecutor(12) as pool:
-        vllm._submit(lambda: time.sleep(0.2))              # so that all arrive at once
+        vllm._submit(lambda: time.sleep(0.2))  # so that all arrive at once
         groups = list(pool.map(lambda p: vllm.generate(p, 1, Sampling(max_tokens=4, seed=1)), prompts))
     assert all(len(g[0].tokens) for g in groups)
 
@@ -122,7 +148,7 @@ def test_scoring_gives_the_log_probs_of_sampling(vllm: VLLMEngine) -> None:
 
 
 def ask(vllm: VLLMEngine, prompt: Prompt) -> Any:
-    try:                                                   # greedy responses of a random model run in circles
+    try:  # greedy responses of a random model run in circles
         return vllm.generate(prompt, 1, Sampling(temperature=0.0, max_tokens=400))[0]
     except Aborted as error:
         return error
@@ -151,13 +177,18 @@ def test_an_update_waits_for_keeps_or_aborts_running_requests(vllm: VLLMEngine) 
     assert isinstance(in_flight(vllm, "abort"), Aborted)
 
 
-def update_in_the_middle(vllm: VLLMEngine, mode: Any, prompts: list[Prompt], sampling: Sampling, publish: Any, after: int = 6) -> list[list[Rollout]]:
+def update_in_the_middle(
+    vllm: VLLMEngine, mode: Any, prompts: list[Prompt], sampling: Sampling, publish: Any, after: int = 6
+) -> list[list[Rollout]]:
     """Groups of 8 responses; ``publish`` is called each time when the engine has made ``after`` more tokens of some response."""
     scheduler = vllm.engine.engine_core.engine_core.scheduler
     with ThreadPoolExecutor(len(prompts)) as pool:
         groups = [pool.submit(vllm.generate, p, 8, sampling) for p in prompts]
         for k in (1, 2):
-            while not all(g.done() for g in groups) and max((r.num_output_tokens for r in list(scheduler.running)), default=0) < k * after:
+            while (
+                not all(g.done() for g in groups)
+                and max((r.num_output_tokens for r in list(scheduler.running)), default=0) < k * after
+            ):
                 time.sleep(0.0005)
             publish(mode)
         return [g.result() for g in groups]
@@ -165,6 +196,7 @@ def update_in_the_middle(vllm: VLLMEngine, mode: Any, prompts: list[Prompt], sam
 
 def test_a_continued_response_is_the_one_that_nothing_had_stopped(vllm: VLLMEngine) -> None:
     """The same weights under new versions: tokens (so seeds, limit and a stop string over the seam), log-probs and text must not change."""
+
     def publish(mode: Any) -> None:
         vllm.begin_update(mode)
         vllm.end_update(vllm.version + 1)
@@ -176,7 +208,9 @@ def test_a_continued_response_is_the_one_that_nothing_had_stopped(vllm: VLLMEngi
     vllm.version = start
     parts = update_in_the_middle(vllm, "continue", prompts, sampling, publish)
     for a, b in zip([r for g in whole for r in g], [r for g in parts for r in g], strict=True):
-        assert (a.tokens, a.text, a.finish) == (b.tokens, b.text, b.finish) and b.logp == pytest.approx(a.logp, abs=1e-4)
+        assert (a.tokens, a.text, a.finish) == (b.tokens, b.text, b.finish) and b.logp == pytest.approx(
+            a.logp, abs=1e-4
+        )
         assert b.version == sorted(b.version) and set(b.version) <= {start, start + 1, start + 2}
     assert any(len(set(r.version)) == 3 for g in parts for r in g)
     assert {r.finish for g in parts for r in g} == {"stop", "length"}
@@ -184,8 +218,9 @@ def test_a_continued_response_is_the_one_that_nothing_had_stopped(vllm: VLLMEngi
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["", "with a batch in flight"])
 @pytest.mark.parametrize("mode", ["continue", "keep"])
-def test_every_token_knows_the_weights_that_sampled_it(small: dict[str, Any], tiny: Path, vllm: VLLMEngine, mode: Any, ahead: bool,
-                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_token_knows_the_weights_that_sampled_it(
+    small: dict[str, Any], tiny: Path, vllm: VLLMEngine, mode: Any, ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = make_run({**small, "learner": {"lr": 1e-2}, "objective": [{"type": "NLL"}], "sampling": {"max_tokens": 40}})
     learners = [LearnerGroup(LocalWorkers(Learner(run, str(tiny), frozenset())), run, frozenset()) for _ in range(3)]
     engines, start = EngineGroup(LocalWorkers(vllm)), vllm.version + 1
@@ -194,7 +229,7 @@ def test_every_token_knows_the_weights_that_sampled_it(small: dict[str, Any], ti
     learners[1].update(made, (1.0,), seed=0)
     learners[2].update(made, (-1.0,), seed=0)
     core = vllm.engine.engine_core.engine_core
-    if ahead:                                              # as vLLM schedules on GPUs: a batch may run between two steps
+    if ahead:  # as vLLM schedules on GPUs: a batch may run between two steps
         monkeypatch.setattr(core, "batch_queue", deque(maxlen=2))
         monkeypatch.setattr(core, "batch_queue_size", 2)
         monkeypatch.setattr(core, "step_fn", core.step_with_batch_queue)
@@ -202,15 +237,26 @@ def test_every_token_knows_the_weights_that_sampled_it(small: dict[str, Any], ti
     def publish(mode: Any) -> None:
         WeightSync(learners[vllm.version + 1 - start], engines, mode).publish(vllm.version + 1)
 
-    rollouts = [r for g in update_in_the_middle(vllm, mode, PROMPTS * 3, Sampling(max_tokens=40, seed=9), publish) for r in g]
+    rollouts = [
+        r for g in update_in_the_middle(vllm, mode, PROMPTS * 3, Sampling(max_tokens=40, seed=9), publish) for r in g
+    ]
     seams = [(s, r.version.index(start + 1)) for s, r in enumerate(rollouts) if len(set(r.version)) == 3]
     known = [learner.logprobs(rollouts) for learner in learners]
-    gaps = {k: [abs(x - known[k][s][t]) for s, r in enumerate(rollouts) for t, (x, w) in enumerate(zip(r.logp, r.version, strict=True)) if w == start + k]
-            for k in range(3)}
+    gaps = {
+        k: [
+            abs(x - known[k][s][t])
+            for s, r in enumerate(rollouts)
+            for t, (x, w) in enumerate(zip(r.logp, r.version, strict=True))
+            if w == start + k
+        ]
+        for k in range(3)
+    }
     assert len(seams) > 3 and max(gaps[0]) < 1e-4
-    assert min(abs(rollouts[s].logp[t] - known[0][s][t]) for s, t in seams) > 1e-4         # the first new token is not an old one
+    assert (
+        min(abs(rollouts[s].logp[t] - known[0][s][t]) for s, t in seams) > 1e-4
+    )  # the first new token is not an old one
     if mode == "continue":
-        assert max(*gaps[1], *gaps[2]) < 1e-4              # nothing was computed from what the old weights had cached
+        assert max(*gaps[1], *gaps[2]) < 1e-4  # nothing was computed from what the old weights had cached
     else:
         assert max(*gaps[1], *gaps[2]) > 1e-2
 
@@ -248,21 +294,46 @@ def test_a_teacher_behind_a_server(small: dict[str, Any], tiny: Path) -> None:
     from rlkit.rollout.vllm import environment
 
     env = {**os.environ, **environment()}
-    serve = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny), "--served-model-name", "tiny", "--port", "8377", "--dtype", "float32",
-             "--enforce-eager", "--max-model-len", "128", "--kv-cache-memory-bytes", str(64 << 20), "--block-size", "32"]
-    server = subprocess.Popen(serve, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    serve = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(tiny),
+        "--served-model-name",
+        "tiny",
+        "--port",
+        "8377",
+        "--dtype",
+        "float32",
+        "--enforce-eager",
+        "--max-model-len",
+        "128",
+        "--kv-cache-memory-bytes",
+        str(64 << 20),
+        "--block-size",
+        "32",
+    ]
+    server = subprocess.Popen(
+        serve, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         for _ in range(150):
             with contextlib.suppress(OSError), urllib.request.urlopen("http://127.0.0.1:8377/health"):
                 break
             assert server.poll() is None
             time.sleep(1)
-        run = make_run({**small, "teacher": {"type": "Served", "url": "http://127.0.0.1:8377"}, "reference": {"type": "Frozen"}})
+        run = make_run(
+            {**small, "teacher": {"type": "Served", "url": "http://127.0.0.1:8377"}, "reference": {"type": "Frozen"}}
+        )
         learner = Learner(run, str(tiny), frozenset({"ref", "teacher"}))
         rollouts = [Rollout(p, list(range(4, 9)), [True] * 5, [-1.0] * 5, [0] * 5, "stop") for p in PROMPTS]
         found = learner.annotate([Batch.from_rollouts(rollouts)], ("ref", "teacher"))
         assert float((found["ref"] - found["teacher"]).abs().max()) < 1e-4
-        for change, told in (({"model": "other"}, "has no model 'other'; it has tiny"), ({"url": "http://127.0.0.1:1"}, "no answer from")):
+        for change, told in (
+            ({"model": "other"}, "has no model 'other'; it has tiny"),
+            ({"url": "http://127.0.0.1:1"}, "no answer from"),
+        ):
             wrong = make_run({**small, "teacher": {"type": "Served", "url": "http://127.0.0.1:8377", **change}})
             with pytest.raises(ValueError, match=told):
                 Learner(wrong, str(tiny), frozenset({"teacher"}))

@@ -1,4 +1,5 @@
 """What engines are sent: the weights of the plain model, whole, and after the first time only those that training can change."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -17,15 +18,30 @@ from rlkit.learner.model import PolicyModel, evaluate_new, load_lm
 from rlkit.rollout.vllm import VLLMEngine
 from rlkit.types import Batch, Prompt, Rollout, Sampling
 
-BATCH = Batch.from_rollouts([Rollout(Prompt("0", (3, 4, 5), ""), [4, 5, 6, 7], [True] * 4, [-1.0] * 4, [0] * 4, "stop")])
-ATTENTION = [f"model.layers.{i}.self_attn.{m}" for i in (0, 1) for m in ("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias", "v_proj.weight",
-                                                                        "v_proj.bias", "o_proj.weight")]
+BATCH = Batch.from_rollouts(
+    [Rollout(Prompt("0", (3, 4, 5), ""), [4, 5, 6, 7], [True] * 4, [-1.0] * 4, [0] * 4, "stop")]
+)
+ATTENTION = [
+    f"model.layers.{i}.self_attn.{m}"
+    for i in (0, 1)
+    for m in (
+        "q_proj.weight",
+        "q_proj.bias",
+        "k_proj.weight",
+        "k_proj.bias",
+        "v_proj.weight",
+        "v_proj.bias",
+        "o_proj.weight",
+    )
+]
 MLP = [f"model.layers.{i}.mlp.{m}_proj.weight" for i in (0, 1) for m in ("gate", "up", "down")]
 
 
 @pytest.fixture(scope="module")
 def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny(tmp_path_factory.mktemp("untied"), Sorting.alphabet, hidden=64, layers=2, heads=2, kv_heads=1, tie=False)
+    return make_tiny(
+        tmp_path_factory.mktemp("untied"), Sorting.alphabet, hidden=64, layers=2, heads=2, kv_heads=1, tie=False
+    )
 
 
 def moved(run: Any, path: Path) -> Learner:
@@ -39,18 +55,30 @@ def moved(run: Any, path: Path) -> Learner:
     return learner
 
 
-@pytest.mark.parametrize(("adapter", "travels"), [
-    ({"target_modules": ["q_proj", "v_proj"]}, ATTENTION),
-    ({"target_modules": "all-linear", "use_dora": True}, ATTENTION + MLP),
-    ({"target_modules": ["down_proj"], "use_rslora": True}, MLP),
-    ({"target_modules": ["q_proj"], "bias": "all"}, ATTENTION),
-    ({"target_modules": ["q_proj"], "lora_bias": True}, ATTENTION),
-    ({"target_modules": ["q_proj"], "init_lora_weights": "pissa"}, ATTENTION),
-    ({"target_modules": ["q_proj"], "modules_to_save": ["input_layernorm"]}, ATTENTION + [f"model.layers.{i}.input_layernorm.weight" for i in (0, 1)]),
-    ({"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}, [*ATTENTION, "model.embed_tokens.weight"]),
-    ({"target_modules": ["q_proj", "embed_tokens"]}, [*ATTENTION, "model.embed_tokens.weight"]),
-], ids=lambda x: "-".join(f"{k}={v}" for k, v in x.items()) if isinstance(x, dict) else "")
-def test_the_plain_model_with_what_travels_is_the_adapted_one(small: dict[str, Any], untied: Path, tmp_path: Path, adapter: dict[str, Any], travels: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("adapter", "travels"),
+    [
+        ({"target_modules": ["q_proj", "v_proj"]}, ATTENTION),
+        ({"target_modules": "all-linear", "use_dora": True}, ATTENTION + MLP),
+        ({"target_modules": ["down_proj"], "use_rslora": True}, MLP),
+        ({"target_modules": ["q_proj"], "bias": "all"}, ATTENTION),
+        ({"target_modules": ["q_proj"], "lora_bias": True}, ATTENTION),
+        ({"target_modules": ["q_proj"], "init_lora_weights": "pissa"}, ATTENTION),
+        (
+            {"target_modules": ["q_proj"], "modules_to_save": ["input_layernorm"]},
+            ATTENTION + [f"model.layers.{i}.input_layernorm.weight" for i in (0, 1)],
+        ),
+        (
+            {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+            [*ATTENTION, "model.embed_tokens.weight"],
+        ),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, [*ATTENTION, "model.embed_tokens.weight"]),
+    ],
+    ids=lambda x: "-".join(f"{k}={v}" for k, v in x.items()) if isinstance(x, dict) else "",
+)
+def test_the_plain_model_with_what_travels_is_the_adapted_one(
+    small: dict[str, Any], untied: Path, tmp_path: Path, adapter: dict[str, Any], travels: list[str]
+) -> None:
     run = make_run({**small, "model": {"path": str(untied)}, "peft": {"r": 4, "lora_alpha": 8, **adapter}})
     learner = moved(run, untied)
     before = {n: p.detach().clone() for n, p in learner.policy.named_parameters()}
@@ -63,9 +91,13 @@ def test_the_plain_model_with_what_travels_is_the_adapted_one(small: dict[str, A
             named[name].copy_(tensor)
             assert name in changing or torch.equal(tensor, start[name])
     now = learner.annotate([BATCH], ("old",))["old"]
-    torch.testing.assert_close(evaluate_new(PolicyModel(plain), BATCH, Sampling(), frozenset()).logp.detach(), now, rtol=1e-6, atol=1e-6)
-    assert all(torch.equal(before[n], p) for n, p in learner.policy.named_parameters())         # merging has left nothing behind
-    if "init_lora_weights" not in adapter:                                                      # which changes the base under the adapter
+    torch.testing.assert_close(
+        evaluate_new(PolicyModel(plain), BATCH, Sampling(), frozenset()).logp.detach(), now, rtol=1e-6, atol=1e-6
+    )
+    assert all(
+        torch.equal(before[n], p) for n, p in learner.policy.named_parameters()
+    )  # merging has left nothing behind
+    if "init_lora_weights" not in adapter:  # which changes the base under the adapter
         from peft import PeftModel
 
         learner.export(str(tmp_path / "out"))
@@ -75,21 +107,34 @@ def test_the_plain_model_with_what_travels_is_the_adapted_one(small: dict[str, A
             torch.testing.assert_close(again(input_ids=ids).logits, plain(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("adapter", "told"), [
-    ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "the output layer is adapted"),
-    ({"target_modules": ["q_proj", "lm_head"]}, "the output layer is adapted"),
-    ({"target_modules": ["q_proj", "embed_tokens"]}, "lm_head.weight.* leave out an embedding that is tied"),
-])
-def test_what_engines_could_not_follow_is_refused(small: dict[str, Any], tiny: Path, adapter: dict[str, Any], told: str) -> None:
+@pytest.mark.parametrize(
+    ("adapter", "told"),
+    [
+        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "the output layer is adapted"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "the output layer is adapted"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "lm_head.weight.* leave out an embedding that is tied"),
+    ],
+)
+def test_what_engines_could_not_follow_is_refused(
+    small: dict[str, Any], tiny: Path, adapter: dict[str, Any], told: str
+) -> None:
     with pytest.raises(ValueError, match=told):
         Learner(make_run({**small, "peft": {"r": 4, **adapter}}), str(tiny), frozenset())
 
 
-def test_an_engine_that_starts_with_other_weights_has_all_of_them_after_the_first_publish(small: dict[str, Any], tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_starts_with_other_weights_has_all_of_them_after_the_first_publish(
+    small: dict[str, Any], tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """vLLM with weights of its own, an adapter on a part of fused matrices that lie in several buckets, a tied output layer."""
     monkeypatch.setattr("rlkit.learner.learner.BUCKET_BYTES", 1 << 14)
-    run = make_run({**small, "objective": [{"type": "NLL"}], "learner": {"lr": 1e-2},
-                    "peft": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "gate_proj"]}})
+    run = make_run(
+        {
+            **small,
+            "objective": [{"type": "NLL"}],
+            "learner": {"lr": 1e-2},
+            "peft": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "gate_proj"]},
+        }
+    )
     learner = moved(run, tiny)
     learners = LearnerGroup(LocalWorkers(learner), run, frozenset())
     assert len(learners.buckets(everything=False)) > 8
@@ -101,7 +146,11 @@ def test_an_engine_that_starts_with_other_weights_has_all_of_them_after_the_firs
         for version in (1, 2, 3):
             sent.append(sync.publish(version)["sync/mib"])
             rollouts = engines.generate(Prompt("0", (3, 4, 5), ""), 8, Sampling(max_tokens=16, seed=version))
-            gaps = [abs(a - b) for r, known in zip(rollouts, learners.logprobs(rollouts), strict=True) for a, b in zip(r.logp, known, strict=True)]
+            gaps = [
+                abs(a - b)
+                for r, known in zip(rollouts, learners.logprobs(rollouts), strict=True)
+                for a, b in zip(r.logp, known, strict=True)
+            ]
             assert max(gaps) < 1e-4
             learners.update(Batch.from_rollouts(rollouts), (1.0,), seed=0)
         whole = sum(p.numel() * 4 for p in load_lm(tiny).parameters()) / 2**20
@@ -115,9 +164,16 @@ def test_sharded_adapters_reach_an_engine_on_ray(small: dict[str, Any], tiny: Pa
     from rlkit.build import make_engine
     from rlkit.cluster import ray as on_ray
 
-    run = make_run({**small, "objective": [{"type": "NLL"}], "learner": {"lr": 3e-2}, "deepspeed": {"zero_optimization": {"stage": 3}},
-                    "peft": {"r": 4, "target_modules": "all-linear", "use_dora": True, "modules_to_save": ["input_layernorm"]},
-                    "cluster": {"engines": 1, "learners": 2, "cpus": 0.3, "timeout": 200.0}})
+    run = make_run(
+        {
+            **small,
+            "objective": [{"type": "NLL"}],
+            "learner": {"lr": 3e-2},
+            "deepspeed": {"zero_optimization": {"stage": 3}},
+            "peft": {"r": 4, "target_modules": "all-linear", "use_dora": True, "modules_to_save": ["input_layernorm"]},
+            "cluster": {"engines": 1, "learners": 2, "cpus": 0.3, "timeout": 200.0},
+        }
+    )
     options = {"kind": "hf", "seed": 0, "dtype": "float32", "max_model_len": 64, "options": {}, "tensor_parallel": 1}
     learner_actors, engine_actors = on_ray.start(run, str(tiny), frozenset(), make_engine, {}, options)
     learners, engines = LearnerGroup(learner_actors, run, frozenset()), EngineGroup(engine_actors)
@@ -128,7 +184,14 @@ def test_sharded_adapters_reach_an_engine_on_ray(small: dict[str, Any], tiny: Pa
             sync.publish(version)
             rollouts = engines.generate(Prompt("0", (3, 4, 5), ""), 8, Sampling(max_tokens=16, seed=1))
             known = learners.logprobs(rollouts)
-            assert max(abs(a - b) for r, logp in zip(rollouts, known, strict=True) for a, b in zip(r.logp, logp, strict=True)) < 1e-4
+            assert (
+                max(
+                    abs(a - b)
+                    for r, logp in zip(rollouts, known, strict=True)
+                    for a, b in zip(r.logp, logp, strict=True)
+                )
+                < 1e-4
+            )
             seen.append(known)
             learners.update(Batch.from_rollouts(rollouts), (1.0,), seed=0)
         assert seen[0] != seen[1] != seen[2]

@@ -1,4 +1,5 @@
 """The learner: however a batch is cut, the step is the same; adapters leave the reference alone; sharding changes nothing."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -31,7 +32,9 @@ def batch(seed: int) -> Batch:
         prompt = Prompt(str(g), tuple(r.randint(3, 13) for _ in range(r.randint(2, 9))), "")
         for _ in range(3):
             T = r.randint(1, 12)
-            rollouts.append(Rollout(prompt, [r.randint(3, 13) for _ in range(T)], [True] * T, [-2.5] * T, [0] * T, "stop", group=g))
+            rollouts.append(
+                Rollout(prompt, [r.randint(3, 13) for _ in range(T)], [True] * T, [-2.5] * T, [0] * T, "stop", group=g)
+            )
     b = Batch.from_rollouts(rollouts)
     b.adv = torch.randn(b.S, generator=torch.Generator().manual_seed(seed))[b.seq]
     return b
@@ -43,7 +46,7 @@ def train(run: Run, workers: Any, steps: int = 3) -> dict[str, np.ndarray]:
         b = batch(k)
         group.annotate(b, ("ref", "old", "value"))
         b.returns = b.adv * 0.5
-        stats = group.update(b, (1.0, 0.1, 0.5)[:len(run.objective)], seed=k, breakdown=k == 1)
+        stats = group.update(b, (1.0, 0.1, 0.5)[: len(run.objective)], seed=k, breakdown=k == 1)
         group.after_step(k + 1, stats)
         if k == 0:
             workers.call("reset_optimizer")
@@ -51,7 +54,11 @@ def train(run: Run, workers: Any, steps: int = 3) -> dict[str, np.ndarray]:
             assert 0 < gradient_shares(stats, [t.name for t in run.objective])["gradient/share/PPOClip"] < 1
     out: dict[str, np.ndarray] = {}
     for names, _ in group.buckets():
-        out |= workers.handles("gather", names)[0] if isinstance(workers, LocalWorkers) else workers.call("gather", names)[0]
+        out |= (
+            workers.handles("gather", names)[0]
+            if isinstance(workers, LocalWorkers)
+            else workers.call("gather", names)[0]
+        )
     group.annotate(b, ("value",))
     return {**out, "values": b.value.numpy()}
 
@@ -63,7 +70,7 @@ def test_the_token_log_probs_are_those_of_the_plain_model(tiny: Path) -> None:
         got = evaluate_new(PolicyModel(lm), b, Sampling(temperature=0.7), frozenset()).logp
         want, at = [], 0
         for s, n in enumerate(b.length.tolist()):
-            ids = b.ids[at:at + n]
+            ids = b.ids[at : at + n]
             logp = (load_lm(tiny)(input_ids=ids[None]).logits[0] / 0.7).log_softmax(-1)
             k = int((b.seq == s).sum())
             want += [logp[n - k - 1 + i, ids[n - k + i]] for i in range(k)]
@@ -83,7 +90,9 @@ def test_gradients_do_not_depend_on_how_the_batch_is_cut(tiny: Path) -> None:
         model = PolicyModel(load_lm(tiny))
         for keep in rows:
             part = b.rows(keep)
-            value, _ = loss(objective, evaluate_new(model, part, Sampling(), frozenset({"entropy"})), part, (1.0, 0.1, 0.1))
+            value, _ = loss(
+                objective, evaluate_new(model, part, Sampling(), frozenset({"entropy"})), part, (1.0, 0.1, 0.1)
+            )
             value.backward()
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
@@ -93,8 +102,12 @@ def test_gradients_do_not_depend_on_how_the_batch_is_cut(tiny: Path) -> None:
     torch.testing.assert_close(single, whole, rtol=1e-3, atol=1e-6)
 
 
-def test_lora_reference_is_the_base_and_the_export_is_the_merge(small: dict[str, Any], tiny: Path, tmp_path: Path) -> None:
-    run = make_run({**small, "peft": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}, "learner": {"lr": 1e-2}})
+def test_lora_reference_is_the_base_and_the_export_is_the_merge(
+    small: dict[str, Any], tiny: Path, tmp_path: Path
+) -> None:
+    run = make_run(
+        {**small, "peft": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}, "learner": {"lr": 1e-2}}
+    )
     learner = Learner(run, str(tiny), NEEDS)
     train(run, LocalWorkers(learner))
     b = batch(7)
@@ -108,14 +121,19 @@ def test_lora_reference_is_the_base_and_the_export_is_the_merge(small: dict[str,
         merged = evaluate_new(PolicyModel(load_lm(tmp_path / "merged")), b, Sampling(), frozenset()).logp
     torch.testing.assert_close(merged, now["old"], rtol=1e-4, atol=1e-5)
     from peft import PeftModel
+
     with torch.no_grad():
         adapter = PeftModel.from_pretrained(load_lm(tiny), str(tmp_path / "merged" / "adapter"))
         logits = adapter(input_ids=b.ids[None, :5]).logits
-        torch.testing.assert_close(logits, load_lm(tmp_path / "merged")(input_ids=b.ids[None, :5]).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            logits, load_lm(tmp_path / "merged")(input_ids=b.ids[None, :5]).logits, rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_sharded_ranks_on_ray_train_as_one_process_does(small: dict[str, Any], tiny: Path, stage: int, ray_session: None) -> None:
+def test_two_sharded_ranks_on_ray_train_as_one_process_does(
+    small: dict[str, Any], tiny: Path, stage: int, ray_session: None
+) -> None:
     from rlkit.cluster import ray as on_ray
 
     """With a critic of its own, a schedule that starts again with a new optimizer, and a policy that goes back to its average."""
@@ -125,9 +143,16 @@ def test_two_sharded_ranks_on_ray_train_as_one_process_does(small: dict[str, Any
     local = make_run(small)
     want = train(local, LocalWorkers(Learner(local, str(tiny), NEEDS)))
     assert np.abs(want["values"]).max() > 1e-3
-    run = make_run({**small, "deepspeed": {"zero_optimization": {"stage": stage}}, "cluster": {"engines": 1, "learners": 2, "cpus": 0.3}})
+    run = make_run(
+        {
+            **small,
+            "deepspeed": {"zero_optimization": {"stage": stage}},
+            "cluster": {"engines": 1, "learners": 2, "cpus": 0.3},
+        }
+    )
     run = dataclasses.replace(run, cluster=dataclasses.replace(run.cluster, timeout=200.0))
     from rlkit.build import make_engine
+
     options = {"kind": "hf", "seed": 0, "dtype": "float32", "max_model_len": 64, "options": {}, "tensor_parallel": 1}
     learners, engines = on_ray.start(run, str(tiny), NEEDS, make_engine, {}, options)
     try:

@@ -1,4 +1,5 @@
 """The README's main job, shortened, on the whole stack: Ray, vLLM, DeepSpeed; and what it leaves behind."""
+
 from __future__ import annotations
 
 import contextlib
@@ -19,7 +20,15 @@ from rlkit.cluster.ray import check_resources
 from rlkit.run import Cluster
 
 RLKIT = [sys.executable, "-m", "rlkit"]
-SHORT = ["steps=45", "data.task.levels=[1]", "data.size=600", "model.warm_up.steps=150", "eval.prompts=100", "checkpoint.every=15", "cluster.cpus=0.5"]
+SHORT = [
+    "steps=45",
+    "data.task.levels=[1]",
+    "data.size=600",
+    "model.warm_up.steps=150",
+    "eval.prompts=100",
+    "checkpoint.every=15",
+    "cluster.cpus=0.5",
+]
 
 
 def rlkit(*arguments: str, timeout: float = 250) -> subprocess.CompletedProcess[str]:
@@ -38,11 +47,30 @@ def test_the_quickstart_learns_continues_and_leaves_a_model(tmp_path: Path) -> N
     assert list((folder / "tensorboard").iterdir()) and len(list((folder / "checkpoints").iterdir())) == 2
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
     prompt = json.loads((folder / "rollouts.jsonl").read_text().splitlines()[0])["prompt"]
-    lm, tokenizer = AutoModelForCausalLM.from_pretrained(folder / "final"), AutoTokenizer.from_pretrained(folder / "final")
+    lm, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder / "final"),
+        AutoTokenizer.from_pretrained(folder / "final"),
+    )
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-    text = tokenizer.decode(lm.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1]:], skip_special_tokens=True)
-    shown = rlkit("sample", str(folder), "--prompt", prompt, "--engine", "vllm", "--temperature", "0", "-n", "1", "--max-tokens", "8")
+    text = tokenizer.decode(
+        lm.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :], skip_special_tokens=True
+    )
+    shown = rlkit(
+        "sample",
+        str(folder),
+        "--prompt",
+        prompt,
+        "--engine",
+        "vllm",
+        "--temperature",
+        "0",
+        "-n",
+        "1",
+        "--max-tokens",
+        "8",
+    )
     assert f"'{text}'" in shown.stdout, (text, shown.stdout, shown.stderr)
 
     more = rlkit("train", "configs/quickstart.yaml", f"out={tmp_path}", *SHORT, "steps=46", "--resume")
@@ -50,7 +78,10 @@ def test_the_quickstart_learns_continues_and_leaves_a_model(tmp_path: Path) -> N
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 46 and not (tmp_path / "quickstart-2").exists()
 
 
-@pytest.mark.parametrize(("cluster", "told"), [(Cluster(engines=9), "CPUs"), (Cluster(gpus=1.0), "GPUs"), (Cluster(tensor_parallel=4, gpus=1.0), "GPUs")])
+@pytest.mark.parametrize(
+    ("cluster", "told"),
+    [(Cluster(engines=9), "CPUs"), (Cluster(gpus=1.0), "GPUs"), (Cluster(tensor_parallel=4, gpus=1.0), "GPUs")],
+)
 def test_more_workers_than_resources_are_refused(cluster: Cluster, told: str) -> None:
     with pytest.raises(ValueError, match=f"need .* {told}, but the cluster has"):
         check_resources(cluster, {"CPU": 4.0, "GPU": 1.0})
@@ -59,35 +90,73 @@ def test_more_workers_than_resources_are_refused(cluster: Cluster, told: str) ->
 def test_a_cluster_that_does_not_answer_is_named(small: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({**small, "rewards": [], "cluster": {"address": "127.0.0.1:1"}}))
     done = rlkit("train", str(tmp_path / "c.yaml"))
-    assert done.returncode == 2 and "cluster.address: no Ray cluster answers at '127.0.0.1:1'" in done.stderr, done.stderr
+    assert done.returncode == 2 and "cluster.address: no Ray cluster answers at '127.0.0.1:1'" in done.stderr, (
+        done.stderr
+    )
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_worker_that_dies_is_reported_with_the_way_to_continue(small: dict[str, Any], tmp_path: Path, ray_session: None) -> None:
-    (tmp_path / "fatal.py").write_text("import os\nfrom dataclasses import dataclass\nfrom rlkit import Term\n\n@dataclass(frozen=True)\nclass Fatal(Term):\n"
-                                       "    def __call__(self, new, b):\n        if 'RANK' in os.environ:                # on a learner, not where the objective is examined\n"
-                                       "            os._exit(1)\n        return -new.logp\n")
-    run = rk.load({**small, "rewards": [], "objective": [{"type": f"{tmp_path}/fatal.py:Fatal"}], "cluster": {"cpus": 0.3}})
+def test_a_worker_that_dies_is_reported_with_the_way_to_continue(
+    small: dict[str, Any], tmp_path: Path, ray_session: None
+) -> None:
+    (tmp_path / "fatal.py").write_text(
+        "import os\nfrom dataclasses import dataclass\nfrom rlkit import Term\n\n@dataclass(frozen=True)\nclass Fatal(Term):\n"
+        "    def __call__(self, new, b):\n        if 'RANK' in os.environ:                # on a learner, not where the objective is examined\n"
+        "            os._exit(1)\n        return -new.logp\n"
+    )
+    run = rk.load(
+        {**small, "rewards": [], "objective": [{"type": f"{tmp_path}/fatal.py:Fatal"}], "cluster": {"cpus": 0.3}}
+    )
     with pytest.raises(RuntimeError, match=r"a learner worker died during step.*--resume"):
         rk.train(run, quiet=True)
 
 
-def test_a_job_is_submitted_to_a_cluster(small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_is_submitted_to_a_cluster(
+    small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small |= {"rewards": [], "cluster": {"cpus": 0.3}, "steps": 1}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(small))
     bin = str(Path(sys.executable).parent)
     env = {**os.environ, "PATH": f"{bin}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
-    flags = ["--port=6399", "--dashboard-port=8299", "--dashboard-agent-listen-port=52399", "--num-cpus=2", "--include-dashboard=true", "--disable-usage-stats", "--block"]
-    head = subprocess.Popen([f"{bin}/ray", "start", "--head", *flags], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    flags = [
+        "--port=6399",
+        "--dashboard-port=8299",
+        "--dashboard-agent-listen-port=52399",
+        "--num-cpus=2",
+        "--include-dashboard=true",
+        "--disable-usage-stats",
+        "--block",
+    ]
+    head = subprocess.Popen(
+        [f"{bin}/ray", "start", "--head", *flags], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         for _ in range(60):
             with contextlib.suppress(OSError), urllib.request.urlopen("http://127.0.0.1:8299/api/version"):
                 break
             time.sleep(1)
-        done = subprocess.run([sys.executable, str(Path("examples/ray_job.py").absolute()), "http://127.0.0.1:8299", "c.yaml", "name=job"], cwd=tmp_path, capture_output=True, text=True, timeout=260)
+        done = subprocess.run(
+            [
+                sys.executable,
+                str(Path("examples/ray_job.py").absolute()),
+                "http://127.0.0.1:8299",
+                "c.yaml",
+                "name=job",
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=260,
+        )
         assert done.returncode == 0 and "Done: 1 steps" in done.stdout, done.stdout + done.stderr
     finally:
         head.terminate()
         head.wait(60)
-    refused = subprocess.run([*RLKIT, "submit", "c.yaml", "--address", "http://127.0.0.1:8299"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    refused = subprocess.run(
+        [*RLKIT, "submit", "c.yaml", "--address", "http://127.0.0.1:8299"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert refused.returncode == 2 and "no Ray dashboard answers" in refused.stderr

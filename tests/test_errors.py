@@ -1,0 +1,50 @@
+"""Exceptions: one tree, each also the built-in it stands for, and nothing else is raised on purpose."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import pickle
+from pathlib import Path
+
+import pytest
+
+import rlkit
+from rlkit import errors
+from rlkit.cli import main
+
+TREE = [c for c in vars(errors).values() if inspect.isclass(c) and issubclass(c, errors.RlkitError)]
+
+
+@pytest.mark.parametrize("cls", TREE)
+def test_each_can_travel_between_processes(cls: type[Exception]) -> None:
+    again = pickle.loads(pickle.dumps(cls("what is wrong")))
+    assert type(again) is cls and str(again) == "what is wrong"
+
+
+def test_the_library_raises_only_its_own_where_a_user_reads_it() -> None:
+    plain = {"ValueError", "RuntimeError", "TimeoutError", "FloatingPointError", "Exception", "KeyError"}
+    found = []
+    for path in Path(rlkit.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            raised = node.exc if isinstance(node, ast.Raise) else None
+            if isinstance(raised, ast.Call) and isinstance(raised.func, ast.Name) and raised.func.id in plain:
+                found.append(f"{path.name}:{node.lineno}")
+    assert not found, f"use a class of rlkit.errors: {found}"
+
+
+def test_exit_codes_and_a_foreign_error_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(error: Exception) -> int:
+        def load(*args: object) -> None:
+            raise error
+
+        monkeypatch.setattr("rlkit.config.load", load)
+        return main(["show", "x.yaml"])
+
+    assert fails(errors.DataError("rows.jsonl:3: no answer.")) == 2
+    assert fails(errors.NumericsError("the loss is not finite.")) == 1
+    assert capsys.readouterr().err == "error: rows.jsonl:3: no answer.\nerror: the loss is not finite.\n"
+    with pytest.raises(ValueError, match="of the user's own"):
+        fails(ValueError("of the user's own"))
