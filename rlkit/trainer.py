@@ -29,7 +29,7 @@ from rlkit.evaluation.samples import correctness, dataset_of
 from rlkit.log import Timeline, duration
 from rlkit.memory import resident
 from rlkit.objective.corrections import correction_stats, weights
-from rlkit.objective.penalties import fill_advantages
+from rlkit.objective.penalties import with_advantages
 from rlkit.rewards import Scorer
 from rlkit.run import Run
 from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
@@ -60,7 +60,7 @@ def train(run: Run, *, resume: bool = False, quiet: bool = False) -> Path:
                 extra = p.stored.draw(step, run.rollout.prompts) if p.stored is not None else []
                 batch = Batch.from_rollouts([*rollouts, *extra], columns(run))
                 p.learners.annotate(batch, p.before_update)
-                fill_advantages(batch, run.advantage, run.reward_penalties, p.penalties.values())
+                batch = with_advantages(batch, run.advantage, run.reward_penalties, p.penalties.values())
                 if run.correction is not None:
                     batch.weight = weights(run.correction, batch)
             with clock("update"):

@@ -365,8 +365,9 @@ class ZeroVariance:
                 f"data.drop: ZeroVariance: of is {self.of!r}, but the rewards of prompt {scored[0].prompt.id} are "
                 f"{', '.join(sorted(names)) or 'without names'}."
             )
-        rewards = {r.reward if self.of is None else r.parts.get(self.of) for r in scored}
-        return "zero_variance" if len(rewards) < 2 else None
+        rewards = [r.reward if self.of is None else r.parts.get(self.of, math.nan) for r in scored]
+        # As a batch holds them: 0.1 + 0.2 and 0.3 are one reward in float32, and their advantage is 0.
+        return "zero_variance" if len(np.unique(np.array(rewards, dtype=np.float32))) < 2 else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,15 @@
 
 The reward of a sequence is ``R``; penalties such as ``KLReward`` add rewards to single tokens (``Batch.token_reward``).
 A token's return is everything that is rewarded from it on, the sequence's own reward included.
+
+What is compared is first taken from the smallest value compared (:func:`centre`), so equal rewards get an advantage of exactly 0, whatever
+the number and however many there are: the mean of 16 rewards of 1.1 in float32 is not 1.1, and a standard deviation near 0 would make an
+advantage of the difference.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -18,39 +23,79 @@ from rlkit.types import Batch
 NOTHING: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True)
+class Advantages:
+    """What an advantage gives: ``adv [N]``, and ``returns [N]`` where it knows what the value function is trained towards; no gradient."""
+
+    adv: Tensor
+    returns: Tensor | None = None
+
+    @classmethod
+    def of(cls, advantage: Advantage, b: Batch) -> Advantages:
+        """The advantages of a batch; an advantage that trains no value function may give the tensor alone."""
+        found = advantage(b)
+        return found if isinstance(found, Advantages) else cls(found)
+
+
 class Advantage(Protocol):
     """A frozen dataclass; ``group`` says that it compares the responses of one prompt."""
 
     @property
     def needs(self) -> frozenset[str]: ...
 
-    def __call__(self, b: Batch) -> Tensor:
-        """``[N]``, no gradient."""
+    def __call__(self, b: Batch) -> Tensor | Advantages:
+        """``[N]``, no gradient; nothing is written into the batch."""
         ...
 
 
 def sequence_reward(b: Batch) -> Tensor:
-    """The whole reward of each sequence, token rewards included, ``[S]``."""
-    return b.reward if b.token_reward is None else b.reward + b.seq_sum(b.token_reward)
+    """The whole reward of each sequence, token rewards included, ``[S]`` in float64."""
+    reward = b.reward.double()
+    return reward if b.token_reward is None else reward + b.seq_sum(b.token_reward.double())
 
 
-def spread(b: Batch, baseline_S: Tensor) -> Tensor:
-    """The return of each token minus its sequence's baseline, ``[N]``."""
-    future = 0.0 if b.token_reward is None else b.reward_to_go(b.token_reward)
-    return (b.reward - baseline_S)[b.seq] + future
+def spread(b: Batch, total_S: Tensor) -> Tensor:
+    """The return of each token, ``[N]`` in float64: the sequence's ``total_S`` (less a baseline) without what earlier tokens were given."""
+    if b.token_reward is None:
+        return total_S[b.seq]
+    given = b.token_reward.double()
+    return total_S[b.seq] - (b.seq_cumsum(given) - given)
 
 
-def group_mean(b: Batch, x_S: Tensor) -> Tensor:
-    """Mean over the prompt's responses, back on each response ``[S]``."""
-    size = torch.bincount(b.group, minlength=b.G).clamp(min=1).to(x_S.dtype)
-    return (b.group_sum(x_S) / size)[b.group]
+def centre(x: Tensor) -> Tensor:
+    """``x - mean(x)``, in float64; exactly 0 where all are equal. Keeps gradient."""
+    if not len(x):
+        return x.double()
+    d = x.double() - x.detach().amin().double()
+    return d - d.mean()
 
 
-def group_std(b: Batch, x_S: Tensor) -> Tensor:
+def group_centre(b: Batch, x_S: Tensor) -> Tensor:
+    """``x`` minus its mean over the prompt's responses, ``[S]`` in float64; exactly 0 where all of them are equal. Keeps gradient."""
+    x = x_S.double()
+    lowest = x.new_zeros(b.G).scatter_reduce(0, b.group, x.detach(), "amin", include_self=False)
+    d = x - lowest[b.group]
+    return d - (b.group_sum(d) / b.group_size())[b.group]
+
+
+def group_std(b: Batch, centred_S: Tensor) -> Tensor:
     """Unbiased standard deviation over the prompt's responses (0 for a group of one), ``[S]``."""
-    size = torch.bincount(b.group, minlength=b.G).to(x_S.dtype)
-    square = b.group_sum((x_S - group_mean(b, x_S)) ** 2)
-    return (square / (size - 1).clamp(min=1)).sqrt()[b.group]
+    return (b.group_sum(centred_S**2) / (b.group_size() - 1).clamp(min=1)).sqrt()[b.group]
+
+
+Variance = Literal["population", "sample"]
+
+
+def whiten(x: Tensor, variance: Variance = "population") -> Tensor:
+    """``(x - mean) / std`` over all tokens, in float64.
+
+    ``population``: the sum of squares over N, at least 1e-8 (OpenRLHF); ``sample``: over N - 1, plus 1e-8 (verl, TRL).
+    """
+    d = centre(x)
+    square = d.square().sum()
+    if variance == "sample":
+        return d * torch.rsqrt(square / max(1, len(d) - 1) + 1e-8)
+    return d / (square / max(1, len(d))).clamp(min=1e-8).sqrt()
 
 
 @dataclass(frozen=True)
@@ -60,7 +105,7 @@ class Plain:
     needs: ClassVar[frozenset[str]] = NOTHING
 
     def __call__(self, b: Batch) -> Tensor:
-        return spread(b, torch.zeros_like(b.reward))
+        return spread(b, sequence_reward(b)).to(b.reward.dtype)
 
 
 @dataclass(frozen=True)
@@ -71,7 +116,7 @@ class GroupMean:
     group: ClassVar[bool] = True
 
     def __call__(self, b: Batch) -> Tensor:
-        return spread(b, group_mean(b, sequence_reward(b)))
+        return spread(b, group_centre(b, sequence_reward(b))).to(b.reward.dtype)
 
 
 @dataclass(frozen=True)
@@ -87,10 +132,9 @@ class GroupNorm:
     scale: Literal["group", "batch"] = "group"
 
     def __call__(self, b: Batch) -> Tensor:
-        total = sequence_reward(b)
-        centred = total - group_mean(b, total)
-        std_S = group_std(b, total) if self.scale == "group" else centred.std(correction=0).expand_as(centred)
-        return spread(b, group_mean(b, total)) / (std_S + self.eps)[b.seq]
+        centred = group_centre(b, sequence_reward(b))
+        std_S = group_std(b, centred) if self.scale == "group" else centred.std(correction=0).expand_as(centred)
+        return (spread(b, centred) / (std_S + self.eps)[b.seq]).to(b.reward.dtype)
 
 
 @dataclass(frozen=True)
@@ -101,17 +145,18 @@ class RLOO:
     group: ClassVar[bool] = True
 
     def __call__(self, b: Batch) -> Tensor:
-        total = sequence_reward(b)
-        size = torch.bincount(b.group, minlength=b.G).to(total.dtype)[b.group]
-        others = (group_mean(b, total) * size - total) / (size - 1).clamp(min=1)
-        return spread(b, torch.where(size > 1, others, total))
+        size = b.group_size()[b.group]
+        # R_i - (sum R - R_i) / (n - 1) = (R_i - mean R) n / (n - 1)
+        left_out = group_centre(b, sequence_reward(b)) * size / (size - 1).clamp(min=1)
+        return spread(b, left_out).to(b.reward.dtype)
 
 
 @dataclass(frozen=True)
 class ReinforcePlusPlus:
     """Return of the token, then ``(A - mean) / std`` over all tokens of the batch.
 
-    ``baseline: group`` first subtracts the group mean (REINFORCE++-baseline).
+    ``baseline: group`` first subtracts the group mean (REINFORCE++-baseline). Whitening is over the batch: equal rewards get exactly 0
+    where they are those of the whole batch; beside other groups an all-equal group gets what the batch's mean leaves, as published.
 
     Source: REINFORCE++ 2501.03262; variance floor 1e-8 as in OpenRLHF.
     """
@@ -124,9 +169,8 @@ class ReinforcePlusPlus:
         return self.baseline == "group"
 
     def __call__(self, b: Batch) -> Tensor:
-        base = group_mean(b, sequence_reward(b)) if self.group else torch.zeros_like(b.reward)
-        a = spread(b, base)
-        return (a - a.mean()) / a.var(correction=0).clamp(min=1e-8).sqrt()
+        total = sequence_reward(b)
+        return whiten(spread(b, group_centre(b, total) if self.group else total)).to(b.reward.dtype)
 
 
 @dataclass(frozen=True)
@@ -145,33 +189,40 @@ class LogMeanExp:
 
     def __call__(self, b: Batch) -> Tensor:
         r = sequence_reward(b)
-        same = b.group[:, None] == b.group[None, :]
-        others = same & ~torch.eye(b.S, dtype=torch.bool, device=r.device)
-        z = torch.where(others, r[None, :] / self.tau, -torch.inf)
-        count = others.sum(1)
-        soft = self.tau * (z.logsumexp(1) - count.clamp(min=1).to(r.dtype).log())
-        # As in the released code, exp((r_j - r_max) / tau) averaged over the others is at least 1e-8.
-        top = torch.where(same, r[None, :], -torch.inf).amax(1)
-        floor = top + self.tau * torch.log(torch.tensor(1e-8, dtype=r.dtype, device=r.device))
-        return spread(b, torch.where(count > 0, torch.maximum(soft, floor), r))
+        top = r.new_zeros(b.G).scatter_reduce(0, b.group, r, "amax", include_self=False)[b.group]
+        below = r - top
+        # exp((r_j - top) / tau) - 1, whose mean over the others is exactly 0 where all are equal
+        e = torch.expm1(below / self.tau)
+        count = b.group_size()[b.group] - 1
+        mean = (b.group_sum(e)[b.group] - e) / count.clamp(min=1)
+        # As in the released code, the mean of exp((r_j - top) / tau) over the others is at least 1e-8.
+        soft = self.tau * torch.log1p(mean.clamp(min=1e-8 - 1))
+        return spread(b, torch.where(count > 0, below - soft, 0.0)).to(b.reward.dtype)
 
 
 @dataclass(frozen=True)
 class GAE:
-    """Generalised advantage estimation with a value head; also fills ``Batch.returns`` for ``ValueMSE``.
+    """Generalised advantage estimation with a value head; its returns are what ``ValueMSE`` trains the values towards.
 
     ``delta_t = r_t + gamma V_{t+1} - V_t``, ``A_t = sum_k (gamma lam)^k delta_{t+k}``; the sequence's reward is at its last
-    token; ``V`` after the last token is 0. ``whiten`` gives advantages mean 0 and standard deviation 1 over the batch.
+    token; ``V`` after the last token is 0; the return is ``A_t + V_t``, before whitening. ``whiten`` gives advantages mean 0 and standard
+    deviation 1 over the tokens of the batch; ``variance`` says how.
 
-    Source: GAE 1506.02438, eq. 16; whitening as in verl.
+    Attributes:
+        variance: ``population`` divides the sum of squares by the number of tokens N and keeps the variance at 1e-8 or above, as
+            OpenRLHF does; ``sample`` divides by N - 1 and adds 1e-8 to the variance, as verl and TRL do. They differ by
+            ``sqrt(1 - 1/N)``: by 0.5 % on 100 tokens, by nothing on a real batch; and where the spread is below 1e-4.
+
+    Source: GAE 1506.02438, eq. 16.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"value"})
     gamma: float = 1.0
     lam: float = 0.95
     whiten: bool = True
+    variance: Variance = "population"
 
-    def __call__(self, b: Batch) -> Tensor:
+    def __call__(self, b: Batch) -> Advantages:
         assert b.value is not None
         r = torch.zeros_like(b.value) if b.token_reward is None else b.token_reward.clone()
         last = torch.cat([b.seq[1:] != b.seq[:-1], b.seq.new_ones(1, dtype=torch.bool)])
@@ -184,8 +235,7 @@ class GAE:
             running = delta[t] + (0.0 if ends[t] else self.gamma * self.lam * running)
             out[t] = running
         a = b.value.new_tensor(out)
-        b.returns = a + b.value
-        return (a - a.mean()) / a.var(correction=0).clamp(min=1e-8).sqrt() if self.whiten else a
+        return Advantages(whiten(a, self.variance).to(a.dtype) if self.whiten else a, returns=a + b.value)
 
 
 @dataclass(frozen=True)
@@ -208,7 +258,7 @@ class TokenKL:
     def __call__(self, b: Batch) -> Tensor:
         a = b.logp[self.teacher] - b.logp[self.minus]
         a = a if self.clip is None else a.clamp(-self.clip, self.clip)
-        return a - a.mean() if self.centre else a
+        return centre(a).to(a.dtype) if self.centre else a
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,12 +284,13 @@ class LengthShaped:
     def needs(self) -> frozenset[str]:
         return self.of.needs
 
-    def __call__(self, b: Batch) -> Tensor:
+    def __call__(self, b: Batch) -> Advantages:
         length, correct = b.seq_len(), (b.reward > 0.5).to(b.reward.dtype)
         count = b.group_sum(correct)
         mean_S = (b.group_sum(length * correct) / count.clamp(min=1))[b.group]
         longer = (length - mean_S).clamp(min=0) * (1 - correct) * (count > 0)[b.group]
-        return self.of(b) * (2 - self.rate**-longer)[b.seq]
+        found = Advantages.of(self.of, b)
+        return dataclasses.replace(found, adv=found.adv * (2 - self.rate**-longer)[b.seq])
 
 
 def is_group(advantage: Any) -> bool:

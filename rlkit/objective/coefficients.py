@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rlkit.errors import ConfigError
+from rlkit.objective.advantages import group_centre
 from rlkit.types import Batch, Stats
 
 State = dict[str, float]
@@ -253,12 +254,11 @@ class DifficultyWeighted:
         return state
 
     def per_sequence(self, b: Batch) -> Tensor:
-        from rlkit.objective.advantages import group_mean
-
-        p = group_mean(b, (b.reward > 0.5).to(b.reward.dtype))
+        correct = (b.reward > 0.5).to(b.reward.dtype)
+        p = (b.group_sum(correct) / b.group_size())[b.group]
         weight = 1 - torch.exp(-math.e * p)
         # A penalty in the reward comes before advantages: there the sign is that of the reward against its group.
-        good = b.reward > group_mean(b, b.reward) if b.adv is None else b.seq_mean(b.adv) > 0
+        good = group_centre(b, b.reward) > 0 if b.adv is None else b.seq_mean(b.adv) > 0
         return torch.where(good & (p > 0) & (p < 1), weight, torch.ones_like(weight))
 
 

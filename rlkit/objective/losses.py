@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rlkit.errors import ConfigError
 from rlkit.objective import Term
+from rlkit.objective.advantages import centre, group_centre
 from rlkit.types import Batch, New
 
 ADV_OLD = frozenset({"adv", "old"})
@@ -206,7 +207,7 @@ class DPPO(Term):
 def covariance(b: Batch) -> Tensor:
     """``(A - mean A) (log pi - mean log pi)`` of each token over the whole batch, ``[N]``; its mean drives the entropy's change."""
     a, logp = advantage(b), b.logp["old"]
-    return (a - a.mean()) * (logp - logp.mean())
+    return (centre(a) * centre(logp)).to(a.dtype)
 
 
 @dataclass(frozen=True)
@@ -344,11 +345,8 @@ class REBEL(Term):
     whole_groups: ClassVar[bool] = True
 
     def __call__(self, new: New, b: Batch) -> Tensor:
-        def centred(x_S: Tensor) -> Tensor:
-            size = torch.bincount(b.group, minlength=b.G).clamp(min=1).to(x_S.dtype)
-            return x_S - (b.group_sum(x_S) / size)[b.group]
-
-        return (centred(b.seq_sum(new.logp - b.logp["behav"])) - self.eta * centred(b.reward)) ** 2
+        moved = group_centre(b, b.seq_sum(new.logp - b.logp["behav"]))
+        return ((moved - self.eta * group_centre(b, b.reward)) ** 2).to(new.logp.dtype)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ not the estimator ``f(u) / u`` of its value. The two agree for the reverse KL on
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rlkit.errors import ConfigError
+from rlkit.objective.advantages import Advantage, Advantages
 from rlkit.objective.divergences import (
     BOUND,
     Anchor,
@@ -148,22 +150,24 @@ def weighted(penalties: Sequence[Penalty], coefs: Sequence[float], placement: Pl
     return total
 
 
-def fill_advantages(b: Batch, advantage: Any, penalties: Sequence[Penalty], coefs: Sequence[float]) -> None:
-    """Fills ``b.token_reward`` and ``b.adv``: rewards with their penalties, advantages of them, and penalties on those.
+def with_advantages(b: Batch, advantage: Advantage, penalties: Sequence[Penalty], coefs: Sequence[float]) -> Batch:
+    """The batch with ``token_reward``, ``adv`` and ``returns``: rewards with their penalties, advantages of them, and penalties on those.
 
     Stored rows take no part: theirs are 0.
     """
     sampled = b.source == SOURCES.index("policy")
     if not bool(sampled.all()):
-        part, tok = b.rows(sampled), sampled[b.seq]
-        fill_advantages(part, advantage, penalties, coefs)
-        for name in ("adv", "token_reward", "returns"):
-            x = getattr(part, name)
-            setattr(b, name, None if x is None else x.new_zeros(b.N).masked_scatter(tok, x))
-        return
+        part, tok = with_advantages(b.rows(sampled), advantage, penalties, coefs), sampled[b.seq]
+
+        def whole(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.new_zeros(b.N).masked_scatter(tok, x)
+
+        return dataclasses.replace(
+            b, token_reward=whole(part.token_reward), adv=whole(part.adv), returns=whole(part.returns)
+        )
     cost = weighted(penalties, coefs, "reward", b)
-    b.token_reward = None if cost is None else -cost
-    b.adv = advantage(b)
+    b = dataclasses.replace(b, token_reward=None if cost is None else -cost)
+    found = Advantages.of(advantage, b)
+    b = dataclasses.replace(b, adv=found.adv, returns=found.returns)
     cost = weighted(penalties, coefs, "advantage", b)
-    if cost is not None:
-        b.adv = b.adv - cost
+    return b if cost is None else dataclasses.replace(b, adv=found.adv - cost)

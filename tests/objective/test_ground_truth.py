@@ -14,7 +14,7 @@ from rlkit.objective.advantages import Plain
 from rlkit.objective.divergences import KL, Divergence
 from rlkit.objective.full_vocab import FullDivergence
 from rlkit.objective.losses import PMD, PPOClip, Reinforce
-from rlkit.objective.penalties import DivergenceReward, KLReward, fill_advantages
+from rlkit.objective.penalties import DivergenceReward, KLReward, with_advantages
 from rlkit.types import Batch, New
 from tests.objective.test_divergences import CASES, P
 
@@ -39,7 +39,7 @@ def train(terms: list[Any], penalties: list[Any] = [], mu: Tensor | None = None,
             reward=R,
             logp={"behav": behav, "old": behav, "ref": REF},
         )
-        fill_advantages(b, Plain(), penalties, [BETA] * len(penalties))
+        b = with_advantages(b, Plain(), penalties, [BETA] * len(penalties))
         b.adv = b.adv - (behav.exp() * b.adv).sum()
         b.norm = behav.exp().expand(len(terms), V)
         full = {

@@ -11,7 +11,7 @@ from rlkit.objective import losses as L
 from rlkit.objective import normalise
 from rlkit.objective.advantages import GAE, RLOO, GroupMean, GroupNorm, LogMeanExp, Plain, ReinforcePlusPlus
 from rlkit.objective.divergences import KL, Divergence, Mixture, generator
-from rlkit.objective.penalties import DivergenceReward, KLReward, fill_advantages
+from rlkit.objective.penalties import DivergenceReward, KLReward, with_advantages
 from rlkit.types import Batch, New
 from tests.objective.test_divergences import CASES
 from tests.objective.world import T, World
@@ -59,7 +59,7 @@ def penalised(w: World, penalty: object) -> torch.Tensor:
     """The expected gradient that a penalty alone has through REINFORCE."""
     b = w.batch(old=w.mu)
     b.reward = torch.zeros_like(b.reward)
-    fill_advantages(b, Plain(), (penalty,), (1.0,))
+    b = with_advantages(b, Plain(), (penalty,), (1.0,))
     return w.gradient(w.expected(L.Reinforce(reduce="sum"), b))
 
 
@@ -205,8 +205,10 @@ def test_gae_against_the_double_sum() -> None:
     r = [0.0] * (T - 1) + [2.0]
     delta = [r[t] + gamma * (float(value[t + 1]) if t + 1 < T else 0) - float(value[t]) for t in range(T)]
     want = torch.tensor([sum((gamma * lam) ** (k - t) * delta[k] for k in range(t, T)) for t in range(T)])
-    torch.testing.assert_close(GAE(gamma=gamma, lam=lam, whiten=False)(b), want)
-    torch.testing.assert_close(b.returns, want + value)
+    found = GAE(gamma=gamma, lam=lam, whiten=False)(b)
+    torch.testing.assert_close(found.adv, want)
+    torch.testing.assert_close(found.returns, want + value)
+    assert b.returns is None and b.adv is None  # an advantage writes nothing into the batch
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from rlkit.objective import Term, loss, normalise
 from rlkit.objective import losses as L
 from rlkit.objective.advantages import GAE, RLOO, GroupMean, GroupNorm, LengthShaped, Plain, ReinforcePlusPlus, TokenKL
 from rlkit.objective.divergences import KL, Divergence
-from rlkit.objective.penalties import KLReward, fill_advantages
+from rlkit.objective.penalties import KLReward, with_advantages
 from rlkit.types import Batch, New
 
 BETA = 0.3
@@ -146,7 +146,7 @@ def test_reinforce_pp_with_kl_in_the_reward_on_ragged_groups() -> None:
             flat += [float(b.reward[s]) - 0.1 * sum(k1[s][t:]) - base for t in range(len(k1[s]))]
         mean = sum(flat) / len(flat)
         std = math.sqrt(sum((x - mean) ** 2 for x in flat) / len(flat))
-        fill_advantages(b, ReinforcePlusPlus(baseline=baseline), (KLReward(),), (0.1,))  # type: ignore[arg-type]
+        b = with_advantages(b, ReinforcePlusPlus(baseline=baseline), (KLReward(),), (0.1,))  # type: ignore[arg-type]
         assert b.adv is not None and b.adv.tolist() == pytest.approx([(x - mean) / std for x in flat])
 
 
@@ -169,11 +169,11 @@ def test_gae_on_a_padded_batch() -> None:
             running = r[t] + gamma * v[t + 1] - v[t] + gamma * lam * running
             out[t] = running
         flat += out
-    fill_advantages(b, GAE(gamma=gamma, lam=lam, whiten=False), (KLReward(),), (0.2,))
+    b = with_advantages(b, GAE(gamma=gamma, lam=lam, whiten=False), (KLReward(),), (0.2,))
     assert b.adv is not None and b.adv.tolist() == pytest.approx(flat)
     assert b.returns is not None and b.value is not None
     torch.testing.assert_close(b.returns, torch.tensor(flat, dtype=torch.float64) + b.value)
-    fill_advantages(b, GAE(gamma=gamma, lam=lam), (KLReward(),), (0.2,))
+    b = with_advantages(b, GAE(gamma=gamma, lam=lam), (KLReward(),), (0.2,))
     white = torch.tensor(flat, dtype=torch.float64)
     torch.testing.assert_close(b.adv, (white - white.mean()) / white.std(correction=0))
 
@@ -187,7 +187,7 @@ def test_long_wrong_responses_count_more() -> None:
     )
     factor = LengthShaped(of=Plain(), rate=1.1)
     b.reward = b.reward + torch.tensor([0.0, -1, -1, -1, -1])  # Plain gives the reward itself: wrong ones are -1
-    got = [x[0] for x in rows(b, factor(b))]
+    got = [x[0] for x in rows(b, factor(b).adv)]
     assert got == pytest.approx([1.0, -(2 - 1.1**-7), -1.0, -1.0, -1.0])
     with pytest.raises(ValueError, match="rate"):
         LengthShaped(of=Plain(), rate=0.5)
@@ -285,7 +285,7 @@ def test_k1_in_the_reward_is_the_regularised_policy_gradient() -> None:
     b = ragged(8, sizes=(2, 2))
     k1 = [sum(x) for x in rows(b, b.logp["old"] - b.logp["ref"])]
     total = [float(b.reward[s]) - 0.05 * k1[s] for s in range(4)]
-    fill_advantages(b, RLOO(), (KLReward(),), (0.05,))
+    b = with_advantages(b, RLOO(), (KLReward(),), (0.05,))
     first = [x[0] for x in rows(b, b.adv)]  # type: ignore[arg-type]
     assert first == pytest.approx([total[0] - total[1], total[1] - total[0], total[2] - total[3], total[3] - total[2]])
 
