@@ -36,7 +36,7 @@ from rlkit.log import RunLog, Timeline, environment, run_folder
 from rlkit.objective import is_marking, needs
 from rlkit.objective.advantages import is_group
 from rlkit.objective.coefficients import Coefficients
-from rlkit.objective.oracle import dishonest, examine_all
+from rlkit.objective.oracle import dishonest, examine_all, refuse_nothing
 from rlkit.rewards import RewardSpec, Scorer
 from rlkit.rollout.collector import Collector
 from rlkit.rollout.interrupt import Interruption
@@ -401,6 +401,8 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
     if run.model.path is not None:
         run = run.replace(model=dataclasses.replace(run.model, path=str(locate(run.model.path, run.base))))
     check(run)
+    findings = examine_all(run.objective, run.reward_penalties)
+    refuse_nothing(findings, is_off_policy(run))
     need = needed(run)
     folder = run_folder(run, resume)
     checkpoints = Checkpoints(folder / "checkpoints", run.checkpoint.keep)
@@ -453,7 +455,7 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
         stack.callback(log.close)
         log.say(f"rlkit: {run.name}, {run.steps} steps, in {folder}" + (f", from step {first_step}" if resume else ""))
         scorer.report = log.say
-        for finding in dishonest(examine_all(run.objective, run.reward_penalties), is_off_policy(run)):
+        for finding in dishonest(findings, is_off_policy(run)):
             notes.append(f"note: {finding.sentence} (rlkit check; acknowledge: true silences this)")
         for line in (*notes, preview(train_prompts, tokenizer)):
             log.say(line)

@@ -255,7 +255,7 @@ def check(a: argparse.Namespace) -> int:
     found = examine_all(run.objective, run.reward_penalties)
     print(f"{'part':<28} {'sampled':<19} {'cosine':>7} {'norm':>7} {'noise':>7}   follows the gradient of")
     for f in found:
-        print(f"{f.part:<28} {f.sampled:<19} {f.cosine:>7.3f} {f.norm:>7.3f} {f.noise:>7.2f}   {f.follows or '-'}")
+        print(f"{f.part:<28} {f.sampled:<19} {f.cosine:>7.3f} {f.norm:>7.3f} {f.noise:>7.2f}   {f.heading}")
     print(
         "\ncosine, norm: the expected gradient against the exact one of what the name says. noise: standard deviation of one response's\n"
         f"gradient over the norm of the mean. This run is {'off-policy too' if off_policy else 'on-policy'}.\n"
@@ -266,8 +266,8 @@ def check(a: argparse.Namespace) -> int:
     wrong = dishonest(found, off_policy)
     if wrong:
         print(
-            f"\n{len(wrong)} finding(s) where a term does not do what its name says. Change the term (docs/regularizers.md shows which "
-            "form does), or accept it with acknowledge: true."
+            f"\n{len(wrong)} finding(s) where a term does not do what its name says, or nothing at all. Change the term "
+            "(docs/regularizers.md shows which form does), or accept it with acknowledge: true."
         )
     return 1 if wrong else 0
 

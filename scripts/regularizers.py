@@ -146,7 +146,7 @@ def plots() -> None:
     }
     distance = [0.05, 0.1, 0.2, 0.4, 0.8, 1.6]
     for name, term in lines.items():
-        noise = [sum(term_gradient(World("on-policy", seed, d), term)[1] for seed in range(8)) / 8 for d in distance]
+        noise = [sum(term_gradient(World("on-policy", seed, d), term).noise for seed in range(8)) / 8 for d in distance]
         axis.plot(distance, noise, marker="o", markersize=3, label=name)
     axis.set(
         xscale="log",

@@ -4,6 +4,11 @@ A :class:`World` is a policy over three tokens whose responses end at token 0 or
 over with its exact probability. :func:`examine` takes a term as the loss takes it, computes its expected gradient, and looks for the
 quantity whose gradient that is. Nothing here knows how a term is implemented: a user's own class is examined in the same way. A coefficient
 that differs between responses is part of it as a reduction is: what a term follows is said without it, and how far it bends that beside it.
+
+An expected gradient may be zero. That is never judged by a comparison with other zeros, which are rounding errors like itself, but against
+the size of one response's gradient (:class:`Expected`). Such a term is *noise only*: it adds the noise of single responses to every step
+and drift to no place, as k1 in a loss does. A term that follows a quantity which is itself at its minimum here, as a KL to the sampling
+policy is on-policy, is no such term; off-policy it shows what it follows.
 """
 
 from __future__ import annotations
@@ -18,7 +23,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rlkit.errors import ConfigError
 from rlkit.objective import Reduce, Term, is_marking, loss
+from rlkit.objective.coefficients import Constant, as_coefficient
 from rlkit.objective.divergences import KL, TABLE, Divergence, Generator, anchor_name, generator, label
 from rlkit.objective.full_vocab import FullDivergence
 from rlkit.objective.losses import NLL, Entropy, ValueMSE
@@ -28,6 +35,9 @@ from rlkit.types import Batch, New
 V, LONGEST = 3, 3
 Sampled = Literal["on-policy", "off-policy", "from the reference"]
 PG = "the policy gradient of the reward"
+SUPERVISED = "supervised learning of the sampled responses"
+UNLEARNING = "moving away from the sampled responses"
+ZERO = 1e-6  # of one response's gradient: a mean below it is rounding (1e-15 in float64; a user's term may compute in float32)
 
 
 class World:
@@ -140,13 +150,26 @@ def response_weights(w: World, part: Any) -> Tensor | None:
     return scale / (w.whole(w.mu).exp() * scale).sum()
 
 
-def term_gradient(
-    w: World, term: Term, reduce: Reduce | None = None, scale_S: Tensor | None = None
-) -> tuple[Tensor, float]:
-    """The term's expected gradient, and the noise of one response: ``sqrt(E|g|^2 - |E g|^2) / |E g|``.
+@dataclass(frozen=True)
+class Expected:
+    """An expected gradient, and the root of the mean square of one response's: what the mean is small against."""
 
-    ``scale_S`` is what its coefficient makes of each response.
-    """
+    mean: Tensor
+    single: float
+
+    @property
+    def zero(self) -> bool:
+        return float(self.mean.norm()) <= ZERO * self.single
+
+    @property
+    def noise(self) -> float:
+        """``sqrt(E|g|^2 - |E g|^2) / |E g|``."""
+        size = float(self.mean.norm())
+        return math.inf if self.zero else math.sqrt(max(0.0, self.single**2 - size**2)) / size
+
+
+def term_gradient(w: World, term: Term, reduce: Reduce | None = None, scale_S: Tensor | None = None) -> Expected:
+    """The term's expected gradient; ``scale_S`` is what its coefficient makes of each response."""
     b, term = w.batch(), dataclasses.replace(term, reduce=reduce or term.reduce, on="policy")
     b.cols = {name[4:]: torch.zeros_like(b.reward) for name in term.needs if name.startswith("col:")}
     if is_marking(term):  # marks are of whole batches; here no token has one
@@ -158,10 +181,10 @@ def term_gradient(
         b.norm = torch.where(torch.arange(len(p)) == s, weight / p, 0.0)[None]
         value, _ = loss((term,), new, b, (1.0,))
         grads.append(torch.autograd.grad(value, w.logits, retain_graph=True)[0])
-    return _moments(torch.stack(grads), p)
+    return _expected(torch.stack(grads), p)
 
 
-def penalty_gradient(w: World, penalty: Penalty, scale_S: Tensor | None = None) -> tuple[Tensor, float]:
+def penalty_gradient(w: World, penalty: Penalty, scale_S: Tensor | None = None) -> Expected:
     """The same for a penalty, through ``-A log pi`` with no other reward."""
     b = w.batch()
     cost = penalty(b) * (1.0 if scale_S is None else scale_S[b.seq])
@@ -174,14 +197,11 @@ def penalty_gradient(w: World, penalty: Penalty, scale_S: Tensor | None = None) 
     for s in range(len(p)):
         here = w.seq == s
         grads.append(torch.autograd.grad((-b.adv[here] * logp[here]).sum(), w.logits, retain_graph=True)[0])
-    return _moments(torch.stack(grads), p)
+    return _expected(torch.stack(grads), p)
 
 
-def _moments(grads: Tensor, p: Tensor) -> tuple[Tensor, float]:
-    mean = torch.einsum("s,sij->ij", p, grads)
-    variance = float((p * (grads - mean).pow(2).sum((1, 2))).sum())
-    size = float(mean.norm())
-    return mean, math.sqrt(max(0.0, variance)) / size if size > 1e-9 else math.inf
+def _expected(grads: Tensor, p: Tensor) -> Expected:
+    return Expected(torch.einsum("s,sij->ij", p, grads), math.sqrt(float((p * grads.pow(2).sum((1, 2))).sum())))
 
 
 @dataclass(frozen=True)
@@ -207,7 +227,8 @@ def quantities(
         Quantity(PG, w.gradient(-(visited * advantage * w.whole(pi)).sum())),
         Quantity(f"{PG}, tokens weighed one by one", w.gradient(-((weight * advantage)[w.seq] * token_weight).sum())),
         Quantity("the entropy, upwards", w.gradient((weight[w.seq] * (pi.exp() * pi).sum(-1)[w.rows]).sum())),
-        Quantity("supervised learning of the sampled responses", w.gradient(-(weight[w.seq] * w.at(pi)).sum())),
+        Quantity(SUPERVISED, w.gradient(-(weight[w.seq] * w.at(pi)).sum())),
+        Quantity(UNLEARNING, w.gradient((weight[w.seq] * w.at(pi)).sum())),
     ]
     for anchor in anchors:
         name = anchor_name(anchor)
@@ -253,7 +274,7 @@ def claim(part: Any) -> str | None:
     if isinstance(part, Entropy):
         return "the entropy, upwards"
     if isinstance(part, NLL):
-        return "supervised learning of the sampled responses"
+        return SUPERVISED
     return PG if "adv" in part.needs else None
 
 
@@ -269,6 +290,9 @@ class Finding:
         coefficient: what weighs the responses of a prompt differently, if its coefficient does. bend: cosine between its gradient with that
             coefficient and with a constant one.
         in_reward: it is a penalty: inside a policy gradient, not beside it.
+        zero: its expected gradient is zero.
+        nothing: why that makes it noise or nothing at all; None where it is at a minimum, as a KL to the policy that samples is on-policy.
+        measured_only: its coefficient is 0: it is logged and changes nothing.
         problem: why it was not examined.
     """
 
@@ -284,16 +308,24 @@ class Finding:
     bend: float = 1.0
     acknowledged: bool = False
     in_reward: bool = False
+    zero: bool = False
+    nothing: str | None = None
+    measured_only: bool = False
     problem: str | None = None
 
     @property
     def honest(self) -> bool:
         """Whether it does what its name says. A policy gradient (or a penalty in one) is exact on-policy, near it elsewhere: its trade."""
-        return (
+        return self.nothing is None and (
             self.claims is None
             or self.follows == self.claims
             or ((self.claims == PG or self.in_reward) and self.sampled != "on-policy")
         )
+
+    @property
+    def heading(self) -> str:
+        """In a few words."""
+        return self.follows or ("-" if self.nothing is None else self.nothing.partition(":")[0])
 
     @property
     def sentence(self) -> str:
@@ -301,8 +333,12 @@ class Finding:
         head = f"{self.part}, {self.sampled}: "
         if self.problem is not None:
             return head + self.problem
+        if self.nothing is not None:
+            return head + self.nothing
         numbers = f"cosine {self.cosine:.3f}, norm {self.norm:.2f}"
-        if self.follows is None:
+        if self.zero:
+            text = f"its expected gradient is zero, as that of {self.follows or 'a distance to the policy that samples'} is here"
+        elif self.follows is None:
             near = self.claims or "anything that has a name"
             text = f"its expected gradient is not that of {near} ({numbers})"
         elif self.claims is None or self.follows == self.claims:
@@ -335,46 +371,96 @@ def examine(part: Any, sampled: Sampled, seed: int = 0) -> Finding:
     try:
         scale_S = response_weights(w, part)
         if hasattr(part, "placement"):
-            plain, noise = penalty_gradient(w, part)
-            own, weight = plain, w.weights("sum")
-            scaled = own if scale_S is None else penalty_gradient(w, part, scale_S)[0]
+            own = plain = penalty_gradient(w, part)
+            scaled = own if scale_S is None else penalty_gradient(w, part, scale_S)
+            weight = w.weights("sum")
         else:
-            plain, (own, noise), weight = (
-                term_gradient(w, part, "sum")[0],
-                term_gradient(w, part),
-                w.weights(part.reduce, part.const),
-            )
-            scaled = own if scale_S is None else term_gradient(w, part, scale_S=scale_S)[0]
+            plain, own = term_gradient(w, part, "sum"), term_gradient(w, part)
+            scaled = own if scale_S is None else term_gradient(w, part, scale_S=scale_S)
+            weight = w.weights(part.reduce, part.const)
     except Exception as error:  # a user's own term may want what this small world does not have
         return Finding(part.name, sampled, problem=f"it could not be examined here ({type(error).__name__}: {error}).")
-    claims = claim(part)
     known = {q.key: q.gradient for q in quantities(w, anchors, weight, extra)}
+    least = ZERO * term_gradient(w, NLL(), "sum").single
+    found = Finding(
+        part.name,
+        sampled,
+        claim(part),
+        noise=own.noise,
+        coefficient=None if scale_S is None else type(part.coef).__name__,
+        bend=_cosine(scaled.mean, own.mean),
+        acknowledged=bool(getattr(part, "acknowledge", False)),
+        in_reward=hasattr(part, "placement"),
+        measured_only=as_coefficient(part.coef) == Constant(0.0),
+    )
+    if plain.zero or own.zero or (sampled == "on-policy" and _by_length(w, own.mean)):
+        minimum = {
+            key for key, exact in known.items() if float(exact.norm()) <= least and key not in (SUPERVISED, UNLEARNING)
+        }
+        return _of_zero(part, found, minimum, plain, own, scaled, seed)
     unreduced = {q.key: q.gradient for q in quantities(w, anchors, w.weights("sum"), extra)}
     # Reductions by length bend every sampled form; what a term is shows without them, or, for a cost of whole responses, with its own.
     same = [
         key
-        for gradient, table in ((plain, unreduced), (own, known))
+        for expected, table in ((plain, unreduced), (own, known))
         for key, exact in table.items()
-        if float((gradient - exact).norm()) <= 1e-6 * max(1e-9, float(exact.norm()))
+        if float((expected.mean - exact).norm()) <= 1e-6 * float(exact.norm()) and float(exact.norm()) > least
     ]
-    follows = claims if claims in same else next(iter(same), None)
-    target = known.get(claims or follows or "")
+    follows = found.claims if found.claims in same else next(iter(same), None)
+    target = known.get(found.claims or follows or "")
     if target is None:
-        target = max(known.values(), key=lambda g: abs(_cosine(own, g)))
-    return Finding(
-        part.name,
-        sampled,
-        claims,
-        follows,
-        _cosine(own, target),
-        float(own.norm() / target.norm()),
-        noise,
-        _cosine(own, plain),
-        None if scale_S is None else type(part.coef).__name__,
-        _cosine(scaled, own),
-        bool(getattr(part, "acknowledge", False)),
-        hasattr(part, "placement"),
+        target = max(known.values(), key=lambda g: abs(_cosine(own.mean, g)))
+    return dataclasses.replace(
+        found,
+        follows=follows,
+        cosine=_cosine(own.mean, target),
+        norm=float(own.mean.norm() / target.norm()),
+        reduction=_cosine(own.mean, plain.mean),
     )
+
+
+def _by_length(w: World, mean: Tensor) -> bool:
+    """Whether it is the mean score of the policy's own samples, which is zero, or what dividing by a response's length leaves of it."""
+    left = w.gradient((w.weights("seq")[w.seq] * w.at(w.pi())).sum())
+    return abs(_cosine(mean, left)) > 1 - 1e-9
+
+
+def _of_zero(
+    part: Any, found: Finding, minimum: set[str], plain: Expected, own: Expected, scaled: Expected, seed: int
+) -> Finding:
+    """What a part whose expected gradient is zero is: at its minimum, chosen by its coefficient, or nothing.
+
+    ``minimum``: the quantities whose exact gradient is zero here too.
+    """
+    if found.claims in minimum:
+        return dataclasses.replace(found, zero=True, follows=found.claims)
+    if found.claims == SUPERVISED and found.coefficient is not None and not scaled.zero:
+        return dataclasses.replace(
+            found, follows=found.claims, cosine=0.0, norm=0.0
+        )  # of the responses that its coefficient chooses
+    silent = plain.single == 0 and own.single == 0
+    if found.sampled == "on-policy" and found.claims is None:
+        away = examine(part, "off-policy", seed)
+        if away.follows in minimum or (silent and not away.zero):
+            return dataclasses.replace(found, zero=True, follows=away.follows)
+    if silent and found.in_reward:  # of the learner's own log-probs against the samples', which are the same here
+        return dataclasses.replace(found, zero=True)
+    if silent:
+        text = (
+            "it has no gradient: nothing in it depends on the policy, or everything is detached. It changes nothing; to measure it "
+            "only, set coef: 0."
+        )
+    else:
+        text = (
+            "noise only: its expected gradient is zero. It draws the policy nowhere and adds the noise of single responses to every step, "
+            "as k1 in a loss does (docs/k1-in-the-loss.md). For a KL use {type: KL, estimator: k2} in the objective or {type: KLReward} in "
+            "reward_penalties."
+        )
+        if not (plain.zero and own.zero):
+            text += " What dividing by a response's length leaves of it depends on lengths alone."
+        if found.coefficient is not None and not scaled.zero:
+            text += f" What is left of it is made by {found.coefficient}."
+    return dataclasses.replace(found, zero=True, nothing=text, cosine=0.0, norm=0.0)
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:
@@ -398,5 +484,18 @@ def dishonest(findings: Iterable[Finding], off_policy: bool) -> list[Finding]:
     return [
         f
         for f in findings
-        if not f.honest and not f.acknowledged and f.problem is None and (off_policy or f.sampled != "off-policy")
+        if not (f.honest or f.acknowledged or f.measured_only)
+        and f.problem is None
+        and (off_policy or f.sampled != "off-policy")
     ]
+
+
+def refuse_nothing(findings: Iterable[Finding], off_policy: bool) -> None:
+    """A run does not train on a term that is noise only.
+
+    Raises:
+        ConfigError: with the term, what it does, and what to do.
+    """
+    for f in dishonest(findings, off_policy):
+        if f.nothing is not None:
+            raise ConfigError(f"objective: {f.sentence} Or keep it with acknowledge: true.")

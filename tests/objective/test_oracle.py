@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import yaml
 from torch import Tensor
 
 from rlkit.cli import main
+from rlkit.errors import ConfigError
 from rlkit.objective import Term
-from rlkit.objective.coefficients import AccuracyScaled, DifficultyWeighted, RewardMasked
-from rlkit.objective.divergences import KL, Divergence
+from rlkit.objective.coefficients import AccuracyScaled, Constant, DifficultyWeighted, RewardMasked
+from rlkit.objective.divergences import KL, Divergence, Mixture, anchor_log_prob
 from rlkit.objective.full_vocab import FullDivergence
-from rlkit.objective.losses import CISPO, GSPO, PMD, Entropy, ISGradient, PPOClip, Reinforce
-from rlkit.objective.oracle import PG, World, dishonest, examine
+from rlkit.objective.losses import CISPO, GSPO, NLL, PMD, Entropy, ISGradient, PPOClip, Reinforce
+from rlkit.objective.oracle import PG, SUPERVISED, UNLEARNING, World, dishonest, examine, refuse_nothing
 from rlkit.objective.penalties import DivergenceReward, KLReward
 from rlkit.types import Batch, New
 
@@ -138,6 +140,117 @@ def test_a_users_own_term_is_examined_as_any_other() -> None:
     assert "could not be examined here (KeyError" in examine(Broken(), ON).sentence
 
 
+@dataclass(frozen=True)
+class Own(Term):
+    """Losses that users write, by name; ``log_u`` is against ``anchor``."""
+
+    what: str = "k1"
+    anchor: Any = "ref"
+
+    def __call__(self, new: New, b: Batch) -> Tensor:
+        log_u = new.logp - anchor_log_prob(self.anchor, b)
+        w = (new.logp - b.logp["behav"]).exp()
+        costs: dict[str, Callable[[], Tensor]] = {
+            "k1": lambda: log_u,
+            "k1 of responses": lambda: b.seq_sum(log_u),
+            "k1 of responses, by length": lambda: b.seq_mean(log_u),
+            "k1 in float32": lambda: new.logp.float() - anchor_log_prob(self.anchor, b).float(),
+            "tiny k1": lambda: 1e-9 * log_u,
+            "huge k1": lambda: 1e9 * log_u,
+            "entropy bonus of samples": lambda: new.logp,
+            "cross entropy of samples": lambda: -new.logp,
+            "baseline": lambda: 0.7 * new.logp,
+            "baseline, importance": lambda: 0.7 * w,
+            "k1 of a frozen weight": lambda: w.detach() * log_u,
+            "constant": lambda: torch.full_like(new.logp, 3.0),
+            "detached KL": lambda: 0.5 * log_u.detach() ** 2,
+            "k1, importance": lambda: w * log_u,
+            "k2": lambda: 0.5 * log_u**2,
+            "entropy by the score": lambda: new.logp.detach() * new.logp,
+        }
+        return costs[self.what]()
+
+
+NOTHING = ["k1", "k1 of responses", "k1 of responses, by length", "k1 in float32", "tiny k1", "huge k1", "baseline"]
+NOTHING += ["entropy bonus of samples", "cross entropy of samples", "baseline, importance", "k1 of a frozen weight"]
+NOTHING += ["constant", "detached KL"]
+MIXTURE = Mixture(of=("ref", "teacher"))
+
+
+@pytest.mark.parametrize("reduce", ["token", "seq", "sum", "const", "prompt"])
+@pytest.mark.parametrize("what", NOTHING)
+def test_a_loss_without_an_expected_gradient_is_nothing(what: str, reduce: Any) -> None:
+    for anchor in ("ref", MIXTURE):
+        found = examine(Own(what=what, reduce=reduce, anchor=anchor), ON)
+        assert found.nothing is not None and found.follows is None and not found.honest, found.sentence
+        assert ("it has no gradient" if what in ("constant", "detached KL") else "noise only") in found.sentence
+        assert dishonest([found], off_policy=False) == [found]
+        with pytest.raises(ConfigError, match="acknowledge: true"):
+            refuse_nothing([found], off_policy=False)
+
+
+@pytest.mark.parametrize(
+    ("what", "anchor", "sampled", "follows"),
+    [
+        ("k1, importance", "ref", OFF, REVERSE),  # with an importance weight k1 is a KL
+        ("k1, importance", MIXTURE, OFF, "KL(pi‖ref+teacher) per token"),
+        (
+            "k1, importance",
+            "old",
+            ON,
+            "KL(pi‖old) per token",
+        ),  # at its minimum, with noise: off-policy it shows what it is
+        ("k2", "ref", ON, REVERSE),
+        ("cross entropy of samples", "ref", OFF, SUPERVISED),
+        ("k1", "ref", OFF, UNLEARNING),  # whatever the anchor is: what it says of stale samples is to leave them
+    ],
+)
+def test_a_loss_that_follows_something_is_not_nothing(what: str, anchor: Any, sampled: Any, follows: str) -> None:
+    found = examine(Own(what=what, anchor=anchor), sampled)
+    assert found.follows == follows and found.nothing is None and found.honest, found.sentence
+
+
+def test_a_distance_to_the_policy_that_samples_is_at_its_minimum_on_policy() -> None:
+    for part in (Own(what="k2", anchor="old"), KL(estimator="k2", anchor="old"), KL(estimator="k3", anchor="behav")):
+        found = examine(part, ON)
+        assert found.zero and found.nothing is None and not dishonest([found], off_policy=False), found.sentence
+    assert examine(KLReward(anchor="behav"), OFF).nothing is None
+    assert examine(Own(what="entropy by the score"), ON).nothing is None
+
+
+def test_what_is_chosen_by_a_coefficient() -> None:
+    """Supervised learning of chosen responses is what its name says; k1 of chosen responses is not."""
+    assert examine(NLL(), ON).nothing is not None
+    assert examine(NLL(coef=RewardMasked()), ON).honest
+    found = examine(Own(coef=RewardMasked()), ON)
+    assert not found.honest and "What is left of it is made by RewardMasked." in found.sentence
+
+
+def test_nothing_is_accepted_where_it_is_acknowledged_or_only_measured() -> None:
+    for part in (Own(acknowledge=True), Own(coef=0.0), Own(coef=Constant(0.0)), Own(what="constant", coef=0)):
+        found = [examine(part, s) for s in (ON, OFF)]
+        assert found[0].nothing is not None and not dishonest(found, off_policy=True)
+        refuse_nothing(found, off_policy=True)
+
+
+@dataclass(frozen=True)
+class Flat:
+    """A user's penalty: the same cost for every token."""
+
+    coef: Any = 1.0
+    placement: Any = "advantage"
+    needs: Any = frozenset()
+    name: str = "Flat"
+
+    def __call__(self, b: Batch) -> Tensor:
+        return torch.ones(b.N, dtype=torch.float64)
+
+
+def test_a_constant_cost_in_the_advantage_is_nothing_and_in_the_reward_a_price_of_length() -> None:
+    assert examine(Flat(), ON).nothing is not None
+    assert examine(Flat(placement="reward"), ON).nothing is None
+
+
 def test_what_needs_to_be_acknowledged() -> None:
     found = (
         [examine(KL(estimator="k3"), s) for s in (ON, OFF)]
@@ -168,6 +281,31 @@ def test_the_command_line_says_it_and_exits_accordingly(
     assert main(["check", str(tmp_path / "c.yaml"), "objective.1.acknowledge=true"]) == 0
     assert main(["check", str(tmp_path / "c.yaml"), "objective.1.estimator=k2"]) == 0
     assert main(["check", "configs/quickstart.yaml"]) == 0
+    (tmp_path / "own.py").write_text(OWN_K1)
+    small["objective"][1] = {"type": f"{tmp_path / 'own.py'}:MyKL", "coef": 0.3}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(small))
+    assert main(["check", str(tmp_path / "own.yaml")]) == 1
+    out = capsys.readouterr().out
+    assert "MyKL, on-policy: noise only: its expected gradient is zero" in out and "noise only\n" in out
+    assert main(["check", str(tmp_path / "own.yaml"), "objective.1.acknowledge=true"]) == 0
+    capsys.readouterr()
+    assert main(["train", str(tmp_path / "own.yaml"), f"out={tmp_path / 'runs'}"]) == 2
+    said = capsys.readouterr().err
+    assert "MyKL, on-policy: noise only" in said and "acknowledge: true" in said and not (tmp_path / "runs").exists()
+
+
+OWN_K1 = """
+from dataclasses import dataclass
+from rlkit.errors import ConfigError
+from rlkit.objective import Term
+
+@dataclass(frozen=True)
+class MyKL(Term):
+    needs = frozenset({"ref"})
+
+    def __call__(self, new, b):
+        return new.logp - b.logp["ref"]
+"""
 
 
 def test_the_page_on_regularizers_is_what_enumeration_says_now(monkeypatch: pytest.MonkeyPatch) -> None:

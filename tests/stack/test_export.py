@@ -130,7 +130,7 @@ def test_an_engine_that_starts_with_other_weights_has_all_of_them_after_the_firs
     run = make_run(
         {
             **small,
-            "objective": [{"type": "NLL"}],
+            "objective": [{"type": "NLL", "acknowledge": True}],
             "learner": {"lr": 1e-2},
             "peft": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "gate_proj"]},
         }
@@ -167,7 +167,7 @@ def test_sharded_adapters_reach_an_engine_on_ray(small: dict[str, Any], tiny: Pa
     run = make_run(
         {
             **small,
-            "objective": [{"type": "NLL"}],
+            "objective": [{"type": "NLL", "acknowledge": True}],
             "learner": {"lr": 3e-2},
             "deepspeed": {"zero_optimization": {"stage": 3}},
             "peft": {"r": 4, "target_modules": "all-linear", "use_dora": True, "modules_to_save": ["input_layernorm"]},
