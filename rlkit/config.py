@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-import importlib.util
 import inspect
 import math
 import re
@@ -31,6 +30,7 @@ from typing import Any, Literal, Union
 import yaml
 
 from rlkit.errors import ConfigError
+from rlkit.place import by_value, load_user_file, user_file
 
 TERMS = ("rlkit.objective.losses", "rlkit.objective.divergences", "rlkit.objective.full_vocab")
 NAMESPACES: dict[str, tuple[str, ...]] = {  # the annotation's name -> where its classes live
@@ -369,38 +369,27 @@ def find(name: str, namespace: str, base: Path) -> type:
 
 
 def load_module(place: str, base: Path) -> Any:
-    """A module by name, or a file by path (relative to the config); its classes travel to Ray workers by value.
+    """A module by name, or a file by path (relative to the config); what a file defines travels to Ray workers by value.
 
     Raises:
-        ValueError: no such file, or it fails to import.
+        ConfigError: no such file or module, or it fails to import.
     """
-    try:
-        if not place.endswith(".py"):
+    if not place.endswith(".py"):
+        try:
             return importlib.import_module(place)
-        path = locate(place, base).resolve()
-        if not path.is_file():
-            raise ConfigError(f"there is no file {place} (looked in {base.resolve()} and in the current folder).")
-        name = f"rlkit_user_{path.stem}"
-        if name in sys.modules and getattr(sys.modules[name], "__file__", None) == str(path):
-            return sys.modules[name]
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    except ValueError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"importing {place} failed: {type(error).__name__}: {error}.") from error
+        except Exception as error:
+            raise ConfigError(f"importing {place} failed: {type(error).__name__}: {error}.") from error
+    path = locate(place, base)
+    if not path.is_file():
+        raise ConfigError(f"there is no file {place} (looked in {base.resolve()} and in the current folder).")
+    module = load_user_file(path)
     try:
         import cloudpickle
-
-        cloudpickle.register_pickle_by_value(module)
         import ray.cloudpickle
-
-        ray.cloudpickle.register_pickle_by_value(module)
     except ImportError:  # without Ray nothing travels
-        pass
+        return module
+    by_value(module, cloudpickle)
+    by_value(module, ray.cloudpickle)
     return module
 
 
@@ -459,7 +448,8 @@ def plain(x: Any) -> Any:
         if any(module in names for names in NAMESPACES.values()):
             out["type"] = type(x).__name__
         elif not module.startswith("rlkit."):
-            out["type"] = f"{getattr(sys.modules[module], '__file__', module)}:{type(x).__name__}"
+            file = user_file(module) or getattr(sys.modules[module], "__file__", None) or module
+            out["type"] = f"{file}:{type(x).__name__}"
         for f in dataclasses.fields(x):
             if f.init:
                 out[f.name] = plain(getattr(x, f.name))
@@ -473,7 +463,8 @@ def plain(x: Any) -> Any:
     if x is None or isinstance(x, bool | int | float | str):
         return x
     if callable(x):
-        return f"{getattr(x, '__module__', '?')}:{getattr(x, '__qualname__', type(x).__name__)}"
+        module = getattr(x, "__module__", "?")
+        return f"{user_file(module) or module}:{getattr(x, '__qualname__', type(x).__name__)}"
     return str(x)
 
 

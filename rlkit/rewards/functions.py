@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-import importlib.util
 import inspect
+import io
 import math
+import reprlib
 import sys
-import traceback
+import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlkit.config import locate
-from rlkit.errors import ConfigError
+from rlkit.errors import ConfigError, RewardError
+from rlkit.place import LIBRARIES, by_value, load_user_file
 
 BUILTIN = {"math": "rlkit.rewards.math:reward", "exact": "rlkit.rewards.text:exact"}
+MOST_PARTS, LONGEST_NAME = 100, 200
+LONGEST_ERROR = 2_000  # characters of an error's text
 
 
 def import_function(where: str, base: Path | None = None) -> Callable[..., Any]:
     """The function at ``file.py:name`` or ``module:name``, or a built-in reward.
 
     Raises:
-        ValueError: nothing there, with what is.
+        ConfigError: nothing there, with what is.
     """
     target = BUILTIN.get(where, where)
     place, _, name = target.rpartition(":")
@@ -31,45 +36,70 @@ def import_function(where: str, base: Path | None = None) -> Callable[..., Any]:
             f"rewards: {where!r} is not a built-in reward ({', '.join(BUILTIN)}); write my_file.py:function or "
             "package.module:function."
         )
-    try:
-        module = _load_file(locate(place, base)) if place.endswith(".py") else importlib.import_module(place)
-    except FileNotFoundError:
-        raise ConfigError(
-            f"rewards: there is no file {place!r} (looked in {Path(base or '.').resolve()} and in the current folder)."
-        ) from None
-    except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        raise ConfigError(
-            f"rewards: importing {place!r} failed at {last.filename}:{last.lineno}: {type(error).__name__}: {error}"
-        ) from error
-    fn = getattr(module, name, None)
+    if place.endswith(".py"):
+        path = locate(place, base)
+        if not path.is_file():
+            raise ConfigError(
+                f"rewards: there is no file {place!r} (looked in {Path(base or '.').resolve()} and in the current folder)."
+            )
+        try:
+            module = load_user_file(path)
+        except ConfigError as error:
+            raise ConfigError(f"rewards: {error}") from error.__cause__
+    else:
+        try:
+            module = importlib.import_module(place)
+        except Exception as error:
+            raise ConfigError(f"rewards: importing {place!r} failed: {clip(error)}") from error
+    return function_of(module, name, place)
+
+
+def function_of(module: types.ModuleType, name: str, place: str) -> Callable[..., Any]:
+    """``name`` of a module; ``Class.method`` and the like are found, too."""
+    fn: Any = module
+    for part in name.split("."):
+        fn = getattr(fn, part, None)
     if not callable(fn):
         here = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
         raise ConfigError(f"rewards: {place!r} has no function {name!r}; it has {', '.join(here) or 'none'}.")
     return fn
 
 
-def _load_file(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(path)
-    spec = importlib.util.spec_from_file_location(f"rlkit_user_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def signature(fn: Callable[..., Any], label: str) -> inspect.Signature:
+    """Its parameters.
+
+    Raises:
+        ConfigError: they are not known, or have to be passed by position.
+    """
+    try:
+        found = inspect.signature(fn)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"reward {label!r}: Python does not know the parameters of {reprlib.repr(fn)}. Wrap it: "
+            f"def my_reward(response): return ..."
+        ) from None
+    for p in found.parameters.values():
+        if p.kind is p.POSITIONAL_ONLY and p.default is p.empty:
+            raise ConfigError(
+                f"reward {label!r} takes its parameter {p.name!r} by position only; parameters are filled by name. Wrap it: "
+                "def my_reward(response): return ..."
+            )
+    return found
 
 
 def parameters(fn: Callable[..., Any], available: Sequence[str], label: str) -> list[str]:
-    """Names to pass.
+    """Names to pass; what ``functools.partial`` has bound stays as it is.
 
     Raises:
-        ValueError: a parameter without default that no column fills.
+        ConfigError: a parameter without default that no column fills.
     """
+    bound = fn.keywords if isinstance(fn, functools.partial) else {}
     names: list[str] = []
-    for p in inspect.signature(fn).parameters.values():
+    for p in signature(fn, label).parameters.values():
         if p.kind is p.VAR_KEYWORD:
-            return [*available]
+            return [name for name in available if name not in bound]
+        if p.name in bound or p.kind is p.POSITIONAL_ONLY:
+            continue
         if p.name in available:
             names.append(p.name)
         elif p.default is p.empty and p.kind is not p.VAR_POSITIONAL:
@@ -80,19 +110,100 @@ def parameters(fn: Callable[..., Any], available: Sequence[str], label: str) -> 
     return names
 
 
+def underlying(fn: Any) -> Any:
+    """The function or class that the user wrote, under partials, caches, decorators and methods."""
+    while True:
+        if isinstance(fn, functools.partial):
+            fn = fn.func
+        elif inspect.ismethod(fn):
+            fn = fn.__func__
+        elif hasattr(fn, "__wrapped__"):
+            fn = fn.__wrapped__
+        else:
+            return fn if inspect.isroutine(fn) or inspect.isclass(fn) else type(fn)
+
+
+def label_of(fn: Any) -> str:
+    """What a reward without a name is called."""
+    return fn.rsplit(":", 1)[-1] if isinstance(fn, str) else str(getattr(fn, "__name__", underlying(fn).__name__))
+
+
+def is_async(fn: Any) -> bool:
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
+
+
+# -- how functions travel to other processes ----------------------------------------------------------------------------
+
+
+def _cached(parameters: Mapping[str, Any], fn: Callable[..., Any]) -> Callable[..., Any]:
+    return functools.lru_cache(**parameters)(fn)
+
+
+def pack(functions: Sequence[Any]) -> bytes:
+    """Functions, or where they are; those of scripts, notebooks and users' modules by value. :func:`pickle.loads` reads it."""
+    import cloudpickle
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, obj: Any) -> Any:
+            # By itself a cached function is pickled as the name of its module, which another process may not have.
+            if isinstance(obj, functools._lru_cache_wrapper) and _travels(inspect.getmodule(obj.__wrapped__)):
+                return _cached, (obj.cache_parameters(), obj.__wrapped__)
+            return super().reducer_override(obj)
+
+    for fn in functions:
+        module = None if isinstance(fn, str) else sys.modules.get(underlying(fn).__module__)
+        if module is not None and module.__name__ != "__main__" and _travels(module):
+            by_value(module, cloudpickle)
+    out = io.BytesIO()
+    Pickler(out).dump(list(functions))
+    return out.getvalue()
+
+
+def _travels(module: types.ModuleType | None) -> bool:
+    """Whether another process may be unable to import a module: it is neither installed nor part of Python or rlkit."""
+    if module is None or module.__name__ == "__main__":
+        return True
+    file = getattr(module, "__file__", None)
+    return file is not None and not file.startswith(LIBRARIES) and "-packages/" not in file
+
+
+# -- what they return -------------------------------------------------------------------------------------------------
+
+
+def clip(error: BaseException | str, most: int = LONGEST_ERROR) -> str:
+    """An exception's class and text, or a text, of bounded length."""
+    try:
+        text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error
+    except Exception as second:
+        text = f"{type(error).__name__} (whose text cannot be made: {type(second).__name__})"
+    return (
+        text if len(text) <= most else f"{text[: most // 2]} [...{len(text) - most} characters...] {text[-most // 2 :]}"
+    )
+
+
 def normalise_result(value: Any) -> dict[str, float] | None:
-    """Components by name; a plain number is the component ``""``; None means that the response cannot be scored."""
+    """Components by name; a plain number is the component ``""``; None means that the response cannot be scored.
+
+    Raises:
+        RewardError: it is something else.
+    """
     if value is None:
         return None
-    items = value.items() if isinstance(value, Mapping) else [("", value)]
+    if isinstance(value, Mapping) and len(value) > MOST_PARTS:
+        raise RewardError(f"returned a dict of {len(value)} parts; there may be {MOST_PARTS}")
     out = {}
-    for key, v in items:
+    for key, v in value.items() if isinstance(value, Mapping) else [("", value)]:
+        name = str(key)
+        if len(name) > LONGEST_NAME:
+            raise RewardError(f"returned a part whose name has {len(name)} characters; there may be {LONGEST_NAME}")
         try:
-            out[str(key)] = float(v)
-        except (TypeError, ValueError):
-            raise TypeError(
-                f"returned {v!r} ({type(v).__name__}); a reward is a number, a dict of numbers, or None"
+            if isinstance(v, str | bytes):
+                raise TypeError
+            out[name] = float(v)
+        except Exception:
+            raise RewardError(
+                f"returned {reprlib.repr(v)} ({type(v).__name__}); a reward is a number, a dict of numbers, or None"
             ) from None
-        if not math.isfinite(out[str(key)]):
-            raise ConfigError(f"returned {v!r}; a reward must be finite")
+        if not math.isfinite(out[name]):
+            raise RewardError(f"returned {out[name]}{f' for {name!r}' if name else ''}; a reward must be finite")
     return out

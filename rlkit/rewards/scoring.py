@@ -7,15 +7,14 @@ A reward is a plain function::
 
 Parameters are filled by name from ``prompt``, ``response``, ``answer``, ``tokens``, ``finish``, ``id`` and every data column. It runs in a
 worker process; one that hangs is killed with its process, and a new one takes its place. Calls of an ``async`` function wait side by side.
+Before a run starts, every reward is tried on one row (:meth:`Scorer.trial`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
 import queue
-import sys
 import threading
 import time
 from collections import Counter
@@ -27,11 +26,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rlkit.config import locate
 from rlkit.errors import ConfigError, RewardError
-from rlkit.rewards.functions import BUILTIN, import_function, parameters
-from rlkit.rewards.workers import Answer, AsyncWorker, Call, Worker
+from rlkit.place import snapshot
+from rlkit.rewards.functions import BUILTIN, clip, import_function, is_async, label_of, pack, parameters, signature
+from rlkit.rewards.workers import GIB, Answer, AsyncWorker, Call, Job, Output, Worker
 
 if TYPE_CHECKING:
-    from rlkit.types import Rollout  # types only: a reward's process must not import torch
+    from rlkit.types import Prompt, Rollout  # types only: a reward's process must not import torch
 
 
 BATCH_CALLS, BATCH_CHARACTERS = 64, 1_000_000
@@ -43,7 +43,9 @@ class RewardSpec:
     """One reward: a function, or where it is: ``my_file.py:fn``, ``package.module:fn``, or a built-in name.
 
     ``args`` are parameters with a fixed value. ``timeout`` is in seconds, per response. ``task`` is the verifier of ``data.task``.
-    ``concurrency``: how many calls of an ``async`` function wait at the same time, over all responses.
+    ``concurrency``: how many calls of an ``async`` function wait at the same time, over all responses. ``patience``: the run stops when it
+    has waited this many times ``timeout`` without one answer of this reward. ``memory``: GiB by which a process of rewards may grow beyond
+    what it held after its imports, before another one takes its place; of several rewards, the largest counts.
     """
 
     fn: Any
@@ -52,6 +54,19 @@ class RewardSpec:
     name: str | None = None
     args: dict[str, Any] = field(default_factory=dict)
     concurrency: int = 64
+    patience: int = 8
+    memory: float = 4.0
+
+    def __post_init__(self) -> None:
+        for key, value in (("timeout", self.timeout), ("patience", self.patience), ("memory", self.memory)):
+            if not value > 0:
+                raise ConfigError(f"reward {self.label!r}: {key} is {value}; it has to be above 0.")
+        if not math.isfinite(self.weight):
+            raise ConfigError(f"reward {self.label!r}: weight is {self.weight}; it has to be a finite number.")
+        if self.concurrency < 1:
+            raise ConfigError(
+                f"reward {self.label!r}: concurrency {self.concurrency} lets no call start; it has to be 1 or more."
+            )
 
     @property
     def is_math(self) -> bool:
@@ -60,13 +75,7 @@ class RewardSpec:
 
     @property
     def label(self) -> str:
-        if self.name:
-            return self.name
-        return (
-            self.fn.rsplit(":", 1)[-1]
-            if isinstance(self.fn, str)
-            else str(getattr(self.fn, "__name__", type(self.fn).__name__))
-        )
+        return self.name or label_of(self.fn)
 
 
 def inputs_of(r: Rollout) -> dict[str, Any]:
@@ -100,13 +109,19 @@ class Scorer:
     ) -> None:
         self.rewards, self.on_error, self.base, self.report = tuple(rewards), on_error, base, report
         self.workers, self.counts = max(1, workers), Counter[str]()
+        self.output = Output()
         self._names: list[list[str]] = []
         self._waits: set[int] = set()  # the async ones
         self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
+        self._living: set[Worker] = set()
         self._slots = threading.Semaphore(self.workers)
         self._lock = threading.Lock()
-        self._payload = b""
+        self._job = Job(b"", {})
+        self._memory = GIB * max((r.memory for r in self.rewards), default=1.0)
         self._async: AsyncWorker | None = None
+        self._silence = [_Silence() for _ in self.rewards]
+        self._stop: RewardError | None = None
+        self._closed = False
         self._reported = self._scoring = 0
         self.busy = 0.0
 
@@ -114,47 +129,99 @@ class Scorer:
         """Imports every reward and matches its parameters with the data, before anything expensive starts.
 
         Raises:
-            ValueError: a reward that cannot be imported, or a parameter that nothing fills.
+            ConfigError: two rewards of one name, one that cannot be imported or sent to a process, or a parameter that nothing fills.
         """
         try:
-            import cloudpickle
+            import cloudpickle  # noqa: F401
         except ImportError:
             raise ConfigError(
                 "rewards run in worker processes, which needs cloudpickle. Install it with: pip install cloudpickle"
             ) from None
+        twice = [label for label, n in Counter(r.label for r in self.rewards).items() if n > 1]
+        if twice:
+            raise ConfigError(
+                f"rewards: two of them are called {twice[0]!r}, and metrics could not tell them apart. Give one a name of its own: "
+                "{fn: ..., name: ...}, in Python rk.RewardSpec(fn, name=...)."
+            )
         available = sorted({*ALWAYS, *columns})
         functions: list[Any] = []
         self._names, self._waits = [], set()
         for spec in self.rewards:
             fn = import_function(spec.fn, self.base) if isinstance(spec.fn, str) else spec.fn
-            unknown = [name for name in spec.args if name not in inspect.signature(fn).parameters]
-            if unknown:
+            takes = signature(fn, spec.label).parameters
+            unknown = [name for name in spec.args if name not in takes]
+            if unknown and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
                 raise ConfigError(
-                    f"reward {spec.label!r} has no parameter {unknown[0]!r} (args); it has "
-                    f"{', '.join(inspect.signature(fn).parameters)}."
+                    f"reward {spec.label!r} has no parameter {unknown[0]!r} (args); it has {', '.join(takes)}."
                 )
             # The options of a built-in reward come from `args` alone: a data column that happens to be called `mode` must not set one.
             offered = ALWAYS if isinstance(spec.fn, str) and spec.fn in BUILTIN else available
             self._names.append(parameters(fn, sorted({*offered, *spec.args}), spec.label))
-            if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__):
+            if is_async(fn):
                 self._waits.add(len(functions))
-                if spec.concurrency < 1:
-                    raise ConfigError(
-                        f"reward {spec.label!r}: concurrency {spec.concurrency} lets no call start; it has to be 1 or more."
-                    )
-            portable = isinstance(spec.fn, str) and ".py:" not in spec.fn
-            if not portable and not isinstance(spec.fn, str):
-                module = inspect.getmodule(fn)
-                if module is not None and module.__name__ != "__main__" and module.__name__ not in _installed():
-                    cloudpickle.register_pickle_by_value(module)
             if isinstance(spec.fn, str) and ".py:" in spec.fn:
                 path, _, name = spec.fn.rpartition(":")
                 functions.append(f"{locate(path, self.base).resolve()}:{name}")
             else:
                 functions.append(spec.fn)
-        self._payload = cloudpickle.dumps(functions)
+            try:
+                pack(functions[-1:])
+            except Exception as error:
+                raise ConfigError(
+                    f"reward {spec.label!r} cannot be sent to a worker process: {clip(error, 300)}. It may hold something open (a file, a "
+                    "lock, a connection): make that inside the function, or name the reward as my_file.py:function."
+                ) from error
+        self._job = Job(pack(functions), snapshot())
         if self._waits:
-            self._async = AsyncWorker(self._payload, max(self.rewards[i].timeout for i in self._waits))
+            longest = max(self.rewards[i].timeout for i in self._waits)
+            self._async = AsyncWorker(self._job, self.output, self._memory, longest)
+
+    def trial(self, prompt: Prompt) -> list[str]:
+        """Tries every reward on a real row, in its process and with its time-out: on the row's answer as the response, and on an empty one.
+
+        Returns what a user should know: rewards that fail on one of the two.
+
+        Raises:
+            ConfigError: a reward that fails on both.
+        """
+        from rlkit.types import Rollout
+
+        tried = {"its answer": str("an answer" if prompt.answer is None else prompt.answer), "an empty response": ""}
+        rollouts = [
+            Rollout(prompt, [0] * n, [True] * n, [0.0] * n, [0] * n, "stop", text=text)
+            for text in tried.values()
+            for n in [len(text.split())]
+        ]
+        calls = [self._calls(r) for r in rollouts]
+        plain = iter(list(self._call([c for one in calls for c in one if not isinstance(c, Future)], patient=True)))
+        answers = [[c.result() if isinstance(c, Future) else next(plain) for c in one] for one in calls]
+        notes = []
+        for spec, found in zip(self.rewards, zip(*answers, strict=True), strict=True):
+            said = [
+                f"on {what}, {value if status != 'ok' else 'it returned None'}"
+                + (f"\n{frames.rstrip()}" if frames and self.on_error == "raise" else "")
+                for what, (status, value, frames) in zip(tried, found, strict=True)
+                if status != "ok" or value is None
+            ]
+            if all(status != "ok" for status, _, _ in found):
+                frames = next((f for _, _, f in found if f), "")
+                raise ConfigError(
+                    f"reward {spec.label!r} was tried on prompt {prompt.id!r} and failed: with the row's answer as the response "
+                    f"{found[0][1]}; with an empty response {found[1][1]}."
+                    + (f"\n{frames.rstrip()}\n" if frames else " ")
+                    + "Mend it; what it should not score it can return None for."
+                )
+            if len(said) == 2:
+                notes.append(
+                    f"warning: reward {spec.label!r} returned None for prompt {prompt.id!r}, with its answer as the response and with an "
+                    "empty one: such responses are not scored. Does it lack a `return`?"
+                )
+            elif said:
+                notes.append(
+                    f"note: reward {spec.label!r} was tried on prompt {prompt.id!r}: {said[0]}. Such responses will be treated as "
+                    f"on_reward_error: {self.on_error} says."
+                )
+        return notes
 
     def score(self, rollouts: Sequence[Rollout]) -> None:
         """Scores all of them; returns when the last one is scored.
@@ -188,6 +255,8 @@ class Scorer:
         finally:
             with self._lock:
                 self._scoring -= 1
+            if note := self.output.news():
+                self.report(note)
         with self._lock:
             self.busy += time.perf_counter() - start
 
@@ -209,8 +278,13 @@ class Scorer:
         answers = iter(list(self._call(plain)))  # all of them now: async calls wait meanwhile
         for r, calls in batch:
             total = 0.0
-            for spec, call in zip(self.rewards, calls, strict=True):
-                status, value = call.result() if isinstance(call, Future) else next(answers)
+            for index, (spec, call) in enumerate(zip(self.rewards, calls, strict=True)):
+                if isinstance(call, Future):
+                    answer = call.result()
+                    self._heard(index, answer, spec.timeout)
+                else:
+                    answer = next(answers)
+                status, value, frames = answer
                 if status == "ok" and value is None:
                     status, value = "unscorable", "the reward returned None"
                 if status == "ok":
@@ -218,14 +292,14 @@ class Scorer:
                         r.parts[f"{spec.label}/{key}" if key else spec.label] = v
                     total += spec.weight * sum(value.values())
                     continue
-                self._failed(r, spec, status, value)
+                self._failed(r, spec, "error" if status == "lost" else status, value, frames)
                 if self.on_error == "mask":
                     total = math.nan
             r.reward = total
         with self._lock:
             self.counts["calls"] += len(batch) * len(self.rewards)
 
-    def _failed(self, r: Rollout, spec: RewardSpec, status: str, why: str) -> None:
+    def _failed(self, r: Rollout, spec: RewardSpec, status: str, why: str, frames: str) -> None:
         with self._lock:
             self.counts[status] += 1
             self.counts[f"{status}/{spec.label}"] += 1
@@ -237,7 +311,9 @@ class Scorer:
             f"response {r.text[:80]!r}"
         )
         if self.on_error == "raise":
-            raise RewardError(message + ". Mend it, or set on_reward_error: mask.")
+            raise RewardError(
+                message + (f"\n{frames.rstrip()}\n" if frames else ". ") + "Mend it, or set on_reward_error: mask."
+            )
         if first:
             more = (
                 " Further failures are only counted (reward/errors; `error` in rollouts.jsonl)."
@@ -246,29 +322,71 @@ class Scorer:
             )
             self.report(f"warning: {message}.{more}")
 
-    def _call(self, calls: Sequence[Call]) -> Iterator[Answer]:
-        """The answers to all calls in order; after one that hung or killed its process, the rest goes to another process."""
+    def _heard(self, index: int, answer: Answer, seconds: float) -> None:
+        """Notes whether a reward gives answers at all; raises when it has not for too long."""
+        spec = self.rewards[index]
+        with self._lock:
+            silence = self._silence[index]
+            if answer[0] in ("ok", "error"):
+                silence.calls, silence.seconds = 0, 0.0
+            else:
+                silence.add(time.monotonic(), seconds)
+                if silence.seconds > 0.98 * spec.patience * spec.timeout and self._stop is None:
+                    self._stop = RewardError(
+                        f"reward {spec.label!r} gave no answer in {silence.seconds:.0f} s: {silence.calls} calls in a row came to nothing, "
+                        f"the last because: {answer[1]}. See whether it can answer at all (a server that is down, a loop that does "
+                        "not end), or raise its `timeout` or its `patience`."
+                    )
+            if self._stop is not None:
+                raise self._stop
+
+    def _call(self, calls: Sequence[Call], patient: bool = False) -> Iterator[Answer]:
+        """The answers to all calls in order; after one that hung or killed its process, the rest goes to another process.
+
+        Raises:
+            RewardError: a reward gives no answers any more; never when ``patient``.
+        """
         done = 0
         while done < len(calls):
             rest = calls[done:]
+            answers: list[Answer] = []
             with self._slots:
+                if self._closed:
+                    yield from [("error", "the scorer was closed", "")] * len(rest)
+                    return
+                worker = self._worker()
                 try:
-                    worker = self._idle.get_nowait()
-                except queue.Empty:
-                    worker = Worker(self._payload)
-                answers: list[Answer] = []
-                try:
+                    since = time.monotonic()
                     for answer in worker.call(rest, [self.rewards[index].timeout for index, _ in rest]):
                         answers.append(answer)
-                except (EOFError, OSError):
-                    answers.append(("error", worker.died()))
+                        if not patient and (answer[0] != "ok" or self._silence[rest[len(answers) - 1][0]].calls):
+                            self._heard(rest[len(answers) - 1][0], answer, time.monotonic() - since)
+                        since = time.monotonic()
                 finally:
                     if worker.healthy:
                         self._idle.put(worker)
                     else:
-                        worker.kill()
+                        self._replace(worker)
             done += len(answers)
             yield from answers
+
+    def _worker(self) -> Worker:
+        try:
+            return self._idle.get_nowait()
+        except queue.Empty:
+            worker = Worker(self._job, self.output, self._memory)
+        with self._lock:
+            self._living.add(worker)
+        return worker
+
+    def _replace(self, worker: Worker) -> None:
+        worker.clear_away()
+        with self._lock:
+            self._living.discard(worker)
+            self.counts["spent"] += bool(worker.spent)
+            first = bool(worker.spent) and self.counts["spent"] == 1
+        if first:
+            self.report(f"note: a process of rewards was replaced by a new one: {worker.spent}. This is said once.")
 
     def metrics(self) -> dict[str, float]:
         return {
@@ -277,18 +395,30 @@ class Scorer:
         }
 
     def close(self) -> None:
-        self.report = lambda text: None  # calls that the end of a run cuts off are no failures
+        """Ends all processes, with what they started. Calls that this cuts off are no failures."""
+        report, self.report, self._closed = self.report, lambda text: None, True
         if self._async is not None:
             self._async.close()
+        with self._lock:
+            living = list(self._living)
+        for worker in living:
+            worker.end()
         with contextlib.suppress(queue.Empty):
             while True:
-                self._idle.get_nowait().kill()
+                self._idle.get_nowait().clear_away()
+        if note := self.output.news():
+            report(note)
 
 
-def _installed() -> set[str]:
-    """Modules that a worker can import by name."""
-    return {
-        name
-        for name, m in sys.modules.items()
-        if "site-packages" in str(getattr(m, "__file__", "")) or name.startswith("rlkit")
-    }
+@dataclass
+class _Silence:
+    """How long a reward was waited for, and in how many calls, since its last answer; time that several calls share counts once."""
+
+    calls: int = 0
+    seconds: float = 0.0
+    until: float = 0.0
+
+    def add(self, now: float, seconds: float) -> None:
+        self.calls += 1
+        self.seconds += now - max(self.until, now - seconds)
+        self.until = now

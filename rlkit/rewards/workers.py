@@ -2,55 +2,222 @@
 
 A plain function is called for one response after the other, in as many processes as the scorer has workers. Calls of an ``async`` function,
 which waits for something else (a sandbox, a judge), wait side by side in one process.
+
+What a reward's code may do to its process, and what then happens:
+
+- Every call has a number, and only the answer with this number counts. A forked child that returns into our code ends there.
+- Standard output and error lead to :class:`Output`, which keeps the beginning; standard input is empty.
+- A process leads a group of its own: Ctrl-C does not reach it, and all that it started ends with it. On Linux the kernel kills the group
+  when the run's process is gone, however that ended and whatever the reward is doing; elsewhere a thread does.
+- Memory beyond what the functions needed at import is bounded. After a call the working directory and alarms are as before.
+- Answers travel as JSON in numbered frames. A process that writes something else into the pipe, or closes it, is replaced.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import fcntl
 import inspect
 import itertools
+import json
 import multiprocessing
 import os
+import pickle
+import select
 import signal
+import struct
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from rlkit.rewards.functions import import_function, normalise_result
+from rlkit.errors import RewardError, WorkerError
+from rlkit.place import use, user_frames
+from rlkit.rewards.functions import clip, import_function, normalise_result
 
 Call = tuple[int, Mapping[str, Any]]  # index of the reward, its arguments
-Answer = tuple[str, Any]  # ("ok", parts), ("error", why) or ("timeout", why)
+# "ok" with parts; "error", "timeout", or "lost" (its process is gone) with why; then the user's frames of an exception
+Answer = tuple[str, Any, str]
 START_SECONDS = 120.0
-BEAT_SECONDS, GRACE_SECONDS = 1.0, 5.0
+BEAT_SECONDS, GRACE_SECONDS, LOOK_SECONDS = 1.0, 5.0, 0.5
+GIB = 2**30
+SHOWN_FRAMES, LAST_BYTES = 5, 300
+SHOW_OUTPUT = "RLKIT_REWARD_OUTPUT"  # set: what rewards print goes where the run prints
+HEAD = struct.Struct("<4sQI")  # mark, number of the call, length of the JSON that follows
+MARK, LONGEST_ANSWER = b"rlk\x01", 2**20
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process gets when it starts; ``texts`` are the user's files as the run's process executed them."""
+
+    functions: bytes
+    texts: Mapping[str, bytes]
+
+
+class Output:
+    """What rewards print: the first lines, the beginning in a file once there is one, and how much there was. Thread-safe."""
+
+    MOST_KEPT, MOST_WRITTEN, LINES = 2**16, 2**20, 3
+
+    def __init__(self) -> None:
+        self.captured = not os.environ.get(SHOW_OUTPUT)
+        self.path: Path | None = None
+        self.characters = self.lines = 0
+        self._kept, self._written, self._lock = bytearray(), 0, threading.Lock()
+        self._said = False
+
+    def add(self, chunk: bytes) -> None:
+        with self._lock:
+            self.characters += len(chunk)
+            self.lines += chunk.count(b"\n")
+            if self.path is None:
+                self._kept += chunk[: self.MOST_KEPT - len(self._kept)]
+            else:
+                self._write(chunk)
+
+    def _write(self, chunk: bytes) -> None:
+        room = self.MOST_WRITTEN - self._written
+        if self.path is not None and room > 0:
+            self._written += len(chunk)
+            text = chunk[:room] + (b"\n[rlkit: the rest is left out]\n" if len(chunk) >= room else b"")
+            try:
+                with self.path.open("ab") as f:
+                    f.write(text)
+            except OSError:  # a full disk is no reason to stop scoring, and others say it
+                self._written = self.MOST_WRITTEN
+
+    def write_to(self, path: Path) -> None:
+        """From now on the output goes to this file, with what there was before."""
+        with self._lock:
+            self.path = path
+            if self._kept:
+                self._write(bytes(self._kept))
+
+    def news(self) -> str | None:
+        """One note, when there is something to tell for the first time."""
+        with self._lock:
+            if self._said or not self.characters:
+                return None
+            self._said = True
+            if self.path is None:
+                text, where = bytes(self._kept), f"set {SHOW_OUTPUT}=1 to see it"
+            else:
+                text, where = self.path.read_bytes() if self.path.exists() else b"", f"it is in {self.path}"
+            first = [line.strip()[:200] for line in text.decode(errors="replace").splitlines() if line.strip()]
+            shown = " | ".join(first[: self.LINES])
+            return f"note: rewards print ({self.lines} lines, {self.characters} bytes until now; {where}). It begins: {shown}"
 
 
 class _Process:
-    """A process that runs ``target(connection, payload)``, and our end of the pipe. Its first message is ``"ready"``."""
+    """A process that runs ``target(ends, job)``, and our ends of its pipes. Its first answer, number 0, says that it is ready."""
 
-    def __init__(self, target: Callable[[Any, bytes], None], payload: bytes) -> None:
+    def __init__(self, target: Callable[[Any, Job], None], job: Job, output: Output) -> None:
         context = multiprocessing.get_context("spawn")
-        self.connection, child = context.Pipe()
-        self.process = context.Process(target=target, args=(child, payload), daemon=True)
+        self.requests, theirs = context.Pipe()
+        self.answers, answer_end = context.Pipe(duplex=False)
+        life_end, self._life = context.Pipe(
+            duplex=False
+        )  # nothing is ever written: it closes when this process is gone
+        output_reader, output_end = context.Pipe(duplex=False)
+        ends = (theirs, answer_end, life_end, output_end if output.captured else None)
+        self.process = context.Process(target=target, args=(ends, job), daemon=True)
         with _MAIN, _main_not_reimported():
             self.process.start()
-        child.close()
+        self.pid = self.process.pid or 0
+        for end in (theirs, answer_end, life_end, output_end):
+            end.close()
+        self._poll = select.poll()
+        self._poll.register(self.answers.fileno(), select.POLLIN)
+        self._buffer = bytearray()
+        self._last = bytearray()  # the end of what it printed
+        self._listener = threading.Thread(target=self._listen, args=(output_reader, output), daemon=True)
+        self._listener.start()
 
-    def died(self) -> str:
+    def answer(self, timeout: float, check: Callable[[], None] | None = None) -> tuple[int, list[Any]] | None:
+        """The next answer with its number, or None after ``timeout`` seconds. ``check`` is called now and then, and may raise.
+
+        Raises:
+            EOFError, OSError: the process is gone.
+            WorkerError: what came is no answer.
+        """
+        end = time.monotonic() + timeout
+        while True:
+            if len(self._buffer) >= HEAD.size:
+                mark, number, length = HEAD.unpack_from(self._buffer)
+                if mark != MARK or length > LONGEST_ANSWER:
+                    raise WorkerError("something else wrote into the pipe of its answers")
+                if len(self._buffer) >= HEAD.size + length:
+                    text = bytes(self._buffer[HEAD.size : HEAD.size + length])
+                    del self._buffer[: HEAD.size + length]
+                    return number, json.loads(text)
+            left = end - time.monotonic()
+            if left <= 0:
+                return None
+            if self._poll.poll(1000 * min(left, LOOK_SECONDS)):
+                chunk = os.read(self.answers.fileno(), 2**16)
+                if not chunk:
+                    raise EOFError
+                self._buffer += chunk
+            else:
+                if self.process.exitcode is not None:  # a child of it may still hold the pipe
+                    raise EOFError
+                if check is not None:
+                    check()
+
+    def _listen(self, reader: Connection, output: Output) -> None:
+        with contextlib.suppress(OSError), reader:
+            while chunk := os.read(reader.fileno(), 2**16):
+                output.add(chunk)
+                self._last = (self._last + chunk)[-LAST_BYTES:]
+
+    def died(self, error: BaseException) -> str:
+        if isinstance(error, WorkerError):
+            return str(error)
         self.process.join(1)
-        return f"the reward's process died (exit code {self.process.exitcode})"
+        self._listener.join(0.2)
+        lines = bytes(self._last).decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return f"the reward's process died (exit code {self.process.exitcode})" + (
+            f"; the last that it printed: {last}" if last else ""
+        )
 
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.join(5)
-        with contextlib.suppress(OSError):
-            self.connection.close()
+    def grown(self, since: int) -> int:
+        """Bytes of memory that it holds now beyond ``since``."""
+        return _resident(self.pid) - since
+
+    def end(self) -> None:
+        """Ends it and all that it started; who waits for its answers learns that it died."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ValueError):  # it is cleared away already
+            self.process.kill()  # it may not have made its group yet
+
+    def clear_away(self) -> None:
+        """Ends it, reads what it printed to the end, and frees what belongs to it. Only for who reads its answers."""
+        self.end()
         with contextlib.suppress(ValueError):
+            self.process.join(5)
             self.process.close()
+        self._listener.join(1)
+        for connection in (self.requests, self.answers, self._life):
+            connection.close()
+
+
+def _resident(pid: int | str) -> int:
+    """Bytes of memory that a process holds; 0 where that cannot be known."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
 
 
 _MAIN = threading.Lock()  # one process starts at a time: starting one changes __main__ for a moment
@@ -72,108 +239,234 @@ def _main_not_reimported() -> Iterator[None]:
             setattr(main, name, value)
 
 
-def _functions(payload: bytes) -> list[Callable[..., Any]]:
-    import cloudpickle
+# -- in the process -----------------------------------------------------------------------------------------------------
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the run ends its workers itself
+
+class _Replies:
+    """The writing end of the answers. A forked child of a reward that comes here ends."""
+
+    def __init__(self, end: Connection) -> None:
+        self.end, self.pid, self.lock = end, os.getpid(), threading.Lock()
+
+    def send(self, number: int, *answer: Any) -> None:
+        if os.getpid() != self.pid:
+            os._exit(0)
+        text = json.dumps(answer).encode()
+        data = memoryview(HEAD.pack(MARK, number, len(text)) + text)
+        with self.lock:
+            try:
+                while data:
+                    data = data[os.write(self.end.fileno(), data) :]
+            except OSError:  # closed by a reward, or the run is gone
+                os._exit(1)
+
+
+def _begin(ends: Any, job: Job) -> tuple[list[Callable[..., Any]], Connection, _Replies]:
+    """A group, standard streams and a life line of its own; then the functions, which may take long to import."""
+    requests, answers, life, output = ends
+    os.setsid()
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # rewards may have children: they end with us
+    if output is not None:
+        for stream in (1, 2):
+            os.dup2(output.fileno(), stream)
+        output.close()
+        sys.stdout, sys.stderr = (
+            open(stream, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+            for stream in (1, 2)
+        )
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    return [import_function(f) if isinstance(f, str) else f for f in cloudpickle.loads(payload)]
+    _end_with(life)
+    replies = _Replies(answers)
+    use(job.texts)
+    try:
+        functions = [import_function(f) if isinstance(f, str) else f for f in pickle.loads(job.functions)]
+    except BaseException as error:
+        replies.send(0, "failed", clip(error))
+        raise SystemExit(1) from None
+    replies.send(0, "ready", _resident("self"))
+    return functions, requests, replies
 
 
-def _failure(error: BaseException) -> Answer:
-    tail = traceback.extract_tb(error.__traceback__)
-    place = f" at {Path(tail[-1].filename).name}:{tail[-1].lineno}" if tail else ""
-    return "error", f"{type(error).__name__}: {error}{place}"
+def _end_with(life: Connection) -> None:
+    """SIGKILL to the whole group when the other end of ``life`` closes.
+
+    The kernel does it, which works also while a reward holds the interpreter's lock (a regular expression that backtracks for ever). A
+    parent's death signal (``PR_SET_PDEATHSIG``) would come when the *thread* that started us ends.
+    """
+    if sys.platform == "linux":
+        fcntl.fcntl(life, fcntl.F_SETOWN, -os.getpid())
+        fcntl.fcntl(life, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(life, fcntl.F_SETFL, fcntl.fcntl(life, fcntl.F_GETFL) | fcntl.FASYNC)
+        # It may have closed before we asked for the signal.
+        if select.select([life], [], [], 0)[0]:
+            os.killpg(0, signal.SIGKILL)
+        return
+
+    def watch() -> None:
+        select.select([life], [], [])
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
-def _one_by_one(connection: Any, payload: bytes) -> None:
-    """Receives lists of calls and answers each as soon as it is done."""
-    functions, loop = _functions(payload), asyncio.new_event_loop()
-    connection.send("ready")
+def _failure(error: BaseException) -> list[Any]:
+    """Status, one line, and the user's last frames as Python shows them."""
+    if isinstance(error, RewardError):
+        return ["error", str(error), ""]
+    frames = [f for f in user_frames(error) if f.filename != __file__]
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    shown = "".join(traceback.format_list(frames[-SHOWN_FRAMES:]))
+    return ["error", f"{clip(error)}{place}", clip(shown, 4000)]
+
+
+def _is_spent(error: BaseException) -> bool:
+    """Whether a process has run out of something that only a new one gets back."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENOMEM, errno.EAGAIN)
+    )
+
+
+def _one_by_one(ends: Any, job: Job) -> None:
+    """Receives lists of numbered calls and answers each as soon as it is done."""
+    functions, requests, replies = _begin(ends, job)
+    loop, home = asyncio.new_event_loop(), os.getcwd()
     while True:
         try:
-            calls = connection.recv()
+            calls = requests.recv()
         except (EOFError, OSError):
             return
-        for index, arguments in calls:
+        for number, index, arguments in calls:
+            spent = False
             try:
                 value = functions[index](**arguments)
                 if inspect.isawaitable(value):
                     value = loop.run_until_complete(value)
-                answer: Answer = ("ok", normalise_result(value))
+                answer: list[Any] = ["ok", normalise_result(value), ""]
             except BaseException as error:
-                answer = _failure(error)
-            connection.send(answer)
+                answer, spent = _failure(error), _is_spent(error)
+            if os.getpid() == replies.pid:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                with contextlib.suppress(OSError):
+                    os.chdir(home)
+            replies.send(number, *answer, spent)
 
 
-class Worker(_Process):
-    """One process for plain functions."""
+class Worker:
+    """One process for plain functions. It is ``spent`` when it has grown by more than ``memory`` bytes or ran out of something."""
 
-    def __init__(self, payload: bytes) -> None:
-        super().__init__(_one_by_one, payload)
-        self.ready, self.healthy = False, True
+    def __init__(self, job: Job, output: Output, memory: float) -> None:
+        self._process = _Process(_one_by_one, job, output)
+        self._numbers, self._memory, self._start = itertools.count(1), memory, 0
+        self.ready, self.healthy, self.spent = False, True, ""
+
+    def _look(self) -> None:
+        if self.ready and self._process.grown(self._start) > self._memory:
+            raise WorkerError(too_large(self._memory))
 
     def call(self, calls: Sequence[Call], timeouts: Sequence[float]) -> Iterator[Answer]:
-        """The answers in order. If a call takes longer than its time, its answer is the last one and the process has to be killed.
-
-        Raises:
-            EOFError, OSError: the process died.
-        """
+        """The answers in order: status, value, the user's frames. After a call that took longer than its time, or ended the process,
+        no more come, and the process has to be killed."""
         self.healthy = False
-        if not self.ready:
-            if not self.connection.poll(START_SECONDS):
-                yield "error", f"the reward process did not start within {START_SECONDS:g} s"
-                return
-            self.connection.recv()
-            self.ready = True
-        self.connection.send(calls)
-        for timeout in timeouts:
-            if not self.connection.poll(timeout):
-                yield "timeout", f"no answer within {timeout:g} s"
-                return
-            yield self.connection.recv()
-        self.healthy = True
+        try:
+            if not self.ready:
+                first = self._process.answer(START_SECONDS)
+                if first is None:
+                    yield "lost", f"the reward process did not start within {START_SECONDS:g} s", ""
+                    return
+                if first[1][0] == "failed":
+                    yield "lost", f"the reward process could not start: {first[1][1]}", ""
+                    return
+                self._start, self.ready = first[1][1], True
+            numbered = [(next(self._numbers), index, arguments) for index, arguments in calls]
+            self._process.requests.send(numbered)
+            for (number, _, _), timeout in zip(numbered, timeouts, strict=True):
+                end = time.monotonic() + timeout
+                while (found := self._process.answer(end - time.monotonic(), self._look)) is not None:
+                    if found[0] == number:
+                        break
+                if found is None:
+                    yield "timeout", f"no answer within {timeout:g} s", ""
+                    return
+                status, value, frames, spent = found[1]
+                yield status, value, frames
+                if spent:
+                    self.spent = f"its process ran out of something: {value}"
+                    return
+        except (EOFError, OSError, ValueError, WorkerError) as error:
+            yield "lost", self._process.died(error), ""
+            return
+        if self._process.grown(self._start) > self._memory:
+            self.spent = too_large(self._memory)
+        self.healthy = not self.spent
+
+    def end(self) -> None:
+        self._process.end()
+
+    def clear_away(self) -> None:
+        self._process.clear_away()
 
 
-def _side_by_side(connection: Any, payload: bytes) -> None:
+def too_large(memory: float) -> str:
+    return (
+        f"its process grew by more than {memory / GIB:g} GiB. If it needs that much (a model that it loads, a cache), "
+        "raise the reward's `memory`"
+    )
+
+
+def _side_by_side(ends: Any, job: Job) -> None:
     """Receives single calls with their numbers; answers each as soon as it is done, and says now and then that it is alive."""
-    functions = _functions(payload)
-    connection.send("ready")
-    asyncio.run(_serve(connection, functions))
+    functions, requests, replies = _begin(ends, job)
+    asyncio.run(_serve(requests, replies, functions))
 
 
-async def _serve(connection: Any, functions: Sequence[Callable[..., Any]]) -> None:
+async def _serve(requests: Connection, replies: _Replies, functions: Sequence[Callable[..., Any]]) -> None:
     loop, closed, tasks, gates = asyncio.get_running_loop(), asyncio.Event(), set[Any](), dict[int, asyncio.Semaphore]()
 
-    async def one(index: int, arguments: Mapping[str, Any], timeout: float) -> Answer:
+    async def guarded(index: int, arguments: Mapping[str, Any]) -> list[Any]:
         try:
-            task = asyncio.ensure_future(functions[index](**arguments))
-            done, _ = await asyncio.wait({task}, timeout=timeout)
-            if not done:
-                task.cancel()
-                return "timeout", f"no answer within {timeout:g} s"
-            return "ok", normalise_result(task.result())
-        except BaseException as error:
+            return ["ok", normalise_result(await functions[index](**arguments)), ""]
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # asyncio would end the loop on SystemExit, and all other calls with it
             return _failure(error)
 
     async def reply(number: int, call: Call, timeout: float, most: int) -> None:
         async with gates.setdefault(call[0], asyncio.Semaphore(most)):
-            answer = await one(*call, timeout)
-        connection.send((number, answer))
+            task = asyncio.ensure_future(guarded(*call))
+            done, _ = await asyncio.wait({task}, timeout=timeout)
+            if not done:
+                task.cancel()
+                answer = ["timeout", f"no answer within {timeout:g} s", ""]
+            elif task.cancelled():
+                answer = ["error", "its own code cancelled it", ""]
+            else:
+                answer = task.result()
+        replies.send(number, *answer)
 
     def receive() -> None:
         try:
-            tasks.add(task := loop.create_task(reply(*connection.recv())))
+            tasks.add(task := loop.create_task(reply(*requests.recv())))
             task.add_done_callback(tasks.discard)
         except (EOFError, OSError):
-            loop.remove_reader(connection.fileno())
+            loop.remove_reader(requests.fileno())
             closed.set()
 
-    loop.add_reader(connection.fileno(), receive)
+    loop.add_reader(requests.fileno(), receive)
     while not closed.is_set():
-        connection.send(None)
+        replies.send(0)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(closed.wait(), BEAT_SECONDS)
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A call that is under way; ``again``: in its second process."""
+
+    future: Future[Answer]
+    call: Call
+    timeout: float
+    most: int
+    again: bool
 
 
 class AsyncWorker:
@@ -183,59 +476,65 @@ class AsyncWorker:
     it: all that were under way are made once more in a new process.
     """
 
-    def __init__(self, payload: bytes, timeout: float) -> None:
-        self.payload, self.patience = payload, timeout + GRACE_SECONDS
-        self._numbers, self._lock = itertools.count(), threading.Lock()
-        self._open: dict[
-            int, tuple[Future[Answer], tuple[Call, float, int], bool]
-        ] = {}  # ..., whether it is the second attempt
+    def __init__(self, job: Job, output: Output, memory: float, timeout: float) -> None:
+        self.job, self.output, self.memory, self.patience = job, output, memory, timeout + GRACE_SECONDS
+        self._numbers, self._lock = itertools.count(1), threading.Lock()
+        self._open: dict[int, _Open] = {}
         self._process: _Process | None = None
         self._closed = False
 
     def submit(self, call: Call, timeout: float, most: int) -> Future[Answer]:
         future: Future[Answer] = Future()
-        self._send(future, (call, timeout, most), again=False)
+        self._send(_Open(future, call, timeout, most, again=False))
         return future
 
-    def _send(self, future: Future[Answer], message: tuple[Call, float, int], again: bool) -> None:
+    def _send(self, what: _Open) -> None:
         with self._lock:
             if self._closed:
-                future.set_result(("error", "the scorer was closed"))
+                what.future.set_result(("error", "the scorer was closed", ""))
                 return
             if self._process is None:
-                self._process = _Process(_side_by_side, self.payload)
+                self._process = _Process(_side_by_side, self.job, self.output)
                 threading.Thread(target=self._listen, args=(self._process,), daemon=True).start()
-            self._open[number := next(self._numbers)] = (future, message, again)
+            self._open[number := next(self._numbers)] = what
             with contextlib.suppress(OSError):  # it died: the listener makes the call again
-                self._process.connection.send((number, *message))
+                self._process.requests.send((number, what.call, what.timeout, what.most))
 
     def _listen(self, process: _Process) -> None:
         """Until ``process`` ends, each answer goes to who waits for it."""
-        patience = START_SECONDS
+        patience, start, looked = START_SECONDS, 0, time.monotonic()
         try:
-            while process.connection.poll(patience):
-                message, patience = process.connection.recv(), self.patience
-                if isinstance(message, tuple):
-                    number, answer = message
-                    self._open.pop(number)[0].set_result(answer)
-            lost: Answer = (
+            while (found := process.answer(patience)) is not None:
+                number, message = found
+                if message and message[0] == "failed":
+                    raise WorkerError(f"the reward process could not start: {message[1]}")
+                if message and message[0] == "ready":
+                    start, patience = message[1], self.patience
+                elif number in self._open:
+                    self._open.pop(number).future.set_result(tuple(message))
+                if start and time.monotonic() - looked > LOOK_SECONDS:
+                    looked = time.monotonic()
+                    if process.grown(start) > self.memory:
+                        raise WorkerError(too_large(self.memory))
+            lost = (
                 "timeout",
                 f"its process did not answer for {patience:g} s: an async reward has to await what it waits for; "
                 "one that does not should be a plain function",
+                "",
             )
-        except (EOFError, OSError):
-            lost = ("error", process.died())
-        process.kill()
+        except (EOFError, OSError, ValueError, WorkerError) as error:
+            lost = ("lost", process.died(error), "")
+        process.clear_away()
         with self._lock:
             calls, self._open, self._process = self._open, {}, None
-        for future, message, again in calls.values():
-            if again:
-                future.set_result(lost)
+        for what in calls.values():
+            if what.again:
+                what.future.set_result(lost)
             else:
-                self._send(future, message, again=True)
+                self._send(_Open(what.future, what.call, what.timeout, what.most, again=True))
 
     def close(self) -> None:
         with self._lock:
             self._closed, process = True, self._process
         if process is not None:
-            process.process.kill()  # its listener ends, and with it the calls that are under way
+            process.end()  # its listener ends, and with it the calls that are under way
