@@ -441,11 +441,13 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
         if run.critic is not None and run.critic.path is not None:
             model_config(str(locate(run.critic.path, run.base)), "critic.path")
         context = context_length(run, [*train_prompts, *test_prompts], run.model.path, rows.longest if rows else 0)
+        notes += scorer.trial(train_prompts[0])
         if run.cluster is not None:
             from rlkit.cluster.ray import connect
 
             connect(run.cluster)
         folder.mkdir(parents=True, exist_ok=True)
+        scorer.output.write_to(folder / "rewards.log")
         if not (folder / "config.yaml").exists():
             (folder / "config.yaml").write_text(to_yaml(run))
         stamp = environment()

@@ -120,7 +120,7 @@ def test_a_plain_function_as_reward_and_a_loss_of_the_users_own(small: dict[str,
 
 
 def test_a_reward_in_the_middle_of_training_that_fails_is_counted(small: dict[str, Any]) -> None:
-    small |= {"rewards": ["tests/rewards/examples.py:broken"], "rollout": {**small["rollout"], "max_waste": 1}}
+    small |= {"rewards": ["tests/rewards/examples.py:breaks_later"], "rollout": {**small["rollout"], "max_waste": 1}}
     with pytest.raises(RuntimeError, match="no_reward"):
         rk.train(rk.load(small), quiet=True)
 

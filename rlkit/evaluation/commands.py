@@ -39,6 +39,8 @@ def running(
         scorer = Scorer(reward_specs(run), on_error=run.on_reward_error, base=Path(run.base))
         stack.callback(scorer.close)
         scorer.check(list(prompts[0].columns))
+        for note in scorer.trial(prompts[0]):
+            scorer.report(note)
         cluster = run.cluster or Cluster()
         options = {
             "kind": run.rollout.engine,

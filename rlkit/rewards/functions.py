@@ -95,7 +95,13 @@ def parameters(fn: Callable[..., Any], available: Sequence[str], label: str) -> 
     """
     bound = fn.keywords if isinstance(fn, functools.partial) else {}
     names: list[str] = []
-    for p in signature(fn, label).parameters.values():
+    found = list(signature(fn, label).parameters.values())
+    if found and all(p.kind is p.VAR_POSITIONAL for p in found):
+        raise ConfigError(
+            f"reward {label!r} takes no parameter by name, only by position (*{found[0].name}); parameters are filled by name. If a "
+            "decorator hides them, let it use functools.wraps."
+        )
+    for p in found:
         if p.kind is p.VAR_KEYWORD:
             return [name for name in available if name not in bound]
         if p.name in bound or p.kind is p.POSITIONAL_ONLY:

@@ -323,14 +323,14 @@ class Scorer:
             self.report(f"warning: {message}.{more}")
 
     def _heard(self, index: int, answer: Answer, seconds: float) -> None:
-        """Notes whether a reward gives answers at all; raises when it has not for too long."""
+        """Notes whether a reward gives answers at all; raises when it has not for too long. ``seconds``: how long this one took."""
         spec = self.rewards[index]
         with self._lock:
             silence = self._silence[index]
             if answer[0] in ("ok", "error"):
                 silence.calls, silence.seconds = 0, 0.0
             else:
-                silence.add(time.monotonic(), seconds)
+                silence.add(time.monotonic(), min(seconds, spec.timeout))
                 if silence.seconds > 0.98 * spec.patience * spec.timeout and self._stop is None:
                     self._stop = RewardError(
                         f"reward {spec.label!r} gave no answer in {silence.seconds:.0f} s: {silence.calls} calls in a row came to nothing, "

@@ -243,14 +243,16 @@ def _main_not_reimported() -> Iterator[None]:
 
 
 class _Replies:
-    """The writing end of the answers. A forked child of a reward that comes here ends."""
+    """The writing end of the answers."""
 
     def __init__(self, end: Connection) -> None:
         self.end, self.pid, self.lock = end, os.getpid(), threading.Lock()
 
-    def send(self, number: int, *answer: Any) -> None:
+    def end_if_forked(self) -> None:
         if os.getpid() != self.pid:
             os._exit(0)
+
+    def send(self, number: int, *answer: Any) -> None:
         text = json.dumps(answer).encode()
         data = memoryview(HEAD.pack(MARK, number, len(text)) + text)
         with self.lock:
@@ -344,10 +346,10 @@ def _one_by_one(ends: Any, job: Job) -> None:
                 answer: list[Any] = ["ok", normalise_result(value), ""]
             except BaseException as error:
                 answer, spent = _failure(error), _is_spent(error)
-            if os.getpid() == replies.pid:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                with contextlib.suppress(OSError):
-                    os.chdir(home)
+            replies.end_if_forked()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            with contextlib.suppress(OSError):
+                os.chdir(home)
             replies.send(number, *answer, spent)
 
 
@@ -429,6 +431,8 @@ async def _serve(requests: Connection, replies: _Replies, functions: Sequence[Ca
             raise
         except BaseException as error:  # asyncio would end the loop on SystemExit, and all other calls with it
             return _failure(error)
+        finally:
+            replies.end_if_forked()  # before it takes part in the loop, which shares its descriptors with ours
 
     async def reply(number: int, call: Call, timeout: float, most: int) -> None:
         async with gates.setdefault(call[0], asyncio.Semaphore(most)):
@@ -444,6 +448,7 @@ async def _serve(requests: Connection, replies: _Replies, functions: Sequence[Ca
         replies.send(number, *answer)
 
     def receive() -> None:
+        replies.end_if_forked()
         try:
             tasks.add(task := loop.create_task(reply(*requests.recv())))
             task.add_done_callback(tasks.discard)

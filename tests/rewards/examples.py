@@ -115,7 +115,14 @@ _CALLS = 0
 
 
 def fading(response):
-    """Right for the first 16 responses that its process sees, then never."""
+    """Right for the first 18 responses that its process sees (two of them on trial), then never."""
     global _CALLS
     _CALLS += 1
-    return 1.0 if _CALLS <= 16 else 0.4 * varied(response)
+    return 1.0 if _CALLS <= 18 else 0.4 * varied(response)
+
+
+def breaks_later(response):
+    """Right while it is on trial."""
+    global _CALLS
+    _CALLS += 1
+    return 1.0 if _CALLS <= 2 else 1 / 0
