@@ -109,8 +109,12 @@ def read_responses(file: str | Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise ConfigError(f"there is no file {str(file)!r} with responses.")
     rows = []
-    with path.open(encoding="utf-8") as lines:
-        for k, text in enumerate(lines, 1):
+    with path.open("rb") as lines:
+        for k, line in enumerate(lines, 1):
+            try:
+                text = line.decode("utf-8-sig" if k == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ConfigError(f"{path}:{k}: not UTF-8 ({error.reason} at byte {error.start}).") from None
             if not text.strip():
                 continue
             try:

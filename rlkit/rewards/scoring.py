@@ -199,8 +199,7 @@ class Scorer:
         for spec, found in zip(self.rewards, zip(*answers, strict=True), strict=True):
             said = [
                 f"on {what}, {value if status != 'ok' else 'it returned None'}"
-                + (f"\n{frames.rstrip()}" if frames and self.on_error == "raise" else "")
-                for what, (status, value, frames) in zip(tried, found, strict=True)
+                for what, (status, value, _) in zip(tried, found, strict=True)
                 if status != "ok" or value is None
             ]
             if all(status != "ok" for status, _, _ in found):

@@ -124,15 +124,14 @@ class _Process:
         context = multiprocessing.get_context("spawn")
         self.requests, theirs = context.Pipe()
         self.answers, answer_end = context.Pipe(duplex=False)
-        life_end, self._life = context.Pipe(
-            duplex=False
-        )  # nothing is ever written: it closes when this process is gone
+        life_end, self._life = context.Pipe(duplex=False)  # never written to: it closes when the run's process is gone
         output_reader, output_end = context.Pipe(duplex=False)
         ends = (theirs, answer_end, life_end, output_end if output.captured else None)
         self.process = context.Process(target=target, args=(ends, job), daemon=True)
         with _MAIN, _main_not_reimported():
             self.process.start()
-        self.pid = self.process.pid or 0
+        assert self.process.pid is not None
+        self.pid = self.process.pid
         for end in (theirs, answer_end, life_end, output_end):
             end.close()
         self._poll = select.poll()
