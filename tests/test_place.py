@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import pytest
 
 import rlkit as rk
@@ -101,13 +100,14 @@ def test_files_of_one_name_and_neighbours_of_one_name_do_not_mix(tmp_path: Path)
     assert "helper" not in sys.modules
 
 
-def test_what_a_file_defines_travels_without_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pickler", ["cloudpickle", "ray.cloudpickle"])
+def test_what_a_file_defines_travels_without_the_file(pickler: str, tmp_path: Path) -> None:
     """As to a Ray worker on another machine; with its neighbour."""
     from rlkit.config import load_module
 
     here = folder(tmp_path / "a", 3.0)
     module = load_module("rewards.py", here)
-    data = cloudpickle.dumps((module.L(scale=2.0), module.value))
+    data = pytest.importorskip(pickler).dumps((module.L(scale=2.0), module.value))
     for file in here.iterdir():
         file.unlink()
     code = "import pickle, sys; loss, value = pickle.load(sys.stdin.buffer); print(type(loss).__name__, loss.scale, value())"

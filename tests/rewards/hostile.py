@@ -220,5 +220,17 @@ def forgot_to_return(response):
     float(response)
 
 
+def stops_answering(response, tokens):
+    """Not on trial, where all tokens are 0."""
+    if any(tokens):
+        time.sleep(600)
+    return 0.0
+
+
+def says(response, tokens):
+    print(f"so it says of {len(tokens)} tokens")
+    return float(len(tokens))
+
+
 def nothing_right(response, answer):
     return answer.no_such_method()

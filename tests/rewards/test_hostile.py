@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import rlkit as rk
 from rlkit.errors import ConfigError, RewardError
 from rlkit.rewards import RewardSpec, Scorer
 from rlkit.types import Prompt, Rollout
@@ -241,3 +242,22 @@ def test_a_reward_that_fails_on_one_of_two_responses_is_noted() -> None:
     notes = trial("number", "only_with_an_answer", "forgot_to_return")
     assert len(notes) == 3 and "could not convert string to float: ''" in notes[0]
     assert "ZeroDivisionError" in notes[1] and "an empty response" in notes[1] and "hostile.py:" in notes[1]
+
+
+def test_a_run_whose_reward_cannot_work_leaves_nothing_behind(small: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ZeroDivisionError: division by zero at examples.py:\d+"):
+        rk.train(rk.load({**small, "rewards": ["tests/rewards/examples.py:broken"]}))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_ends_when_its_reward_stops_answering(small: dict[str, Any]) -> None:
+    rewards = [{"fn": f"{CASES}:stops_answering", "timeout": 0.2, "patience": 2}]
+    with pytest.raises(RewardError, match="'stops_answering' gave no answer"):
+        rk.train(rk.load({**small, "rewards": rewards, "eval": {"prompts": 0}}), quiet=True)
+
+
+def test_a_run_keeps_what_rewards_print(small: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
+    folder = rk.train(rk.load({**small, "rewards": [f"{CASES}:says"], "steps": 1}))
+    out = capfd.readouterr().out
+    assert out.count("note: rewards print") == 1 and "so it says of" in out and str(folder / "rewards.log") in out
+    assert (folder / "rewards.log").read_text().count("so it says of") > 16

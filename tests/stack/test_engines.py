@@ -76,7 +76,9 @@ def test_log_probs_agree_after_each_of_three_syncs(
         "top_k": sampling.top_k,
         "max_tokens": sampling.max_tokens,
     }
-    run = make_run({**small, "sampling": settings, "learner": {"lr": 3e-3}, "objective": [{"type": "NLL", "acknowledge": True}]})
+    run = make_run(
+        {**small, "sampling": settings, "learner": {"lr": 3e-3}, "objective": [{"type": "NLL", "acknowledge": True}]}
+    )
     learners = LearnerGroup(LocalWorkers(Learner(run, str(tiny), frozenset())), run, frozenset())
     engines = EngineGroup(LocalWorkers(engine))
     sync = WeightSync(learners, engines, "wait")
@@ -221,7 +223,14 @@ def test_a_continued_response_is_the_one_that_nothing_had_stopped(vllm: VLLMEngi
 def test_every_token_knows_the_weights_that_sampled_it(
     small: dict[str, Any], tiny: Path, vllm: VLLMEngine, mode: Any, ahead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = make_run({**small, "learner": {"lr": 1e-2}, "objective": [{"type": "NLL", "acknowledge": True}], "sampling": {"max_tokens": 40}})
+    run = make_run(
+        {
+            **small,
+            "learner": {"lr": 1e-2},
+            "objective": [{"type": "NLL", "acknowledge": True}],
+            "sampling": {"max_tokens": 40},
+        }
+    )
     learners = [LearnerGroup(LocalWorkers(Learner(run, str(tiny), frozenset())), run, frozenset()) for _ in range(3)]
     engines, start = EngineGroup(LocalWorkers(vllm)), vllm.version + 1
     WeightSync(learners[0], engines, "wait").publish(start)
@@ -262,7 +271,14 @@ def test_every_token_knows_the_weights_that_sampled_it(
 
 
 def test_a_kept_response_leaves_no_stale_cache_for_others(small: dict[str, Any], tiny: Path, vllm: VLLMEngine) -> None:
-    run = make_run({**small, "learner": {"lr": 1e-2}, "objective": [{"type": "NLL", "acknowledge": True}], "sampling": {"max_tokens": 40}})
+    run = make_run(
+        {
+            **small,
+            "learner": {"lr": 1e-2},
+            "objective": [{"type": "NLL", "acknowledge": True}],
+            "sampling": {"max_tokens": 40},
+        }
+    )
     learners = LearnerGroup(LocalWorkers(Learner(run, str(tiny), frozenset())), run, frozenset())
     engines = EngineGroup(LocalWorkers(vllm))
     WeightSync(learners, engines, "wait").publish(vllm.version + 1)
