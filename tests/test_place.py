@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import subprocess
@@ -138,10 +139,11 @@ def test_packages_beside_a_file(tmp_path: Path) -> None:
     assert load_user_file(tmp_path / "f.py").total == 33
 
 
-def test_a_file_that_python_has_imported_is_not_executed_again() -> None:
-    import tests.rewards.examples as examples
-
-    assert load_user_file("tests/rewards/examples.py") is examples
+def test_a_file_that_python_has_imported_is_not_executed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "imported_before.py").write_text("x = object()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("imported_before")
+    assert load_user_file(tmp_path / "imported_before.py") is module
 
 
 def test_an_edit_reaches_the_next_run_and_not_the_one_under_way(tmp_path: Path) -> None:

@@ -116,8 +116,7 @@ class Scorer:
         self._living: set[Worker] = set()
         self._slots = threading.Semaphore(self.workers)
         self._lock = threading.Lock()
-        self._job = Job(b"", {})
-        self._memory = GIB * max((r.memory for r in self.rewards), default=1.0)
+        self._job = Job(b"", {}, 0.0)  # until `check` has found the functions
         self._async: AsyncWorker | None = None
         self._silence = [_Silence() for _ in self.rewards]
         self._stop: RewardError | None = None
@@ -171,10 +170,10 @@ class Scorer:
                     f"reward {spec.label!r} cannot be sent to a worker process: {clip(error, 300)}. It may hold something open (a file, a "
                     "lock, a connection): make that inside the function, or name the reward as my_file.py:function."
                 ) from error
-        self._job = Job(pack(functions), snapshot())
+        self._job = Job(pack(functions), snapshot(), GIB * max((r.memory for r in self.rewards), default=0.0))
         if self._waits:
             longest = max(self.rewards[i].timeout for i in self._waits)
-            self._async = AsyncWorker(self._job, self.output, self._memory, longest)
+            self._async = AsyncWorker(self._job, self.output, longest)
 
     def trial(self, prompt: Prompt) -> list[str]:
         """Tries every reward on a real row, in its process and with its time-out: on the row's answer as the response, and on an empty one.
@@ -373,7 +372,7 @@ class Scorer:
         try:
             return self._idle.get_nowait()
         except queue.Empty:
-            worker = Worker(self._job, self.output, self._memory)
+            worker = Worker(self._job, self.output)
         with self._lock:
             self._living.add(worker)
         return worker

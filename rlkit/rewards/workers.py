@@ -25,6 +25,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import resource
 import select
 import signal
 import struct
@@ -57,10 +58,21 @@ MARK, LONGEST_ANSWER = b"rlk\x01", 2**20
 
 @dataclass(frozen=True)
 class Job:
-    """What a process gets when it starts; ``texts`` are the user's files as the run's process executed them."""
+    """What a process gets when it starts; ``texts`` are the user's files as the run's process executed them.
+
+    ``memory``: bytes by which it may grow beyond what it holds once the functions are there.
+    """
 
     functions: bytes
     texts: Mapping[str, bytes]
+    memory: float
+
+    @property
+    def too_large(self) -> str:
+        return (
+            f"its process grew by more than {self.memory / GIB:g} GiB. If it needs that much (a model that it loads, a cache), "
+            "raise the reward's `memory`"
+        )
 
 
 class Output:
@@ -330,39 +342,44 @@ def _is_spent(error: BaseException) -> bool:
 def _one_by_one(ends: Any, job: Job) -> None:
     """Receives lists of numbered calls and answers each as soon as it is done."""
     functions, requests, replies = _begin(ends, job)
-    loop, home = asyncio.new_event_loop(), os.getcwd()
+    loop, home, most = asyncio.new_event_loop(), os.getcwd(), _resident("self") + job.memory
     while True:
         try:
             calls = requests.recv()
         except (EOFError, OSError):
             return
         for number, index, arguments in calls:
-            spent = False
+            spent = ""
             try:
                 value = functions[index](**arguments)
                 if inspect.isawaitable(value):
                     value = loop.run_until_complete(value)
                 answer: list[Any] = ["ok", normalise_result(value), ""]
             except BaseException as error:
-                answer, spent = _failure(error), _is_spent(error)
+                answer = _failure(error)
+                if _is_spent(error):
+                    spent = f"its process ran out of something: {answer[1]}"
             replies.end_if_forked()
             signal.setitimer(signal.ITIMER_REAL, 0)
             with contextlib.suppress(OSError):
                 os.chdir(home)
+            # The peak costs a tenth of what the present size costs to know.
+            if 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > most and _resident("self") > most:
+                spent = job.too_large
             replies.send(number, *answer, spent)
 
 
 class Worker:
-    """One process for plain functions. It is ``spent`` when it has grown by more than ``memory`` bytes or ran out of something."""
+    """One process for plain functions. ``spent`` says why another one has to take its place although it lives."""
 
-    def __init__(self, job: Job, output: Output, memory: float) -> None:
-        self._process = _Process(_one_by_one, job, output)
-        self._numbers, self._memory, self._start = itertools.count(1), memory, 0
+    def __init__(self, job: Job, output: Output) -> None:
+        self._process, self._job = _Process(_one_by_one, job, output), job
+        self._numbers, self._start = itertools.count(1), 0
         self.ready, self.healthy, self.spent = False, True, ""
 
     def _look(self) -> None:
-        if self.ready and self._process.grown(self._start) > self._memory:
-            raise WorkerError(too_large(self._memory))
+        if self._process.grown(self._start) > self._job.memory:
+            raise WorkerError(self._job.too_large)
 
     def call(self, calls: Sequence[Call], timeouts: Sequence[float]) -> Iterator[Answer]:
         """The answers in order: status, value, the user's frames. After a call that took longer than its time, or ended the process,
@@ -391,27 +408,18 @@ class Worker:
                 status, value, frames, spent = found[1]
                 yield status, value, frames
                 if spent:
-                    self.spent = f"its process ran out of something: {value}"
+                    self.spent = spent
                     return
         except (EOFError, OSError, ValueError, WorkerError) as error:
             yield "lost", self._process.died(error), ""
             return
-        if self._process.grown(self._start) > self._memory:
-            self.spent = too_large(self._memory)
-        self.healthy = not self.spent
+        self.healthy = True
 
     def end(self) -> None:
         self._process.end()
 
     def clear_away(self) -> None:
         self._process.clear_away()
-
-
-def too_large(memory: float) -> str:
-    return (
-        f"its process grew by more than {memory / GIB:g} GiB. If it needs that much (a model that it loads, a cache), "
-        "raise the reward's `memory`"
-    )
 
 
 def _side_by_side(ends: Any, job: Job) -> None:
@@ -480,8 +488,8 @@ class AsyncWorker:
     it: all that were under way are made once more in a new process.
     """
 
-    def __init__(self, job: Job, output: Output, memory: float, timeout: float) -> None:
-        self.job, self.output, self.memory, self.patience = job, output, memory, timeout + GRACE_SECONDS
+    def __init__(self, job: Job, output: Output, timeout: float) -> None:
+        self.job, self.output, self.patience = job, output, timeout + GRACE_SECONDS
         self._numbers, self._lock = itertools.count(1), threading.Lock()
         self._open: dict[int, _Open] = {}
         self._process: _Process | None = None
@@ -518,8 +526,8 @@ class AsyncWorker:
                     self._open.pop(number).future.set_result(tuple(message))
                 if start and time.monotonic() - looked > LOOK_SECONDS:
                     looked = time.monotonic()
-                    if process.grown(start) > self.memory:
-                        raise WorkerError(too_large(self.memory))
+                    if process.grown(start) > self.job.memory:
+                        raise WorkerError(self.job.too_large)
             lost = (
                 "timeout",
                 f"its process did not answer for {patience:g} s: an async reward has to await what it waits for; "

@@ -144,9 +144,9 @@ def test_what_rewards_print_can_be_shown(monkeypatch: pytest.MonkeyPatch, capfd:
 
 
 def test_a_process_that_leaks_is_replaced_and_that_is_said_once() -> None:
-    rewards, said, scorer = score("leaks", 130, memory=0.5)
-    assert rewards == list(range(130)) and scorer.counts["spent"] >= 1
-    assert len(said) == 1 and "grew by more than 0.5 GiB" in said[0] and "`memory`" in said[0]
+    rewards, said, scorer = score("leaks", 60, memory=0.1)  # a batch of calls, more than the memory allows
+    assert rewards == list(range(60)) and scorer.counts["spent"] >= 2
+    assert len(said) == 1 and "grew by more than 0.1 GiB" in said[0] and "`memory`" in said[0]
 
 
 @pytest.mark.parametrize("fn", ["swallows", "swallows_async"])
@@ -242,6 +242,24 @@ def test_a_reward_that_fails_on_one_of_two_responses_is_noted() -> None:
     notes = trial("number", "only_with_an_answer", "forgot_to_return")
     assert len(notes) == 3 and "could not convert string to float: ''" in notes[0]
     assert "ZeroDivisionError" in notes[1] and "an empty response" in notes[1] and "hostile.py:" in notes[1]
+
+
+class OnlyHere:
+    """Another process cannot make it."""
+
+    def __call__(self, response: str) -> float:
+        return 1.0
+
+    def __reduce__(self) -> Any:
+        return int, ("no number",)
+
+
+def test_a_process_that_cannot_start_says_why() -> None:
+    scorer = Scorer([RewardSpec(OnlyHere())])
+    scorer.check([])
+    with pytest.raises(ConfigError, match="could not start: ValueError: invalid literal for int"):
+        scorer.trial(Prompt("p0", (1,), "q", answer="1"))
+    scorer.close()
 
 
 def test_a_run_whose_reward_cannot_work_leaves_nothing_behind(small: dict[str, Any], tmp_path: Path) -> None:
