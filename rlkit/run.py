@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from rlkit.bounds import Bound, Bounded, Count, Decay, Natural, NonNegative, Positive, Seed, Share
 from rlkit.data import Data
 from rlkit.errors import ConfigError
 from rlkit.learner.reference import Frozen, Reference
@@ -21,16 +22,17 @@ from rlkit.types import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
-class TinyModel:
+class TinyModel(Bounded):
     """A small random model with a character tokenizer for the task's alphabet: what runs without any download."""
 
     family: Literal["qwen2", "qwen3", "llama"] = "qwen2"
-    hidden: int = 128
-    layers: int = 4
-    heads: int = 4
-    kv_heads: int = 2
+    hidden: Count = 128
+    layers: Count = 4
+    heads: Count = 4
+    kv_heads: Count = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.hidden % self.heads or self.hidden // self.heads not in (32, 64, 96, 128) or self.heads % self.kv_heads:
             raise ConfigError(
                 f"model.make: hidden {self.hidden} / heads {self.heads} must be a head size of 32, 64, 96 or 128 (vLLM's "
@@ -39,12 +41,12 @@ class TinyModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmUp:
+class WarmUp(Bounded):
     """Supervised training on the task's demonstrations before RL starts. ``batch`` is in sequences."""
 
-    steps: int = 200
-    batch: int = 64
-    lr: float = 2e-3
+    steps: Natural = 200
+    batch: Count = 64
+    lr: NonNegative = 2e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,7 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutSection:
+class RolloutSection(Bounded):
     """How responses are collected.
 
     Attributes:
@@ -88,29 +90,20 @@ class RolloutSection:
     """
 
     engine: Literal["vllm", "hf"] = "vllm"
-    prompts: int = 32
-    n: int = 8
-    max_lag: int = 0
+    prompts: Count = 32
+    n: Count = 8
+    max_lag: Natural = 0
     pause: UpdateMode = "wait"
-    over: float = 0.0
-    overtake: int = 1
+    over: Share = 0.0
+    overtake: Count = 1
     seeded: bool = True
-    max_waste: float = 10.0
-    max_model_len: int | None = None
+    max_waste: NonNegative = 10.0
+    max_model_len: Count | None = None
     lengths: Lengths | None = None
     interrupt: Interrupt | None = None
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "n"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"rollout.{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.max_lag < 0:
-            raise ConfigError(f"rollout.max_lag is {self.max_lag}; it must be at least 0 (0 is on-policy).")
-        if not 0 <= self.over <= 1 or self.overtake < 1:
-            raise ConfigError(
-                f"rollout.over is {self.over} and rollout.overtake {self.overtake}; they must be in [0, 1] and at "
-                "least 1."
-            )
+        super().__post_init__()
         if self.over and (self.pause not in ("continue", "keep") or self.engine == "hf"):
             raise ConfigError(
                 f"rollout.over is {self.over}, but engine: {self.engine} with pause: {self.pause} waits for stragglers or "
@@ -119,7 +112,7 @@ class RolloutSection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnerSection:
+class LearnerSection(Bounded):
     """The optimizer and how a batch is cut.
 
     Attributes:
@@ -130,30 +123,23 @@ class LearnerSection:
             was measured to be faster, if the model allows it.
     """
 
-    lr: float = 1e-6
+    lr: NonNegative = 1e-6
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = 0
-    final_lr: float = 0.0
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    max_grad_norm: float = 1.0
-    epochs: int = 1
-    minibatches: int = 1
-    max_tokens: int = 16384
+    warmup_steps: Natural = 0
+    final_lr: NonNegative = 0.0
+    weight_decay: NonNegative = 0.0
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    eps: Positive = 1e-8
+    max_grad_norm: NonNegative = 1.0
+    epochs: Count = 1
+    minibatches: Count = 1
+    max_tokens: Count = 16384
     packed: bool | None = None
     gradient_checkpointing: bool = False
 
-    def __post_init__(self) -> None:
-        for name in ("epochs", "minibatches", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"learner.{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.lr < 0:
-            raise ConfigError(f"learner.lr is {self.lr}; it must not be negative.")
-
 
 @dataclass(frozen=True, kw_only=True)
-class Critic:
+class Critic(Bounded):
     """A value model of its own, for advantages that need values (GAE). Without this section, the value is a linear head on the policy.
 
     Attributes:
@@ -161,15 +147,11 @@ class Critic:
     """
 
     path: str | None = None
-    lr: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.lr is not None and self.lr < 0:
-            raise ConfigError(f"critic.lr is {self.lr}; it must not be negative.")
+    lr: NonNegative | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cluster:
+class Cluster(Bounded):
     """Runs on Ray. ``address: null`` starts a local cluster; else ``auto`` or ``host:port`` of an existing one.
 
     Attributes:
@@ -180,21 +162,16 @@ class Cluster:
     """
 
     address: str | None = None
-    engines: int = 1
-    tensor_parallel: int = 1
-    learners: int = 1
-    cpus: float = 1.0
-    gpus: float | None = None
-    timeout: float = 300.0
-
-    def __post_init__(self) -> None:
-        for name in ("engines", "tensor_parallel", "learners"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"cluster.{name} is {getattr(self, name)}; it must be at least 1.")
+    engines: Count = 1
+    tensor_parallel: Count = 1
+    learners: Count = 1
+    cpus: NonNegative = 1.0
+    gpus: NonNegative | None = None
+    timeout: Positive = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe:
+class Probe(Bounded):
     """The parity probe: engine and learner must agree on log-probs after a weight sync, else the run stops.
 
     Attributes:
@@ -202,12 +179,12 @@ class Probe:
         tolerance: largest mean |difference| in nats. null: 1e-3 in float32, 0.05 in bfloat16.
     """
 
-    every: int = 50
-    tolerance: float | None = None
+    every: Natural = 50
+    tolerance: Positive | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalSection:
+class EvalSection(Bounded):
     """Held-out evaluation: before, every ``every`` steps (0: only before and after), and after training.
 
     Attributes:
@@ -215,23 +192,23 @@ class EvalSection:
         alarm: with ``n`` of at least 2, a warning when pass@n falls below the start model's by more than chance (95 %, paired by prompt).
     """
 
-    every: int = 0
-    prompts: int = 128
-    n: int = 1
-    temperature: float | None = None
+    every: Natural = 0
+    prompts: Natural = 128
+    n: Count = 1
+    temperature: NonNegative | None = None
     alarm: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointSection:
+class CheckpointSection(Bounded):
     """``every`` steps (0: only the last step); the newest ``keep`` are kept."""
 
-    every: int = 0
-    keep: int = 2
+    every: Natural = 0
+    keep: Count = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogSection:
+class LogSection(Bounded):
     """``metrics.jsonl`` is always written.
 
     Attributes:
@@ -242,19 +219,36 @@ class LogSection:
 
     tensorboard: bool = True
     wandb: dict[str, Any] | None = None  # handed to wandb.init as it is
-    rollouts: int = 8
-    breakdown: int = 10
+    rollouts: Natural = 8
+    breakdown: Natural = 10
     trace: bool = False
 
 
+def check_name(name: str) -> None:
+    """``name`` becomes a folder in ``out``, with a number behind it where it is taken: it must be one part of a path and no more.
+
+    Raises:
+        ConfigError: what is wrong with it.
+    """
+    size, wrong = len(name.encode()), [c for c in name if c in "/\\" or not c.isprintable()]
+    if not name.strip() or name.strip(".") == "":
+        raise ConfigError(f"name is {name!r}; it must be the name of a folder in `out`.")
+    if wrong:
+        raise ConfigError(
+            f"name: {name[:100]!r} holds {wrong[0]!r}. It is the name of one folder in `out`; write a path to `out`."
+        )
+    if size > 200:
+        raise ConfigError(f"name has {size} bytes ({name[:40]!r}...); a folder's name may have 200 here.")
+
+
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(Bounded):
     """One training run. ``rk.load("x.yaml")`` makes one; ``run.replace(...)`` changes one."""
 
     name: str = "run"
     out: str = "runs"
-    seed: int = 0
-    steps: int = 100
+    seed: Seed = 0
+    steps: Annotated[int, Bound(at_least=0, at_most=10**9)] = 100
     model: Model
     data: Data
     rewards: tuple[RewardSpec, ...] = ()
@@ -280,8 +274,8 @@ class Run:
     base: str = "."  # the folder of the configuration: paths of rewards are relative to it
 
     def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise ConfigError(f"steps is {self.steps}; it must not be negative.")
+        super().__post_init__()
+        check_name(self.name)
         if not self.objective:
             raise ConfigError("objective is empty: name at least one loss term, e.g. objective: [{type: PPOClip}].")
 

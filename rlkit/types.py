@@ -30,11 +30,12 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
+from rlkit.bounds import Bound, Bounded, Count, Natural, NonNegative, Seed
 from rlkit.errors import ConfigError
 
 Source = Literal["policy", "reference", "dataset"]
@@ -58,25 +59,15 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How responses are drawn. ``top_k: 0`` switches top-k off; ``seed`` makes a request reproducible."""
+class Sampling(Bounded):
+    """How responses are drawn. ``temperature: 0`` is greedy, ``top_k: 0`` switches top-k off; ``seed`` makes a request reproducible."""
 
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_tokens: int = 256
+    temperature: NonNegative = 1.0
+    top_p: Annotated[float, Bound(above=0, at_most=1)] = 1.0
+    top_k: Natural = 0
+    max_tokens: Count = 256
     stop: tuple[str, ...] = ()
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ConfigError(f"sampling.temperature is {self.temperature}; it must be >= 0 (0 is greedy).")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"sampling.top_p is {self.top_p}; it must be in (0, 1].")
-        if self.top_k < 0:
-            raise ConfigError(f"sampling.top_k is {self.top_k}; it must be >= 0 (0 switches it off).")
-        if self.max_tokens < 1:
-            raise ConfigError(f"sampling.max_tokens is {self.max_tokens}; it must be at least 1.")
+    seed: Seed | None = None
 
 
 @dataclass(slots=True)

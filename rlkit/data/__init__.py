@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rlkit.bounds import Bounded, Count, Natural
 from rlkit.data.curriculum import AdmitRule, DropRule, Sampler, Shuffle
 from rlkit.data.stored import Stored
 from rlkit.data.tasks import Task
@@ -12,7 +13,7 @@ from rlkit.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class Data(Bounded):
     """The ``data:`` section.
 
     Attributes:
@@ -33,11 +34,11 @@ class Data:
     task: Task | None = None
     train: str | tuple[str, ...] | None = None
     test: str | tuple[str, ...] | None = None
-    size: int | None = None
-    test_size: int | None = None
+    size: Count | None = None
+    test_size: Natural | None = None
     columns: dict[str, str] = field(default_factory=dict)
     template: str = "plain"
-    max_prompt_tokens: int = 1024
+    max_prompt_tokens: Count = 1024
     too_long: Literal["drop", "raise"] = "drop"
     stored: Stored | None = None
     sampler: Sampler = field(default_factory=Shuffle)
@@ -46,6 +47,7 @@ class Data:
     refill: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.task is None) == (self.train is None):
             raise ConfigError("data needs exactly one of `task` (a built-in task) and `train` (a file or hub name).")
         if self.task is not None and self.size is None:

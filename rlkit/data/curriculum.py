@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from rlkit.bounds import Bounded, Count, Decay, NonNegative, Positive, Share
 from rlkit.data.statistics import PromptStatistics, pass_rate
 from rlkit.errors import ConfigError
 
@@ -111,14 +112,14 @@ class _ShuffleState(_State):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shuffle:
+class Shuffle(Bounded):
     """Every prompt once an epoch, in an order that depends on the seed and the epoch alone.
 
     ``retire_above``: prompts whose pass rate so far is at least this are left out of later epochs (no-positive-resampling, 0.9 in
     ScaleRL 2510.13786). If all are, all come back.
     """
 
-    retire_above: float | None = None
+    retire_above: Share | None = None
 
     def build(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics) -> SamplerState:
         return _ShuffleState(prompts, seed, statistics, self.retire_above)
@@ -148,27 +149,17 @@ class _WeightedState(_State):
         self.sums = None
 
 
-def _check_ema(name: str, decay: float, initial: float) -> None:
-    if not 0 <= decay < 1 or not 0 <= initial <= 1:
-        raise ConfigError(f"{name}: decay is {decay} (must be in [0, 1)), initial is {initial} (in [0, 1]).")
-
-
 @dataclass(frozen=True, kw_only=True)
-class GaussianDifficulty:
+class GaussianDifficulty(Bounded):
     """Draws a prompt with weight ``exp(-(p - center)^2 / (2 width^2))``, ``p`` an EMA of its pass rate, ``initial`` at first.
 
     Source: FG-ExPO 2605.11403, Gaussian curriculum sampling.
     """
 
     center: float = 0.5
-    width: float = 0.35
-    decay: float = 0.9
-    initial: float = 0.5
-
-    def __post_init__(self) -> None:
-        _check_ema("GaussianDifficulty", self.decay, self.initial)
-        if self.width <= 0:
-            raise ConfigError(f"GaussianDifficulty: width is {self.width}; it must be positive.")
+    width: Positive = 0.35
+    decay: Decay = 0.9
+    initial: Share = 0.5
 
     def weight(self, p: Any) -> Any:
         return np.exp(-((p - self.center) ** 2) / (2 * self.width**2))
@@ -178,15 +169,12 @@ class GaussianDifficulty:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learnability:
+class Learnability(Bounded):
     """Draws a prompt with weight ``p (1 - p) + floor``: where rewards vary most."""
 
-    decay: float = 0.9
-    initial: float = 0.5
-    floor: float = 0.01
-
-    def __post_init__(self) -> None:
-        _check_ema("Learnability", self.decay, self.initial)
+    decay: Decay = 0.9
+    initial: Share = 0.5
+    floor: Positive = 0.01
 
     def weight(self, p: Any) -> Any:
         return p * (1 - p) + self.floor
@@ -209,20 +197,14 @@ class _ThompsonState(_State):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Thompson:
+class Thompson(Bounded):
     """Draws a pass rate for each of ``candidates`` random prompts from its Beta posterior, and takes the one closest to ``target``.
 
     What was seldom asked has a wide posterior and keeps being tried; what is surely too easy or too hard is not.
     """
 
-    target: float = 0.5
-    candidates: int = 16
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.target <= 1 or self.candidates < 1:
-            raise ConfigError(
-                f"Thompson: target is {self.target} (must be in [0, 1]), candidates is {self.candidates} (at least 1)."
-            )
+    target: Share = 0.5
+    candidates: Count = 16
 
     def build(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics) -> SamplerState:
         return _ThompsonState(prompts, seed, statistics, self)
@@ -280,7 +262,7 @@ class _PoolsState(_State):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pools:
+class Pools(Bounded):
     """Stages: prompts come from the pool ``column = order[stage]``; earlier pools keep a share ``keep``.
 
     The next stage starts after ``after`` groups of this one, or when the moving average of its pass rate reaches ``gate`` (after 20
@@ -288,20 +270,19 @@ class Pools:
     """
 
     column: str
-    order: tuple[Any, ...]
-    after: int | None = None
-    gate: float | None = None
-    keep: float = 0.1
+    order: tuple[str | int | float | bool, ...]
+    after: Count | None = None
+    gate: Share | None = None
+    keep: Decay = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.after is None and self.gate is None:
             raise ConfigError(
                 "data.sampler Pools never leaves its first pool: set `after` (groups) or `gate` (pass rate)."
             )
-        if not self.order or not 0 <= self.keep < 1:
-            raise ConfigError(
-                f"data.sampler Pools: order is {list(self.order)} (must not be empty), keep is {self.keep} (in [0, 1))."
-            )
+        if not self.order:
+            raise ConfigError("data.sampler Pools: order is empty: name the values of `column`, the first stage first.")
 
     def build(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics) -> SamplerState:
         return _PoolsState(prompts, seed, statistics, self)
@@ -318,16 +299,17 @@ class _ProportionsState(_State):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Proportions:
+class Proportions(Bounded):
     """A mixture of data sets: first a value of ``column`` with probability proportional to its weight, then one of its prompts.
 
     With several files in ``data.train``, the column ``dataset`` holds the name of each row's file.
     """
 
-    weights: dict[str, float]
+    weights: dict[str, NonNegative]
     column: str = "dataset"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.weights or min(self.weights.values()) < 0 or not sum(self.weights.values()) > 0:
             raise ConfigError(
                 f"data.sampler Proportions: weights are {dict(self.weights)}; they must be >= 0 and not all 0."
@@ -371,17 +353,17 @@ class ZeroVariance:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Overlong:
+class Overlong(Bounded):
     """Replaces groups in which more than ``share`` of the responses were cut at the token limit."""
 
-    share: float = 0.5
+    share: Share = 0.5
 
     def __call__(self, group: Sequence[Rollout]) -> str | None:
         return "overlong" if sum(r.finish == "length" for r in group) > self.share * len(group) else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class GreedyUnsolved:
+class GreedyUnsolved(Bounded):
     """Asks only for prompts whose greedy response is not already fully right (reward >= ``solved``).
 
     Source: SELF 2510.02230: reinforcing what is already likely suppresses other solutions.

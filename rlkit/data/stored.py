@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlkit.bounds import Bounded, Count
 from rlkit.config import locate
 from rlkit.errors import DataError
 
@@ -22,15 +23,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stored:
+class Stored(Bounded):
     """``per_step`` responses of the file ``path`` join every batch, in shuffled order, again and again."""
 
     path: str
-    per_step: int = 32
-
-    def __post_init__(self) -> None:
-        if self.per_step < 1:
-            raise DataError(f"data.stored.per_step is {self.per_step}; it must be at least 1.")
+    per_step: Count = 32
 
 
 def write_stored(path: str | Path, rollouts: Sequence[Rollout]) -> None:

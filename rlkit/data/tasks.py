@@ -11,8 +11,9 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
+from rlkit.bounds import Bound, Bounded, Count, Seed, Share
 from rlkit.errors import DataError
 
 Split = Literal["train", "test"]
@@ -67,8 +68,19 @@ def answer_of(response: str) -> str:
     return response.rsplit("=", 1)[-1].strip()
 
 
+class _Leveled(Bounded):
+    """A task whose rows come from ``levels``."""
+
+    levels: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.levels:
+            raise DataError(f"{type(self).__name__}.levels is empty: name at least one level.")
+
+
 @dataclass(frozen=True, kw_only=True)
-class Arithmetic:
+class Arithmetic(_Leveled):
     """Sums and differences such as ``3+5+2=``.
 
     Levels 1, 2, 3 add two, three, four digits; levels 4 and 5 add and subtract two and three numbers of up to two digits.
@@ -79,19 +91,18 @@ class Arithmetic:
     """
 
     alphabet: ClassVar[str] = "0123456789+-="
-    levels: tuple[int, ...] = (1, 2, 3)
-    mistakes: float = 0.7
-    seed: int = 0
+    levels: tuple[Count, ...] = (1, 2, 3)
+    mistakes: Share = 0.7
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         bad = [k for k in self.levels if k not in (1, 2, 3, 4, 5)]
-        if bad or not self.levels:
+        if bad:
             raise DataError(
                 f"Arithmetic.levels is {list(self.levels)}; levels are 1, 2, 3 (adding two, three, four digits) and 4, 5 "
                 "(adding and subtracting two and three numbers of up to two digits)."
             )
-        if not 0 <= self.mistakes <= 1:
-            raise DataError(f"Arithmetic.mistakes is {self.mistakes}; it must be a share in [0, 1].")
 
     def _question(self, rng: random.Random) -> tuple[str, str, int]:
         level = rng.choice(self.levels)
@@ -116,13 +127,13 @@ class Arithmetic:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Modular:
+class Modular(_Leveled):
     """``ax+b=c mod m`` for a prime ``m``: the one ``x`` in ``0..m-1`` is the answer. Levels choose m = 7, 11, 23."""
 
     alphabet: ClassVar[str] = "0123456789x+=% "
-    levels: tuple[int, ...] = (1,)
-    mistakes: float = 0.6
-    seed: int = 0
+    levels: tuple[Annotated[int, Bound(at_least=1, at_most=3)], ...] = (1,)
+    mistakes: Share = 0.6
+    seed: Seed = 0
 
     def _question(self, rng: random.Random) -> tuple[str, str, int]:
         level = rng.choice(self.levels)
@@ -145,17 +156,19 @@ class Modular:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Countdown:
+class Countdown(_Leveled):
     """Reach the target with all given numbers and ``+ - *``: ``3 5 2>13:`` has several solutions, e.g. ``3+5*2``.
 
     Many different responses are right, so diversity (pass@k, distinct answers) can be measured. Level k has k + 1 numbers.
     """
 
     alphabet: ClassVar[str] = "0123456789+-*() >:"
-    levels: tuple[int, ...] = (2,)
-    top: int = 9
-    mistakes: float = 0.3
-    seed: int = 0
+    levels: tuple[Annotated[int, Bound(at_least=1, at_most=5)], ...] = (
+        2,
+    )  # all solutions of more numbers are too many to list
+    top: Count = 9
+    mistakes: Share = 0.3
+    seed: Seed = 0
 
     def _question(self, rng: random.Random) -> tuple[str, str, int, list[int], int]:
         level = rng.choice(self.levels)
@@ -206,13 +219,13 @@ class Countdown:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sorting:
+class Sorting(_Leveled):
     """``472>`` asks for the digits in ascending order. Level k has k + 2 digits."""
 
     alphabet: ClassVar[str] = "0123456789>"
-    levels: tuple[int, ...] = (1, 2)
-    mistakes: float = 0.6
-    seed: int = 0
+    levels: tuple[Annotated[int, Bound(at_least=1, at_most=100)], ...] = (1, 2)
+    mistakes: Share = 0.6
+    seed: Seed = 0
 
     def _question(self, rng: random.Random) -> tuple[str, str, int]:
         level = rng.choice(self.levels)

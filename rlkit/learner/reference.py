@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from rlkit.bounds import Bounded, Count, Decay, Natural, NonNegative, Positive, Share
 from rlkit.config import locate
 from rlkit.errors import ModelError
 from rlkit.learner.model import PolicyModel, evaluate_new, load_lm
@@ -243,7 +244,7 @@ class _ServedState(_Unchanging):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Served:
+class Served(Bounded):
     """Log-probs from a vLLM server: ``url`` like http://host:8000, ``model`` null for its first. The tokenizer must be the policy's.
 
     Servers answer at temperature 1 without truncation, so ``sampling.temperature`` must be 1 and top-p, top-k off. A key is read from the
@@ -252,8 +253,8 @@ class Served:
 
     url: str
     model: str | None = None
-    parallel: int = 16
-    timeout: float = 120.0
+    parallel: Count = 16
+    timeout: Positive = 120.0
 
     def build(self, learner: Learner) -> ReferenceState:
         s = learner.run.sampling
@@ -266,7 +267,7 @@ class Served:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tempered:
+class Tempered(Bounded):
     """A frozen model, flattened where the reward is low: ``ref^phi / Z`` per token, ``phi = floor + (1 - floor) clip(reward, 0, 1)``.
 
     With ``floor: 0`` a wrong response is compared with the uniform distribution.
@@ -274,13 +275,9 @@ class Tempered:
     Source: RAPO 2510.03865, reward-aware reference; the form of phi is a reconstruction [abstract].
     """
 
-    floor: float = 0.0
+    floor: Share = 0.0
     path: str | None = None
     offload: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.floor <= 1:
-            raise ModelError(f"reference Tempered: floor is {self.floor}; it must be in [0, 1].")
 
     def build(self, learner: Learner) -> ReferenceState:
         return _TemperedState(learner, self)
@@ -307,19 +304,13 @@ class _EMAState(_Following):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EMA:
+class EMA(Bounded):
     """``ref <- decay * ref + (1 - decay) * policy`` every ``every`` steps (WARP 2406.16768, GRPO-CARE 2506.16141)."""
 
-    decay: float = 0.99
-    every: int = 1
+    decay: Decay = 0.99  # 1 would never follow the policy
+    every: Count = 1
     path: str | None = None
     offload: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise ModelError(f"reference.decay is {self.decay}; it must be in [0, 1): 1 would never follow the policy.")
-        if self.every < 1:
-            raise ModelError(f"reference.every is {self.every}; it must be at least 1.")
 
     def build(self, learner: Learner) -> ReferenceState:
         return _EMAState(learner, self)
@@ -366,19 +357,20 @@ class _ResetState(_Following):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HardReset:
+class HardReset(Bounded):
     """``ref <- policy`` every ``every`` steps, or when a moving average of the KL (nats per token) passes ``kl_above``,
     or when ``patience`` evaluations bring no better score (ProRL 2505.24864); optionally with a fresh optimizer.
     """
 
-    every: int = 0
-    kl_above: float | None = None
-    patience: int | None = None
+    every: Natural = 0
+    kl_above: NonNegative | None = None
+    patience: Count | None = None
     reset_optimizer: bool = False
     path: str | None = None
     offload: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.every and self.kl_above is None and self.patience is None:
             raise ModelError(
                 "reference HardReset never resets: set `every` (steps), `kl_above` (nats per token) or "
@@ -433,7 +425,7 @@ class _ElasticState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ElasticReset:
+class ElasticReset(Bounded):
     """The start model as the reference, and every ``every`` steps the policy becomes its own moving average, which restarts at the start.
 
     ``average <- decay * average + (1 - decay) * policy`` each step; at a reset ``policy <- average``, ``average <- start``. The optimizer's
@@ -442,16 +434,10 @@ class ElasticReset:
     Source: Elastic Reset (NeurIPS 2023), released code.
     """
 
-    every: int = 260
-    decay: float = 0.995
+    every: Count = 260
+    decay: Decay = 0.995
     path: str | None = None
     offload: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1 or self.every < 1:
-            raise ModelError(
-                f"reference ElasticReset: decay is {self.decay} (must be in [0, 1)), every is {self.every} (at least 1)."
-            )
 
     def build(self, learner: Learner) -> ReferenceState:
         return _ElasticState(learner, self)

@@ -18,6 +18,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from rlkit.bounds import Positive
+from rlkit.objective.coefficients import Coefficient
 from rlkit.types import SOURCES, Batch, New, Source, Stats
 
 Reduce = Literal["token", "seq", "sum", "const", "prompt"]
@@ -47,9 +49,9 @@ class Term:
         False  # the cost of a token with advantage 0 has no gradient: such rows need not be computed
     )
 
-    coef: Any = 1.0
+    coef: float | Coefficient = 1.0
     reduce: Reduce = "token"
-    const: float = 1.0
+    const: Positive = 1.0
     on: Source = "policy"
     acknowledge: bool = False
 

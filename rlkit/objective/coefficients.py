@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from rlkit.bounds import Natural, Positive
 from rlkit.errors import ConfigError
 from rlkit.objective.advantages import group_centre
 from rlkit.types import Batch, Stats
@@ -49,7 +50,7 @@ class Linear:
 
     start_value: float
     end_value: float
-    steps: int
+    steps: Natural
 
     def at(self, step: int) -> float:
         done = min(1.0, step / max(1, self.steps))
@@ -68,7 +69,7 @@ class Cosine:
 
     start_value: float
     end_value: float
-    steps: int
+    steps: Natural
 
     def at(self, step: int) -> float:
         done = min(1.0, step / max(1, self.steps))
@@ -127,7 +128,7 @@ class AdaptiveKL:
 
     init: float = 0.05
     target: float = 6.0
-    horizon: float = 10000.0
+    horizon: Positive = 10000.0
     per: Unit = "sequence"
     anchor: str = "ref"
 

@@ -245,7 +245,7 @@ class Divergence(Term):
     Source: identity and table: methods of RPG 2505.17508 section 3 and f-DPG 2302.08215; DPH-RL 2509.07430 on anchor rows.
     """
 
-    f: Any = "reverse_ukl"
+    f: str | Generator = "reverse_ukl"
     anchor: Anchor = "ref"
     parameter: float | None = None
     form: Literal["score", "differentiable"] = "score"

@@ -211,7 +211,7 @@ class FullDivergence(Term):
     Source: direct and prefix term: methods notes E2, exact by enumeration (tests).
     """
 
-    f: Any = "reverse_kl"
+    f: str | Generator = "reverse_kl"
     parameter: float | None = None
     top_k: int | None = None
     of: Literal["anchor", "policy"] = "anchor"

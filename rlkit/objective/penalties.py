@@ -16,9 +16,11 @@ from torch import Tensor
 
 from rlkit.errors import ConfigError
 from rlkit.objective.advantages import Advantage, Advantages
+from rlkit.objective.coefficients import Coefficient
 from rlkit.objective.divergences import (
     BOUND,
     Anchor,
+    Generator,
     anchor_log_prob,
     anchor_name,
     anchor_needs,
@@ -34,7 +36,7 @@ Placement = Literal["reward", "advantage"]
 class Penalty(Protocol):
     """A frozen dataclass with a coefficient; ``__call__`` gives the cost of each token, ``[N]``, no gradient."""
 
-    coef: Any
+    coef: float | Coefficient
 
     @property
     def placement(self) -> Placement: ...
@@ -67,7 +69,7 @@ class KLReward:
 
     estimator: Literal["k1", "k2", "k3"] = "k1"
     anchor: Anchor = "ref"
-    coef: Any = 0.05
+    coef: float | Coefficient = 0.05
     placement: Placement = "reward"
     credit: Literal["sequence", "token"] = "sequence"
 
@@ -106,10 +108,10 @@ class DivergenceReward:
     Source: methods notes, sections 32B and 35; by enumeration (tests).
     """
 
-    f: Any = "reverse_kl"
+    f: str | Generator = "reverse_kl"
     parameter: float | None = None
     anchor: Anchor = "ref"
-    coef: Any = 0.05
+    coef: float | Coefficient = 0.05
     credit: Literal["sequence", "token"] = "token"
 
     def __post_init__(self) -> None:

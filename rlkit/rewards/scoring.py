@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rlkit.bounds import Bounded, Count, Finite, Positive
 from rlkit.config import locate
 from rlkit.errors import ConfigError, RewardError
 from rlkit.place import snapshot
@@ -39,7 +40,7 @@ ALWAYS = ("prompt", "response", "answer", "tokens", "finish", "id")
 
 
 @dataclass(frozen=True)
-class RewardSpec:
+class RewardSpec(Bounded):
     """One reward: a function, or where it is: ``my_file.py:fn``, ``package.module:fn``, or a built-in name.
 
     ``args`` are parameters with a fixed value. ``timeout`` is in seconds, per response. ``task`` is the verifier of ``data.task``.
@@ -48,25 +49,14 @@ class RewardSpec:
     what it held after its imports, before another one takes its place; of several rewards, the largest counts.
     """
 
-    fn: Any
-    weight: float = 1.0
-    timeout: float = 10.0
+    fn: str | Callable[..., Any]
+    weight: Finite = 1.0
+    timeout: Positive = 10.0
     name: str | None = None
     args: dict[str, Any] = field(default_factory=dict)
-    concurrency: int = 64
-    patience: int = 8
-    memory: float = 4.0
-
-    def __post_init__(self) -> None:
-        for key, value in (("timeout", self.timeout), ("patience", self.patience), ("memory", self.memory)):
-            if not value > 0:
-                raise ConfigError(f"reward {self.label!r}: {key} is {value}; it has to be above 0.")
-        if not math.isfinite(self.weight):
-            raise ConfigError(f"reward {self.label!r}: weight is {self.weight}; it has to be a finite number.")
-        if self.concurrency < 1:
-            raise ConfigError(
-                f"reward {self.label!r}: concurrency {self.concurrency} lets no call start; it has to be 1 or more."
-            )
+    concurrency: Count = 64
+    patience: Count = 8
+    memory: Positive = 4.0
 
     @property
     def is_math(self) -> bool:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from rlkit.bounds import Count
 from rlkit.errors import ConfigError
 from rlkit.types import Prompt, Rollout, Sampling
 
@@ -22,8 +23,8 @@ class Interrupt:
     Source: ScaleRL 2510.13786, forced interruptions.
     """
 
-    low: int
-    high: int
+    low: Count
+    high: Count
     text: str = "Okay, time is up. Let me stop thinking and formulate an answer now. </think>"
     until: str | None = "</think>"
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from rlkit.bounds import Bounded, Count, NonNegative
 from rlkit.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lengths:
+class Lengths(Bounded):
     """``sampling.max_tokens`` takes the values of ``limits``, ``every`` steps each.
 
     The next limit comes only if the entropy of sampled tokens (nats, averaged over the last steps) is at least ``min_entropy``; null: half
@@ -18,16 +19,14 @@ class Lengths:
     Source: Decoupling KL and Trajectories 2605.16826, entropy-gated length curriculum; the threshold is our assumption.
     """
 
-    limits: tuple[int, ...]
-    every: int = 50
-    min_entropy: float | None = None
+    limits: tuple[Count, ...]
+    every: Count = 50
+    min_entropy: NonNegative | None = None
 
     def __post_init__(self) -> None:
-        if not self.limits or list(self.limits) != sorted(set(self.limits)) or self.limits[0] < 1 or self.every < 1:
-            raise ConfigError(
-                "rollout.lengths: limits must be positive and ascending and `every` at least 1; found "
-                f"{list(self.limits)} and {self.every}."
-            )
+        super().__post_init__()
+        if not self.limits or list(self.limits) != sorted(set(self.limits)) or self.limits[0] < 1:
+            raise ConfigError(f"rollout.lengths: limits must be positive and ascending; found {list(self.limits)}.")
 
 
 class LengthState:

@@ -1,0 +1,82 @@
+"""Numbers with bounds, written where the field stands: ``n: Count = 8``, ``over: Share = 0.0``.
+
+The reader of configurations checks them with the place in the file; a :class:`Bounded` dataclass also checks them when Python makes one.
+A bound is finite by itself: NaN is in no interval. What has no bound at all must still be finite where it comes from a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import typing
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from rlkit.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """An interval; ``at_least`` and ``at_most`` belong to it, ``above`` and ``below`` do not. Only one of each pair is given."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+    def admits(self, x: float) -> bool:
+        return (
+            (self.at_least is None or x >= self.at_least)
+            and (self.above is None or x > self.above)
+            and (self.at_most is None or x <= self.at_most)
+            and (self.below is None or x < self.below)
+            and abs(x) < float("inf")
+        )
+
+    def __str__(self) -> str:
+        """What completes "it must"."""
+        low, high = self.at_least, self.at_most
+        if (low is not None or self.above is not None) and (high is not None or self.below is not None):
+            left = f"({self.above:g}" if low is None else f"[{low:g}"
+            right = f"{self.below:g})" if high is None else f"{high:.15g}]"
+            return f"be in {left}, {right}"
+        if self.above is not None:
+            return "be positive" if self.above == 0 else f"be above {self.above:g}"
+        if low is not None:
+            return "not be negative" if low == 0 else f"be at least {low:g}"
+        if high is not None or self.below is not None:
+            return f"be at most {high:.15g}" if high is not None else f"be below {self.below:g}"
+        return "be finite"
+
+
+Finite = Annotated[float, Bound()]
+Count = Annotated[int, Bound(at_least=1)]
+Natural = Annotated[int, Bound(at_least=0)]
+Positive = Annotated[float, Bound(above=0)]
+NonNegative = Annotated[float, Bound(at_least=0)]
+Share = Annotated[float, Bound(at_least=0, at_most=1)]
+Decay = Annotated[float, Bound(at_least=0, below=1)]
+Seed = Annotated[int, Bound(at_least=0, at_most=2**32 - 1)]  # what NumPy's generators take, which engines seed too
+
+
+@functools.cache
+def bounds(cls: Any) -> dict[str, Bound]:
+    """The fields of a dataclass that have a bound, ``Count | None``, ``tuple[Count, ...]`` and ``dict[str, Positive]`` included."""
+    found: dict[str, Bound] = {}
+    for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+        for arm in (hint, *typing.get_args(hint)):
+            if typing.get_origin(arm) is Annotated:
+                found.update((name, note) for note in arm.__metadata__ if isinstance(note, Bound))
+    return found
+
+
+class Bounded:
+    """Base of a dataclass whose bounds hold however it is made. A ``__post_init__`` of its own begins with that of this class."""
+
+    def __post_init__(self) -> None:
+        made: Any = self
+        for f in dataclasses.fields(made):
+            bound, x = bounds(type(self)).get(f.name), getattr(made, f.name)
+            for entry in x if isinstance(x, tuple) else x.values() if isinstance(x, dict) else (x,):
+                if bound is not None and isinstance(entry, int | float) and not bound.admits(entry):
+                    raise ConfigError(f"{type(self).__name__}: {f.name} is {entry}; it must {bound}.")
