@@ -1,4 +1,4 @@
-"""Numbers with bounds, written where the field stands: ``n: Count = 8``, ``over: Share = 0.0``.
+"""Numbers with bounds, and names of folders, written where the field stands: ``n: Count = 8``, ``over: Share = 0.0``.
 
 The reader of configurations checks them with the place in the file; a :class:`Bounded` dataclass also checks them when Python makes one.
 A bound is finite by itself: NaN is in no interval. What has no bound at all must still be finite where it comes from a file.
@@ -49,6 +49,28 @@ class Bound:
         return "be finite"
 
 
+@dataclass(frozen=True)
+class FolderName:
+    """A text that becomes one folder: it can neither leave the folder around it nor be cut by the file system.
+
+    A file name may have 255 bytes; the rest is for what is put behind it.
+    """
+
+    longest: int = 200  # bytes
+
+    def admits(self, x: str) -> bool:
+        return (
+            0 < len(x.encode(errors="replace")) <= self.longest
+            and x.isprintable()
+            and not set(x) & set("/\\")
+            and x.strip(". ") != ""
+        )
+
+    def __str__(self) -> str:
+        return f"name one folder: up to {self.longest} bytes, no slashes, no control characters, more than dots"
+
+
+Name = Annotated[str, FolderName()]
 Finite = Annotated[float, Bound()]
 Count = Annotated[int, Bound(at_least=1)]
 Natural = Annotated[int, Bound(at_least=0)]
@@ -60,13 +82,13 @@ Seed = Annotated[int, Bound(at_least=0, at_most=2**32 - 1)]  # what NumPy's gene
 
 
 @functools.cache
-def bounds(cls: Any) -> dict[str, Bound]:
+def bounds(cls: Any) -> dict[str, Bound | FolderName]:
     """The fields of a dataclass that have a bound, ``Count | None``, ``tuple[Count, ...]`` and ``dict[str, Positive]`` included."""
-    found: dict[str, Bound] = {}
+    found: dict[str, Bound | FolderName] = {}
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
         for arm in (hint, *typing.get_args(hint)):
             if typing.get_origin(arm) is Annotated:
-                found.update((name, note) for note in arm.__metadata__ if isinstance(note, Bound))
+                found.update((name, note) for note in arm.__metadata__ if isinstance(note, Bound | FolderName))
     return found
 
 
@@ -75,8 +97,11 @@ class Bounded:
 
     def __post_init__(self) -> None:
         made: Any = self
+        cls: Any = type(self)
+        limits = bounds(cls)
         for f in dataclasses.fields(made):
-            bound, x = bounds(type(self)).get(f.name), getattr(made, f.name)
+            bound, x = limits.get(f.name), getattr(made, f.name)
             for entry in x if isinstance(x, tuple) else x.values() if isinstance(x, dict) else (x,):
-                if bound is not None and isinstance(entry, int | float) and not bound.admits(entry):
-                    raise ConfigError(f"{type(self).__name__}: {f.name} is {entry}; it must {bound}.")
+                fits = isinstance(entry, str) if isinstance(bound, FolderName) else isinstance(entry, int | float)
+                if bound is not None and fits and not bound.admits(entry):
+                    raise ConfigError(f"{type(self).__name__}: {f.name} is {entry!r:.100}; it must {bound}.")

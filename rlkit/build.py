@@ -28,7 +28,8 @@ from rlkit.data.statistics import PromptStatistics
 from rlkit.data.stored import StoredRows
 from rlkit.data.tasks import TaskReward
 from rlkit.data.tiny import make_tiny, make_tokenizer
-from rlkit.errors import ConfigError
+from rlkit.errors import ConfigError, InputError
+from rlkit.hub import require_model
 from rlkit.learner.backend import check_deepspeed_options
 from rlkit.learner.model import load_tokenizer
 from rlkit.learner.reference import Frozen, Served, Tempered
@@ -37,6 +38,7 @@ from rlkit.objective import is_marking, needs
 from rlkit.objective.advantages import is_group
 from rlkit.objective.coefficients import Coefficients
 from rlkit.objective.oracle import dishonest, examine_all, refuse_nothing
+from rlkit.output import require_folder
 from rlkit.rewards import RewardSpec, Scorer
 from rlkit.rollout.collector import Collector
 from rlkit.rollout.interrupt import Interruption
@@ -84,21 +86,27 @@ def check(run: Run) -> None:
     """Impossible combinations that single sections cannot see, before anything is loaded.
 
     Raises:
-        ValueError: with the reason and the remedy.
+        ConfigError: every reason with its remedy, one a line.
     """
-    need = needed(run)
+    found = [sentence for one in CHECKS for sentence in one(run)]
+    if found:
+        raise ConfigError("\n".join(found))
+
+
+def _stored_rows(run: Run) -> Iterator[str]:
     stored = [t for t in run.objective if t.on == "reference"]
     if stored and run.data.stored is None:
-        raise ConfigError(
+        yield (
             f"{stored[0].name} reads stored rows of the reference (on: reference), but data.stored is not set. Make them "
             "with: rlkit filter CONFIG --model MODEL --low 1 --out kept.jsonl --responses stored.jsonl, then data.stored: "
             "{path: stored.jsonl}."
         )
     strange = [n for t in stored for n in t.needs if n not in ("ref", "behav", "old", "entropy")]
     if strange:
-        raise ConfigError(
-            f"{stored[0].name} needs {strange[0]!r}, which stored rows do not have; they have ref, behav, old and entropy."
-        )
+        yield f"{stored[0].name} needs {strange[0]!r}, which stored rows do not have; they have ref, behav, old and entropy."
+
+
+def _anchors(run: Run) -> Iterator[str]:
     parts: tuple[Any, ...] = (*(t for t in run.objective if t.on != "reference"), *run.reward_penalties, run.advantage)
     for anchor, spec, remedy in (
         ("ref", run.reference, "reference: {type: Frozen}"),
@@ -106,94 +114,128 @@ def check(run: Run) -> None:
     ):
         users = ", ".join(type(t).__name__ for t in parts if t.needs & {anchor, f"{anchor}_full"})
         if users and spec is None:
-            raise ConfigError(
+            yield (
                 f"{users} compares with anchor {anchor!r}, but {remedy.split(':')[0]} is null. Set {remedy}, or use another "
                 "anchor."
             )
-    if isinstance(run.teacher, Frozen) and run.teacher.path is None and need & {"teacher", "teacher_full"}:
-        raise ConfigError(
-            "teacher has no `path`: it would be the model that training starts from, which is anchor: ref."
-        )
+    if isinstance(run.teacher, Frozen) and run.teacher.path is None and needed(run) & {"teacher", "teacher_full"}:
+        yield "teacher has no `path`: it would be the model that training starts from, which is anchor: ref."
+
+
+def _whole_distributions(run: Run) -> Iterator[str]:
+    need = needed(run)
     if need & {"ref_full", "teacher_full"} and (run.sampling.top_p < 1 or run.sampling.top_k):
-        raise ConfigError(
+        yield (
             "FullDivergence compares whole distributions, but sampling.top_p or sampling.top_k cuts them: where one is zero "
             "and the other is not, the divergence is infinite. Set sampling.top_p: 1.0 and sampling.top_k: 0."
         )
     for section, anchor, spec in (("reference", "ref_full", run.reference), ("teacher", "teacher_full", run.teacher)):
         if anchor in need and isinstance(spec, Served | Tempered):
-            raise ConfigError(
+            yield (
                 f"FullDivergence needs the whole distributions of {section}, which type: {type(spec).__name__} does not give. "
                 "Use type: Frozen, or a sampled Divergence."
             )
+
+
+def _values(run: Run) -> Iterator[str]:
+    need = needed(run)
     if run.critic is not None and "value" not in need:
-        raise ConfigError(
-            "critic is set, but nothing needs values: set advantage: {type: GAE} and add {type: ValueMSE} to the objective."
-        )
+        yield "critic is set, but nothing needs values: set advantage: {type: GAE} and add {type: ValueMSE} to the objective."
     if "value" in run.advantage.needs and "returns" not in need:
-        raise ConfigError(
+        yield (
             f"advantage {type(run.advantage).__name__} needs a value function, but nothing trains it: add {{type: ValueMSE, "
             "coef: 0.5}} to the objective."
         )
+    if "returns" in need and "value" not in run.advantage.needs:
+        yield "ValueMSE trains a value function that nothing uses: set advantage: {type: GAE}."
+
+
+def _batches(run: Run) -> Iterator[str]:
     if run.learner.minibatches > run.rollout.prompts:
-        raise ConfigError(
+        yield (
             f"learner.minibatches is {run.learner.minibatches}, but a step has only {run.rollout.prompts} prompt groups "
             "(rollout.prompts), which are never split. Lower it, or raise rollout.prompts."
         )
-    if run.rollout.interrupt is not None and run.rollout.lengths is not None:
-        raise ConfigError("rollout.interrupt and rollout.lengths both decide when a response ends: use one of them.")
     if is_group(run.advantage) and run.rollout.n < 2:
-        raise ConfigError(
+        yield (
             f"advantage {type(run.advantage).__name__} compares the responses of one prompt, but rollout.n is "
             f"{run.rollout.n}. Set rollout.n to 2 or more, or use advantage: Plain, ReinforcePlusPlus or GAE."
         )
-    if "returns" in need and "value" not in run.advantage.needs:
-        raise ConfigError("ValueMSE trains a value function that nothing uses: set advantage: {type: GAE}.")
-    if run.model.dtype == "bfloat16" and run.deepspeed is None:
-        raise ConfigError(
-            "model.dtype: bfloat16 needs DeepSpeed, which keeps float32 master weights. Add deepspeed: "
-            "{zero_optimization: {stage: 1}}, or set model.dtype: float32."
-        )
-    if (
-        run.model.dtype == "bfloat16"
-        and run.deepspeed is not None
-        and not run.deepspeed.get("zero_optimization", {}).get("stage", 0)
-    ):
-        raise ConfigError(
-            "model.dtype: bfloat16 needs deepspeed.zero_optimization.stage 1, 2 or 3: DeepSpeed refuses float32 gradient sums "
-            "under stage 0."
-        )
-    if run.cluster is not None and run.cluster.learners > 1 and run.deepspeed is None:
-        raise ConfigError(
+
+
+def _sampling(run: Run) -> Iterator[str]:
+    if run.rollout.interrupt is not None and run.rollout.lengths is not None:
+        yield "rollout.interrupt and rollout.lengths both decide when a response ends: use one of them."
+    if run.sampling.temperature == 0:
+        yield "sampling.temperature is 0: greedy responses of one prompt are all equal and teach nothing. Use 1.0."
+    if run.cluster is None and run.rollout.max_lag and run.rollout.engine == "hf":
+        yield "rollout.max_lag above 0 needs an engine of its own to overlap with: set cluster: {} or rollout.engine: vllm."
+
+
+def _ranks(run: Run) -> Iterator[str]:
+    if run.cluster is None or run.cluster.learners == 1:
+        return
+    if run.deepspeed is None:
+        yield (
             f"cluster.learners is {run.cluster.learners}, but deepspeed is null: several ranks need DeepSpeed. Add "
             "deepspeed: {zero_optimization: {stage: 1}}."
         )
-    if run.deepspeed is not None:
+    if any(getattr(t, "whole_groups", False) for t in run.objective):
+        yield "a term compares the responses of a prompt (REBEL): it needs cluster.learners: 1."
+
+
+def _precision(run: Run) -> Iterator[str]:
+    if run.model.dtype == "bfloat16" and run.deepspeed is None:
+        yield (
+            "model.dtype: bfloat16 needs DeepSpeed, which keeps float32 master weights. Add deepspeed: "
+            "{zero_optimization: {stage: 1}}, or set model.dtype: float32."
+        )
+    if run.deepspeed is None:
+        return
+    zero = run.deepspeed.get("zero_optimization", {})
+    stage = zero.get("stage", 0) if isinstance(zero, dict) else None
+    if stage not in (0, 1, 2, 3):
+        yield f"deepspeed.zero_optimization is {zero!r:.100}; it must be a mapping with stage 0, 1, 2 or 3."
+    elif run.model.dtype == "bfloat16" and not stage:
+        yield (
+            "model.dtype: bfloat16 needs deepspeed.zero_optimization.stage 1, 2 or 3: DeepSpeed refuses float32 gradient sums "
+            "under stage 0."
+        )
+    try:
         check_deepspeed_options(run.deepspeed)
+    except InputError as error:
+        yield str(error)
+
+
+def _rewards(run: Run) -> Iterator[str]:
     if run.model.warm_up is not None and run.data.task is None:
-        raise ConfigError("model.warm_up learns from a task's demonstrations, but data has no `task`.")
+        yield "model.warm_up learns from a task's demonstrations, but data has no `task`."
     if not run.rewards and run.data.task is None:
-        raise ConfigError("rewards is empty. Name a reward, e.g. rewards: [math] or rewards: [my_file.py:my_reward].")
-    names = [r.label for r in reward_specs(run)]
+        yield "rewards is empty. Name a reward, e.g. rewards: [math] or rewards: [my_file.py:my_reward]."
+    try:
+        names = [r.label for r in reward_specs(run)]
+    except InputError as error:
+        yield str(error)
+        return
     for rule in run.data.drop:
         if isinstance(rule, ZeroVariance) and rule.of is not None and rule.of.split("/")[0] not in names:
-            raise ConfigError(
+            yield (
                 f"data.drop: ZeroVariance looks at the reward {rule.of!r}, but the rewards are {', '.join(names)}. Name one "
                 "of them in `of`, or give a reward that name (name: ...)."
             )
-    if run.sampling.temperature == 0:
-        raise ConfigError(
-            "sampling.temperature is 0: greedy responses of one prompt are all equal and teach nothing. Use 1.0."
-        )
-    if run.cluster is None and run.rollout.max_lag and run.rollout.engine == "hf":
-        raise ConfigError(
-            "rollout.max_lag above 0 needs an engine of its own to overlap with: set cluster: {} or rollout.engine: vllm."
-        )
-    if (
-        any(getattr(t, "whole_groups", False) for t in run.objective)
-        and run.cluster is not None
-        and run.cluster.learners > 1
-    ):
-        raise ConfigError("a term compares the responses of a prompt (REBEL): it needs cluster.learners: 1.")
+
+
+CHECKS = (
+    _stored_rows,
+    _anchors,
+    _whole_distributions,
+    _values,
+    _batches,
+    _sampling,
+    _ranks,
+    _precision,
+    _rewards,
+)
 
 
 def is_off_policy(run: Run) -> bool:
@@ -304,8 +346,9 @@ def model_config(path: str, where: str, remedy: str = "") -> Any:
     """The configuration of a model folder or hub name, which costs next to nothing; raises ValueError if there is none."""
     from transformers import AutoConfig
 
+    require_model(path, where, remedy)
     try:
-        return AutoConfig.from_pretrained(path)
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             f"{where}: {path!r} is not a model: {str(error).splitlines()[0]} {remedy}".rstrip()
@@ -405,6 +448,7 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
     refuse_nothing(findings, is_off_policy(run))
     need = needed(run)
     folder = run_folder(run, resume)
+    require_folder(folder, "out")
     checkpoints = Checkpoints(folder / "checkpoints", run.checkpoint.keep)
     latest = checkpoints.latest() if resume else None
     first_step = Checkpoints.read(latest)[0] if latest else 0
@@ -414,6 +458,8 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
             specs, on_error=run.on_reward_error, workers=max(1, (os.cpu_count() or 2) // 2), base=Path(run.base)
         )
         stack.callback(scorer.close)
+        if run.model.path is not None:
+            require_model(run.model.path, "model.path")
         # Everything that can be wrong is found before the run folder is made: a run that cannot start leaves nothing behind.
         tokenizer = make_tokenizer(alphabet(run)) if run.model.make is not None else load_tokenizer(str(run.model.path))
         notes: list[str] = []

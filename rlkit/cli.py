@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import math
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from rlkit.errors import ConfigError, InputError, RlkitError
+from rlkit.bounds import Bound
+from rlkit.config import printable, shown
+from rlkit.errors import ConfigError, DataError, InputError, RlkitError
+from rlkit.output import require_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Exit codes: 0 done, 1 the run failed, 2 something in the input is wrong, 130 interrupted."""
-    top = parser()
-    arguments, rest = top.parse_known_args(
-        argv
-    )  # argparse wants key=value before the options; people write them after, too
-    strange = [x for x in rest if x.startswith("-") or "=" not in x or not hasattr(arguments, "overrides")]
-    if strange:
-        top.error(f"unrecognized arguments: {' '.join(strange)}")
-    if rest:
-        arguments.overrides = [*arguments.overrides, *rest]
     try:
+        arguments = parse(sys.argv[1:] if argv is None else argv)
         return int(arguments.run(arguments) or 0)
     except RlkitError as error:
         if os.environ.get("RLKIT_TRACEBACK"):
@@ -38,11 +34,81 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="rlkit", description="KL-regularized RL post-training of language models.")
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
+class Parser(argparse.ArgumentParser):
+    """Raises instead of printing its usage; knows its options by name."""
 
-    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    def __init__(self, **options: Any) -> None:
+        self.flags = list[str]()
+        super().__init__(**options)
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        self.flags += [name for name in names if name.startswith("--")]
+        return super().add_argument(*names, **options)
+
+    def error(self, message: str) -> NoReturn:
+        end = "" if message.endswith("?") else "."
+        raise ConfigError(f"{printable(message)}{end} `{self.prog} --help` shows what there is.")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of one call.
+
+    Raises:
+        ConfigError: an unknown command or option, with the closest one, or a value that an option does not take.
+    """
+    top, commands = parsers()
+    if argv and not argv[0].startswith("-") and argv[0] not in commands:
+        raise ConfigError(
+            f"there is no command {shown(argv[0])}.{_closest(argv[0], commands)} There are {', '.join(commands)}."
+        )
+    arguments, rest = top.parse_known_args(
+        argv
+    )  # argparse wants key=value before the options; people write them after, too
+    mine = commands[arguments.command]
+    for x in rest:
+        if x.startswith("-"):
+            mine.error(f"there is no option {shown(x)}.{_closest(x.partition('=')[0], mine.flags)}".rstrip("."))
+        if "=" not in x or not hasattr(arguments, "overrides"):
+            mine.error(f"{shown(x)} is one argument too many")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
+
+
+def _closest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name[:100], list(names), 1)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def _number(kind: type[int] | type[float], bound: Bound) -> Callable[[str], float]:
+    """What argparse calls with the text of an option that takes a number."""
+
+    def read(text: str) -> float:
+        try:
+            x = kind(text)
+        except ValueError:
+            words = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"found {shown(text)}, expected {words}") from None
+        if not bound.admits(x):
+            raise argparse.ArgumentTypeError(f"is {shown(x)}; it must {bound}")
+        return x
+
+    return read
+
+
+count = _number(int, Bound(at_least=1))
+seed = _number(int, Bound(at_least=0, at_most=2**32 - 1))
+positive = _number(float, Bound(above=0))
+not_negative = _number(float, Bound(at_least=0))
+share = _number(float, Bound(at_least=0, at_most=1))
+
+
+def parsers() -> tuple[Parser, dict[str, Parser]]:
+    """The parser of a whole call, and that of each command."""
+    top = Parser(prog="rlkit", description="KL-regularized RL post-training of language models.")
+    commands = top.add_subparsers(required=True, dest="command", metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> Parser:
         p = commands.add_parser(name, help=text, description=text)
         p.set_defaults(run=run)
         return p
@@ -82,12 +148,12 @@ def parser() -> argparse.ArgumentParser:
         help="e.g. data.test=[math500,aime24] eval.prompts=500 sampling.top_p=0.95",
     )
     p.add_argument("--model", required=True, help="a model folder, a hub name, or a run folder")
-    p.add_argument("-n", type=int, default=1, help="responses a prompt (default 1)")
+    p.add_argument("-n", type=count, default=1, help="responses a prompt (default 1)")
     p.add_argument(
         "--out", metavar="FOLDER", help="keep every response there; the same command goes on after an interruption"
     )
     p.add_argument(
-        "--temperature", type=float, action="append", help="may be repeated: votes over several temperatures"
+        "--temperature", type=not_negative, action="append", help="may be repeated: votes over several temperatures"
     )
     p.add_argument("--adaptive", action="store_true", help="stop sampling a prompt when its majority answer is settled")
     p.add_argument(
@@ -96,14 +162,14 @@ def parser() -> argparse.ArgumentParser:
         help="also vote weighed by self-certainty (one more pass over each response)",
     )
     p.add_argument("--forgetting", metavar="BASE", help="also KL(BASE‖model) on responses of BASE")
-    p.add_argument("--engines", type=int, default=1, help="engines; more than one run on Ray")
+    p.add_argument("--engines", type=count, default=1, help="engines; more than one run on Ray")
     p.add_argument("--address", help="a Ray cluster (auto, or host:port)")
 
     p = command("metrics", metrics, "Every metric again from stored samples, or a paired comparison of two models.")
     p.add_argument("samples", help="what `rlkit eval --out` wrote")
     p.add_argument("--against", metavar="SAMPLES", help="those of another model on the same prompts")
     p.add_argument(
-        "-k", type=int, action="append", help="k of pass@k and maj@k; may be repeated (default: powers of two)"
+        "-k", type=count, action="append", help="k of pass@k and maj@k; may be repeated (default: powers of two)"
     )
     p.add_argument("--out", help="write the report as JSON")
 
@@ -113,16 +179,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--unit", choices=("tokens", "seconds", "step"), default="tokens", help="what compute is measured in"
     )
-    p.add_argument("--sizes", type=float, nargs="+", help="parameters of each run's model (power law)")
-    p.add_argument("--skip", type=float, default=0.0, help="leave out points before this much compute")
+    p.add_argument("--sizes", type=positive, nargs="+", help="parameters of each run's model (power law)")
+    p.add_argument("--skip", type=not_negative, default=0.0, help="leave out points before this much compute")
     p.add_argument(
         "--until",
-        type=float,
+        type=positive,
         default=math.inf,
         help="fit points up to this much compute only: the rest tests the prediction",
     )
-    p.add_argument("--ceiling", type=float, default=1.0, help="the largest possible reward")
-    p.add_argument("--extrapolate", type=float, default=4.0, help="predict at so many times the compute spent")
+    p.add_argument("--ceiling", type=positive, default=1.0, help="the largest possible reward")
+    p.add_argument("--extrapolate", type=positive, default=4.0, help="predict at so many times the compute spent")
     p.add_argument("--out", default="fit.png", help="the picture (default fit.png)")
 
     p = command(
@@ -136,7 +202,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--reward", default="math", help="a built-in name or my_file.py:function (default math)")
     p.add_argument("--against", help="another one to compare with")
-    p.add_argument("--show", type=int, default=5, help="examples of each kind of difference (default 5)")
+    p.add_argument("--show", type=count, default=5, help="examples of each kind of difference (default 5)")
 
     p = command(
         "filter",
@@ -146,12 +212,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("config")
     p.add_argument("overrides", nargs="*", metavar="key=value")
     p.add_argument("--model", required=True, help="a model folder, a hub name, or a run folder")
-    p.add_argument("-n", type=int, default=8, help="responses a prompt (default 8)")
-    p.add_argument("--low", type=float, default=0.0, help="lowest pass rate (0, the default: at least one success)")
-    p.add_argument("--high", type=float, default=1.0, help="highest pass rate (default 1)")
+    p.add_argument("-n", type=count, default=8, help="responses a prompt (default 8)")
+    p.add_argument("--low", type=share, default=0.0, help="lowest pass rate (0, the default: at least one success)")
+    p.add_argument("--high", type=share, default=1.0, help="highest pass rate (default 1)")
     p.add_argument("--out", required=True, help="the JSONL file to write")
     p.add_argument(
-        "--soft-value", type=float, metavar="BETA", help="also write v_star = BETA log mean exp(reward / BETA) (A*-PO)"
+        "--soft-value",
+        type=positive,
+        metavar="BETA",
+        help="also write v_star = BETA log mean exp(reward / BETA) (A*-PO)",
     )
     p.add_argument(
         "--responses", help="also store one solved response of each kept prompt with its log-probs (data.stored)"
@@ -167,16 +236,16 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("model", help="a model folder, a hub name, or a run folder")
     p.add_argument("--prompt", action="append", required=True, help="may be repeated")
-    p.add_argument("-n", type=int, default=4)
-    p.add_argument("--temperature", type=float, default=1.0)
-    p.add_argument("--top-p", type=float, default=1.0)
-    p.add_argument("--max-tokens", type=int, default=64)
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("-n", type=count, default=4)
+    p.add_argument("--temperature", type=not_negative, default=1.0)
+    p.add_argument("--top-p", type=share, default=1.0)
+    p.add_argument("--max-tokens", type=count, default=64)
+    p.add_argument("--seed", type=seed, default=0)
     p.add_argument("--engine", choices=("vllm", "hf"), default="hf")
     p.add_argument("--reference", metavar="MODEL", help="mix with this model at every token (DeRa); needs --realign")
     p.add_argument(
         "--realign",
-        type=float,
+        type=not_negative,
         metavar="LAMBDA",
         help="0 is the reference, 1 the model, above 1 goes further (a weaker KL)",
     )
@@ -188,7 +257,7 @@ def parser() -> argparse.ArgumentParser:
         "--best", action="store_true", help="show the best of the n by --reward, and the KL that selecting costs"
     )
     p.add_argument(
-        "--tilt", type=float, metavar="BETA", help="keep responses by rejection, towards model * exp(reward / BETA)"
+        "--tilt", type=positive, metavar="BETA", help="keep responses by rejection, towards model * exp(reward / BETA)"
     )
 
     p = command(
@@ -201,10 +270,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--gpu", default="80GB", help="H100, H200, A100-80GB, A100-40GB, L40S, RTX4090, or a size (default 80GB)"
     )
-    p.add_argument("--nodes", type=int, default=1)
-    p.add_argument("--gpus-per-node", type=int, default=8)
-    p.add_argument("--prompt-tokens", type=float, help="mean tokens of a prompt, where known")
-    p.add_argument("--mean-length", type=float, help="mean tokens of a response, where known")
+    p.add_argument("--nodes", type=count, default=1)
+    p.add_argument("--gpus-per-node", type=count, default=8)
+    p.add_argument("--prompt-tokens", type=positive, help="mean tokens of a prompt, where known")
+    p.add_argument("--mean-length", type=positive, help="mean tokens of a response, where known")
     p.add_argument("--no-growth", action="store_true", help="leave out the simulation of 1 to 1,024 GPUs")
     p.add_argument(
         "--probe",
@@ -217,7 +286,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("overrides", nargs="*", metavar="key=value")
     p.add_argument("--address", required=True, help="the Ray dashboard, e.g. http://head:8265")
     p.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
-    return top
+    return top, dict(commands.choices)
 
 
 def train(a: argparse.Namespace) -> None:
@@ -322,10 +391,11 @@ def audit(a: argparse.Namespace) -> None:
 
 
 def keep(a: argparse.Namespace) -> None:
-    if a.soft_value is not None and a.soft_value <= 0:
-        raise ConfigError(f"--soft-value {a.soft_value}: it must be positive.")
-    if not 0 <= a.low <= a.high <= 1:
-        raise ConfigError(f"--low {a.low} and --high {a.high} must satisfy 0 <= low <= high <= 1.")
+    if a.low > a.high:
+        raise ConfigError(f"--low is {a.low} and --high is {a.high}: the lowest pass rate is above the highest.")
+    for option, path in (("--out", a.out), ("--responses", a.responses)):
+        if path is not None:
+            require_file(path, option)
     run, tokenizer, prompts, rollouts = _score_training(a)
     rates = {
         p.id: [min(1.0, max(0.0, r.reward)) for r in rollouts[i * a.n : (i + 1) * a.n] if r.reward == r.reward]
@@ -378,7 +448,7 @@ def _read_back(run: Any, tokenizer: Any, path: str, kept: list[Any]) -> str:
             again = load_prompts(
                 dataclasses.replace(run.data, task=None, train=path, **changes), "train", tokenizer, base=run.base
             )
-        except ValueError:
+        except DataError:
             continue  # a column that this file does not have
         if [(p.id, p.text) for p in again] == [(p.id, p.text) for p in kept]:
             break

@@ -31,7 +31,7 @@ from typing import Annotated, Any, Literal, Union
 
 import yaml
 
-from rlkit.bounds import Bound
+from rlkit.bounds import Bound, FolderName
 from rlkit.errors import ConfigError, InputError
 from rlkit.place import by_value, load_user_file, user_file
 
@@ -270,7 +270,9 @@ def printable(text: str) -> str:
 
 def shown(x: Any) -> str:
     """A value as a message shows it: on one line, and cut where it is long."""
-    if isinstance(x, int) and not isinstance(x, bool) and abs(x) >= LARGEST:
+    if x is None or isinstance(x, bool):
+        return "null" if x is None else str(x).lower()
+    if isinstance(x, int) and abs(x) >= LARGEST:
         return f"a whole number of {x.bit_length()} bits"
     if isinstance(x, dict | list):
         x = _some(x, 2)
@@ -301,14 +303,8 @@ def _file_text(path: Path, where: str) -> str:
     name = printable(str(path))
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
-            raise ConfigError(f"{where}{name}: is {kind}, not a file. Name a YAML file.")
-        if status.st_size > LARGEST_FILE:
-            raise ConfigError(
-                f"{where}{name}: has {status.st_size:,} bytes; a configuration has at most {LARGEST_FILE:,}. Is this the right file?"
-            )
-        data = path.read_bytes()
+        # A pipe is not opened: that would wait for somebody who writes into it.
+        data = path.read_bytes() if stat.S_ISREG(status.st_mode) and status.st_size <= LARGEST_FILE else None
     except FileNotFoundError:
         folder = path.parent if path.parent.is_dir() else Path(".")
         near = difflib.get_close_matches(path.name, [p.name for p in folder.glob("*.yaml")], 1)
@@ -319,6 +315,13 @@ def _file_text(path: Path, where: str) -> str:
         raise ConfigError(f"{where}{name}: cannot be read: {error.strerror}.") from None
     except ValueError:  # what a path may not hold
         raise ConfigError(f"{where}{name}: is not the name of a file.") from None
+    if data is None and stat.S_ISREG(status.st_mode):
+        raise ConfigError(
+            f"{where}{name}: has {status.st_size:,} bytes; a configuration has at most {LARGEST_FILE:,}. Is this the right file?"
+        )
+    if data is None:
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
+        raise ConfigError(f"{where}{name}: is {kind}, not a file. Name a YAML file.")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ConfigError(f"{name}: the file is UTF-16. Save it as UTF-8.")
     try:
@@ -446,8 +449,8 @@ class _Builder:
         before = len(self.errors)
         out = self.value(typing.get_args(hint)[0], at, path)
         for bound in hint.__metadata__ if len(self.errors) == before else ():
-            if isinstance(bound, Bound) and not bound.admits(out):
-                return self.fail(at, path, f"is {out}; it must {bound}.")
+            if isinstance(bound, Bound | FolderName) and not bound.admits(out):
+                return self.fail(at, path, f"is {shown(out)}; it must {bound}.")
         return out
 
     def scalar(self, hint: Any, at: Located, path: str) -> Any:

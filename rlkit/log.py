@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import importlib.metadata
 import json
 import math
@@ -59,7 +60,7 @@ def run_folder(run: Run, resume: bool) -> Path:
     """``out/name``; a new run next to an old one gets the next free number, and says so."""
     base = Path(run.out) / run.name
     taken = (
-        sorted(p for p in base.parent.glob(f"{run.name}*") if (p / "config.yaml").exists())
+        sorted(p for p in base.parent.glob(f"{glob.escape(run.name)}*") if (p / "config.yaml").exists())
         if base.parent.exists()
         else []
     )

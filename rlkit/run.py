@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from rlkit.bounds import Bound, Bounded, Count, Decay, Natural, NonNegative, Positive, Seed, Share
+from rlkit.bounds import Bound, Bounded, Count, Decay, Name, Natural, NonNegative, Positive, Seed, Share
 from rlkit.data import Data
 from rlkit.errors import ConfigError
 from rlkit.learner.reference import Frozen, Reference
@@ -224,28 +224,11 @@ class LogSection(Bounded):
     trace: bool = False
 
 
-def check_name(name: str) -> None:
-    """``name`` becomes a folder in ``out``, with a number behind it where it is taken: it must be one part of a path and no more.
-
-    Raises:
-        ConfigError: what is wrong with it.
-    """
-    size, wrong = len(name.encode()), [c for c in name if c in "/\\" or not c.isprintable()]
-    if not name.strip() or name.strip(".") == "":
-        raise ConfigError(f"name is {name!r}; it must be the name of a folder in `out`.")
-    if wrong:
-        raise ConfigError(
-            f"name: {name[:100]!r} holds {wrong[0]!r}. It is the name of one folder in `out`; write a path to `out`."
-        )
-    if size > 200:
-        raise ConfigError(f"name has {size} bytes ({name[:40]!r}...); a folder's name may have 200 here.")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Run(Bounded):
     """One training run. ``rk.load("x.yaml")`` makes one; ``run.replace(...)`` changes one."""
 
-    name: str = "run"
+    name: Name = "run"
     out: str = "runs"
     seed: Seed = 0
     steps: Annotated[int, Bound(at_least=0, at_most=10**9)] = 100
@@ -275,7 +258,6 @@ class Run(Bounded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_name(self.name)
         if not self.objective:
             raise ConfigError("objective is empty: name at least one loss term, e.g. objective: [{type: PPOClip}].")
 

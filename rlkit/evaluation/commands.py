@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,17 @@ from rlkit.evaluation.compare import aligned, compare, forgetting_of
 from rlkit.evaluation.metrics import summarize
 from rlkit.evaluation.samples import SampleFile, dataset_of, draw, read_samples, tenths
 from rlkit.evaluation.voting import temperature_vote, weighted_vote
+from rlkit.hub import require_model
+from rlkit.output import require_file, require_folder
 from rlkit.types import Prompt, Rollout, Sampling
 
 
 def model_folder(name: str) -> str:
-    """A run folder stands for its final model."""
+    """A run folder stands for its final model; refuses what is no model at once."""
     final = Path(name) / "final"
-    return str(final) if final.is_dir() else name
+    path = str(final) if os.path.isdir(final) else name
+    require_model(path, "--model")
+    return path
 
 
 @contextlib.contextmanager
@@ -89,6 +94,8 @@ def evaluate(a: argparse.Namespace) -> None:
     from rlkit.learner.model import load_tokenizer
 
     quiet_libraries()
+    if a.out:
+        require_folder(a.out, "--out")
     run = load(a.config, a.overrides)
     path = model_folder(a.model)
     tokenizer = load_tokenizer(path)
@@ -185,6 +192,8 @@ def forgets(run: Any, base: str, path: str, prompts: Sequence[Prompt]) -> dict[s
 
 
 def metrics(a: argparse.Namespace) -> None:
+    if a.out:
+        require_file(a.out, "--out")
     settings, rows = read_samples(a.samples)
     if not rows:
         raise ConfigError(f"{a.samples}: there is no sample in it yet.")
@@ -301,6 +310,7 @@ def _cell(x: dict[str, float] | None) -> str:
 def fit(a: argparse.Namespace) -> None:
     from rlkit.evaluation.scaling import fit_runs
 
+    require_file(a.out, "--out")
     report = fit_runs(
         a.runs,
         law=a.law,

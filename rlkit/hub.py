@@ -1,0 +1,57 @@
+"""Whether a model can be had at all, before anything is loaded: a folder that is there, or a name that the hub knows.
+
+The hub's client asks again and again where nobody answers, half a minute for each of the files of a model; a mistyped folder, which reads
+like a hub name, would cost that too. Here one question decides, within ``PATIENCE`` seconds.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rlkit.errors import ModelError
+
+PATIENCE = 10.0  # seconds
+
+
+def require_model(name: str, where: str, remedy: str = "") -> None:
+    """Refuses a name that is neither a model folder, nor in the hub's cache, nor on the hub. ``where`` is the setting that holds it.
+
+    Raises:
+        ModelError: which of these it is, and what to do.
+    """
+    told = _missing(name)
+    if told is not None:
+        raise ModelError(f"{where}: {name[:200]!r} {told} {remedy}".rstrip())
+
+
+def _missing(name: str) -> str | None:
+    if os.path.isdir(name):
+        known = any((Path(name) / file).is_file() for file in ("config.json", "adapter_config.json"))
+        return None if known else "is a folder without a config.json, not a model."
+    if os.path.exists(name):
+        return "is a file, not a model folder."
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return "is no folder, and it cannot be the name of a model on the hub."
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return None
+    if constants.HF_HUB_OFFLINE:
+        return "is no folder, and no such model is in the hub's cache (HF_HUB_OFFLINE is set, so the hub is not asked)."
+    try:
+        HfApi().model_info(name, timeout=PATIENCE)
+    except RepositoryNotFoundError:
+        return "is no folder, and the hub has no model of that name that you may read."
+    except HfHubHTTPError as error:
+        return f"is no folder, and the hub does not give it: {str(error).splitlines()[0]}."
+    except Exception as error:  # the client's own kinds of "no connection", which changed with its versions
+        return (
+            f"is no folder, it is not in the hub's cache, and the hub does not answer ({type(error).__name__}). Give the path of a model "
+            "folder, or make a connection to the hub."
+        )
+    return None
