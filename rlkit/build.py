@@ -144,7 +144,7 @@ def _values(run: Run) -> Iterator[str]:
     if "value" in run.advantage.needs and "returns" not in need:
         yield (
             f"advantage {type(run.advantage).__name__} needs a value function, but nothing trains it: add {{type: ValueMSE, "
-            "coef: 0.5}} to the objective."
+            "coef: 0.5} to the objective."
         )
     if "returns" in need and "value" not in run.advantage.needs:
         yield "ValueMSE trains a value function that nothing uses: set advantage: {type: GAE}."

@@ -66,6 +66,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )  # argparse wants key=value before the options; people write them after, too
     mine = commands[arguments.command]
     for x in rest:
+        if x.startswith("-") and "=" in x and hasattr(arguments, "overrides"):
+            mine.error(f"there is no option {shown(x)}; a setting is written without dashes, {shown(x.lstrip('-'))}")
         if x.startswith("-"):
             mine.error(f"there is no option {shown(x)}.{_closest(x.partition('=')[0], mine.flags)}".rstrip("."))
         if "=" not in x or not hasattr(arguments, "overrides"):
@@ -116,7 +118,11 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     p = command("train", train, "Train as a configuration says.")
     p.add_argument("config")
     p.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="e.g. steps=200 learner.lr=1e-5 objective.1.coef=0.02"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="e.g. steps=200 learner.lr=1e-5 objective.1.coef=0.02",
     )
     p.add_argument(
         "--resume", action="store_true", help="continue the newest run of this name from its last checkpoint"
@@ -124,7 +130,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
 
     p = command("show", show, "Print the resolved configuration, where each value came from, and what each term needs.")
     p.add_argument("config")
-    p.add_argument("overrides", nargs="*", metavar="key=value")
+    p.add_argument("overrides", nargs="*", default=[], metavar="key=value")
 
     p = command(
         "check",
@@ -133,7 +139,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         "promises something else.",
     )
     p.add_argument("config")
-    p.add_argument("overrides", nargs="*", metavar="key=value")
+    p.add_argument("overrides", nargs="*", default=[], metavar="key=value")
 
     p = command(
         "eval",
@@ -144,6 +150,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     p.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         metavar="key=value",
         help="e.g. data.test=[math500,aime24] eval.prompts=500 sampling.top_p=0.95",
     )
@@ -210,7 +217,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         "Keep the training prompts that a model sometimes solves (offline learnability filter, RIF-RFT).",
     )
     p.add_argument("config")
-    p.add_argument("overrides", nargs="*", metavar="key=value")
+    p.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     p.add_argument("--model", required=True, help="a model folder, a hub name, or a run folder")
     p.add_argument("-n", type=count, default=8, help="responses a prompt (default 8)")
     p.add_argument("--low", type=share, default=0.0, help="lowest pass rate (0, the default: at least one success)")
@@ -266,7 +273,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         "What a run needs before it starts: memory of every role, seconds, the layout that fits, growth with GPUs.",
     )
     p.add_argument("config")
-    p.add_argument("overrides", nargs="*", metavar="key=value")
+    p.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     p.add_argument(
         "--gpu", default="80GB", help="H100, H200, A100-80GB, A100-40GB, L40S, RTX4090, or a size (default 80GB)"
     )
@@ -283,7 +290,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
 
     p = command("submit", submit, "Send `rlkit train CONFIG` to a Ray cluster as a job.")
     p.add_argument("config")
-    p.add_argument("overrides", nargs="*", metavar="key=value")
+    p.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     p.add_argument("--address", required=True, help="the Ray dashboard, e.g. http://head:8265")
     p.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
     return top, dict(commands.choices)

@@ -191,7 +191,9 @@ class _Reader:
                 f"{self.at(error.problem_mark or error.context_mark)}: not valid YAML: {printable(said)}."
             ) from None
         except (ValueError, OverflowError) as error:  # an escape like "\\UFFFFFFFF", which PyYAML does not check
-            raise ConfigError(f"{self.place}: not valid YAML: {printable(str(error))}.") from None
+            raise ConfigError(
+                f"{self.place}: not valid YAML: an escape in quotes names no character ({error})."
+            ) from None
         return None if node is None else self.convert(node)
 
     def convert(self, node: yaml.Node) -> Located:
@@ -249,8 +251,8 @@ class _Reader:
             if kind == "bool":
                 return {"true": True, "false": False}[bare]
         except (ValueError, KeyError):
-            long = f" of {len(bare)} digits" if len(bare) > 100 else ""
-            self.fail(node, f"found {shown(text)}, which is not readable as a YAML {kind}{long}.")
+            long = f" ({len(bare):,} digits)" if len(bare) > 100 else ""
+            self.fail(node, f"found {shown(text)}{long}, which is not readable as a YAML {kind}.")
         return None
 
 
@@ -342,7 +344,7 @@ def _read(path: Path, where: str, chain: tuple[Path, ...]) -> Located:
         raise ConfigError(f"{where}{path}: more than {LONGEST_CHAIN} files extend each other.")
     tree = _Reader(printable(str(path)), lines=True).read(text)
     if tree is None or not isinstance(tree.value, dict):
-        found = "nothing" if tree is None else f"a {type(tree.value).__name__}"
+        found = "nothing" if tree is None or tree.value is None else shown(tree.plain())
         raise ConfigError(f"{printable(str(path))}: the file holds {found}; it must be a mapping of keys to values.")
     extends = tree.value.pop("extends", None)
     if extends is None:
@@ -549,7 +551,7 @@ class _Builder:
         before = len(self.errors)
         values = {}
         for key, v in at.value.items():
-            where = f"{path}.{key}" if path else key
+            where = f"{path}.{key}" if path else key or "''"
             if key not in fields:
                 near = difflib.get_close_matches(key[:100], list(fields), 1)
                 hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -577,7 +579,8 @@ def _namespace(hint: Any) -> bool:
 
 
 def _one_of(namespace: str) -> str:
-    return f"a mapping with `type`, one of {', '.join([*sorted(known(namespace)), 'your own as my_file.py:MyClass'])}"
+    names = f"one of {', '.join(sorted(known(namespace)))}, or " if known(namespace) else ""
+    return f"a mapping with `type`, {names}your own as my_file.py:MyClass"
 
 
 def expected(hint: Any) -> str:
@@ -645,6 +648,8 @@ def find(name: str, namespace: str, base: Path) -> type:
     """
     if ":" in name:
         place, _, attribute = name.rpartition(":")
+        if not place or not attribute:
+            raise ConfigError(f"{shown(name)} is not of the form my_file.py:MyClass or package.module:MyClass.")
         cls = getattr(load_module(place, base), attribute, None)
         if not inspect.isclass(cls) or not dataclasses.is_dataclass(cls):
             raise ConfigError(

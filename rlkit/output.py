@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from pathlib import Path
 
 from rlkit.errors import ConfigError
@@ -46,4 +47,8 @@ def _in_the_way(path: str, kind: str) -> str | None:
             continue
         if os.path.isdir(here) != (wanted == "a folder"):
             return f"{here} is {'a folder' if os.path.isdir(here) else 'a file'}"
-        return None if os.access(here, os.W_OK) else f"{here} may not be written to"
+        try:  # permissions do not say what a read-only or full file system does
+            with open(here, "ab") if wanted == "a file" else tempfile.TemporaryFile(dir=here):
+                return None
+        except OSError as error:
+            return f"{here}: {error.strerror}"
