@@ -46,6 +46,11 @@ from rlkit.rollout.lengths import LengthState
 from rlkit.run import Run
 from rlkit.types import Prompt, Sampling
 
+FIRST_TRAIN = (
+    "Give a model folder or a hub name, or train one first, e.g. rlkit train configs/algorithms/grpo.yaml, which leaves "
+    "runs/grpo/final."
+)
+
 
 @dataclass
 class Parts:
@@ -346,13 +351,14 @@ def model_config(path: str, where: str, remedy: str = "") -> Any:
     """The configuration of a model folder or hub name, which costs next to nothing; raises ValueError if there is none."""
     from transformers import AutoConfig
 
-    require_model(path, where, remedy)
+    require_model(path, where, remedy=remedy)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"{where}: {path!r} is not a model: {str(error).splitlines()[0]} {remedy}".rstrip()
-        ) from error
+    except Exception as error:  # whatever transformers makes of somebody's file
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if "trust_remote_code" in str(error):
+            said = "it needs code of its own, which rlkit does not execute. Use a model that transformers knows."
+        raise ConfigError(f"{where}: {path!r} is not a model: {said} {remedy}".rstrip()) from error
 
 
 def columns(run: Run) -> list[str]:
@@ -441,9 +447,11 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
     """All parts of a run; closes them at the end, whatever happens."""
     started = time.monotonic()
     quiet_libraries()
-    if run.model.path is not None:
-        run = run.replace(model=dataclasses.replace(run.model, path=str(locate(run.model.path, run.base))))
     check(run)
+    if run.model.path is not None:
+        require_model(run.model.path, "model.path", run.base)
+        run = run.replace(model=dataclasses.replace(run.model, path=str(locate(run.model.path, run.base))))
+        model_config(str(run.model.path), "model.path")
     findings = examine_all(run.objective, run.reward_penalties)
     refuse_nothing(findings, is_off_policy(run))
     need = needed(run)
@@ -458,8 +466,6 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
             specs, on_error=run.on_reward_error, workers=max(1, (os.cpu_count() or 2) // 2), base=Path(run.base)
         )
         stack.callback(scorer.close)
-        if run.model.path is not None:
-            require_model(run.model.path, "model.path")
         # Everything that can be wrong is found before the run folder is made: a run that cannot start leaves nothing behind.
         tokenizer = make_tokenizer(alphabet(run)) if run.model.make is not None else load_tokenizer(str(run.model.path))
         notes: list[str] = []
@@ -478,11 +484,11 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
         for anchor, where, spec in (("ref", "reference", run.reference), ("teacher", "teacher", run.teacher)):
             if need & {anchor, f"{anchor}_full"}:
                 for path in filter(None, getattr(spec, "paths", (getattr(spec, "path", None),))):
+                    require_model(path, f"{where}.path", run.base, FIRST_TRAIN)
                     model_config(
                         str(locate(path, run.base)),
                         f"{where}.path",
-                        "Give a model folder or a hub name, or train one "
-                        "first, e.g. rlkit train configs/algorithms/grpo.yaml, which leaves runs/grpo/final.",
+                        FIRST_TRAIN,
                     )
         if run.critic is not None and run.critic.path is not None:
             model_config(str(locate(run.critic.path, run.base)), "critic.path")

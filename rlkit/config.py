@@ -18,6 +18,7 @@ import difflib
 import importlib
 import inspect
 import math
+import os
 import re
 import stat
 import sys
@@ -532,7 +533,7 @@ class _Builder:
             return self.unlike(str, name, f"{path}.type")
         try:
             cls = find(name.value, namespace, self.base)
-        except ValueError as error:
+        except InputError as error:
             return self.fail(name, f"{path}.type", str(error))
         return self.section(cls, Located(fields, at.origin), path)
 
@@ -724,7 +725,7 @@ def load_with_origins(source: str | Path | Mapping[str, Any], overrides: Iterabl
     from rlkit.run import Run
 
     if isinstance(source, Mapping):
-        tree, base = _given(source, "", 0), Path(".")
+        tree, base = located(source), Path(".")
     else:
         tree, base = read(source), Path(source).parent
     for text in overrides:
@@ -738,7 +739,9 @@ def load_with_origins(source: str | Path | Mapping[str, Any], overrides: Iterabl
 def locate(place: str, base: str | Path | None) -> Path:
     """A path of a configuration: relative to the folder of the configuration, or else to the current one."""
     beside = Path(base or ".") / place
-    return beside if beside.exists() else Path(place)
+    return (
+        beside if os.path.exists(beside) else Path(place)
+    )  # unlike a Path's own method, false for a name that is too long
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -809,7 +812,7 @@ def _located(x: Any, origin: str = "") -> Located:
     return Located(x, origin)
 
 
-def _given(x: Any, path: str, depth: int) -> Located:
+def located(x: Any, path: str = "", depth: int = 0) -> Located:
     """What Python code gives, as if it stood in a file: tuples are lists, and keys and texts are those that a file can hold."""
     if depth > DEEPEST:
         raise ConfigError(f"mapping: {path[:100]}: {_too_much(True)}. Does it hold itself?")
@@ -818,10 +821,10 @@ def _given(x: Any, path: str, depth: int) -> Located:
         if strange is not None:
             raise ConfigError(f"mapping: {path or 'the keys'}: a key must be a word; found {shown(strange)}.")
         return Located(
-            {str(k): _given(v, f"{path}.{k}" if path else str(k), depth + 1) for k, v in x.items()}, "mapping"
+            {str(k): located(v, f"{path}.{k}" if path else str(k), depth + 1) for k, v in x.items()}, "mapping"
         )
     if isinstance(x, list | tuple):
-        return Located([_given(v, f"{path}.{i}", depth + 1) for i, v in enumerate(x)], "mapping")
+        return Located([located(v, f"{path}.{i}", depth + 1) for i, v in enumerate(x)], "mapping")
     problem = _unwritable(x) if isinstance(x, str) else None
     if problem:
         raise ConfigError(f"mapping: {path}: {problem}.")

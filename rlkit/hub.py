@@ -9,27 +9,32 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from rlkit.config import locate
 from rlkit.errors import ModelError
 
 PATIENCE = 10.0  # seconds
 
 
-def require_model(name: str, where: str, remedy: str = "") -> None:
+def require_model(name: str, where: str, base: str | Path | None = None, remedy: str = "") -> None:
     """Refuses a name that is neither a model folder, nor in the hub's cache, nor on the hub. ``where`` is the setting that holds it.
+
+    A folder is looked for beside the configuration (``base``), and in the current folder.
 
     Raises:
         ModelError: which of these it is, and what to do.
     """
-    told = _missing(name)
+    told = _missing(name, locate(name, base))
     if told is not None:
         raise ModelError(f"{where}: {name[:200]!r} {told} {remedy}".rstrip())
 
 
-def _missing(name: str) -> str | None:
-    if os.path.isdir(name):
-        known = any((Path(name) / file).is_file() for file in ("config.json", "adapter_config.json"))
+def _missing(name: str, place: Path) -> str | None:
+    if not name.strip():
+        return "is empty: name a model folder, or a model on the hub."
+    if os.path.isdir(place):
+        known = any((place / file).is_file() for file in ("config.json", "adapter_config.json"))
         return None if known else "is a folder without a config.json, not a model."
-    if os.path.exists(name):
+    if os.path.exists(place):
         return "is a file, not a model folder."
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError

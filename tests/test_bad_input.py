@@ -6,7 +6,7 @@ said: what is computed, asked for or written before it would show here or in the
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
 import re
 import shlex
@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ import pytest
 import yaml
 
 import rlkit as rk
-from rlkit.build import check
+from rlkit.build import check as check_run
 from rlkit.cli import main
+from rlkit.config import NAMESPACES, build, known, located
 from rlkit.data.prompts import load_prompts
 from rlkit.errors import InputError
+from rlkit.run import Run
 
 ANSWERS = yaml.safe_load((Path(__file__).parent / "bad_input.yaml").read_text())
 
@@ -130,7 +133,7 @@ FILES: dict[str, bytes] = {
     "carriage returns": b"steps: 1\rsteps: 2\r",
     "extends itself": b"extends: x.yaml\n",
     "extends a folder": b"extends: folder\n",
-    "extends nothing": b"steps: 1\nextends: qickstart.yaml\n",
+    "extends nothing": b"steps: 1\nextends: qickstart.cfg\n",
     "extends a list": b"extends: [a.yaml]\n",
     "extends null": b"extends:\n",
     "extends a cycle": b"extends: cycle.yaml\n",
@@ -209,7 +212,7 @@ def test_settings(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """Changes of a good configuration, as on the command line."""
     monkeypatch.chdir(folder)
     with pytest.raises(InputError) as error:
-        check(rk.load("c.yaml", expand(text).split(" ;; ")))
+        check_run(rk.load("c.yaml", expand(text).split(" ;; ")))
     assert_answer(str(error.value), ANSWERS["overrides"][text], folder)
 
 
@@ -271,7 +274,7 @@ def cyclic() -> dict[str, Any]:
         (cyclic(), "mapping: model.model...: mappings and lists are nested more than 64 deep. Does it hold itself?"),
         ({"objective": object()}, "mapping: objective: found <object object at ...>, expected a list.\n..."),
     ],
-    ids=lambda x: str(x)[:20],
+    ids=("a tuple as key", "a surrogate", "a NUL", "a huge number", "a cycle", "an object"),
 )
 def test_mappings_of_python(tree: dict[Any, Any], answer: str) -> None:
     with pytest.raises(rk.ConfigError) as error:
@@ -338,4 +341,31 @@ def test_the_hub_is_asked_once(tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stderr.startswith("error: model.path: 'nobody/nothing' is no folder"), (
         done.stderr
     )
-    assert done.stderr.count("\n") == 1 and len(asked) == 1, (done.stderr, asked)
+    assert done.stderr.count("\n") == 1 and sum(b"nobody/nothing" in line for line in asked) == 1, (done.stderr, asked)
+
+
+def keys() -> list[tuple[type, str, Any]]:
+    """Every key of a configuration: (class, field, annotation), those of all components included."""
+
+    def arms(hint: Any) -> list[Any]:
+        inside = () if typing.get_origin(hint) is typing.Literal else typing.get_args(hint)
+        return [hint, *(arm for x in inside for arm in arms(x))]
+
+    found, classes = [], [Run]
+    for cls in classes:
+        for f in dataclasses.fields(cls):
+            hint = typing.get_type_hints(cls, include_extras=True)[f.name]
+            found.append((cls, f.name, hint))
+            for arm in arms(hint):
+                new = list(known(arm.__name__).values()) if getattr(arm, "__name__", "") in NAMESPACES else [arm]
+                classes += [c for c in new if dataclasses.is_dataclass(c) and c not in classes]
+    return found
+
+
+def test_no_key_takes_what_is_no_number() -> None:
+    for cls, name, hint in keys():
+        assert hint is not Any, f"{cls.__name__}.{name}: the reader cannot check a key without a type"
+        for x in (float("nan"), float("inf"), -float("inf"), 10**30, -(10**30)):
+            for value in (x, [x], {"a": x}):
+                with pytest.raises(rk.ConfigError, match=r"finite|expected|unknown key|entries"):
+                    build(hint, located(value))

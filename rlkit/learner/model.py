@@ -68,7 +68,7 @@ def load_tokenizer(path: str | Path) -> Any:
         "PreTrainedTokenizerFast",
     )
     try:
-        return PreTrainedTokenizerFast.from_pretrained(path) if plain else AutoTokenizer.from_pretrained(path)
+        return (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"model.path: no tokenizer could be loaded from {str(path)!r}: {str(error).splitlines()[0]}"

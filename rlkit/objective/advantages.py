@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
+from rlkit.bounds import NonNegative, Positive, Share
 from rlkit.errors import ConfigError
 from rlkit.types import Batch
 
@@ -128,7 +129,7 @@ class GroupNorm:
 
     needs: ClassVar[frozenset[str]] = NOTHING
     group: ClassVar[bool] = True
-    eps: float = 1e-6
+    eps: NonNegative = 1e-6
     scale: Literal["group", "batch"] = "group"
 
     def __call__(self, b: Batch) -> Tensor:
@@ -217,8 +218,8 @@ class GAE:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"value"})
-    gamma: float = 1.0
-    lam: float = 0.95
+    gamma: Share = 1.0
+    lam: Share = 0.95
     whiten: bool = True
     variance: Variance = "population"
 
@@ -248,7 +249,7 @@ class TokenKL:
 
     teacher: Literal["teacher", "ref"] = "teacher"
     minus: Literal["behav", "ref"] = "behav"
-    clip: float | None = None
+    clip: Positive | None = None
     centre: bool = False
 
     @property

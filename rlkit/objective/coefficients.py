@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from rlkit.bounds import Natural, Positive
+from rlkit.bounds import Natural, NonNegative, Positive
 from rlkit.errors import ConfigError
 from rlkit.objective.advantages import group_centre
 from rlkit.types import Batch, Stats
@@ -87,7 +87,7 @@ class Step:
     """``values[k]`` from step ``at[k-1]`` on; ``values[0]`` before."""
 
     values: tuple[float, ...]
-    at: tuple[int, ...]
+    at: tuple[Natural, ...]
 
     def __post_init__(self) -> None:
         if len(self.values) != len(self.at) + 1 or list(self.at) != sorted(self.at):
@@ -126,7 +126,7 @@ class AdaptiveKL:
     Source: Ziegler et al. 1909.08593, section 2.2.
     """
 
-    init: float = 0.05
+    init: NonNegative = 0.05
     target: float = 6.0
     horizon: Positive = 10000.0
     per: Unit = "sequence"
@@ -157,8 +157,8 @@ class KLBudget:
 
     target: float
     init: float = 0.01
-    kp: float = 0.5
-    ki: float = 0.1
+    kp: NonNegative = 0.5
+    ki: NonNegative = 0.1
     low: float = 1e-6
     high: float = 10.0
     per: Unit = "token"
@@ -195,9 +195,9 @@ class DualAscent:
     """The Lagrange multiplier of ``KL <= target``: ``c <- max(0, c + lr (KL - target))``."""
 
     target: float
-    init: float = 0.01
-    lr: float = 0.01
-    high: float = 10.0
+    init: NonNegative = 0.01
+    lr: Positive = 0.01
+    high: Positive = 10.0
     per: Unit = "token"
     anchor: str = "ref"
 

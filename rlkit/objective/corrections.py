@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from rlkit.bounds import NonNegative, Positive
 from rlkit.errors import ConfigError
 from rlkit.types import Batch, Stats
 
@@ -61,7 +62,7 @@ def _bounds(name: str, low: float, high: float) -> None:
 class TruncatedIS:
     """TIS: ``min(c, cap)`` per token, or ``min(prod_t c_t, cap)`` per sequence."""
 
-    cap: float = 2.0
+    cap: Positive = 2.0
     level: Literal["token", "sequence"] = "token"
     denominator: Denominator = "all"
     needs = NEEDS
@@ -118,7 +119,7 @@ class SequenceMask:
 class K3Mask:
     """Keeps a sequence iff the mean over its tokens of k3(behav‖old) = ``c - 1 - log c`` is at most ``bound``."""
 
-    bound: float = 0.01
+    bound: Positive = 0.01
     denominator: Denominator = "all"
     needs = NEEDS
 
@@ -135,7 +136,7 @@ class OffPolicySequenceMask:
     Source: DeepSeek-V3.2, off-policy sequence masking; delta 0.5 as in TRL.
     """
 
-    delta: float = 0.5
+    delta: NonNegative = 0.5
     denominator: Denominator = "all"
     needs = NEEDS | {"adv"}
 

@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from rlkit.bounds import NonNegative, Positive
 from rlkit.errors import ConfigError
 from rlkit.objective import Term
 from rlkit.types import Batch, New
@@ -250,8 +251,8 @@ class Divergence(Term):
     parameter: float | None = None
     form: Literal["score", "differentiable"] = "score"
     importance: Literal["none", "token", "sequence"] = "token"
-    cap: float | None = None
-    floor: float | None = None
+    cap: Positive | None = None
+    floor: NonNegative | None = None
 
     def __post_init__(self) -> None:
         generator(self.f, self.parameter)

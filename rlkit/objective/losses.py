@@ -7,11 +7,12 @@ A term whose docstring says *corrected* multiplies its cost by ``Batch.weight``,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from rlkit.bounds import Bound, NonNegative, Positive, Share
 from rlkit.errors import ConfigError
 from rlkit.objective import Term
 from rlkit.objective.advantages import centre, group_centre
@@ -106,8 +107,8 @@ class CISPO(Term):
     """
 
     only_advantage: ClassVar[bool] = True
-    eps_low: float | None = None
-    eps_max: float = 5.0
+    eps_low: Share | None = None
+    eps_max: Positive = 5.0
     against: Literal["behav", "old"] = "behav"
 
     @property
@@ -135,8 +136,8 @@ class GSPO(Term):
 
     only_advantage: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = ADV_OLD
-    eps_low: float = 3e-4
-    eps_high: float = 4e-4
+    eps_low: Share = 3e-4
+    eps_high: NonNegative = 4e-4
 
     def __call__(self, new: New, b: Batch) -> Tensor:
         mean_S = b.seq_mean(new.logp.detach() - b.logp["old"]).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
@@ -153,8 +154,8 @@ class SAPO(Term):
 
     only_advantage: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = ADV_OLD
-    tau_pos: float = 1.0
-    tau_neg: float = 1.05
+    tau_pos: Positive = 1.0
+    tau_neg: Positive = 1.05
 
     def __call__(self, new: New, b: Batch) -> Tensor:
         a, w = advantage(b), log_ratio(new.logp, b.logp["old"]).exp()
@@ -173,7 +174,7 @@ class GMPO(Term):
 
     only_advantage: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = ADV_OLD
-    eps: float = 0.4
+    eps: NonNegative = 0.4
 
     def __call__(self, new: New, b: Batch) -> Tensor:
         a_S = b.seq_mean(advantage(b))
@@ -193,8 +194,8 @@ class DPPO(Term):
     """
 
     needs: ClassVar[frozenset[str]] = ADV_BEHAV
-    bound: float = 0.2
-    quadratic: float = 1e-3
+    bound: Positive = 0.2
+    quadratic: NonNegative = 1e-3
 
     def __call__(self, new: New, b: Batch) -> Tensor:
         a, behav = advantage(b), b.logp["behav"]
@@ -220,7 +221,7 @@ class ClipCov(PPOClip):
     Source: Clip-Cov 2505.22617 [code].
     """
 
-    share: float = 2e-4
+    share: Share = 2e-4
     low: float = 1.0
     high: float = 5.0
 
@@ -245,8 +246,8 @@ class KLCov(Term):
     """
 
     needs: ClassVar[frozenset[str]] = ADV_OLD
-    share: float = 2e-4
-    beta: float = 1.0
+    share: Share = 2e-4
+    beta: NonNegative = 1.0
 
     def mark(self, b: Batch, generator: torch.Generator) -> Tensor:
         cov = covariance(b)
@@ -270,11 +271,11 @@ class RPG(Term):
 
     needs: ClassVar[frozenset[str]] = ADV_OLD
     kl: Literal["forward_kl", "forward_ukl", "reverse_kl", "reverse_ukl"] = "reverse_ukl"
-    beta: float = 1e-4
+    beta: NonNegative = 1e-4
     clip: bool = True
-    eps_low: float = 0.2
-    eps_high: float = 0.28
-    dual_clip: float = 10.0
+    eps_low: Share = 0.2
+    eps_high: NonNegative = 0.28
+    dual_clip: Annotated[float, Bound(above=1)] = 10.0
 
     def __call__(self, new: New, b: Batch) -> Tensor:
         r = log_ratio(new.logp.detach(), b.logp["old"])
@@ -325,7 +326,7 @@ class AStar(Term):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"ref", "col:v_star"})
-    beta: float = 1e-3
+    beta: Positive = 1e-3
 
     def __call__(self, new: New, b: Batch) -> Tensor:
         return (self.beta * b.seq_sum(new.logp - b.logp["ref"]) - (b.reward - b.cols["v_star"])) ** 2
@@ -341,7 +342,7 @@ class REBEL(Term):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"behav"})
-    eta: float = 1.0
+    eta: Positive = 1.0
     whole_groups: ClassVar[bool] = True
 
     def __call__(self, new: New, b: Batch) -> Tensor:
@@ -376,7 +377,7 @@ class ValueMSE(Term):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"value", "returns"})
-    clip: float | None = 0.2
+    clip: Positive | None = 0.2
 
     def __call__(self, new: New, b: Batch) -> Tensor:
         assert new.value is not None and b.value is not None and b.returns is not None
