@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rlkit.bounds import Bound
-from rlkit.config import printable, shown
 from rlkit.errors import ConfigError, DataError, InputError, RlkitError
 from rlkit.output import require_file
+from rlkit.reading import printable, shown
 
 
 def main(argv: Sequence[str] | None = None) -> int:

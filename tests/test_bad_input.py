@@ -24,9 +24,10 @@ import yaml
 import rlkit as rk
 from rlkit.build import check as check_run
 from rlkit.cli import main
-from rlkit.config import NAMESPACES, build, known, located
+from rlkit.config import NAMESPACES, build, known
 from rlkit.data.prompts import load_prompts
 from rlkit.errors import InputError
+from rlkit.reading import located
 from rlkit.run import Run
 
 ANSWERS = yaml.safe_load((Path(__file__).parent / "bad_input.yaml").read_text())
@@ -290,6 +291,19 @@ def test_python_is_held_to_the_same_bounds() -> None:
     for sampling in ({"temperature": float("nan")}, {"top_p": 0.0}, {"max_tokens": 0}):
         with pytest.raises(rk.ConfigError, match=next(iter(sampling))):
             rk.Sampling(**sampling)
+
+
+def test_check_tells_everything_at_once() -> None:
+    wrong = {"rollout": {"n": 1}, "learner": {"minibatches": 64}, "sampling": {"temperature": 0}, "critic": {}}
+    with pytest.raises(rk.ConfigError) as error:
+        check_run(rk.load(yaml.safe_load(GOOD) | wrong))
+    told = str(error.value).split("\n")
+    assert [key for key in ("critic", "minibatches", "rollout.n", "temperature") for line in told if key in line] == [
+        "critic",
+        "minibatches",
+        "rollout.n",
+        "temperature",
+    ]
 
 
 def test_names_that_are_patterns_are_found_again(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import rlkit as rk
 from rlkit.build import check
-from rlkit.config import read
 from rlkit.errors import ConfigError, InputError
+from rlkit.reading import read
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = [

@@ -99,8 +99,6 @@ def evaluate(a: argparse.Namespace) -> None:
     run = load(a.config, a.overrides)
     path = model_folder(a.model)
     tokenizer = load_tokenizer(path)
-    if a.n < 1:
-        raise ConfigError(f"-n {a.n}: at least one response to each prompt is needed.")
     if a.adaptive and a.n < 2:
         raise ConfigError(
             "--adaptive stops sampling when the majority is settled: -n must be above 1 (it is the most it draws)."
@@ -353,8 +351,6 @@ def sample(a: argparse.Namespace) -> None:
         )
     if a.best and a.tilt is not None:
         raise ConfigError("--best and --tilt are two ways to choose: use one of them.")
-    if a.tilt is not None and a.tilt <= 0:
-        raise ConfigError(f"--tilt {a.tilt}: the KL coefficient must be positive (smaller follows the reward more).")
     quiet_libraries()
     path = model_folder(a.model)
     tokenizer = load_tokenizer(path)

@@ -190,7 +190,7 @@ def test_self_certainty_is_the_divergence_from_the_uniform(tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["-n", "0"], "at least one response"),
+        (["-n", "0"], "at least 1"),
         (["data.test=null"], "data.test is not set"),
         (["data.test=gsm9k"], "Did you mean 'gsm8k'"),
         (["data.test=no.jsonl"], "no file 'no.jsonl'"),

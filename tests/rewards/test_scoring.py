@@ -105,7 +105,7 @@ def test_calls_of_an_async_reward_wait_side_by_side() -> None:
     )
     assert [r.reward for r in rollouts] == [1.0] * 3 and rollouts[0].parts["correct/correct"] == 1.0
     assert max(r.reward for r in score(RewardSpec("examples.py:most_at_once", concurrency=2))[0]) == 2
-    with pytest.raises(ValueError, match="concurrency 0"):
+    with pytest.raises(ValueError, match="concurrency is 0"):
         score(RewardSpec("examples.py:most_at_once", concurrency=0))
 
 
