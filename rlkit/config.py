@@ -88,7 +88,7 @@ class _Builder:
 
     def fail(self, at: Located, path: str, message: str) -> Any:
         place = f"{at.origin}: {printable(path)}" if path else at.origin
-        self.errors.append(f"{place}: {message}")
+        self.errors.append(f"{place}: {printable(message, 1200)}")
         return None
 
     def unlike(self, hint: Any, at: Located, path: str) -> Any:
@@ -316,7 +316,7 @@ def find(name: str, namespace: str, base: Path) -> type:
     """
     if ":" in name:
         place, _, attribute = name.rpartition(":")
-        if not place or not attribute:
+        if not attribute or not (place.endswith(".py") or all(part.isidentifier() for part in place.split("."))):
             raise ConfigError(f"{shown(name)} is not of the form my_file.py:MyClass or package.module:MyClass.")
         cls = getattr(load_module(place, base), attribute, None)
         if not inspect.isclass(cls) or not dataclasses.is_dataclass(cls):

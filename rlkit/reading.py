@@ -214,10 +214,10 @@ def _unwritable(text: str) -> str | None:
     return half and f"the text {shown(text)} holds half of a character (U+{ord(half):04X}), which no file can hold"
 
 
-def printable(text: str) -> str:
+def printable(text: str, longest: int = 300) -> str:
     """``text`` on one line, without control characters, and cut where it is long."""
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:300])
-    return line if len(text) <= 300 else f"{line}..."
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:longest])
+    return line if len(text) <= longest else f"{line}..."
 
 
 def shown(x: Any) -> str:
