@@ -171,8 +171,8 @@ def test_how_old_tokens_are() -> None:
     [
         ({"over": 0.5}, "rollout.over is 0.5, but engine: vllm with pause: wait"),
         ({"over": 0.5, "engine": "hf", "pause": "continue"}, "engine: hf with pause: continue"),
-        ({"over": 1.5, "pause": "continue"}, "rollout.over is 1.5"),
-        ({"overtake": 0}, "rollout.overtake 0"),
+        ({"over": 1.5, "pause": "continue"}, "rollout.over: is 1.5"),
+        ({"overtake": 0}, "rollout.overtake: is 0"),
         ({"pause": "stop"}, "continue"),
     ],
 )
