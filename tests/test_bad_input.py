@@ -383,3 +383,35 @@ def test_no_key_takes_what_is_no_number() -> None:
             for value in (x, [x], {"a": x}):
                 with pytest.raises(rk.ConfigError, match=r"finite|expected|unknown key|entries"):
                     build(hint, located(value))
+
+
+BUGGY = """from dataclasses import dataclass
+from rlkit import Term
+
+@dataclass(frozen=True, kw_only=True)
+class Loss(Term):
+    def __call__(self, new, b):
+        return new.logp * int("of the user")
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    def build(self, prompts, seed, statistics):
+        return int("of the user")
+"""
+
+
+@pytest.mark.parametrize(
+    "change", [{"objective": [{"type": "buggy.py:Loss"}]}, {"sampler": {"type": "buggy.py:Sampler"}}]
+)
+def test_a_value_error_of_the_users_code_is_no_mistake_in_the_input(
+    small: dict[str, Any], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    """It ends the run with its traceback, which one line and exit code 2 would hide."""
+    (tmp_path / "buggy.py").write_text(BUGGY)
+    small["rewards"] = [str(Path("tests/rewards/examples.py").absolute()) + ":often"]
+    small["data"] |= {key: value for key, value in change.items() if key == "sampler"}
+    small |= {key: value for key, value in change.items() if key == "objective"}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(small))
+    with pytest.raises(ValueError, match="of the user") as error:
+        main(["train", str(tmp_path / "c.yaml")])
+    assert not isinstance(error.value, InputError) and error.traceback[-1].path.name == "buggy.py"
