@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from rlkit.bounds import Bound, Bounded, Count, Seed, Share
-from rlkit.errors import DataError
+from rlkit.errors import ConfigError, DataError
 
 Split = Literal["train", "test"]
 Row = dict[str, Any]
@@ -244,6 +246,97 @@ class Sorting(_Leveled):
 
     def verify(self, response: str, row: Mapping[str, Any]) -> bool:
         return response.strip() == row["answer"]
+
+
+# (text, what happens to the number): {n} name, {t} thing, {a} what there is, {b} what comes or goes
+GAINS = (
+    "{n} has {a} {t} and gets {b} more. How many {t} does {n} have now?",
+    "There are {a} {t} in a box. {n} puts {b} more into it. How many {t} are in the box now?",
+    "{n} found {a} {t} in the morning and {b} in the evening. How many {t} did {n} find?",
+)
+LOSSES = (
+    "{n} has {a} {t} and gives away {b}. How many {t} are left?",
+    "There are {a} {t} in a box. {n} takes {b} out of it. How many {t} are in the box now?",
+    "{n} had {a} {t} and lost {b} of them. How many {t} does {n} have now?",
+)
+OTHER_GAINS = (
+    "A shop has {a} {t}. Then {n} brings {b} more. How many {t} does the shop have?",
+    "{n} counts {a} {t} on the left and {b} on the right. How many {t} are there together?",
+)
+OTHER_LOSSES = (
+    "A shop has {a} {t}. Then {n} buys {b} of them. How many {t} does the shop still have?",
+    "{n} needs {a} {t} and already has {b}. How many {t} are missing?",
+)
+CHAINS = (
+    "{n} has {a} {t}, gets {b} more and then gives away {c}. How many {t} does {n} have now?",
+    "There are {a} {t} in a box. {n} puts {b} more into it and takes {c} out. How many {t} are in the box now?",
+)
+OTHER_CHAINS = ("A shop has {a} {t}. {n} brings {b} more and sells {c}. How many {t} does the shop have in the end?",)
+NAMES = ("Tom", "Anna", "Ben", "Mia", "Leo", "Zoe", "Sam", "Eva", "Max", "Lily")
+THINGS = ("apples", "books", "coins", "pens", "cards", "shells")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordProblems(_Leveled):
+    """Short problems for a chat model: ``Tom has 3 apples and gets 4 more. How many apples does Tom have now?``
+
+    Level 1: one step with numbers up to 9; level 2: one step up to 99; level 3: two steps up to 99. The last whole number of a response is
+    its answer.
+
+    Attributes:
+        levels: which levels rows come from.
+        transfer: the test split is made of three sets in equal parts, told apart by the column ``dataset``: ``same`` is what is trained,
+            ``wordings`` has sentences that no training row has, ``larger`` has numbers up to ten times as large, none of them seen in training.
+        mistakes: share of demonstrations that are off by one.
+    """
+
+    alphabet: ClassVar[str] = string.printable
+    levels: tuple[Count, ...] = (1,)
+    transfer: bool = False
+    mistakes: Share = 0.5
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if set(self.levels) - {1, 2, 3}:
+            raise ConfigError(
+                f"WordProblems.levels is {list(self.levels)}; levels are 1 (one step, numbers up to 9), 2 (one step, up to 99) and "
+                "3 (two steps, up to 99)."
+            )
+
+    def _question(self, rng: random.Random, dataset: str = "same") -> tuple[str, str, int]:
+        level = rng.choice(self.levels)
+        top = 9 if level == 1 else 99
+        low, high, other = (top + 1, 10 * top, False) if dataset == "larger" else (1, top, dataset == "wordings")
+        a, b = rng.randint(low, high), rng.randint(low, high)
+        c = rng.randint(1, min(high, a + b))
+        if level == 3:
+            text, answer = rng.choice(OTHER_CHAINS if other else CHAINS), a + b - c
+        elif rng.random() < 0.5:
+            text, answer = rng.choice(OTHER_GAINS if other else GAINS), a + b
+        else:
+            a, b = max(a, b) + rng.randint(0, high // 2), min(a, b)
+            text, answer = rng.choice(OTHER_LOSSES if other else LOSSES), a - b
+        return text.format(n=rng.choice(NAMES), t=rng.choice(THINGS), a=a, b=b, c=c), str(answer), level
+
+    def rows(self, split: Split, n: int) -> list[Row]:
+        sets = ("same", "wordings", "larger") if split == "test" and self.transfer else ("same",)
+        return [
+            {"id": f"word-problems/{split}/{q}", "prompt": q, "answer": a, "level": level}
+            | ({"dataset": name} if len(sets) > 1 else {})
+            for i, name in enumerate(sets)
+            for q, a, level in draw(
+                self.seed, split, len(range(i, n, len(sets))), partial(self._question, dataset=name)
+            )
+        ]
+
+    def demonstration(self, row: Mapping[str, Any], rng: random.Random) -> str:
+        answer = int(row["answer"])
+        return str(answer + rng.choice((-1, 1)) if rng.random() < self.mistakes else answer)
+
+    def verify(self, response: str, row: Mapping[str, Any]) -> bool:
+        found = numbers_of(response)
+        return bool(found) and found[-1] == int(row["answer"])
 
 
 def numbers_of(text: str) -> list[int]:
