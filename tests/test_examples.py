@@ -34,5 +34,6 @@ def test_every_example_is_run() -> None:
         "examples/custom_loss.py",
         "examples/rewards.py",  # named by configurations
         "examples/ray_job.py",
+        "examples/real.py",  # a pretrained model: by hand, `make real`
     }  # tests/stack/test_quickstart.py
     assert here == {w for w in used if w.startswith("examples/")} | elsewhere

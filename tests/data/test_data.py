@@ -24,12 +24,18 @@ from rlkit.data.curriculum import (
 )
 from rlkit.data.prompts import load_prompts
 from rlkit.data.statistics import COLUMNS, PromptStatistics
-from rlkit.data.tasks import Arithmetic, Countdown, Modular, Sorting
+from rlkit.data.tasks import Arithmetic, Countdown, Modular, Sorting, WordProblems
 from rlkit.data.tiny import make_tiny, make_tokenizer
 from rlkit.learner.model import load_tokenizer
 from rlkit.types import Prompt, Rollout
 
-TASKS = [Sorting(levels=(1, 2)), Arithmetic(levels=(2, 4)), Modular(levels=(2,)), Countdown(levels=(2,), mistakes=0.8)]
+TASKS = [
+    Sorting(levels=(1, 2)),
+    Arithmetic(levels=(2, 4)),
+    Modular(levels=(2,)),
+    Countdown(levels=(2,), mistakes=0.8),
+    WordProblems(levels=(1, 2, 3)),
+]
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda t: type(t).__name__)
