@@ -285,8 +285,9 @@ class WordProblems(_Leveled):
 
     Attributes:
         levels: which levels rows come from.
-        transfer: the test split is made of three sets in equal parts, told apart by the column ``dataset``: ``same`` is what is trained,
-            ``wordings`` has sentences that no training row has, ``larger`` has numbers up to ten times as large, none of them seen in training.
+        transfer: the test split is made of three sets in equal parts, told apart by the column ``dataset``: ``same`` is what is
+            trained, ``wordings`` has sentences that no training row has, ``larger`` numbers up to ten times as large, which no
+            training row has.
         mistakes: share of demonstrations that are off by one.
     """
 
