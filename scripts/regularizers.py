@@ -5,11 +5,12 @@ A test compares the page with what this program would write now.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rlkit.objective.divergences import KL, TABLE, Divergence, Mixture, generator, label
 from rlkit.objective.full_vocab import FullDivergence
@@ -65,15 +66,73 @@ def estimators() -> Iterator[str]:
 
 
 def divergences() -> Iterator[str]:
-    yield "| `f` | sampled, on-policy | off-policy | rows from the anchor | whole vocabulary | noise: score | differentiable | whole |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| `f` | sampled, on-policy | off-policy | rows from the anchor | whole vocabulary | noise: sampled | whole |"
+    yield "|---|---|---|---|---|---|---|"
     kinds: tuple[Sampled, ...] = ("on-policy", "off-policy", "from the reference")
     for name, parameter in ALL:
         found = [examine(Divergence(f=name, parameter=parameter), s) for s in kinds]
         full = examine(FullDivergence(f=name, parameter=parameter), "on-policy")
-        other = examine(Divergence(f=name, parameter=parameter, form="differentiable"), "on-policy")
         marks = ["exact" if f.follows == f.claims else cell(f) for f in (*found, full)]
-        yield f"| {label(name, parameter)} | {' | '.join(marks)} | {found[0].noise:.1f} | {other.noise:.1f} | {full.noise:.1f} |"
+        yield f"| {label(name, parameter)} | {' | '.join(marks)} | {found[0].noise:.1f} | {full.noise:.1f} |"
+
+
+Published = Callable[[Tensor], Tensor]  # f of u = pi / anchor, as it stands in the source
+# what, source, its f, the name and parameter here; a parameter with another meaning there is part of its name
+CONSTANTS: list[tuple[str, str, Published, str, float | None]] = [
+    ("reverse KL", "RPG 2505.17508", lambda u: u * u.log(), "reverse_ukl", None),
+    ("k2", "Schulman; OpenRLHF, verl: `0.5 (log u)^2` of samples of pi", lambda u: u * u.log(), "reverse_ukl", None),
+    ("forward KL", "DPH-RL 2509.07430: `u - 1 - log u`", lambda u: u - 1 - u.log(), "forward_ukl", None),
+    ("JS", "DPH-RL 2509.07430, `js_low_var`", lambda u: u * u.log() - (u + 1) * ((u + 1) / 2).log(), "js", None),
+    (
+        "JS",
+        "f-DPG 2302.08215 (disco), f-DPO 2309.16240",
+        lambda u: u * u.log() - (u + 1) * ((u + 1) / 2).log(),
+        "js",
+        None,
+    ),
+    (
+        "JS, beta 0.3",
+        "GKD 2306.13649, TRL: beta is the teacher's share",
+        lambda u: -0.3 * (0.3 + 0.7 * u).log() + 0.7 * u * (u / (0.3 + 0.7 * u)).log(),
+        "generalised_js",
+        0.7,
+    ),
+    ("alpha, a = 0.2", "DPH-RL, f-DPO", lambda u: (u**0.8 - 0.8 * u - 0.2) / (0.2 * -0.8), "alpha", 0.8),
+    (
+        "alpha, order 0.8",
+        "Cressie-Read; TRL's `f_alpha`",
+        lambda u: (u**0.8 - 0.8 * u - 0.2) / (0.8 * -0.2),
+        "alpha",
+        0.8,
+    ),
+    ("skew forward KL, 0.1", "DistiLLM 2402.03898", lambda u: -(0.1 + 0.9 * u).log(), "skew_forward", 0.1),
+    ("skew reverse KL, 0.1", "DistiLLM 2402.03898", lambda u: u * (u / (0.1 * u + 0.9)).log(), "skew_reverse", 0.1),
+    ("chi2(pi‖ref)", "`(u - 1)^2`", lambda u: (u - 1) ** 2, "chi2", None),
+    ("chi2(pi‖ref)", "as alpha of order 2", lambda u: 0.5 * (u - 1) ** 2, "chi2", None),
+    ("chi2(ref‖pi)", "disco's `chi-squared`", lambda u: (u - 1) ** 2 / u, "reverse_chi2", None),
+    ("squared Hellinger", "`1 - sum sqrt(p q)`", lambda u: 0.5 * (u.sqrt() - 1) ** 2, "hellinger", None),
+    ("squared Hellinger", "as alpha of order 1/2", lambda u: 2 * (u.sqrt() - 1) ** 2, "hellinger", None),
+    ("total variation", "disco; `0.5 abs(u - 1)`", lambda u: 0.5 * (u - 1).abs(), "tv", None),
+    ("Jeffreys", "sum of both KLs", lambda u: (u - 1) * u.log(), "jeffreys", None),
+    ("Jeffreys", "mean of both KLs", lambda u: 0.5 * (u - 1) * u.log(), "jeffreys", None),
+    ("Tsallis, q = 1.5", "`(u^q - u) / (q - 1)`", lambda u: (u**1.5 - u) / 0.5, "tsallis", 1.5),
+]
+
+
+def factor(published: Published, f: str, parameter: float | None) -> Tensor:
+    """The published slope over ours at a few ratios; of each, what it is at ratio 1 is taken off: constants have no expected gradient."""
+    u = torch.tensor([0.05, 0.3, 0.9, 1.2, 3.0, 20.0, 1.0], dtype=torch.float64, requires_grad=True)
+    (theirs,) = torch.autograd.grad(published(u).sum(), u)
+    ours = generator(f, parameter).slope(u.detach().log())
+    return (theirs - theirs[-1])[:-1] / (ours - ours[-1])[:-1]
+
+
+def constants() -> Iterator[str]:
+    yield "| divergence | as published | here | a published coefficient times |"
+    yield "|---|---|---|---|"
+    for what, source, published, f, parameter in CONSTANTS:
+        here = f"`{f}`" if parameter is None else f"`{f}`, `parameter: {parameter:g}`"
+        yield f"| {what} | {source} | {here} | {float(factor(published, f, parameter)[0]):.3g} |"
 
 
 def page() -> str:
@@ -105,11 +164,20 @@ def page() -> str:
             "",
             "![f and its slope](regularizers-f.svg)",
             "",
-            "Value under samples of the policy, `f(u) / u`, and slope `f'(u)`, the coefficient of the score, against `log u`.",
+            "Value under samples of the policy, `f(u) / u`, and slope `f'(u)`, the coefficient of the score, against `log u`. Slopes are those at",
+            "`log u` of 20 beyond it, and never 0 there.",
             "",
             "![noise of the estimators](regularizers-noise.svg)",
             "",
             "Noise of the gradient of one response as policy and reference move apart.",
+            "",
+            "## Constants: ours and published",
+            "",
+            "The same name can mean another multiple, and a parameter the other side. A coefficient that was published for the left, times the last",
+            "column, has the same gradient with what stands under *here*. DPH-RL's 0.05 to 0.2 for JS is `coef: 0.1` to `0.4` here; GKD's beta is",
+            "the teacher's share of the mixture, `parameter` here the policy's; a of DPH-RL and f-DPO is one minus the order here.",
+            "",
+            *constants(),
             "",
         ]
     )

@@ -9,7 +9,8 @@ so the score form below is exact on-policy, off-policy, and on rows sampled from
 token-level divergence given the visited prefixes; the sequence-level KL needs reward-to-go (``KLReward``).
 
 Slopes are bounded, outputs are never clamped: clamping an output makes the gradient zero exactly where the policy is
-farthest away.
+farthest away. A weighted value ``w f(u) / u`` is not differentiated by autograd, although its gradient is ``w f'(u)`` times the score: that
+would be the difference of two numbers of the size of ``1 / u``, of which float32 keeps nothing where ``u`` is small.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ TABLE: dict[str, Generator] = {
     # KL(q‖pi)
     "forward_kl": _F(lambda a: -a * (-a).exp(), lambda a: -(-a).exp()),
     "forward_ukl": _F(lambda a: 1 - (-a).exp() - a * (-a).exp(), lambda a: -torch.expm1(-a)),
-    # halves of KL to the middle
+    # halves of KL to the middle; DPH-RL, f-DPO and disco have twice this (docs/regularizers.md, constants)
     "js": _F(_js_value, lambda a: 0.5 * (math.log(2) - _softplus(-a))),
     "jeffreys": _F(lambda a: -torch.expm1(-a) * a, lambda a: a - torch.expm1(-a)),
     "chi2": _F(lambda a: torch.expm1(a) * -torch.expm1(-a), lambda a: 2 * torch.expm1(a)),
@@ -93,7 +94,7 @@ def tsallis(q: float) -> Generator:
 
 
 def generalised_js(beta: float) -> Generator:
-    """``beta KL(pi‖m) + (1 - beta) KL(q‖m)``, ``m = beta pi + (1 - beta) q`` (GKD 2306.13649)."""
+    """``beta KL(pi‖m) + (1 - beta) KL(q‖m)``, ``m = beta pi + (1 - beta) q``. GKD's beta (2306.13649) is the teacher's: 1 - beta here."""
 
     def log_m(a: Tensor) -> Tensor:  # log(beta u + 1 - beta)
         return torch.logaddexp(a + math.log(beta), torch.full_like(a, math.log(1 - beta)))
@@ -120,7 +121,7 @@ def skew_reverse(lam: float) -> Generator:
 
 
 PARAMETRIC: dict[str, tuple[Callable[[float], Generator], Callable[[float], bool], str]] = {
-    "alpha": (alpha, math.isfinite, "a finite number"),
+    "alpha": (alpha, lambda order: -2 <= order <= 4, "in [-2, 4]"),  # beyond it e^(20 order) is no float32
     "tsallis": (tsallis, lambda q: 0 < q <= 4, "in (0, 4]"),
     "generalised_js": (generalised_js, lambda b: 0 < b < 1, "in (0, 1)"),
     "skew_forward": (skew_forward, lambda x: 0 < x < 1, "in (0, 1)"),
@@ -215,27 +216,33 @@ def check_geometric(anchor: Anchor, reverse: bool, what: str) -> None:
 
 
 def importance(new: New, b: Batch, kind: str, cap: float | None, floor: float | None) -> Tensor:
-    """``pi / mu``, with gradient: of the token, or of the sequence up to and including the token (its prefix product).
+    """``pi / mu``, without gradient: of the token, or of the sequence up to and including the token (its prefix product).
 
     ``cap`` truncates; with ``floor`` weights outside ``[floor, cap]`` become 0 instead.
     """
     if kind == "none":
-        return (new.logp - new.logp.detach()).exp()  # 1, with the score as gradient
-    r = new.logp - b.logp["behav"]
+        return torch.ones_like(new.logp)
+    r = new.logp.detach() - b.logp["behav"]
     if kind == "sequence":
         r = b.seq_cumsum(r)
     w = r.clamp(-BOUND, BOUND).exp()
     if floor is not None:
-        return w * ((w >= floor) & (w <= (math.inf if cap is None else cap))).detach()
-    return w if cap is None else w * (w.detach().clamp(max=cap) / w.detach())
+        return w * ((w >= floor) & (w <= (math.inf if cap is None else cap)))
+    return w if cap is None else w.clamp(max=cap)
+
+
+def by_score(value: Tensor, slope: Tensor, new: New) -> Tensor:
+    """A cost that shows ``value`` and whose gradient is ``slope`` times the score; both are constants to autograd."""
+    return value.detach() + slope.detach() * (new.logp - new.logp.detach())
 
 
 @dataclass(frozen=True)
 class Divergence(Term):
     """An f-divergence ``D_f(pi‖anchor)`` whose expected gradient is exact under the sampling policy.
 
-    ``form: score`` has the coefficient ``sg(w f'(u))`` on the score. ``form: differentiable`` differentiates ``w f(u) / u``, as
-    RPG does: per sample the same gradient. The logged value is ``w f(u) / u``.
+    ``form: score`` has the coefficient ``sg(w f'(u))`` on the score. ``form: differentiable`` is the derivative of ``w f(u) / u``, as
+    RPG has it: per token the same, and with ``importance: sequence`` a token also gets the values of the later ones, whose weights it is
+    part of. The logged value is ``w f(u) / u``.
 
     Attributes:
         f: a name of the table, or an object with ``value`` and ``slope``. The default is the reverse KL, by its quieter unnormalised form.
@@ -268,13 +275,12 @@ class Divergence(Term):
 
     def __call__(self, new: New, b: Batch) -> Tensor:
         g = generator(self.f, self.parameter)
-        log_p = new.logp if self.form == "differentiable" else new.logp.detach()
-        a = (log_p - anchor_log_prob(self.anchor, b)).clamp(-BOUND, BOUND)
+        a = (new.logp.detach() - anchor_log_prob(self.anchor, b)).clamp(-BOUND, BOUND)
         w = importance(new, b, self.importance, self.cap, self.floor)
-        if self.form == "differentiable":
-            return w * g.value(a)
-        score = (w.detach() * g.slope(a)) * new.logp
-        return (w.detach() * g.value(a)) + score - score.detach()
+        value, slope = w * g.value(a), w * g.slope(a)
+        if self.form == "differentiable" and self.importance == "sequence":
+            slope = slope + (b.reward_to_go(value.double()) - value).to(slope.dtype)
+        return by_score(value, slope, new)
 
 
 @dataclass(frozen=True)
@@ -341,4 +347,11 @@ class KL(Term):
                 self.estimator
             ]
         w = importance(new, b, "token", None, None)
-        return {"k1": w * a, "k2": w.detach() * k2, "k3": w * k3, "kF": w * kF}[self.estimator]
+        if self.estimator == "k2":
+            return w * k2
+        value, slope = {  # d/da (w value) = w slope: reverse KL, its unnormalised form, and the forward KL
+            "k1": (a, a + 1),
+            "k3": (k3, a),
+            "kF": (kF, -torch.expm1(-bounded)),
+        }[self.estimator]
+        return by_score(w * value, w * slope, new)

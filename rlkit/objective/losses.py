@@ -24,8 +24,12 @@ MAX_LOG_RATIO = 20.0
 
 
 def log_ratio(new_N: Tensor, old_N: Tensor) -> Tensor:
-    """``new - old``, bounded to ±20 so that its exponential stays finite in float32."""
-    return (new_N - old_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    """``new - old``, bounded to ±20 so that its exponential stays finite in float32; its gradient is that of ``new`` everywhere.
+
+    A plain clamp has no gradient beyond the bound: a token of negative advantage that has become e^20 times as likely would stay so.
+    """
+    r = new_N - old_N
+    return r + (r.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO) - r).detach()
 
 
 def advantage(b: Batch) -> Tensor:
@@ -201,8 +205,7 @@ class DPPO(Term):
         a, behav = advantage(b), b.logp["behav"]
         moved = new.logp.detach().exp() - behav.exp()
         keep = torch.where(a > 0, moved <= self.bound, moved >= -self.bound)
-        r = log_ratio(new.logp, behav)
-        return -r.exp() * a * keep + self.quadratic * r**2
+        return -log_ratio(new.logp, behav).exp() * a * keep + self.quadratic * (new.logp - behav) ** 2
 
 
 def covariance(b: Batch) -> Tensor:
@@ -254,8 +257,8 @@ class KLCov(Term):
         return torch.zeros_like(cov).index_fill(0, cov.topk(max(1, int(self.share * b.N))).indices, 1.0)
 
     def __call__(self, new: New, b: Batch) -> Tensor:
-        r = log_ratio(new.logp, b.logp["old"])
-        return corrected(-r.exp() * advantage(b) + self.beta * r.abs() * b.marks[self.name], b)
+        w, moved = log_ratio(new.logp, b.logp["old"]).exp(), (new.logp - b.logp["old"]).abs()
+        return corrected(-w * advantage(b) + self.beta * moved * b.marks[self.name], b)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
 from torch import Tensor
 
+from rlkit.objective import Term, loss
 from rlkit.objective.divergences import KL, TABLE, Divergence, generator
+from rlkit.types import Batch, New
 from tests.objective.world import World
 
 # Divergences of two probability tables from their textbook definitions, [prefixes]; independent of the library's f(u)/u and f'(u).
@@ -151,3 +154,112 @@ def test_a_divergence_of_the_users_own() -> None:
 def test_bad_divergences_are_refused(f: str, parameter: float | None) -> None:
     with pytest.raises(ValueError, match=f):
         generator(f, parameter)
+
+
+def far(a: Tensor, **logp: Tensor) -> tuple[New, Batch]:
+    """Tokens of their own whose log-ratios to the reference are ``a``, in float32."""
+    old = torch.full_like(a, -100.0)
+    b = Batch(
+        seq=torch.arange(len(a)),
+        group=torch.arange(len(a)),
+        source=torch.zeros(len(a), dtype=torch.long),
+        reward=torch.zeros(len(a)),
+        logp={"behav": old, "old": old, "ref": old} | logp,
+        norm=torch.ones(1, len(a)),
+    )
+    return New((old + a).requires_grad_()), b
+
+
+FAR = torch.tensor([-80.0, -40.0, -21.0, -19.0, -5.0, -0.5, 0.5, 5.0, 19.0, 21.0, 40.0, 80.0])
+
+
+@pytest.mark.parametrize("importance", ["none", "token", "sequence"])
+@pytest.mark.parametrize("form", ["score", "differentiable"])
+@pytest.mark.parametrize("key", CASES, ids=str)
+def test_the_gradient_far_away_is_the_bounded_slope(key: tuple[str, float | None], form: str, importance: str) -> None:
+    """In float32, for ratios of e^80 to the reference (and to the sampling policy): finite, never 0, and the slope at the bound."""
+    g = generator(*key)
+    for sampled in ("behav", "new"):
+        new, b = far(FAR)
+        if sampled == "new":  # only the reference is far away
+            b = dataclasses.replace(b, logp=b.logp | {"behav": new.logp.detach()})
+        term = Divergence(f=key[0], parameter=key[1], form=form, importance=importance, reduce="sum")
+        parts = [loss((term,), new.rows(b.seq == s), b.rows(b.seq == s), (1.0,))[0] for s in range(b.S)]
+        value = torch.stack(parts).sum()
+        (got,) = torch.autograd.grad(value, new.logp)
+        bounded = FAR.double().clamp(-20, 20)
+        w = bounded.exp() if sampled == "behav" and importance != "none" else torch.ones_like(bounded)
+        torch.testing.assert_close(got.double(), w * g.slope(bounded), rtol=1e-4, atol=0)
+        assert bool((got != 0).all()) and bool(got.isfinite().all()) and math.isfinite(float(value))
+
+
+@pytest.mark.parametrize("importance", ["none", "token"])
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "k1+", "k3+", "kF"])
+def test_kl_estimators_pull_from_far_away(estimator: str, importance: str) -> None:
+    if (estimator == "k1" and importance == "none") or (estimator.endswith("+") and importance == "token"):
+        return
+    new, b = far(FAR)
+    value, _ = loss((KL(estimator=estimator, importance=importance, reduce="sum"),), new, b, (1.0,))
+    (got,) = torch.autograd.grad(value, new.logp)
+    assert bool(got.isfinite().all()) and math.isfinite(float(value))
+    assert bool((got.sign() == FAR.sign()).all()) or estimator in ("k1", "kF"), got
+    assert bool((got != 0).all())
+
+
+@pytest.mark.parametrize("off_policy", [False, True])
+@pytest.mark.parametrize("importance", ["none", "token", "sequence"])
+@pytest.mark.parametrize("key", CASES, ids=str)
+def test_the_differentiable_form_against_autograd(
+    key: tuple[str, float | None], importance: str, off_policy: bool
+) -> None:
+    """The expected gradient of ``w f(u) / u`` written out and differentiated by autograd."""
+    g = generator(*key)
+
+    @dataclasses.dataclass(frozen=True)
+    class Naive(Term):
+        def __call__(self, new: New, b: Batch) -> Tensor:
+            r = new.logp - b.logp["behav"] if importance != "none" else new.logp - new.logp.detach()
+            r = b.seq_cumsum(r) if importance == "sequence" else r
+            return r.exp() * g.value(new.logp - b.logp["ref"])
+
+    w = World(4, off_policy=off_policy)
+    if importance == "none" and off_policy:
+        return  # biased by design: constants that differ between the two are not averaged away
+    term = Divergence(f=key[0], parameter=key[1], form="differentiable", importance=importance, reduce="sum")
+    got, want = (w.gradient(w.expected(t, w.batch())) for t in (term, Naive(reduce="sum")))
+    torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
+
+
+def test_a_weighted_estimator_against_autograd() -> None:
+    """Per token, not only on average: the derivative of ``w k1``, ``w k3`` and ``w kF``."""
+    costs = {
+        "k1": lambda a: a,
+        "k3": lambda a: torch.expm1(-a) + a,
+        "kF": lambda a: 1 - (-a).exp() * (1 + a),
+    }
+    w = World(5, off_policy=True)
+    b = w.batch()
+    for estimator, cost in costs.items():
+        logp = w.at(w.pi()).detach().requires_grad_()
+        naive = ((logp - b.logp["behav"]).exp() * cost(logp - b.logp["ref"])).sum()
+        term = KL(estimator=estimator, importance="token")(New(logp), b)
+        torch.testing.assert_close(*(torch.autograd.grad(x, logp)[0] for x in (term.sum(), naive)))
+        torch.testing.assert_close(term.sum(), naive)
+
+
+def test_constants_of_published_divergences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each published f is one multiple of ours at every ratio, and the page says which."""
+    monkeypatch.syspath_prepend("scripts")
+    import regularizers
+
+    found = {}
+    for what, source, published, f, parameter in regularizers.CONSTANTS:
+        ratio = regularizers.factor(published, f, parameter)
+        torch.testing.assert_close(ratio, ratio[0].expand_as(ratio))
+        found[what, source.split(" ")[0].rstrip(",")] = round(float(ratio[0]), 9)
+    assert found["JS", "DPH-RL"] == 2 and found["JS, beta 0.3", "GKD"] == 1
+    assert set(found.values()) == {0.5, 1.0, 2.0}
+    log_u = torch.linspace(-1, 1, 9, dtype=torch.float64)  # k2's derivative is the slope of the unnormalised reverse KL
+    new, b = far(log_u)
+    (k2,) = torch.autograd.grad(KL(estimator="k2")(new, b).sum(), new.logp)
+    torch.testing.assert_close(k2, generator("reverse_ukl", None).slope(log_u))

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 import torch
 
+from rlkit.objective import Term, normalise
 from rlkit.objective import losses as L
-from rlkit.objective import normalise
 from rlkit.objective.advantages import GAE, RLOO, GroupMean, GroupNorm, LogMeanExp, Plain, ReinforcePlusPlus
 from rlkit.objective.divergences import KL, Divergence, Mixture, generator
 from rlkit.objective.penalties import DivergenceReward, KLReward, with_advantages
@@ -234,3 +234,32 @@ def test_reductions(reduce: str, want: float) -> None:
 
     total, _ = loss((term,), New(-torch.tensor([1.0, 2, 3, 4])), b, (1.0,))
     assert float(total) == pytest.approx(want)
+
+
+@pytest.mark.parametrize("r", [-30.0, -19.0, 19.0, 30.0, 80.0])
+@pytest.mark.parametrize(
+    "term",
+    [L.ISGradient(), L.PPOClip(), L.ClipCov(), L.KLCov(), L.DPPO(quadratic=0.0), L.DPPO(), L.GSPO(), L.RPG(clip=False)],
+    ids=str,
+)
+def test_a_token_far_from_its_sampling_policy_keeps_its_gradient(term: Term, r: float) -> None:
+    """In float32. A bad token that has become e^30 times as likely is what has to be undone; only a term's own clip may silence it."""
+    old = torch.full((2,), -100.0)
+    b = Batch(
+        seq=torch.arange(2),
+        group=torch.zeros(2, dtype=torch.long),
+        source=torch.zeros(2, dtype=torch.long),
+        reward=torch.zeros(2),
+        logp={"behav": old, "old": old},
+        adv=torch.tensor([1.0, -1.0]),
+        marks={"ClipCov": torch.zeros(2), "KLCov": torch.ones(2)},
+    )
+    logp = (old + r).requires_grad_()
+    cost = term(New(logp), b)
+    (grad,) = torch.autograd.grad(cost.sum(), logp)
+    assert bool(cost.isfinite().all()) and bool(grad.isfinite().all())
+    clipped = not isinstance(term, L.ISGradient | L.KLCov | L.RPG | L.DPPO)
+    if r > 0:  # the better the worse: up for the good one, if it is not clipped, down for the bad one always
+        assert float(grad[1]) > 0 and (clipped or isinstance(term, L.DPPO) or float(grad[0]) < 0)
+    if r < 0 and not clipped:
+        assert float(grad[0]) != 0
