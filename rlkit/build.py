@@ -185,7 +185,7 @@ def _ranks(run: Run) -> Iterator[str]:
             f"cluster.learners is {run.cluster.learners}, but deepspeed is null: several ranks need DeepSpeed. Add "
             "deepspeed: {zero_optimization: {stage: 1}}."
         )
-    if any(getattr(t, "whole_groups", False) for t in run.objective):
+    if any(t.whole_groups for t in run.objective):
         yield "a term compares the responses of a prompt (REBEL): it needs cluster.learners: 1."
 
 

@@ -20,13 +20,14 @@ from torch import Tensor
 
 from rlkit.bounds import Positive
 from rlkit.objective.coefficients import Coefficient
+from rlkit.objective.part import Part
 from rlkit.types import SOURCES, Batch, New, Source, Stats
 
 Reduce = Literal["token", "seq", "sum", "const", "prompt"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Term:
+class Term(Part):
     """Base of every loss term. A user's loss is a subclass with ``__call__``, in the user's own file.
 
     Attributes:
@@ -47,6 +48,9 @@ class Term:
     needs: ClassVar[frozenset[str]] = frozenset()
     only_advantage: ClassVar[bool] = (
         False  # the cost of a token with advantage 0 has no gradient: such rows need not be computed
+    )
+    whole_groups: ClassVar[bool] = (
+        False  # it compares the responses of a prompt, so that no rank may see a part of them
     )
 
     coef: float | Coefficient = 1.0

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rlkit.bounds import NonNegative, Positive, Share
 from rlkit.errors import ConfigError
+from rlkit.objective.part import Part
 from rlkit.types import Batch
 
 NOTHING: frozenset[str] = frozenset()
@@ -100,7 +101,7 @@ def whiten(x: Tensor, variance: Variance = "population") -> Tensor:
 
 
 @dataclass(frozen=True)
-class Plain:
+class Plain(Part):
     """``A_t`` = return of the token: REINFORCE without a baseline."""
 
     needs: ClassVar[frozenset[str]] = NOTHING
@@ -110,7 +111,7 @@ class Plain:
 
 
 @dataclass(frozen=True)
-class GroupMean:
+class GroupMean(Part):
     """``A = R - mean(R of the group)``. Source: Dr.GRPO 2503.20783, RPG 2505.17508."""
 
     needs: ClassVar[frozenset[str]] = NOTHING
@@ -121,7 +122,7 @@ class GroupMean:
 
 
 @dataclass(frozen=True)
-class GroupNorm:
+class GroupNorm(Part):
     """``A = (R - mean) / (std + eps)`` over the group, unbiased std. Source: GRPO 2402.03300, section 4.1.2.
 
     ``scale: batch`` divides by the standard deviation of the centred rewards of the whole batch (ScaleRL 2510.13786).
@@ -139,7 +140,7 @@ class GroupNorm:
 
 
 @dataclass(frozen=True)
-class RLOO:
+class RLOO(Part):
     """``A_i = R_i - mean_{j != i} R_j`` (0 for a group of one). Source: 2402.14740, eq. 6."""
 
     needs: ClassVar[frozenset[str]] = NOTHING
@@ -153,7 +154,7 @@ class RLOO:
 
 
 @dataclass(frozen=True)
-class ReinforcePlusPlus:
+class ReinforcePlusPlus(Part):
     """Return of the token, then ``(A - mean) / std`` over all tokens of the batch.
 
     ``baseline: group`` first subtracts the group mean (REINFORCE++-baseline). Whitening is over the batch: equal rewards get exactly 0
@@ -175,7 +176,7 @@ class ReinforcePlusPlus:
 
 
 @dataclass(frozen=True)
-class LogMeanExp:
+class LogMeanExp(Part):
     """``A_i = R_i - tau log mean_{j != i} exp(R_j / tau)``: the leave-one-out soft value (PMD-partition 2602.05933)."""
 
     needs: ClassVar[frozenset[str]] = NOTHING
@@ -183,6 +184,7 @@ class LogMeanExp:
     tau: float = 0.01
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.tau <= 0:
             raise ConfigError(
                 f"LogMeanExp.tau is {self.tau}; it must be positive (0 would be the maximum of the others)."
@@ -202,7 +204,7 @@ class LogMeanExp:
 
 
 @dataclass(frozen=True)
-class GAE:
+class GAE(Part):
     """Generalised advantage estimation with a value head; its returns are what ``ValueMSE`` trains the values towards.
 
     ``delta_t = r_t + gamma V_{t+1} - V_t``, ``A_t = sum_k (gamma lam)^k delta_{t+k}``; the sequence's reward is at its last
@@ -240,7 +242,7 @@ class GAE:
 
 
 @dataclass(frozen=True)
-class TokenKL:
+class TokenKL(Part):
     """``A_t = log teacher - log mu`` of the sampled token: on-policy distillation, reverse KL to the teacher.
 
     ``minus: ref`` compares the teacher with the reference instead of the policy: what the teacher learned (ERPD 2605.25582 [abstract]).
@@ -263,7 +265,7 @@ class TokenKL:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LengthShaped:
+class LengthShaped(Part):
     """APO's STCR around the advantage ``of``: long wrong responses count more.
 
     A wrong response (reward <= 0.5) that is longer than the mean length ``L`` of its group's correct ones is multiplied by
@@ -278,6 +280,7 @@ class LengthShaped:
     group: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rate < 1:
             raise ConfigError(f"LengthShaped.rate is {self.rate}; it must be at least 1 (1 changes nothing).")
 

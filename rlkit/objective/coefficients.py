@@ -17,6 +17,7 @@ from torch import Tensor
 from rlkit.bounds import Natural, NonNegative, Positive
 from rlkit.errors import ConfigError
 from rlkit.objective.advantages import group_centre
+from rlkit.objective.part import Part
 from rlkit.types import Batch, Stats
 
 State = dict[str, float]
@@ -34,7 +35,7 @@ class Coefficient(Protocol):
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(Part):
     value: float
 
     def start(self) -> State:
@@ -45,7 +46,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Part):
     """From ``start_value`` to ``end_value`` over ``steps`` steps, then constant (KDRL 2506.02208 anneals 5e-3 to 1e-3)."""
 
     start_value: float
@@ -64,7 +65,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(Part):
     """Half a cosine from ``start_value`` to ``end_value`` over ``steps`` steps, then constant."""
 
     start_value: float
@@ -83,13 +84,14 @@ class Cosine:
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(Part):
     """``values[k]`` from step ``at[k-1]`` on; ``values[0]`` before."""
 
     values: tuple[float, ...]
     at: tuple[Natural, ...]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.values) != len(self.at) + 1 or list(self.at) != sorted(self.at):
             raise ConfigError(
                 f"Step needs one more value than boundaries, boundaries ascending; found {self.values} and {self.at}."
@@ -118,7 +120,7 @@ def _check_target(name: str, target: float) -> None:
 
 
 @dataclass(frozen=True)
-class AdaptiveKL:
+class AdaptiveKL(Part):
     """Ziegler's proportional controller: ``c <- c (1 + clip(KL/target - 1, -0.2, 0.2) n / horizon)``.
 
     ``n`` is the number of sequences since the last update. Published targets are per sequence (6 nats).
@@ -133,6 +135,7 @@ class AdaptiveKL:
     anchor: str = "ref"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_target("AdaptiveKL", self.target)
 
     def start(self) -> State:
@@ -148,7 +151,7 @@ class AdaptiveKL:
 
 
 @dataclass(frozen=True)
-class KLBudget:
+class KLBudget(Part):
     """Holds the KL at ``target`` nats: PI control of ``log c`` with anti-windup.
 
     ``e = clip(KL / target - 1, -1, 1)``, ``log c = log init + kp e + ki sum(e)``; the integral stands still while ``c`` is at
@@ -165,6 +168,7 @@ class KLBudget:
     anchor: str = "ref"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_target("KLBudget", self.target)
         if not 0 < self.low <= self.init <= self.high:
             raise ConfigError(f"KLBudget needs 0 < low <= init <= high; found {self.low}, {self.init}, {self.high}.")
@@ -191,7 +195,7 @@ class KLBudget:
 
 
 @dataclass(frozen=True)
-class DualAscent:
+class DualAscent(Part):
     """The Lagrange multiplier of ``KL <= target``: ``c <- max(0, c + lr (KL - target))``."""
 
     target: float
@@ -202,6 +206,7 @@ class DualAscent:
     anchor: str = "ref"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_target("DualAscent", self.target)
 
     def start(self) -> State:
@@ -216,7 +221,60 @@ class DualAscent:
 
 
 @dataclass(frozen=True)
-class AccuracyScaled:
+class EntropyTarget(Part):
+    """Holds the policy's entropy at ``target`` nats per token, as the coefficient of an entropy bonus: ``{type: Entropy, coef: ...}``.
+
+    ======  =====================================================================================
+    rule    of a step in which the entropy of the samples was H
+    ======  =====================================================================================
+    dual    ``log c <- log c + rate clip(1 - H / target, -1, 1)``: the temperature of SAC, its error relative and bounded
+    steps   ``c <- c + rate`` where H < target, else ``c - rate``; the bonus has ``c`` while H <= target, else ``low``
+    ======  =====================================================================================
+
+    ``c`` stays in [``low``, ``high``]: with ``dual`` ``low`` must be positive, and is what the bonus falls to while the entropy is above
+    the target. An entropy bonus cannot lower an entropy. H is ``entropy/sampled``: of the step's samples, at their temperature.
+
+    Source: dual: Soft Actor-Critic 1812.05905, section 5. steps: Skywork-OR1 2505.22312, adaptive entropy control (target 0.2, start 0,
+    rate 0.005 there).
+    """
+
+    target: float
+    init: float = 0.001
+    rate: float = 0.05
+    low: float = 1e-6
+    high: float = 0.1
+    rule: Literal["dual", "steps"] = "dual"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target <= 0 or self.rate <= 0:
+            raise ConfigError(
+                f"EntropyTarget: target is {self.target} and rate is {self.rate}; both must be positive (target in nats per token)."
+            )
+        if not 0 <= self.low <= self.init <= self.high or (self.rule == "dual" and self.low == 0):
+            raise ConfigError(
+                f"EntropyTarget needs 0 <= low <= init <= high, and low above 0 for rule: dual; found {self.low}, {self.init}, {self.high}."
+            )
+
+    def start(self) -> State:
+        return {"value": self.init, "target": self.target, "bonus": self.init}
+
+    def next(self, state: State, step: int, stats: Stats) -> State:
+        entropy = stats.get("entropy/sampled")
+        if math.isnan(entropy):
+            return state
+        error = 1 - entropy / self.target
+        if self.rule == "dual":
+            bonus = state["bonus"] * math.exp(self.rate * min(1.0, max(-1.0, error)))
+        else:
+            bonus = state["bonus"] + (self.rate if error > 0 else -self.rate)
+        bonus = min(self.high, max(self.low, bonus))
+        value = bonus if self.rule == "dual" or error >= 0 else self.low
+        return {"value": value, "target": self.target, "bonus": bonus, "measured": entropy, "error": error}
+
+
+@dataclass(frozen=True)
+class AccuracyScaled(Part):
     """``base * (tanh(accuracy) + 1) / 2``, accuracy = the batch's mean reward in [0, 1]: weak on hard batches.
 
     The batch's own accuracy scales its own update (``current``); the state shows the last one.
@@ -238,7 +296,7 @@ class AccuracyScaled:
 
 
 @dataclass(frozen=True)
-class DifficultyWeighted:
+class DifficultyWeighted(Part):
     """APO's DADS: ``base * (1 - exp(-e (1 - d)))`` on responses with positive advantage, ``d`` = 1 - pass rate of the group.
 
     Responses with a negative advantage, and groups with d of exactly 0 or 1, keep weight 1.
@@ -264,7 +322,7 @@ class DifficultyWeighted:
 
 
 @dataclass(frozen=True)
-class RewardMasked:
+class RewardMasked(Part):
     """``base`` only on incorrect responses (``by: response``) or on groups without a correct one (``by: group``).
 
     Source: KDRL 2506.02208, reward-guided masking.
@@ -286,10 +344,15 @@ class RewardMasked:
 
 
 def as_coefficient(x: Any) -> Coefficient:
-    """A plain number becomes a Constant."""
-    if isinstance(x, int | float):
+    """A plain number becomes a Constant.
+
+    Raises:
+        ConfigError: it is neither a number nor a coefficient.
+    """
+    if isinstance(x, int | float) and not isinstance(x, bool):
         return Constant(float(x))
-    assert isinstance(x, Coefficient), x
+    if not isinstance(x, Coefficient):
+        raise ConfigError(f"coef is {x!r}; it must be a number or a coefficient, e.g. {{type: Linear, ...}}.")
     return x
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rlkit.bounds import NonNegative, Positive
 from rlkit.errors import ConfigError
+from rlkit.objective.part import Part
 from rlkit.types import Batch, Stats
 
 NEEDS = frozenset({"old", "behav"})
@@ -59,7 +60,7 @@ def _bounds(name: str, low: float, high: float) -> None:
 
 
 @dataclass(frozen=True)
-class TruncatedIS:
+class TruncatedIS(Part):
     """TIS: ``min(c, cap)`` per token, or ``min(prod_t c_t, cap)`` per sequence."""
 
     cap: Positive = 2.0
@@ -75,7 +76,7 @@ class TruncatedIS:
 
 
 @dataclass(frozen=True)
-class IcePop:
+class IcePop(Part):
     """``c`` inside ``[low, high]``, else 0."""
 
     low: float = 0.5
@@ -84,6 +85,7 @@ class IcePop:
     needs = NEEDS
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _bounds("IcePop", self.low, self.high)
 
     def __call__(self, b: Batch) -> Tensor:
@@ -92,7 +94,7 @@ class IcePop:
 
 
 @dataclass(frozen=True)
-class SequenceMask:
+class SequenceMask(Part):
     """Keeps a sequence iff ``exp`` of the mean (``geometric``) or the sum (``product``) of ``log c`` is in ``[low, high]``.
 
     Kept tokens weigh ``c`` (``weigh: true``, seq-mask-TIS) or 1 (Geo-RS).
@@ -106,6 +108,7 @@ class SequenceMask:
     needs = NEEDS
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _bounds("SequenceMask", self.low, self.high)
 
     def __call__(self, b: Batch) -> Tensor:
@@ -116,7 +119,7 @@ class SequenceMask:
 
 
 @dataclass(frozen=True)
-class K3Mask:
+class K3Mask(Part):
     """Keeps a sequence iff the mean over its tokens of k3(behav‖old) = ``c - 1 - log c`` is at most ``bound``."""
 
     bound: Positive = 0.01
@@ -129,7 +132,7 @@ class K3Mask:
 
 
 @dataclass(frozen=True)
-class OffPolicySequenceMask:
+class OffPolicySequenceMask(Part):
     """Drops sequences with a negative advantage whose tokens became less likely by more than ``delta`` nats on average:
     ``mean_t(log behav - log old) > delta``. Others weigh 1.
 

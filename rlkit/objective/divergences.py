@@ -26,6 +26,7 @@ from torch import Tensor
 from rlkit.bounds import NonNegative, Positive
 from rlkit.errors import ConfigError
 from rlkit.objective import Term
+from rlkit.objective.part import Part
 from rlkit.types import Batch, New
 
 Policy = Literal["ref", "old", "behav", "teacher"]
@@ -159,7 +160,7 @@ def label(f: Any, parameter: float | None) -> str:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(Part):
     """An anchor made of several: ``arithmetic``, ``q = sum_i w_i q_i``, or ``geometric``, ``q ~ prod_i q_i^{w_i}``.
 
     The geometric mean is not normalised over the vocabulary; its missing constant does not depend on the policy and has no gradient
@@ -173,6 +174,7 @@ class Mixture:
     mean: Literal["arithmetic", "geometric"] = "arithmetic"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.of) < 2 or len(set(self.of)) < len(self.of):
             raise ConfigError(f"anchor Mixture needs two or more different policies in `of`; found {list(self.of)}.")
         if self.weights is not None and (len(self.weights) != len(self.of) or min(self.weights) <= 0):
@@ -262,6 +264,7 @@ class Divergence(Term):
     floor: NonNegative | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         generator(self.f, self.parameter)
         check_geometric(self.anchor, self.f in ("reverse_kl", "reverse_ukl"), f"Divergence {self.f}")
 
@@ -311,6 +314,7 @@ class KL(Term):
     importance: Literal["none", "token"] = "none"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.estimator == "k1" and self.importance == "none":
             raise ConfigError(
                 "KL(estimator='k1') in a loss has expected gradient zero: it would regularise nothing. Use 'k2' (gradient of "

@@ -219,6 +219,7 @@ class FullDivergence(Term):
     level: Literal["token", "sequence"] = "token"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         generator(self.f, self.parameter)
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(

@@ -57,6 +57,7 @@ class PPOClip(Term):
     dual_clip: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.eps_low <= 1 or self.eps_high < 0:
             raise ConfigError(
                 f"PPOClip: eps_low is {self.eps_low} and eps_high is {self.eps_high}; they must be in [0, 1] and >= 0."
@@ -313,6 +314,7 @@ class PMD(Term):
     tau: float = 0.01
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.tau <= 0:
             raise ConfigError(f"PMD.tau is {self.tau}; it must be positive.")
 

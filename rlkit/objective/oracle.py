@@ -357,7 +357,7 @@ class Finding:
 
 def examine(part: Any, sampled: Sampled, seed: int = 0) -> Finding:
     """Compares a term's or penalty's expected gradient with everything that is known."""
-    if getattr(part, "whole_groups", False):
+    if isinstance(part, Term) and part.whole_groups:
         return Finding(
             part.name,
             sampled,

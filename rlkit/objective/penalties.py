@@ -28,6 +28,7 @@ from rlkit.objective.divergences import (
     generator,
     label,
 )
+from rlkit.objective.part import Part
 from rlkit.types import SOURCES, Batch
 
 Placement = Literal["reward", "advantage"]
@@ -51,7 +52,7 @@ class Penalty(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KLReward:
+class KLReward(Part):
     """``log(pi_old / anchor)`` (k1) of every token, in the reward or in the advantage.
 
     ======================  ============================================================================
@@ -74,6 +75,7 @@ class KLReward:
     credit: Literal["sequence", "token"] = "sequence"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.estimator != "k1":
             instead = "reverse KL minus forward KL" if self.estimator == "k3" else "E[k2 * score], which is no KL"
             raise ConfigError(
@@ -99,7 +101,7 @@ class KLReward:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DivergenceReward:
+class DivergenceReward(Part):
     """``f'(u) - f'(1)`` of every token subtracted from its advantage: the gradient of ``D_f(pi‖anchor)`` inside the clip.
 
     ``credit: token`` is the divergence of each token's distribution, prefixes frozen; ``sequence`` adds the values ``f(u) / u`` of all
@@ -115,6 +117,7 @@ class DivergenceReward:
     credit: Literal["sequence", "token"] = "token"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         generator(self.f, self.parameter)
         check_geometric(self.anchor, self.f in ("reverse_kl", "reverse_ukl"), f"DivergenceReward {self.f}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -15,6 +16,7 @@ from rlkit.objective.coefficients import (
     Cosine,
     DifficultyWeighted,
     DualAscent,
+    EntropyTarget,
     KLBudget,
     Linear,
     RewardMasked,
@@ -30,6 +32,7 @@ from rlkit.objective.corrections import (
     weights,
 )
 from rlkit.objective.divergences import KL
+from rlkit.objective.losses import Entropy
 from rlkit.types import Batch, Stats
 
 
@@ -63,6 +66,73 @@ def test_controllers_hold_the_kl_of_a_simulated_policy(spec: object) -> None:
         seen.append(kl)
     assert sum(seen[-200:]) / 200 == pytest.approx(0.05, rel=0.15)
     assert {"value", "target", "measured", "error"} <= state.keys()
+
+
+def settle(
+    spec: EntropyTarget, state: dict[str, float], steps: int, entropy: float = 0.5
+) -> tuple[dict[str, float], list[float]]:
+    """A policy whose entropy falls by learning, 0.02 of itself a step, and rises with its bonus; measured with noise."""
+    g, seen = torch.Generator().manual_seed(0), []
+    for step in range(steps):
+        entropy = max(1e-3, entropy * 0.98 + 0.6 * state["value"])
+        measured = entropy * math.exp(0.05 * float(torch.randn((), generator=g)))
+        state = spec.next(state, step, Stats().update({"entropy/sampled": measured}))
+        assert spec.low <= state["value"] <= spec.high and spec.low <= state["bonus"] <= spec.high
+        seen.append(entropy)
+    return state, seen
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [EntropyTarget(target=0.3), EntropyTarget(target=0.3, rule="steps", init=0.0, low=0.0, rate=5e-4)],
+    ids=lambda s: s.rule,
+)
+def test_an_entropy_bonus_holds_its_target(spec: EntropyTarget) -> None:
+    state, seen = settle(spec, spec.start(), 1500)
+    assert sum(seen[-500:]) / 500 == pytest.approx(0.3, rel=0.1)
+    assert {"value", "target", "measured", "error"} <= state.keys()
+    without = settle(Fixed(target=0.3, init=0.0, low=0.0, rule="steps"), {"value": 0.0, "bonus": 0.0}, 300)[1]
+    assert without[-1] < 0.02  # the same policy without the controller
+
+
+class Fixed(EntropyTarget):
+    """It never moves."""
+
+    def next(self, state: dict[str, float], step: int, stats: Stats) -> dict[str, float]:
+        return state
+
+
+def test_an_entropy_bonus_by_hand() -> None:
+    def after(spec: EntropyTarget, *entropies: float) -> list[float]:
+        state, out = spec.start(), []
+        for h in entropies:
+            state = spec.next(state, 1, Stats().update({"entropy/sampled": h}))
+            out.append(state["value"])
+        return out
+
+    dual = EntropyTarget(target=0.2, init=0.01, rate=0.1, high=0.012)
+    up, down = 0.01 * math.exp(0.1 * 0.5), 0.01 * math.exp(0.05) * math.exp(-0.1)
+    assert after(dual, 0.1, 5.0) == pytest.approx([up, down])  # the error is at most 1
+    assert after(dual, 0.0, 0.0, 0.0)[-1] == 0.012 and after(dual, math.nan) == [0.01]
+    steps = EntropyTarget(target=0.2, init=0.0, low=0.0, rate=0.005, rule="steps", high=0.012)
+    assert after(steps, 0.1, 0.1, 0.1, 0.3, 0.3, 0.1) == pytest.approx([0.005, 0.01, 0.012, 0.0, 0.0, 0.007])
+    assert steps.next(steps.start(), 1, Stats()) == steps.start()  # a step without samples
+
+
+def test_an_entropy_bonus_goes_on_where_it_was() -> None:
+    """Its state is numbers: through JSON, as a checkpoint has it, and on."""
+    for spec in (EntropyTarget(target=0.3), EntropyTarget(target=0.3, rule="steps", init=0.0, low=0.0)):
+        parts = [Entropy(coef=spec)]
+        straight, stopped, resumed = (Coefficients(parts) for _ in range(3))
+        measured = [0.5, 0.2, 0.31, 0.1, 0.7, 0.25]
+        for step, h in enumerate(measured):
+            straight.update(step, Stats().update({"entropy/sampled": h}))
+            first, other = (stopped, resumed) if step < 3 else (resumed, stopped)
+            if step == 3:
+                resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
+            first.update(step, Stats().update({"entropy/sampled": h}))
+        assert resumed.state_dict() == straight.state_dict() and other.values() != resumed.values()
+        assert straight.metrics()["coef/Entropy/target"] == 0.3
 
 
 def test_the_integral_of_the_budget_controller_does_not_wind_up() -> None:
@@ -115,6 +185,11 @@ def test_states_are_logged_and_resume() -> None:
         lambda: AdaptiveKL(target=-1.0),
         lambda: KLBudget(target=1.0, low=2.0),
         lambda: Step(values=(1.0,), at=(5,)),
+        lambda: EntropyTarget(target=0.0),
+        lambda: EntropyTarget(target=0.3, rate=-1.0),
+        lambda: EntropyTarget(target=0.3, low=0.0),
+        lambda: EntropyTarget(target=0.3, rule="steps", low=-0.1),
+        lambda: EntropyTarget(target=0.3, init=1.0),
         lambda: IcePop(low=2.0, high=1.0),
     ],
 )
