@@ -3,9 +3,10 @@
     pip install 'rlkit[bench]'
     python benchmarks/k1_in_the_loss.py        # one process, no Ray, no vLLM; --fresh forgets what was measured
 
-The quickstart's task and model (configs/quickstart.yaml) in one process, 100 steps, coefficient 0.3, with three terms beside the clipped
-policy gradient: none (a KL whose coefficient is 0, which measures), k1 as users write it, and k2. Each seed warms up its own model,
-and the three runs of a seed start from the same one. Writes docs/k1-in-the-loss.svg and a table of the same numbers.
+The quickstart's task and model (configs/quickstart.yaml) in one process, 100 steps of 8 minibatches, coefficient 0.3, with three terms
+beside the clipped policy gradient: none (a KL whose coefficient is 0, which measures), k1 as users write it, and k2. Each seed warms up its
+own model, and the runs of a seed start from the same one. Three more runs of the first seed show when k1 does its harm: fewer minibatches,
+so that samples are less stale, and the sum over a response instead of the mean over tokens. Writes docs/k1-in-the-loss.svg and a table.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,9 +28,10 @@ from rlkit.types import Batch, New
 NAME = "k1_in_the_loss"
 OUT = ROOT / "runs" / NAME
 SEEDS, STEPS, EVERY, COEF = (0, 1, 2), 100, 10, 0.3
-ALONE = "cluster=null deepspeed=null rollout.engine=hf"
+ALONE = ("cluster=null", "deepspeed=null", "rollout.engine=hf")
 SHOWN = ("kl/ref", "entropy/sampled", "reward/mean", "length/mean")
 COLOURS = {"none": "tab:gray", "k1": "tab:red", "k2": "tab:blue"}
+LABELS = {"none": "no KL", "k1": f"k1 in the loss, {COEF}", "k2": f"k2 in the loss, {COEF}"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,27 +44,50 @@ class K1(Term):
         return new.logp - b.logp["ref"]
 
 
-def terms() -> dict[str, Term]:
+@dataclass(frozen=True)
+class Arm:
+    """The term beside the policy gradient, and the minibatches of a step."""
+
+    term: Term
+    minibatches: int = 8
+    seeds: tuple[int, ...] = SEEDS
+
+
+def arms() -> dict[str, Arm]:
     from rlkit.objective.divergences import KL
 
+    k1 = K1(coef=COEF, acknowledge=True)  # rlkit refuses to train on it otherwise
     return {
-        "none": KL(estimator="k2", coef=0.0),
-        "k1": K1(coef=COEF, acknowledge=True),  # rlkit refuses to train on it otherwise
-        "k2": KL(
-            estimator="k2", coef=COEF, acknowledge=True
-        ),  # exact on-policy; the second minibatch is one update away
+        "none": Arm(KL(estimator="k2", coef=0.0)),
+        "k1": Arm(k1),
+        "k2": Arm(KL(estimator="k2", coef=COEF, acknowledge=True)),  # exact on-policy, which is the first minibatch
+        "k1, 2 minibatches": Arm(k1, 2, SEEDS[:1]),
+        "k1, 1 minibatch": Arm(k1, 1, SEEDS[:1]),
+        "k1 summed over responses, 2 minibatches": Arm(replace(k1, reduce="sum"), 2, SEEDS[:1]),
     }
 
 
-def measure(arm: str, seed: int) -> Row:
+def folder_of(name: str, seed: int) -> str:
+    return f"{name.replace(',', '').replace(' ', '-')}-{seed}"
+
+
+def measure(name: str, arm: Arm, seed: int) -> Row:
     import rlkit as rk
     from rlkit.objective.losses import PPOClip
 
     run = rk.load(
         ROOT / "configs" / "quickstart.yaml",
-        f"name={arm}-{seed} out={OUT} seed={seed} steps={STEPS} eval.every={EVERY} {ALONE}".split(),
+        [
+            f"name={folder_of(name, seed)}",
+            f"out={OUT}",
+            f"seed={seed}",
+            f"steps={STEPS}",
+            f"eval.every={EVERY}",
+            f"learner.minibatches={arm.minibatches}",
+            *ALONE,
+        ],
     )
-    run = run.replace(objective=[PPOClip(reduce="seq"), terms()[arm]])
+    run = run.replace(objective=[PPOClip(reduce="seq"), arm.term])
     start = OUT / f"start-{seed}"
     if start.exists():
         run = run.replace(model=type(run.model)(path=str(start)))
@@ -72,7 +97,7 @@ def measure(arm: str, seed: int) -> Row:
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     held_out = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
     return {
-        "arm": arm,
+        "arm": name,
         "seed": seed,
         **{name: [m[name] for m in metrics] for name in SHOWN},
         "score": {str(row["step"]): row["score"] for row in held_out},
@@ -80,10 +105,9 @@ def measure(arm: str, seed: int) -> Row:
 
 
 def draw(axes: Any, rows: list[Row]) -> None:
-    for row in rows:
+    for row in (r for r in rows if r["arm"] in COLOURS):
         style: dict[str, Any] = {"color": COLOURS[row["arm"]], "alpha": 0.85, "linewidth": 1.2}
-        label = {"none": "no KL", "k1": f"k1 in the loss, {COEF}", "k2": f"k2 in the loss, {COEF}"}[row["arm"]]
-        axes[0].plot([int(k) for k in row["score"]], list(row["score"].values()), label=label, **style)
+        axes[0].plot([int(k) for k in row["score"]], list(row["score"].values()), label=LABELS[row["arm"]], **style)
         for axis, name in zip(axes[1:], ("kl/ref", "entropy/sampled"), strict=True):
             axis.plot(range(1, len(row[name]) + 1), row[name], **style)
     for axis, title in zip(
@@ -123,11 +147,11 @@ def main() -> None:
         (report.RESULTS / f"{NAME}.jsonl").unlink(missing_ok=True)
         shutil.rmtree(OUT, ignore_errors=True)
     for seed in a.seeds:
-        for arm in COLOURS:
-            if not any(r["arm"] == arm and r["seed"] == seed for r in report.read(NAME)):
-                shutil.rmtree(OUT / f"{arm}-{seed}", ignore_errors=True)
-                row = report.append(NAME, measure(arm, seed))
-                print(arm, seed, row["score"], f"KL {row['kl/ref'][-1]:.3f}", flush=True)
+        for name, arm in arms().items():
+            if seed in arm.seeds and not any(r["arm"] == name and r["seed"] == seed for r in report.read(NAME)):
+                shutil.rmtree(OUT / folder_of(name, seed), ignore_errors=True)
+                row = report.append(NAME, measure(name, arm, seed))
+                print(name, seed, row["score"], f"KL {row['kl/ref'][-1]:.3f}", flush=True)
     write(report.read(NAME))
 
 
