@@ -53,6 +53,7 @@ _HOMES = {  # public name -> module; imported when first used
             "AdaptiveKL",
             "KLBudget",
             "DualAscent",
+            "EntropyTarget",
             "AccuracyScaled",
             "DifficultyWeighted",
             "RewardMasked",

@@ -334,7 +334,7 @@ class Finding:
         if self.problem is not None:
             return head + self.problem
         if self.nothing is not None:
-            return head + self.nothing
+            return head + self.nothing + (" Its coefficient is 0: it is only measured." if self.measured_only else "")
         numbers = f"cosine {self.cosine:.3f}, norm {self.norm:.2f}"
         if self.zero:
             text = f"its expected gradient is zero, as that of {self.follows or 'a distance to the policy that samples'} is here"

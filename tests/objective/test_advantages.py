@@ -12,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlkit.data.curriculum import ZeroVariance
 from rlkit.learner.plan import optimizer_steps
-from rlkit.objective import loss
+from rlkit.objective import loss, normalise
 from rlkit.objective.advantages import (
     GAE,
     RLOO,
@@ -29,7 +30,7 @@ from rlkit.objective.advantages import (
     TokenKL,
     whiten,
 )
-from rlkit.objective.coefficients import DifficultyWeighted
+from rlkit.objective.coefficients import DifficultyWeighted, RewardMasked
 from rlkit.objective.losses import PMD, REBEL, KLCov, PPOClip
 from rlkit.objective.penalties import DivergenceReward, KLReward, with_advantages
 from rlkit.types import Batch, New, Prompt, Rollout
@@ -199,7 +200,7 @@ def slow_log_mean_exp(b: Batch, tau: float) -> Tensor:
     return (r - torch.where(others.sum(1) > 0, torch.maximum(soft, floor), r))[b.seq]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     groups=st.lists(st.lists(st.floats(-3, 3), min_size=1, max_size=9), min_size=1, max_size=4),
     tau=st.sampled_from([1e-4, 0.01, 0.3, 5.0]),
@@ -243,3 +244,31 @@ def test_whitening_is_that_of_the_library_it_names(
     plain, white = (Advantages.of(GAE(whiten=w, variance=variance), b) for w in (False, True))
     torch.testing.assert_close(white.adv, published(plain.adv[None], torch.ones(1, b.N))[0])
     torch.testing.assert_close(white.returns, plain.returns)
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that is made inside."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(x, Tensor):
+                self.elements = max(self.elements, x.numel())
+        return out
+
+
+def test_nothing_grows_with_the_square_of_a_batch() -> None:
+    """512 groups of 4: no advantage, weight or group term makes a tensor that is much larger than the batch."""
+    b = batch([[0.1 * (g % 7), 1.0, 0.3, 0.0] for g in range(512)])
+    new = New(b.logp["behav"])
+    b = dataclasses.replace(b, adv=RLOO()(b))
+    made: list[Callable[[], Any]] = [lambda a=a: a(b) for a in (*COMPARE, *WHITEN)]  # type: ignore[misc]
+    made += [lambda: DifficultyWeighted().per_sequence(b), lambda: RewardMasked(by="group").per_sequence(b)]
+    made += [lambda: REBEL()(new, b), lambda: PMD()(new, b), lambda: normalise([PPOClip(reduce="prompt")], b)]
+    made += [lambda: with_advantages(b, RLOO(), (KLReward(), DivergenceReward()), (0.1, 0.1))]
+    for make in made:
+        with Largest() as largest:
+            make()
+        assert 0 < largest.elements <= 2 * b.N, make

@@ -231,6 +231,7 @@ def test_nothing_is_accepted_where_it_is_acknowledged_or_only_measured() -> None
         found = [examine(part, s) for s in (ON, OFF)]
         assert found[0].nothing is not None and not dishonest(found, off_policy=True)
         refuse_nothing(found, off_policy=True)
+    assert examine(Own(coef=0.0), ON).sentence.endswith("Its coefficient is 0: it is only measured.")
 
 
 @dataclass(frozen=True)
