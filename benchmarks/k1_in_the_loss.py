@@ -120,22 +120,28 @@ def draw(axes: Any, rows: list[Row]) -> None:
     axes[0].legend(unique.values(), unique.keys(), fontsize=8)
 
 
-def write(rows: list[Row]) -> None:
-    report.save(ROOT / "docs" / "k1-in-the-loss.svg", lambda axes: draw(axes, rows), ncols=3, figsize=(11.5, 3.2))
-    lines = report.table(
-        rows,
+def table(rows: list[Row]) -> list[str]:
+    """What the page shows: a line a run, in the order of the arms."""
+    order = list(arms())
+    return report.table(
+        sorted(rows, key=lambda r: (order.index(r["arm"]), r["seed"])),
         [
-            ("term", lambda r: r["arm"]),
+            ("beside the policy gradient", lambda r: LABELS.get(r["arm"], r["arm"])),
             ("seed", lambda r: str(r["seed"])),
             ("score before", lambda r: f"{r['score']['0']:.3f}"),
-            (f"after {STEPS}", lambda r: f"{r['score'][str(STEPS)]:.3f}"),
-            ("KL per token", lambda r: f"{r['kl/ref'][-1]:.2f}"),
+            ("after 10", lambda r: f"{r['score']['10']:.3f}"),
+            ("after 100", lambda r: f"{r['score']['100']:.3f}"),
+            ("KL per token at the end", lambda r: f"{r['kl/ref'][-1]:.2f}"),
             ("entropy", lambda r: f"{r['entropy/sampled'][0]:.2f} → {r['entropy/sampled'][-1]:.2f}"),
         ],
     )
-    text = "The page is [docs/k1-in-the-loss.md](../docs/k1-in-the-loss.md), with the picture."
-    report.page(NAME, f"k1 in the loss, coefficient {COEF}", [text, "", *lines], rows)
-    print("\n".join(lines))
+
+
+def write(rows: list[Row]) -> None:
+    report.save(ROOT / "docs" / "k1-in-the-loss.svg", lambda axes: draw(axes, rows), ncols=3, figsize=(11.5, 3.2))
+    text = "The page is [docs/k1-in-the-loss.md](../docs/k1-in-the-loss.md), with the picture; its table is this one."
+    report.page(NAME, f"k1 in the loss, coefficient {COEF}", [text, "", *table(rows)], rows)
+    print("\n".join(table(rows)))
 
 
 def main() -> None:

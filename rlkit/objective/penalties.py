@@ -107,7 +107,7 @@ class DivergenceReward(Part):
     ``credit: token`` is the divergence of each token's distribution, prefixes frozen; ``sequence`` adds the values ``f(u) / u`` of all
     later tokens, which gives the exact gradient of ``E[sum_t D_t]``.
 
-    Source: methods notes, sections 32B and 35; by enumeration (tests).
+    Source: the score-function identity of f-DPG 2302.08215; by enumeration (tests).
     """
 
     f: str | Generator = "reverse_kl"

@@ -316,3 +316,17 @@ def test_the_page_on_regularizers_is_what_enumeration_says_now(monkeypatch: pyte
     assert Path("docs/regularizers.md").read_text() == regularizers.page(), "run: python scripts/regularizers.py"
     for name in ("regularizers-f.svg", "regularizers-noise.svg"):
         assert (Path("docs") / name).stat().st_size > 10_000
+
+
+def test_the_page_on_k1_shows_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend("benchmarks")
+    import k1_in_the_loss as program
+    import report
+
+    rows = report.read(program.NAME)
+    page = Path("docs/k1-in-the-loss.md").read_text()
+    assert "\n".join(program.table(rows)) in page, "run: python benchmarks/k1_in_the_loss.py, and copy its table"
+    assert {(r["arm"], r["seed"]) for r in rows} == {
+        (name, s) for name, arm in program.arms().items() for s in arm.seeds
+    }
+    assert examine(program.K1(), ON).nothing is not None  # what was trained is the mistake
