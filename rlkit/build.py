@@ -31,6 +31,8 @@ from rlkit.data.tiny import make_tiny, make_tokenizer
 from rlkit.errors import ConfigError, InputError
 from rlkit.hub import require_model
 from rlkit.learner.backend import check_deepspeed_options
+from rlkit.learner.endings import Endings
+from rlkit.learner.generation import eos_tokens, load_settings, settled
 from rlkit.learner.model import load_tokenizer
 from rlkit.learner.reference import Frozen, Served, Tempered
 from rlkit.log import RunLog, Timeline, environment, run_folder
@@ -288,12 +290,15 @@ def prepare_model(run: Run, folder: Path, prompts: Sequence[Prompt], tokenizer: 
     else:
         from transformers import AutoModelForCausalLM
 
-        AutoModelForCausalLM.from_pretrained(str(run.model.path)).save_pretrained(path)
+        start = AutoModelForCausalLM.from_pretrained(str(run.model.path))
+        settings = load_settings(str(run.model.path))
+        start.generation_config, _ = settled(settings, eos_tokens(settings))
+        start.save_pretrained(path)
         tokenizer.save_pretrained(path)
     if run.model.warm_up is not None and task is not None:
         from rlkit.learner.warm_up import warm_up
 
-        start, total = time.monotonic(), run.model.warm_up.steps
+        began, total = time.monotonic(), run.model.warm_up.steps
 
         def report(step: int, loss: float) -> None:
             if step % max(1, total // 4) == 0:
@@ -309,9 +314,24 @@ def prepare_model(run: Run, folder: Path, prompts: Sequence[Prompt], tokenizer: 
             run.seed,
             report,
         )
-        log.say(f"  done in {time.monotonic() - start:.0f} s")
+        log.say(f"  done in {time.monotonic() - began:.0f} s")
     (path / "done").touch()
     return str(path)
+
+
+def generation_notes(path: str, tokenizer: Any, sampling: Sampling) -> list[str]:
+    """What should be known of a model's generation settings before it is trained; raises ModelError for unusable ones."""
+    ends = Endings.of(path, tokenizer).ids
+    _, changed = settled(load_settings(path), ends)
+    notes = (
+        [f"note: {path}: generation settings: {'; '.join(changed)} (in the trained model's file)."] if changed else []
+    )
+    if not ends and not sampling.stop:
+        notes.append(
+            f"warning: {path} names no EOS token: nothing but sampling.max_tokens ends a response. Set eos_token in its "
+            "tokenizer_config.json, or sampling.stop."
+        )
+    return notes
 
 
 def reward_specs(run: Run) -> tuple[RewardSpec, ...]:
@@ -468,7 +488,7 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
         stack.callback(scorer.close)
         # Everything that can be wrong is found before the run folder is made: a run that cannot start leaves nothing behind.
         tokenizer = make_tokenizer(alphabet(run)) if run.model.make is not None else load_tokenizer(str(run.model.path))
-        notes: list[str] = []
+        notes = [] if run.model.path is None else generation_notes(run.model.path, tokenizer, run.sampling)
         train_prompts = load_prompts(run.data, "train", tokenizer, notes.append, run.base)
         test_prompts = first_of_each(
             load_prompts(run.data, "test", tokenizer, notes.append, run.base), run.eval.prompts

@@ -243,6 +243,11 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     )
     p.add_argument("model", help="a model folder, a hub name, or a run folder")
     p.add_argument("--prompt", action="append", required=True, help="may be repeated")
+    p.add_argument(
+        "--template",
+        metavar="NAME",
+        help="plain, chat, chat:NAME, ... (default: what the run trained with; of a model that is not of a run, plain)",
+    )
     p.add_argument("-n", type=count, default=4)
     p.add_argument("--temperature", type=not_negative, default=1.0)
     p.add_argument("--top-p", type=share, default=1.0)
@@ -448,19 +453,25 @@ def _read_back(run: Any, tokenizer: Any, path: str, kept: list[Any]) -> str:
 
     from rlkit.data.prompts import load_prompts
 
-    columns = {"prompt": "question", **({"answer": "answer"} if "answer" in run.data.columns else {})}
+    column = "messages" if any("messages" in p.columns for p in kept) else "question"
+    columns = {"prompt": column, **({"answer": "answer"} if "answer" in run.data.columns else {})}
+    plain: dict[str, Any] = {"columns": {}, "template": "plain"}
+    plain |= {"system": None} if run.data.system is not None else {}
+    plain |= {"chat_template_kwargs": {}} if run.data.chat_template_kwargs else {}
     changes: dict[str, Any] = {}
-    for changes in ({}, {"columns": columns}, {"columns": {}, "template": "plain"}):
+    for changes in ({}, {"columns": columns}, plain):
         try:
             again = load_prompts(
                 dataclasses.replace(run.data, task=None, train=path, **changes), "train", tokenizer, base=run.base
             )
         except DataError:
             continue  # a column that this file does not have
-        if [(p.id, p.text) for p in again] == [(p.id, p.text) for p in kept]:
+        if [(p.id, p.token_ids) for p in again] == [(p.id, p.token_ids) for p in kept]:
             break
 
     def yaml(x: Any) -> str:
+        if x is None:
+            return "null"
         return "{" + ", ".join(f"{k}: {v}" for k, v in x.items()) + "}" if isinstance(x, dict) else str(x)
 
     settings = {**({"task": "null"} if run.data.task is not None else {}), "train": path, **changes}

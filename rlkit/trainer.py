@@ -329,7 +329,7 @@ def finish(p: Parts, step: int) -> Path:
     p.log.say(
         f"  model        {final} (Hugging Face format)\n"
         f"  everything   {p.folder}/: config.yaml, metrics.jsonl, rollouts.jsonl, eval.jsonl, tensorboard/, checkpoints/\n"
-        f"  next         {program()} sample {final} --prompt {p.train_prompts[0].text!r}"
+        f"  next         {program()} sample {final} --prompt {p.train_prompts[0].columns['question']!r}"
     )
     return p.folder
 

@@ -69,6 +69,11 @@ class Sampling(Bounded):
     stop: tuple[str, ...] = ()
     seed: Seed | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(self.stop):
+            raise ConfigError("sampling.stop has an empty text, which every response contains; leave it out.")
+
 
 @dataclass(slots=True)
 class Rollout:

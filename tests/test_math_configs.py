@@ -19,7 +19,7 @@ import rlkit as rk
 from rlkit.build import check, context_length, is_off_policy, needed, reward_specs
 from rlkit.cluster.ray import check_resources
 from rlkit.data.curriculum import ZeroVariance
-from rlkit.data.prompts import load_template
+from rlkit.data.render import load_template
 from rlkit.data.sets import find_set, is_named
 from rlkit.data.tiny import make_tiny
 from rlkit.objective.oracle import dishonest, examine_all

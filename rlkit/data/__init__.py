@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from rlkit.bounds import Bounded, Count, Natural
 from rlkit.data.curriculum import AdmitRule, DropRule, Sampler, Shuffle
@@ -18,13 +18,16 @@ class Data(Bounded):
 
     Attributes:
         task: a built-in procedural task; or
-        train, test: a ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file, a named set (``gsm8k``, ``math:levels=1-4``; see
+        train, test: a ``.jsonl``, ``.json``, ``.csv`` (also ``.gz``) or ``.parquet`` file, a named set (``gsm8k``, ``math:levels=1-4``; see
             :mod:`rlkit.data.sets`), a data set on the hub (``owner/name[:config]``), or a list of those; the column ``dataset`` then
             says where a row is from.
         size, test_size: rows of the task, or at most so many rows of the files (null: all).
-        columns: which columns of a file hold the prompt and the answer, e.g. ``{prompt: question, answer: reward_model.ground_truth}``.
+        columns: which columns of a file hold the prompt and the answer, e.g. ``{prompt: question, answer: reward_model.ground_truth}``;
+            a path may lead into a list (``prompt.0.content``). A prompt is a text, or a chat: a list of ``{role, content}``.
         template: how a question becomes a prompt: a name under ``rlkit/data/templates``, a file with ``{question}``, ``chat`` (the
-            tokenizer's own), or ``chat:NAME``, a template inside the tokenizer's own.
+            tokenizer's own), or ``chat:NAME``, a template inside the tokenizer's own. Chats always get the tokenizer's own.
+        system: a system message for chats that have none; needs the tokenizer's chat template.
+        chat_template_kwargs: variables of the tokenizer's chat template, e.g. ``{enable_thinking: false}``.
         max_prompt_tokens: longer prompts are dropped and counted (``too_long: drop``) or refused (``too_long: raise``).
         stored: responses of the reference that join every batch, for terms with ``on: reference``.
         sampler: the order of prompts. admit: which prompts are worth a group. drop: which finished groups are not trained on.
@@ -38,6 +41,8 @@ class Data(Bounded):
     test_size: Natural | None = None
     columns: dict[str, str] = field(default_factory=dict)
     template: str = "plain"
+    system: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     max_prompt_tokens: Count = 1024
     too_long: Literal["drop", "raise"] = "drop"
     stored: Stored | None = None

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlkit.data.files import is_file_of_rows
 from rlkit.data.tasks import Row, Split
 from rlkit.errors import DataError
 from rlkit.rewards.math import last_boxed
@@ -247,7 +248,7 @@ SETS: dict[str, NamedSet] = {
 
 def is_named(source: str) -> bool:
     """Whether ``source`` has the form of a named set: neither a file of rows nor ``owner/name`` of the hub."""
-    return "/" not in source and not source.lower().endswith((".jsonl", ".json", ".csv", ".parquet"))
+    return "/" not in source and not is_file_of_rows(source)
 
 
 def find_set(source: str, where: str) -> tuple[str, NamedSet, dict[str, tuple[str, ...]]]:

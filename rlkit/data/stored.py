@@ -1,7 +1,8 @@
 """Stored responses that terms with ``on: reference`` read: sampled once from the reference, with its log-probs, and replayed.
 
-One JSON object a line: ``prompt`` (as the model sees it), ``tokens``, ``logp`` (log-probs of the policy that sampled them, nats), and
-optionally ``id``. ``rlkit filter ... --responses stored.jsonl`` writes such a file.
+One JSON object a line: ``prompt`` (as the model sees it; with or without what the tokenizer puts in front of every text), ``tokens``,
+``logp`` (log-probs of the policy that sampled them, nats), and optionally ``id``. ``rlkit filter ... --responses stored.jsonl`` writes such
+a file.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlkit.bounds import Bounded, Count
 from rlkit.config import locate
+from rlkit.data.files import parse, read_lines
+from rlkit.data.render import Encoder
 from rlkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -50,11 +53,10 @@ class StoredRows:
                 f"data.stored: there is no file {spec.path!r}. Make it with: rlkit filter CONFIG --model MODEL --low 1 --out "
                 f"kept.jsonl --responses {spec.path}"
             )
-        size = len(tokenizer)
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            where = f"{path}:{number}"
+        size, encode = len(tokenizer), Encoder(tokenizer)
+        for number, line in read_lines(path):
+            where, row = f"{path}:{number}", parse(line, path, number)
             try:
-                row = json.loads(line)
                 tokens, logp = [int(t) for t in row["tokens"]], [float(x) for x in row["logp"]]
                 text = str(row["prompt"])
             except (ValueError, KeyError, TypeError) as error:
@@ -65,15 +67,13 @@ class StoredRows:
                 not tokens
                 or len(tokens) != len(logp)
                 or not all(math.isfinite(x) and x <= 1e-6 for x in logp)
-                or not max(tokens) < size
+                or not 0 <= min(tokens) <= max(tokens) < size
             ):
                 raise DataError(
                     f"{where}: {len(tokens)} tokens and {len(logp)} log-probs; there must be equally many, log-probs finite "
-                    f"and not positive, and token ids below {size}."
+                    f"and not positive, and token ids from 0 to {size - 1}."
                 )
-            prompt = Prompt(
-                str(row.get("id", where)), tuple(tokenizer(text, add_special_tokens=False)["input_ids"]), text
-            )
+            prompt = Prompt(str(row.get("id", where)), encode(text), text)
             self.rows.append(
                 Rollout(
                     prompt,

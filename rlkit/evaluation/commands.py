@@ -323,9 +323,26 @@ def fit(a: argparse.Namespace) -> None:
     print(f"drawn in {report.plot(a.out)}")
 
 
+def renderer(model: str, tokenizer: Any, template: str | None) -> Any:
+    """How ``rlkit sample`` makes prompts: as ``template`` says, else as the run did that the model is of; it says which."""
+    from rlkit.data.render import Renderer, load_template
+
+    if template is not None:
+        return Renderer(tokenizer, template, load_template(template))
+    for folder in (Path(model), Path(model).parent):  # a run, or its final model
+        if (folder / "config.yaml").is_file() and (folder / "environment.jsonl").is_file():
+            made = Renderer.trained(folder / "config.yaml", tokenizer)
+            print(f"template: {made.name}, with which {folder} was trained (--template NAME applies another)")
+            return made
+    if tokenizer.chat_template:
+        print("template: plain: prompts go in as they are. This model has a chat template: --template chat applies it.")
+    return Renderer(tokenizer)
+
+
 def sample(a: argparse.Namespace) -> None:
     """``rlkit sample``: responses of a model or of a realigned one, all of them, the best, or those that rejection keeps."""
     from rlkit.build import make_engine, quiet_libraries
+    from rlkit.data.render import Encoder
     from rlkit.learner.model import load_tokenizer
     from rlkit.rewards import RewardSpec, Scorer
     from rlkit.rollout.control import (
@@ -355,9 +372,11 @@ def sample(a: argparse.Namespace) -> None:
     path = model_folder(a.model)
     tokenizer = load_tokenizer(path)
     answers = a.answer or [None] * len(a.prompt)
+    render, encode = renderer(a.model, tokenizer, a.template), Encoder(tokenizer)
     prompts = [
-        Prompt(text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]), text, answer)
-        for text, answer in zip(a.prompt, answers, strict=True)
+        Prompt(question, encode(text), text, answer)
+        for question, answer in zip(a.prompt, answers, strict=True)
+        for text in [render(question, "--prompt").text]
     ]
     sampling = Sampling(temperature=a.temperature, top_p=a.top_p, max_tokens=a.max_tokens, seed=a.seed)
     length = max(len(p.token_ids) for p in prompts) + a.max_tokens + 8

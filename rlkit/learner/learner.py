@@ -22,8 +22,10 @@ from rlkit.config import locate
 from rlkit.errors import ConfigError, NumericsError
 from rlkit.learner import packed
 from rlkit.learner.backend import DeepSpeedBackend, TorchBackend, free_port, in_buckets, rank_environment
+from rlkit.learner.endings import Endings
 from rlkit.learner.export import Export, exported, numel
-from rlkit.learner.model import PolicyModel, ValueModel, add_lora, evaluate_new, load_lm
+from rlkit.learner.generation import load_settings, settled
+from rlkit.learner.model import PolicyModel, ValueModel, add_lora, evaluate_new, load_lm, load_tokenizer
 from rlkit.learner.reference import ReferenceState
 from rlkit.memory import Peaks
 from rlkit.objective import loss
@@ -70,6 +72,10 @@ class Learner:
             critic = ValueModel(start)
         self.policy = PolicyModel(lm, "value" in needs, run.model.fp32_head, critic).to(self.device)
         self.policy.train()
+        endings = Endings.of(model_path, load_tokenizer(model_path))
+        self.generation, _ = settled(
+            load_settings(model_path), endings.ids
+        )  # now: settings that cannot be saved end no long run
         self.exports = {e.name: e for e in exported(self.policy.base)}
         if self.exports.keys() != names:
             raise ConfigError(
@@ -246,10 +252,12 @@ class Learner:
         if self.rank != 0:
             return
         if self.run.peft is None:
+            self.policy.base.generation_config = self.generation
             self.policy.base.save_pretrained(folder, state_dict=state)
         else:
             # The wrapped modules carry the adapter's names; a fresh model of the same shape has the plain ones.
             plain = load_lm(self.model_path, dtype=next(iter(state.values())).dtype)
+            plain.generation_config = self.generation
             plain.save_pretrained(folder, state_dict=state)
 
     def ready(self) -> dict[str, Any]:

@@ -63,11 +63,11 @@ def load_tokenizer(path: str | Path) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     saved = Path(path) / "tokenizer_config.json"
-    plain = saved.is_file() and json.loads(saved.read_text()).get("tokenizer_class") in (
-        "TokenizersBackend",
-        "PreTrainedTokenizerFast",
-    )
     try:
+        plain = saved.is_file() and json.loads(saved.read_text(encoding="utf-8-sig")).get("tokenizer_class") in (
+            "TokenizersBackend",
+            "PreTrainedTokenizerFast",
+        )
         return (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(

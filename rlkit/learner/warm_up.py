@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from rlkit.learner.backend import TorchBackend
+from rlkit.learner.endings import Endings
 from rlkit.learner.model import PolicyModel, evaluate_new, load_lm
 from rlkit.learner.plan import optimizer_steps
 from rlkit.objective import loss
@@ -48,8 +49,9 @@ def warm_up(
 ) -> float:
     """Trains the model in ``path`` in place for ``spec.steps`` steps; returns the last loss (nats per token).
 
-    ``demonstrate(prompt, rng)`` writes a response; the end-of-sequence token is appended here.
+    ``demonstrate(prompt, rng)`` writes a response; the token that ends it is appended here.
     """
+    end = Endings.of(path, tokenizer).last
     rng = random.Random(seed)
     torch.manual_seed(seed)
     model = PolicyModel(load_lm(path)).train()
@@ -61,8 +63,7 @@ def warm_up(
         rows = [rng.choice(prompts) for _ in range(spec.batch)]
         texts = [demonstrate(p, rng) for p in rows]
         pairs = [
-            (p, [*tokenizer(t, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id])
-            for p, t in zip(rows, texts, strict=True)
+            (p, [*tokenizer(t, add_special_tokens=False)["input_ids"], end]) for p, t in zip(rows, texts, strict=True)
         ]
         [[micros]] = optimizer_steps(
             demonstration_batch(pairs), objective, epochs=1, count=1, ranks=1, max_tokens=section.max_tokens, seed=0

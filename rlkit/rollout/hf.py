@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from rlkit.cluster.wire import unpack
+from rlkit.learner.endings import Endings
 from rlkit.learner.head import CHUNK_ELEMENTS
 from rlkit.learner.model import PolicyModel, evaluate_new, load_lm, load_tokenizer
 from rlkit.memory import peak
@@ -61,6 +62,7 @@ class HFEngine:
         self.device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
         self.lm = load_lm(model, dtype=getattr(torch, dtype)).to(self.device).eval().requires_grad_(False)
         self.tokenizer = load_tokenizer(model)
+        self.endings = Endings.of(model, self.tokenizer)
         self.limit, self.version = max_model_len, 0
         self._policy: PolicyModel | None = None
         self._inbox: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
@@ -127,13 +129,13 @@ class HFEngine:
         logps = torch.zeros(len(owner), sampling.max_tokens, device=device)
         length = torch.full((len(owner),), sampling.max_tokens, device=device)
         stopped = torch.zeros(len(owner), dtype=torch.bool, device=device)
+        ending = torch.tensor(sorted(self.endings.ids), dtype=torch.long, device=device)
         for t in range(sampling.max_tokens):
             tokens[rows, t], logps[rows, t] = sample(logits, sampling, chance[rows, t])
-            ends = tokens[rows, t] == self.tokenizer.eos_token_id
+            ends = torch.isin(tokens[rows, t], ending)
             if sampling.stop:
-                ends |= torch.tensor(
-                    [self._stopped(x, sampling) for x in tokens[rows, max(0, t - 31) : t + 1].tolist()], device=device
-                )
+                newest = tokens[rows, max(0, t + 1 - self.endings.reach(sampling.stop)) : t + 1].tolist()
+                ends |= torch.tensor([self.endings.stopped(x, sampling.stop) for x in newest], device=device)
             ends &= ~stopped[rows]
             length[rows[ends]], stopped[rows[ends]] = t + 1, True
             going = ~stopped[rows]
@@ -156,9 +158,7 @@ class HFEngine:
         results: list[list[Rollout]] = [[] for _ in batch]
         found = zip(owner.tolist(), tokens.tolist(), logps.tolist(), counts, stopped.tolist(), strict=True)
         for k, x, logp, count, stop in found:
-            text = str(self.tokenizer.decode(x[:count], skip_special_tokens=True))
-            for end in sampling.stop:
-                text = text.split(end, 1)[0]
+            text = self.endings.text(x[:count], sampling.stop)
             finish: Finish = "stop" if stop else "length"
             results[k].append(
                 Rollout(batch[k].prompt, x[:count], [True] * count, logp[:count], [version] * count, finish, text=text)
@@ -179,10 +179,6 @@ class HFEngine:
         return torch.stack(
             [torch.rand(batch[0].sampling.max_tokens, generator=g, dtype=torch.float64) for g in generators]
         )
-
-    def _stopped(self, tokens: list[int], sampling: Sampling) -> bool:
-        tail = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return any(s in tail for s in sampling.stop)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         if self._policy is None:

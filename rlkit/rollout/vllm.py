@@ -19,6 +19,8 @@ from typing import Any
 
 from rlkit.cluster.wire import unpack
 from rlkit.errors import ConfigError, EngineError
+from rlkit.learner.endings import Endings
+from rlkit.learner.model import load_tokenizer
 from rlkit.memory import peak
 from rlkit.rollout.engine import Aborted, Pending, UpdateMode, check_length, request_seed
 from rlkit.types import Prompt, Rollout, Sampling
@@ -115,6 +117,7 @@ class VLLMEngine:
 
         register()
         self.limit = max_model_len
+        self.endings = Endings.of(model, load_tokenizer(model))
         try:
             self.engine = LLMEngine.from_engine_args(
                 EngineArgs(
@@ -194,6 +197,9 @@ class VLLMEngine:
                 top_k=sampling.top_k or -1,
                 max_tokens=sampling.max_tokens,
                 stop=list(sampling.stop) or None,
+                stop_token_ids=sorted(self.endings.ids),
+                skip_special_tokens=False,  # stop strings are looked for in the text that rewards see
+                detokenize=bool(sampling.stop),
                 logprobs=0,
                 seed=request_seed(sampling, prompt, self.version),
                 output_kind=RequestOutputKind.FINAL_ONLY,
@@ -202,7 +208,7 @@ class VLLMEngine:
         output = self._request(prompt.token_ids, params)
         choices = sorted(output.outputs, key=lambda c: c.index)
         rollouts = [
-            self._rollout(prompt, choices[i % len(choices)]) for i in range(n)
+            self._rollout(prompt, choices[i % len(choices)], sampling.stop) for i in range(n)
         ]  # greedy responses are all the same
         self._tokens += sum(len(r.tokens) for r in rollouts)
         return rollouts
@@ -227,14 +233,15 @@ class VLLMEngine:
 
         return self._pending.wait(future, lambda: self._inbox.put(admit))
 
-    def _rollout(self, prompt: Prompt, c: Any) -> Rollout:
+    def _rollout(self, prompt: Prompt, c: Any, stop: Sequence[str]) -> Rollout:
         tokens = list(c.token_ids)
         version = [self.version] * len(tokens)
         for span in c.weight_versions or ():
             version[span.start : span.end] = [int(span.version)] * (span.end - span.start)
         finish = {"stop": "stop", "length": "length"}.get(c.finish_reason, "abort")
         logp = [entry[token].logprob for token, entry in zip(tokens, c.logprobs or (), strict=True)]
-        return Rollout(prompt, tokens, [True] * len(tokens), logp, version, finish, text=c.text)  # type: ignore[arg-type]
+        text = self.endings.text(tokens, stop)
+        return Rollout(prompt, tokens, [True] * len(tokens), logp, version, finish, text=text)  # type: ignore[arg-type]
 
     def score(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         from vllm import SamplingParams

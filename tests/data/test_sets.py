@@ -13,7 +13,8 @@ import pytest
 import rlkit as rk
 from rlkit.data import Data
 from rlkit.data.curriculum import Shuffle
-from rlkit.data.prompts import load_prompts, load_template, render
+from rlkit.data.prompts import load_prompts
+from rlkit.data.render import Renderer, load_template
 from rlkit.data.sets import SETS, after_marks, boxed, integer, normalised, plain, read_set, several
 from rlkit.data.statistics import PromptStatistics
 from rlkit.data.tiny import make_tokenizer
@@ -302,7 +303,7 @@ def test_columns_inside_columns(tmp_path: Path) -> None:
 def test_templates() -> None:
     tokenizer = make_tokenizer("abc")
     tokenizer.chat_template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
-    show: Callable[[str], str] = lambda name: render(load_template(name), "Q {1}", tokenizer)  # noqa: E731
+    show: Callable[[str], str] = lambda name: Renderer(tokenizer, name, load_template(name))("Q {1}", "here").text  # noqa: E731
     assert show("plain") == "Q {1}" and show("chat") == "[user]Q {1}[assistant]"
     assert (
         show("chat:boxed")

@@ -1,0 +1,263 @@
+"""From a row's question or chat to the text that the model sees: templates, the tokenizer's own chat template, its first token."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlkit.config import locate
+from rlkit.errors import DataError
+
+TEMPLATES = Path(__file__).parent / "templates"
+ROLES = ("system", "developer", "user", "assistant", "tool")
+FIXED = ("messages", "conversation", "add_generation_prompt", "continue_final_message", "tokenize", "return_dict")
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Template:
+    """``text`` holds ``{question}``; ``chat``: the text is the user's message in the tokenizer's own chat template."""
+
+    text: str
+    chat: bool = False
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A prompt: what the model sees, the question in it, and the chat where it is one."""
+
+    text: str
+    question: str
+    messages: tuple[Message, ...] = ()
+    cut: bool = False  # the chat went on with an answer, which is left out
+
+
+class Encoder:
+    """Texts of prompts as tokens. What the tokenizer itself puts in front of a text (``<bos>``) stands in front once, never twice.
+
+    What some append (T5: ``</s>``) is left out: the response follows.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        whole, bare = (list(tokenizer("a", add_special_tokens=x)["input_ids"]) for x in (True, False))
+        places = (i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare)
+        self.front = tuple(whole[: next(places, 0)])
+
+    def __call__(self, text: str) -> tuple[int, ...]:
+        ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return ids if ids[: len(self.front)] == self.front else self.front + ids
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """How questions and chats become prompts.
+
+    A question is put into ``template``. A chat is put into the tokenizer's chat template, whatever ``template`` is, unless that would be
+    another form than the chat's own; ``chat:NAME`` puts its text around the last message of the user.
+
+    Attributes:
+        system: a system message in front of chats that have none. options: further variables of the chat template
+            (``enable_thinking: false``).
+    """
+
+    tokenizer: Any
+    name: str = "plain"
+    template: Template = Template("{question}")
+    system: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, data: Any, tokenizer: Any, base: str | Path | None = None) -> Renderer:
+        """As the section ``data`` says.
+
+        Raises:
+            DataError: a template that is not there; a chat template is asked for, and the tokenizer has none.
+        """
+        made = cls(
+            tokenizer, data.template, load_template(data.template, base), data.system, dict(data.chat_template_kwargs)
+        )
+        if made.template.chat:
+            made.check()
+        return made
+
+    @classmethod
+    def trained(cls, config: Path, tokenizer: Any) -> Renderer:
+        """As a run did whose resolved configuration this is; read as plain data, so that no file of the user is executed.
+
+        Raises:
+            DataError: this is no configuration of a run.
+        """
+        try:
+            run = yaml.safe_load(config.read_text(encoding="utf-8"))
+            data, name = run["data"], run["data"]["template"]
+            system, options = data.get("system"), dict(data.get("chat_template_kwargs") or {})
+        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{config}: this is not the configuration of a run ({type(error).__name__}).") from None
+        return cls(tokenizer, name, load_template(name, run.get("base")), system, options)
+
+    def __call__(self, value: Any, where: str) -> Rendered:
+        """The prompt of a row's value, a text or a list of messages; ``where`` is the row's place.
+
+        Raises:
+            DataError: neither, or a chat that the template refuses.
+        """
+        if isinstance(value, str) and value.strip():
+            if re.match(r"\s*\[\s*\{\s*['\"](role|content)['\"]\s*:", value):
+                raise DataError(
+                    f"{where}: the prompt is a chat that was written as one text ({short(value)}). Store the rows as .jsonl or "
+                    ".parquet with a list of messages, or name a column that holds the question alone."
+                )
+            text = self.template.text.replace("{question}", value)
+            if self.template.chat:
+                return Rendered(self._chat([{"role": "user", "content": text}], where), value)
+            for key, given in (("system", self.system), ("chat_template_kwargs", self.options)):
+                if given:
+                    raise DataError(
+                        f"data.{key} is for the tokenizer's chat template, but data.template is {self.name} and the prompt of "
+                        f"{where} is a text. Set data.template: chat, or chat:NAME."
+                    )
+            return Rendered(text, value)
+        if not isinstance(value, list | tuple) or not value:
+            raise DataError(
+                f"{where}: the prompt is {short(value)}; it must be a text that is not empty, or a list of messages."
+            )
+        messages = read_messages(value, where)
+        cut = messages[-1]["role"] == "assistant"
+        messages = messages[:-1] if cut else messages
+        if not messages or messages[-1]["role"] not in ("user", "tool"):
+            last = f"ends with a message of {messages[-1]['role']!r}" if messages else "is an answer alone"
+            raise DataError(f"{where}: the chat {last}; the model answers to a message of 'user' (or 'tool').")
+        mine = [i for i, m in enumerate(messages) if m["role"] == "user"]
+        question = messages[mine[-1]]["content"] if mine else messages[-1]["content"]
+        shown = messages
+        if self.template.text != "{question}":
+            if not self.template.chat:
+                raise DataError(
+                    f"{where}: the prompt is a chat, which data.template: {self.name} does not fit. Set data.template: chat (or "
+                    "chat:NAME), or name a text in it: data.columns: {prompt: COLUMN.-1.content}."
+                )
+            put = {**messages[mine[-1]], "content": self.template.text.replace("{question}", question)} if mine else {}
+            shown = [put if mine and i == mine[-1] else m for i, m in enumerate(messages)]
+        return Rendered(self._chat(shown, where), question, tuple(messages), cut)
+
+    def _chat(self, messages: Sequence[Message], where: str) -> str:
+        from jinja2.exceptions import TemplateError
+
+        self.check()
+        first = messages[0]["role"]
+        if self.system is not None and first not in ("system", "developer"):
+            messages = [{"role": "system", "content": self.system}, *messages]
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    list(messages), tokenize=False, add_generation_prompt=True, **self.options
+                )
+            )
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            roles = ", ".join(m["role"] for m in messages)
+            raise DataError(
+                f"{where}: the tokenizer's chat template refuses this chat of {roles}: {str(error).splitlines()[0]}"
+                + (" Leave data.system out." if self.system is not None and first != "system" else "")
+            ) from error
+
+    def check(self) -> None:
+        """Raises DataError if the tokenizer has no chat template, or one that reads no variable of an option's name."""
+        if not self.tokenizer.chat_template:
+            raise DataError(
+                "data.template: the tokenizer has no chat template, which base models often do not have. Take a model that has "
+                "one, put one into its folder (chat_template.jinja), or use a template that needs none: qwen-boxed, r1, abel."
+            )
+        for key in self.options:
+            if key in FIXED:
+                raise DataError(f"data.chat_template_kwargs.{key}: rlkit sets this itself; leave it out.")
+            words = set(re.findall(r"[A-Za-z_]\w*", str(self.tokenizer.get_chat_template())))
+            if key not in words:
+                near = difflib.get_close_matches(key, words, 1)
+                raise DataError(
+                    f"data.chat_template_kwargs.{key}: the tokenizer's chat template reads no variable of this name."
+                    + (f" Did you mean {near[0]!r}?" if near else " Leave it out.")
+                )
+
+
+def read_messages(value: Sequence[Any], where: str) -> list[Message]:
+    """A chat as chat templates read it: texts as contents, and no keys without a value (Parquet gives each message those of all).
+
+    Raises:
+        DataError: with the number of the message that is none.
+    """
+    out: list[Message] = []
+    for i, m in enumerate(value):
+        place = f"{where}: message {i}"
+        if not isinstance(m, Mapping):
+            raise DataError(f"{place} is {short(m)}; a message is a mapping with role and content.")
+        kept = {k: v for k, v in m.items() if v is not None}
+        role = kept.get("role")
+        if role is None:
+            other = " Rename `from` to role and `value` to content." if "from" in kept else ""
+            raise DataError(f"{place} has no role; it has {', '.join(map(str, kept)) or 'nothing'}.{other}")
+        if role not in ROLES:
+            raise DataError(f"{place} has the role {short(role)}; roles are {', '.join(ROLES)}.")
+        kept["content"] = _content(kept.get("content"), place)
+        if not kept["content"].strip() and not kept.get("tool_calls"):
+            raise DataError(f"{place} ({role}) has no content. Fill it in, or take the message out.")
+        out.append(kept)
+    return out
+
+
+def _content(content: Any, place: str) -> str:
+    """The text of a content: itself, or that of its parts."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list | tuple):
+        raise DataError(f"{place} has the content {short(content)}; it must be a text or a list of texts.")
+    texts = []
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, Mapping) else None
+        if kind not in (None, "text"):
+            raise DataError(f"{place} holds a part of type {short(kind)}; rlkit trains on texts only.")
+        text = part.get("text") if isinstance(part, Mapping) else part
+        if not isinstance(text, str):
+            raise DataError(f"{place} holds the part {short(part)}; a part is {{type: text, text: ...}}.")
+        texts.append(text)
+    return "".join(texts)
+
+
+def short(value: Any) -> str:
+    """A value as an error message shows it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]} ... ({len(text)} characters)"
+
+
+def load_template(name: str, base: str | Path | None = None) -> Template:
+    """A template by name (a file of ``rlkit/data/templates``) or path; ``chat:NAME`` puts its text into the tokenizer's chat template.
+
+    Raises:
+        ValueError: no such template, or one without ``{question}``.
+    """
+    if name == "chat":
+        return Template("{question}", chat=True)
+    chat, name = name.startswith("chat:"), name.removeprefix("chat:")
+    path = locate(name, base) if "/" in name or name.endswith(".txt") else TEMPLATES / f"{name}.txt"
+    if not path.is_file():
+        known = sorted(p.stem for p in TEMPLATES.glob("*.txt"))
+        near = difflib.get_close_matches(name, known, 1)
+        raise DataError(
+            f"data.template: there is no template {name!r}."
+            + (f" Did you mean {near[0]!r}?" if near else "")
+            + f" There are {', '.join(known)}, chat (the tokenizer's own), chat:NAME (one inside it), or the path of a text "
+            "file with {question}."
+        )
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"data.template: {path} is not UTF-8 text. Save it as UTF-8.") from None
+    if "{question}" not in text:
+        raise DataError(f"data.template: {path} has no {{question}}.")
+    return Template(text, chat)
