@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -332,10 +333,14 @@ def renderer(model: str, tokenizer: Any, template: str | None) -> Any:
     for folder in (Path(model), Path(model).parent):  # a run, or its final model
         if (folder / "config.yaml").is_file() and (folder / "environment.jsonl").is_file():
             made = Renderer.trained(folder / "config.yaml", tokenizer)
-            print(f"template: {made.name}, with which {folder} was trained (--template NAME applies another)")
+            note = f"template: {made.name}, with which {folder} was trained (--template NAME applies another)"
+            print(note, file=sys.stderr)
             return made
     if tokenizer.chat_template:
-        print("template: plain: prompts go in as they are. This model has a chat template: --template chat applies it.")
+        note = (
+            "template: plain, prompts go in as they are; this model has a chat template, which --template chat applies"
+        )
+        print(note, file=sys.stderr)
     return Renderer(tokenizer)
 
 
