@@ -154,11 +154,12 @@ def pick(row: Mapping[str, Any], column: str, what: str, where: str) -> Any:
         inside = {str(i): inside[i] for i in range(-len(inside), len(inside))}
     if rest and isinstance(inside, Mapping):
         return pick(inside, rest, what, f"{where}: {first}")
-    close = difflib.get_close_matches(column, list(map(str, row)), 1)
+    missing = column if first in row else first
+    close = difflib.get_close_matches(missing, list(map(str, row)), 1)
     if what == "prompt" and "messages" in row:
         close = ["messages"]
     raise DataError(
-        f"{where}: there is no column {column!r} for the {what}; columns are {', '.join(map(str, row))}."
+        f"{where}: there is no column {missing!r} for the {what}; columns are {', '.join(map(str, row))}."
         + (f" Did you mean {close[0]!r}?" if close else f" Name it: data.columns: {{{what}: ...}}.")
     )
 
