@@ -55,12 +55,14 @@ def load_tokenizer(path: str | Path) -> Any:
     """The tokenizer of a model folder or hub name, as it was saved.
 
     ``AutoTokenizer`` takes the class from the *model's* type for some families (Qwen2), whatever the folder says; a folder that names the
-    plain class holds a tokenizer of its own, which another class would split differently without a word.
+    plain class holds a tokenizer of its own, which another class would split differently without a word. And ``add_bos_token: true`` of
+    ``tokenizer_config.json`` counts, which transformers 5 passes over where ``tokenizer.json`` says nothing of it.
 
     Raises:
         ValueError: there is none.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     saved = Path(path) / "tokenizer_config.json"
     try:
@@ -68,7 +70,12 @@ def load_tokenizer(path: str | Path) -> Any:
             "TokenizersBackend",
             "PreTrainedTokenizerFast",
         )
-        return (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(path, trust_remote_code=False)
+        kind: Any = PreTrainedTokenizerFast if plain else AutoTokenizer
+        tokenizer = kind.from_pretrained(path, trust_remote_code=False)
+        asked = get_tokenizer_config(str(path)).get("add_bos_token") and tokenizer.bos_token_id is not None
+        if asked and tokenizer("a")["input_ids"][0] != tokenizer.bos_token_id:
+            tokenizer.add_bos_token = True
+        return tokenizer
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"model.path: no tokenizer could be loaded from {str(path)!r}: {str(error).splitlines()[0]}"

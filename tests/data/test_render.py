@@ -17,6 +17,7 @@ from rlkit.data.prompts import load_prompts
 from rlkit.data.render import Encoder, Renderer
 from rlkit.data.stored import Stored, StoredRows
 from rlkit.errors import DataError
+from rlkit.learner.model import load_tokenizer
 from rlkit.types import Prompt
 from tests.scripted import make_scripted
 from tests.tokenizers import CHAT, ids, make
@@ -45,6 +46,18 @@ def test_the_first_token_is_the_tokenizers_own(family: str, tmp_path: Path) -> N
     (tmp_path / "s.jsonl").write_text(json.dumps(row))
     assert StoredRows(Stored(path="s.jsonl"), tokenizer, 0, tmp_path).rows[0].prompt.token_ids == p.token_ids
     assert Encoder(tokenizer)("<s>x") == (2, *ids(tokenizer, "x"))
+
+
+@pytest.mark.parametrize("kind", ["TokenizersBackend", "GemmaTokenizer", "LlamaTokenizer"])
+def test_a_tokenizer_that_is_told_to_add_its_bos_does(kind: str, tmp_path: Path) -> None:
+    make().save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    for asked, front in ((False, ()), (True, (2,))):
+        changed = {**settings, "tokenizer_class": kind, "add_bos_token": asked}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(changed))
+        assert Encoder(load_tokenizer(tmp_path)).front == front
+    load_tokenizer(tmp_path).save_pretrained(tmp_path / "out")
+    assert Encoder(load_tokenizer(tmp_path / "out")).front == (2,)
 
 
 def rendered(value: Any, template: str = "plain", **settings: Any) -> Any:
