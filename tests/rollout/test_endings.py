@@ -134,3 +134,8 @@ def test_the_trained_model_has_valid_settings_tokenizer_and_template(
     engine = HFEngine(str(final))
     engine.close()
     assert engine.endings.ids == set(ends)
+
+
+def test_an_empty_stop_string_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"sampling\.stop has an empty text"):
+        Sampling(stop=("END", ""))
