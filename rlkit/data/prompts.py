@@ -74,7 +74,7 @@ def load_prompts(
             if seen[key][1] != answer:
                 contradicting.append(f"{where} ({answer!r}) and {seen[key][0]} ({seen[key][1]!r})")
             continue
-        ids = encode(text)
+        ids = encode(text, rendered.templated)
         identity = row.get("id")
         if identity is None:
             identity = hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -34,6 +34,7 @@ class Rendered:
 
     text: str
     question: str
+    templated: bool = False  # the text is what the tokenizer's chat template wrote
     messages: tuple[Message, ...] = ()
     cut: bool = False  # the chat went on with an answer, which is left out
 
@@ -41,7 +42,8 @@ class Rendered:
 class Encoder:
     """Texts of prompts as tokens. What the tokenizer itself puts in front of a text (``<bos>``) stands in front once, never twice.
 
-    What some append (T5: ``</s>``) is left out: the response follows.
+    What some append (T5: ``</s>``) is left out: the response follows. A chat template writes all special tokens itself, so its text gets
+    none, as with transformers' ``apply_chat_template`` and every server.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -50,9 +52,9 @@ class Encoder:
         places = (i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare)
         self.front = tuple(whole[: next(places, 0)])
 
-    def __call__(self, text: str) -> tuple[int, ...]:
+    def __call__(self, text: str, templated: bool = False) -> tuple[int, ...]:
         ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return ids if ids[: len(self.front)] == self.front else self.front + ids
+        return ids if templated or ids[: len(self.front)] == self.front else self.front + ids
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Renderer:
                 )
             text = self.template.text.replace("{question}", value)
             if self.template.chat:
-                return Rendered(self._chat([{"role": "user", "content": text}], where), value)
+                return Rendered(self._chat([{"role": "user", "content": text}], where), value, True)
             for key, given in (("system", self.system), ("chat_template_kwargs", self.options)):
                 if given:
                     raise DataError(
@@ -145,7 +147,7 @@ class Renderer:
                 )
             put = {**messages[mine[-1]], "content": self.template.text.replace("{question}", question)} if mine else {}
             shown = [put if mine and i == mine[-1] else m for i, m in enumerate(messages)]
-        return Rendered(self._chat(shown, where), question, tuple(messages), cut)
+        return Rendered(self._chat(shown, where), question, True, tuple(messages), cut)
 
     def _chat(self, messages: Sequence[Message], where: str) -> str:
         from jinja2.exceptions import TemplateError

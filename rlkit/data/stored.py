@@ -1,8 +1,8 @@
 """Stored responses that terms with ``on: reference`` read: sampled once from the reference, with its log-probs, and replayed.
 
-One JSON object a line: ``prompt`` (as the model sees it; with or without what the tokenizer puts in front of every text), ``tokens``,
-``logp`` (log-probs of the policy that sampled them, nats), and optionally ``id``. ``rlkit filter ... --responses stored.jsonl`` writes such
-a file.
+One JSON object a line: ``prompt`` (as the model sees it), ``tokens``, ``logp`` (log-probs of the policy that sampled them, nats), and optionally ``id``
+and ``prompt_tokens``; without those the text is tokenized, with what the tokenizer puts in front of every text.
+``rlkit filter ... --responses stored.jsonl`` writes such a file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,18 @@ class Stored(Bounded):
 def write_stored(path: str | Path, rollouts: Sequence[Rollout]) -> None:
     with open(path, "w") as f:
         for r in rollouts:
-            f.write(json.dumps({"id": r.prompt.id, "prompt": r.prompt.text, "tokens": r.tokens, "logp": r.logp}) + "\n")
+            f.write(
+                json.dumps(
+                    {
+                        "id": r.prompt.id,
+                        "prompt": r.prompt.text,
+                        "prompt_tokens": r.prompt.token_ids,
+                        "tokens": r.tokens,
+                        "logp": r.logp,
+                    }
+                )
+                + "\n"
+            )
 
 
 class StoredRows:
@@ -59,6 +70,7 @@ class StoredRows:
             try:
                 tokens, logp = [int(t) for t in row["tokens"]], [float(x) for x in row["logp"]]
                 text = str(row["prompt"])
+                ids = tuple(int(t) for t in row.get("prompt_tokens", ())) or encode(text)
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(
                     f"{where}: a stored row needs prompt, tokens and logp ({type(error).__name__}: {error})."
@@ -67,13 +79,13 @@ class StoredRows:
                 not tokens
                 or len(tokens) != len(logp)
                 or not all(math.isfinite(x) and x <= 1e-6 for x in logp)
-                or not 0 <= min(tokens) <= max(tokens) < size
+                or not all(0 <= t < size for t in (*ids, *tokens))
             ):
                 raise DataError(
                     f"{where}: {len(tokens)} tokens and {len(logp)} log-probs; there must be equally many, log-probs finite "
                     f"and not positive, and token ids from 0 to {size - 1}."
                 )
-            prompt = Prompt(str(row.get("id", where)), encode(text), text)
+            prompt = Prompt(str(row.get("id", where)), ids, text)
             self.rows.append(
                 Rollout(
                     prompt,

@@ -379,9 +379,9 @@ def sample(a: argparse.Namespace) -> None:
     answers = a.answer or [None] * len(a.prompt)
     render, encode = renderer(a.model, tokenizer, a.template), Encoder(tokenizer)
     prompts = [
-        Prompt(question, encode(text), text, answer)
+        Prompt(question, encode(r.text, r.templated), r.text, answer)
         for question, answer in zip(a.prompt, answers, strict=True)
-        for text in [render(question, "--prompt").text]
+        for r in [render(question, "--prompt")]
     ]
     sampling = Sampling(temperature=a.temperature, top_p=a.top_p, max_tokens=a.max_tokens, seed=a.seed)
     length = max(len(p.token_ids) for p in prompts) + a.max_tokens + 8
