@@ -227,9 +227,9 @@ def both(group: Any, b: Any, seed: int, clock: Callable[[], list[float]]) -> dic
     """Seconds of ``annotate`` and ``update``."""
     from rlkit.objective.advantages import GroupNorm
 
-    b.adv = GroupNorm()(b)
+    b = b.replace(adv=GroupNorm()(b))
     start = clock()
-    group.annotate(b, ("old", "ref"))
+    b = group.annotate(b, ("old", "ref"))
     middle = clock()
     group.update(b, (1.0, 0.04), seed=seed)
     end = clock()
@@ -269,9 +269,9 @@ def driver_curve() -> list[dict[str, Any]]:
                 break
             times = [time.process_time()]
             b = Batch.from_rollouts(everything[:n])
-            b.logp |= {"old": b.logp["behav"], "ref": b.logp["behav"]}
+            b = b.with_logp(old=b.logp["behav"], ref=b.logp["behav"])
             times.append(time.process_time())
-            b.adv = GroupNorm()(b)
+            b = b.replace(adv=GroupNorm()(b))
             times.append(time.process_time())
             (step,) = optimizer_steps(
                 b, run.objective, epochs=1, count=1, ranks=8, max_tokens=run.learner.max_tokens, seed=0, packed=True

@@ -95,9 +95,9 @@ def rlkit_step(folder: str, data: list[dict[str, Any]]) -> tuple[Any, Any]:
             for r in data
         ]
     )
-    b.adv = torch.tensor([r["adv"] for r in data])[b.seq]
+    b = b.replace(adv=torch.tensor([r["adv"] for r in data])[b.seq])
     gap = torch.tensor([x for r in data for x in r["ref"]])
-    b.norm = normalise(run.objective, b)
+    b = b.replace(norm=normalise(run.objective, b))
     with torch.no_grad():  # as on the other side: a pass before the step, and libraries are loaded
         evaluate_new(learner.backend, b, run.sampling, frozenset({"adv", "old", "ref"}))
 

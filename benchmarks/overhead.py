@@ -63,8 +63,8 @@ def main(rounds: int = 25) -> None:
         )
         learner = Learner(run, str(path), frozenset({"adv", "old", "behav"}))
         b = Batch.from_rollouts(rollouts)
-        b.adv = torch.randn(b.N, generator=g)
-        b.logp |= {"old": torch.full((b.N,), -9.0), "ref": torch.full((b.N,), -9.1)}
+        b = b.replace(adv=torch.randn(b.N, generator=g))
+        b = b.with_logp(old=torch.full((b.N,), -9.0), ref=torch.full((b.N,), -9.1))
         runs = {
             name: dataclasses.replace(
                 run,
@@ -76,7 +76,7 @@ def main(rounds: int = 25) -> None:
         for _ in range(rounds):
             for name, r in runs.items():
                 learner.run = r
-                b.norm = normalise(r.objective, b)
+                b = b.replace(norm=normalise(r.objective, b))
                 start = time.perf_counter()
                 learner.step([b], [t.coef for t in r.objective])
                 seconds[name].append(time.perf_counter() - start)

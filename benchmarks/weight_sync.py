@@ -217,7 +217,7 @@ def step(size: str) -> dict[str, float]:
         run = make_run({"size": size, "dtype": "float32", "place": "hf", "lora": False}, model_folder(size, folder))
         learners = LearnerGroup(LocalWorkers(Learner(run, folder, frozenset({"adv", "old"}))), run, frozenset())
         batch = Batch.from_rollouts(rollouts)
-        batch.adv = torch.randn(batch.S, generator=torch.Generator().manual_seed(0))[batch.seq]
+        batch = batch.replace(adv=torch.randn(batch.S, generator=torch.Generator().manual_seed(0))[batch.seq])
         start = time.perf_counter()
         learners.update(batch, (1.0,), seed=0)
         return {"seconds": time.perf_counter() - start, "tokens": float(batch.N), "sequences": float(batch.S)}

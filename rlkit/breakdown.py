@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from rlkit.errors import ConfigError
-from rlkit.types import Batch, Stats
+from rlkit.objective import Term, loss
+from rlkit.types import Batch, New, Stats
 
 
 def _quarters(x: Tensor) -> Tensor:
@@ -57,6 +58,32 @@ def kl_tokens(b: Batch, decode: Callable[[int], str], count: int = 20) -> list[d
         }
         for i in top
     ]
+
+
+def bad_gradients(objective: Sequence[Term], new: New, b: Batch, coefs: Sequence[float]) -> dict[str, int]:
+    """The terms whose gradient by the model's answers is not finite, each with its first such action token."""
+
+    def leaf(x: Tensor) -> Tensor:
+        return x.detach().requires_grad_()
+
+    leaves = New(
+        leaf(new.logp),
+        None if new.entropy is None else leaf(new.entropy),
+        None if new.value is None else leaf(new.value),
+        {name: leaf(x) for name, x in new.full.items()},
+    )
+    answers = [x for x in (leaves.logp, leaves.entropy, leaves.value, *leaves.full.values()) if x is not None]
+    parts: list[Tensor] = []
+    loss(objective, leaves, b, coefs, parts)
+    found = {}
+    for term, part in zip(objective, parts, strict=True):
+        grads = torch.autograd.grad(part, answers, retain_graph=True, allow_unused=True) if part.requires_grad else ()
+        bad = sum(
+            (~g.isfinite() for g in grads if g is not None), torch.zeros(b.N, dtype=torch.bool, device=b.seq.device)
+        )
+        if bool(bad.any()):
+            found[term.name] = int(bad.nonzero()[0])
+    return found
 
 
 def add_gram(stats: Stats, names: Sequence[str], values: Sequence[Tensor], logp: Tensor) -> None:

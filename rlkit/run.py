@@ -121,6 +121,7 @@ class LearnerSection(Bounded):
         max_tokens: tokens of one micro-batch on one rank, padding included; changes memory and speed, never the result.
         packed: micro-batches without padding, with prompts shared by their responses (:mod:`rlkit.learner.packed`). null: on CPUs, where it
             was measured to be faster, if the model allows it.
+        max_skipped: a gradient that is not finite skips its optimizer step; so many in a row end the run.
     """
 
     lr: NonNegative = 1e-6
@@ -136,6 +137,7 @@ class LearnerSection(Bounded):
     max_tokens: Count = 16384
     packed: bool | None = None
     gradient_checkpointing: bool = False
+    max_skipped: Count = 3
 
 
 @dataclass(frozen=True, kw_only=True)

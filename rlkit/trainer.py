@@ -59,13 +59,15 @@ def train(run: Run, *, resume: bool = False, quiet: bool = False) -> Path:
             with clock("annotate"):
                 extra = p.stored.draw(step, run.rollout.prompts) if p.stored is not None else []
                 batch = Batch.from_rollouts([*rollouts, *extra], columns(run))
-                p.learners.annotate(batch, p.before_update)
+                batch = p.learners.annotate(batch, p.before_update)
                 batch = with_advantages(batch, run.advantage, run.reward_penalties, p.penalties.values())
                 if run.correction is not None:
-                    batch.weight = weights(run.correction, batch)
+                    batch = batch.replace(weight=weights(run.correction, batch))
             with clock("update"):
                 compare = bool(run.log.breakdown) and step % run.log.breakdown == 0
-                stats = p.learners.update(batch, p.terms.values(), seed=run.seed + step, breakdown=compare)
+                stats = p.learners.update(
+                    batch, p.terms.values(), seed=run.seed + step, breakdown=compare, say=p.log.say
+                )
                 step += 1
                 if p.new_score is not None:
                     stats.update({"eval/score": p.new_score})

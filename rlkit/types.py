@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from rlkit.bounds import Bound, Bounded, Count, Natural, NonNegative, Seed
-from rlkit.errors import ConfigError
+from rlkit.errors import ConfigError, NumericsError
 
 Source = Literal["policy", "reference", "dataset"]
 Finish = Literal["stop", "length", "abort"]
@@ -77,7 +77,11 @@ class Sampling(Bounded):
 
 @dataclass(slots=True)
 class Rollout:
-    """One sampled response: plain data, picklable, one line of ``rollouts.jsonl``. ``T`` is its length in tokens."""
+    """One sampled response: plain data, picklable, one line of ``rollouts.jsonl``. ``T`` is its length in tokens.
+
+    A record that is filled in as the response travels: the engine writes its tokens, then the scorer its reward, then the collector its
+    group. Each has one owner at a time, and once a :class:`Batch` was made of it nothing is written any more.
+    """
 
     prompt: Prompt
     tokens: list[int]  # [T] response tokens, tool tokens included
@@ -100,31 +104,47 @@ def _runs(start: Tensor, count: Tensor) -> Tensor:
     return torch.arange(int(count.sum()), device=start.device) + torch.repeat_interleave(start - ends + count, count)
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Batch:
     """What advantages and losses see; the same type on the driver and on a rank.
 
     Flat: losses run on the ``N`` action tokens, so no term ever multiplies by a mask or divides by its sum.
+
+    Nothing writes into a batch: what is learned about it (log-probs, advantages, weights) makes another one by :meth:`replace`. So batches
+    may share tensors, and no micro-batch can change what another one holds.
     """
 
     seq: Tensor  # [N] sequence of each action token, ascending
     group: Tensor  # [S] prompt group of each sequence
     source: Tensor  # [S] index into SOURCES
     reward: Tensor  # [S]
-    logp: dict[str, Tensor] = field(default_factory=dict)  # "behav" always; "old", "ref", ... on demand    [N]
+    logp: Mapping[str, Tensor] = field(default_factory=dict)  # "behav" always; "old", "ref", ... on demand    [N]
     value: Tensor | None = None  # [N]
     token_reward: Tensor | None = None  # [N] reward of single tokens (KL penalties), beside the sequence's own
     adv: Tensor | None = None  # [N]
     returns: Tensor | None = None  # [N] what the value function is trained towards
     weight: Tensor | None = None  # [N] detached train/inference correction, see objective.corrections
-    cols: dict[str, Tensor] = field(default_factory=dict)  # numeric prompt columns, e.g. v_star            [S]
+    cols: Mapping[str, Tensor] = field(default_factory=dict)  # numeric prompt columns, e.g. v_star            [S]
     norm: Tensor | None = None  # [terms, S] weight of each token of a sequence in each term's mean
-    marks: dict[str, Tensor] = field(default_factory=dict)  # what a term's `mark` says of each token, by its name   [N]
+    marks: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # what a term's `mark` says of each token, by its name   [N]
     # the model's input
     ids: Tensor | None = None  # [L] prompts and responses, packed
     length: Tensor | None = None  # [S] prompt + response tokens; sums to L
     action: Tensor | None = None  # [N] index into [L] of each action token
-    meta: dict[str, Any] = field(default_factory=dict)  # driver only: never sharded, never read by a loss
+    prompt: tuple[
+        str, ...
+    ] = ()  # ids of the sequences' prompts, for messages; () where nobody knows them            [S]
+    idle: bool = False  # a copy of some row with weight 0: its rank takes part in the collectives and adds nothing
+
+    def replace(self, **changes: Any) -> Batch:
+        """A batch with other values; ``self`` stays as it is."""
+        return dataclasses.replace(self, **changes)
+
+    def with_logp(self, **found: Tensor) -> Batch:
+        """With these log-probs beside the others."""
+        return self.replace(logp={**self.logp, **found})
 
     @property
     def S(self) -> int:
@@ -173,9 +193,7 @@ class Batch:
         return torch.bincount(self.group, minlength=self.G).clamp(min=1).to(self.reward.dtype)
 
     def rows(self, keep: Tensor) -> Batch:
-        """The sub-batch of the sequences where ``keep`` (``[S]`` bool) holds; group labels stay as they are."""
-        if bool(keep.all()):
-            return self
+        """The sub-batch of the sequences where ``keep`` (``[S]`` bool) holds, a new object; group labels stay as they are."""
         kept = keep.nonzero()[:, 0]
         edge = torch.searchsorted(
             self.seq, torch.arange(self.S + 1, device=self.seq.device)
@@ -188,8 +206,14 @@ class Batch:
         def pick(x: Tensor | None) -> Tensor | None:
             return None if x is None else x[tok]
 
-        out = dataclasses.replace(
-            self,
+        model: dict[str, Tensor] = {}
+        if self.ids is not None:
+            assert self.length is not None and self.action is not None
+            length = self.length[kept]
+            start = (self.length.cumsum(0) - self.length)[kept]
+            model["ids"], model["length"] = self.ids[_runs(start, length)], length
+            model["action"] = self.action[tok] + torch.repeat_interleave(length.cumsum(0) - length - start, count)
+        return self.replace(
             seq=torch.repeat_interleave(torch.arange(len(kept), device=kept.device), count),
             group=self.group[kept],
             source=self.source[kept],
@@ -203,21 +227,56 @@ class Batch:
             cols={k: v[kept] for k, v in self.cols.items()},
             marks={k: v[tok] for k, v in self.marks.items()},
             norm=None if self.norm is None else self.norm[:, kept],
-            meta={},
+            prompt=tuple(self.prompt[i] for i in kept.tolist()) if self.prompt else (),
+            **model,
         )
-        if self.ids is not None:
-            assert self.length is not None and self.action is not None
-            out.length = self.length[kept]
-            start = (self.length.cumsum(0) - self.length)[kept]
-            out.ids = self.ids[_runs(start, out.length)]
-            out.action = self.action[tok] + torch.repeat_interleave(out.length.cumsum(0) - out.length - start, count)
-        return out
+
+    def place(self, s: int, n: int | None = None) -> str:
+        """Where sequence ``s`` (and its action token ``n``) is, in words for a message."""
+        who = f"a response to prompt {self.prompt[s]}" if self.prompt else f"sequence {s}"
+        if n is None:
+            return who
+        token = f"token {n - int(torch.searchsorted(self.seq, s))}"
+        if self.ids is not None and self.action is not None:
+            token += f" (id {int(self.ids[self.action[n]])})"
+        return f"{token} of {who}"
+
+    def check_finite(self) -> None:
+        """Raises NumericsError for a reward, advantage, value target or weight that is not finite; names its prompt."""
+        bad = (self.source == SOURCES.index("policy")) & ~self.reward.isfinite()
+        if bool(bad.any()):
+            s = int(bad.nonzero()[0])
+            raise NumericsError(
+                f"the reward of {self.place(s)} is {float(self.reward[s])} ({int(bad.sum())} such responses). Rewards must be finite: "
+                "mend the reward function for this response, or return None where there is no verdict."
+            )
+        parts = {
+            "token reward": self.token_reward,
+            "value": self.value,
+            "advantage": self.adv,
+            "value target": self.returns,
+            "correction weight": self.weight,
+        }
+        for name, x in parts.items():
+            if x is not None:
+                self.check_tokens(name, x, x.isfinite())
+
+    def check_tokens(self, name: str, x_N: Tensor, good: Tensor) -> None:
+        """Raises NumericsError for the first token where ``good`` (``[N]`` bool) does not hold of ``x_N``."""
+        if bool(good.all()):
+            return
+        n = int((~good).nonzero()[0])
+        raise NumericsError(
+            f"the {name} at {self.place(int(self.seq[n]), n)} is {float(x_N[n])} ({int((~good).sum())} of {self.N} tokens). No step was "
+            "taken. Look at this prompt's rewards and log-probs in rollouts.jsonl; if the model itself gives such numbers, continue from "
+            "the checkpoint before it with a lower learner.lr."
+        )
 
     def policy_rows(self) -> Batch:
         """The sequences that the policy sampled in this step, without log-probs that only stored rows have."""
         part = self.rows(self.source == SOURCES.index("policy"))
         known = {k: v for k, v in part.logp.items() if not bool(v.isnan().all())}
-        return part if len(known) == len(part.logp) else dataclasses.replace(part, logp=known)
+        return part.replace(logp=known)
 
     def map(self, fn: Any) -> Batch:
         """A copy with ``fn`` applied to every tensor (``lambda t: t.to(device)``)."""
@@ -225,10 +284,9 @@ class Batch:
         def one(v: Any) -> Any:
             if isinstance(v, Tensor):
                 return fn(v)
-            return {k: one(x) for k, x in v.items()} if isinstance(v, dict) else v
+            return {k: one(x) for k, x in v.items()} if isinstance(v, Mapping) else v
 
-        changed = {f.name: one(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "meta"}
-        return dataclasses.replace(self, **changed)
+        return self.replace(**{f.name: one(getattr(self, f.name)) for f in dataclasses.fields(self)})
 
     @classmethod
     def from_rollouts(cls, rollouts: Sequence[Rollout], columns: Iterable[str] = ()) -> Batch:
@@ -260,6 +318,10 @@ class Batch:
             behav.extend(r.logp[t] for t in kept)
             stored = r.ref_logp if r.ref_logp is not None else [math.nan] * len(r.tokens)
             ref.extend(stored[t] for t in kept)
+            if r.ref_logp is not None and not all(math.isfinite(stored[t]) for t in kept):
+                raise ConfigError(
+                    f"{where}: a stored reference log-prob is not finite. Store the row again, or drop it."
+                )
             bad = [t for t in kept if not math.isfinite(r.logp[t])]
             if bad:
                 raise ConfigError(
@@ -286,20 +348,21 @@ class Batch:
             reward=torch.tensor([r.reward for r in rollouts], dtype=torch.float32),
             logp=logp,
             cols=cols,
+            prompt=tuple(r.prompt.id for r in rollouts),
             ids=torch.tensor(ids, dtype=torch.long),
             length=torch.tensor(length, dtype=torch.long),
             action=torch.tensor(action, dtype=torch.long),
         )
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class New:
     """What the model under training says about a batch, with gradient."""
 
     logp: Tensor  # [N]
     entropy: Tensor | None = None  # [N]
     value: Tensor | None = None  # [N]
-    full: dict[str, Tensor] = field(default_factory=dict)  # whole-vocabulary divergences by term name         [N]
+    full: Mapping[str, Tensor] = field(default_factory=dict)  # whole-vocabulary divergences by term name         [N]
 
     def detached(self) -> New:
         """A copy without history whose log-probs are leaves that want a gradient."""
@@ -326,7 +389,8 @@ class New:
 class Stats:
     """Numbers with the way they reduce: ``mean`` (weighted), ``sum``, ``max``, ``min``, or ``last``.
 
-    Micro-batches and ranks each fill one; :meth:`merge` joins them, so a metric never depends on how a batch was cut.
+    Micro-batches and ranks each fill one; :meth:`merge` joins them, so a metric never depends on how a batch was cut. An accumulator: it
+    is written to by the one who made it, and ``scaled`` and ``without`` give copies.
     """
 
     def __init__(self) -> None:

@@ -231,7 +231,7 @@ def test_rows_of_a_batch_are_what_a_mask_would_keep() -> None:
         for i in range(7)
     ]  # one of them without a sampled token
     b = Batch.from_rollouts(rollouts)
-    b.norm = torch.rand(2, b.S, generator=g)
+    b = b.replace(norm=torch.rand(2, b.S, generator=g))
     assert int((b.seq == 4).sum()) == 0
     for _ in range(20):
         keep = torch.rand(b.S, generator=g) < 0.5

@@ -7,14 +7,16 @@ cluster is only how a method of a worker is called: :class:`LocalWorkers` or :cl
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from rlkit.errors import NumericsError
 from rlkit.learner.plan import cut, optimizer_steps
 from rlkit.run import Run
 from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
@@ -76,29 +78,45 @@ class LearnerGroup:
 
     def __init__(self, workers: Workers, run: Run, needs: frozenset[str]) -> None:
         self.workers, self.run, self.needs = workers, run, needs
+        self._skipped = self._shown = 0  # optimizer steps skipped in a row, and shown in all
         self._buckets: dict[bool, list[tuple[list[str], int]]] = {}
         self.ready: dict[str, Any] = workers.call("ready")[0]
         self.packed = self.ready["layout"] == "packed"
 
-    def annotate(self, b: Batch, which: Sequence[str]) -> None:
-        """Fills ``b.logp[...]`` (``old``, ``ref``) and ``b.value`` for the names in ``which``."""
+    def annotate(self, b: Batch, which: Sequence[str]) -> Batch:
+        """The batch with ``logp[...]`` (``old``, ``ref``) and ``value`` for the names in ``which``."""
         if not which:
-            return
+            return b
         shards, rows = cut(b, self.workers.size, self.run.learner.max_tokens, self.packed)
         results = self.workers.call("annotate", each=[(micros, tuple(which)) for micros in shards])
         start = torch.bincount(b.seq, minlength=b.S).cumsum(0)
         start = torch.cat([start.new_zeros(1), start])
         index = torch.cat([torch.arange(int(start[s]), int(start[s + 1])) for part in rows for s in part.tolist()])
-        for name in which:
-            x = torch.empty(b.N)
-            x[index] = torch.cat([r[name] for r in results])
-            if name == "value":
-                b.value = x
-            else:
-                b.logp[name] = x
+        found = {name: torch.empty(b.N).index_copy_(0, index, torch.cat([r[name] for r in results])) for name in which}
+        cut_off = self.run.sampling.top_p < 1 or self.run.sampling.top_k > 0  # then a token may have the probability 0
+        for name, x in found.items():
+            good = x.isfinite() | ((x == -math.inf) & cut_off)
+            b.check_tokens("value" if name == "value" else f"log-prob {name!r}", x, good)
+        value = found.pop("value", b.value)
+        return b.with_logp(**found).replace(value=value)
 
-    def update(self, b: Batch, coefs: Sequence[float], seed: int, breakdown: bool = False) -> Stats:
-        """All optimizer steps of one rollout batch; with ``breakdown`` the last one compares the terms' gradients."""
+    def update(
+        self,
+        b: Batch,
+        coefs: Sequence[float],
+        seed: int,
+        breakdown: bool = False,
+        say: Callable[[str], object] = print,
+    ) -> Stats:
+        """All optimizer steps of one rollout batch; with ``breakdown`` the last one compares the terms' gradients.
+
+        A step whose gradient is not finite is skipped on all ranks; ``say`` is told the term and the token of the first five.
+
+        Raises:
+            FloatingPointError: a reward, advantage or value target that is not finite, before any step; ``learner.max_skipped`` steps
+                skipped in a row.
+        """
+        b.check_finite()
         section, stats = self.run.learner, Stats()
         steps = optimizer_steps(
             b,
@@ -112,9 +130,40 @@ class LearnerGroup:
         )
         for k, shards in enumerate(steps):
             compare = breakdown and k == len(steps) - 1
-            for part in self.workers.call("step", each=[(micros, tuple(coefs), compare) for micros in shards]):
+            parts = self.workers.call("step", each=[(micros, tuple(coefs), compare) for micros in shards])
+            for part in parts:
                 stats.merge(part)
+            self._judge(bool(parts[0]["learner/skipped"]), say)
         return stats.scaled("loss/", 1 / len(steps))
+
+    def _judge(self, skipped: bool, say: Callable[[str], object]) -> None:
+        """What follows from an optimizer step that was skipped."""
+        self._skipped = self._skipped + 1 if skipped else 0
+        limit = self.run.learner.max_skipped
+        if not skipped or (self._shown >= 5 and self._skipped < limit):
+            return
+        self._shown += 1
+        places: dict[str, str] = {}
+        for found in self.workers.call("blame"):
+            places = found | places
+        where = ", ".join(f"{term} at {place}" for term, place in places.items())
+        text = (
+            f"the gradient of {where} is not finite"
+            if where
+            else ("the gradient is not finite; those of the terms are, so it arose in the model's own backward pass")
+        )
+        if self._skipped < limit:
+            say(f"warning: no optimizer step was taken: {text}. ({self._skipped} in a row; at {limit} the run stops.)")
+            return
+        remedy = (
+            "A cost can be finite where its gradient is not (a root or a logarithm at 0, torch.where around such a number): change the "
+            "term, so that what is not used is never computed."
+            if where
+            else "Lower learner.lr, or continue in float32."
+        )
+        raise NumericsError(
+            f"{text}. {self._skipped} optimizer steps in a row were skipped (learner.max_skipped: {limit}), so nothing is learned. {remedy}"
+        )
 
     def after_step(self, step: int, stats: Stats) -> None:
         self.workers.call("after_step", step, stats)
@@ -131,8 +180,7 @@ class LearnerGroup:
 
     def logprobs(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         """The learner's log-probs of each rollout's sampled tokens."""
-        b = Batch.from_rollouts(rollouts)
-        self.annotate(b, ("old",))
+        b = self.annotate(Batch.from_rollouts(rollouts), ("old",))
         return [x.tolist() for x in b.logp["old"].split(torch.bincount(b.seq, minlength=b.S).tolist())]
 
     def busy(self) -> float:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rlkit.errors import ConfigError
+from rlkit.errors import ConfigError, NumericsError
 
 if TYPE_CHECKING:
     from rlkit.run import LearnerSection
@@ -94,14 +94,18 @@ class TorchBackend:
         loss.backward()
 
     def step(self) -> float:
-        """One optimizer step; returns the gradient norm before clipping."""
+        """One optimizer step; returns the gradient norm before clipping.
+
+        Where the norm is not finite no step was taken: weights, moments and schedule are as they were, and the gradient is forgotten.
+        Every rank gets the same answer.
+        """
         norm = torch.nn.utils.clip_grad_norm_(
             [p for p in self.module.parameters() if p.grad is not None], self.section.max_grad_norm or math.inf
         )
         if torch.isfinite(norm):
             self.optimizer.step()
+            self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.schedule.step()
         return float(norm)
 
     @property
@@ -179,11 +183,23 @@ class DeepSpeedBackend:
         self.engine.backward(loss * self.world, scale_wrt_gas=False)
 
     def step(self) -> float:
-        norm = None
-        if self.stage == 0:  # this one engine clips without telling the norm
-            norm = torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+        """See :meth:`TorchBackend.step`. Stages 1 to 3 look at the norm and skip by themselves; stage 0 steps on whatever it has."""
+        if self.stage == 0:
+            norm = float(
+                torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+            )
+            if not math.isfinite(norm):
+                self.engine.zero_grad()
+                return norm
         self.engine.step()
-        return float(self.engine.get_global_grad_norm() if norm is None else norm)
+        if self.stage > 0:
+            norm = float(self.engine.get_global_grad_norm())
+            if not math.isfinite(norm) and self.engine.was_step_applied():
+                raise NumericsError(
+                    f"DeepSpeed took a step although the gradient norm is {norm}: the weights are lost. Continue from the last "
+                    "checkpoint, with another version of DeepSpeed or other options in `deepspeed`."
+                )
+        return norm
 
     @property
     def lr(self) -> float:
@@ -239,6 +255,11 @@ def check_deepspeed_options(options: Mapping[str, Any]) -> None:
             f"deepspeed.{taken[0]}: rlkit sets this itself. Use learner.max_tokens, learner.minibatches, "
             "learner.max_grad_norm, learner.lr, learner.schedule and model.dtype instead."
         )
+    for section, key in (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")):
+        if options.get(section, {}).get(key, True) is False:
+            raise ConfigError(
+                f"deepspeed.{section}.{key} is false: DeepSpeed would step on gradients that are not finite. Leave it out."
+            )
 
 
 def import_deepspeed() -> Any:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rlkit.breakdown import add_gram
+from rlkit.breakdown import add_gram, bad_gradients
 from rlkit.cluster.wire import pack
 from rlkit.config import locate
 from rlkit.errors import ConfigError, NumericsError
@@ -30,7 +30,7 @@ from rlkit.learner.reference import ReferenceState
 from rlkit.memory import Peaks
 from rlkit.objective import loss
 from rlkit.objective.full_vocab import FullDivergence
-from rlkit.types import SOURCES, Batch, Stats
+from rlkit.types import SOURCES, Batch, New, Stats
 
 if TYPE_CHECKING:
     from rlkit.run import Run
@@ -93,6 +93,7 @@ class Learner:
         self.one_update = run.learner.epochs * run.learner.minibatches == 1
         self.full = [t for t in run.objective if isinstance(t, FullDivergence)]
         self.peaks = Peaks()
+        self.culprits: dict[str, str] = {}
         self.anchors: dict[str, ReferenceState] = {
             name: spec.build(self)
             for name, spec in (("ref", run.reference), ("teacher", run.teacher))
@@ -120,13 +121,15 @@ class Learner:
 
     @staticmethod
     def _keep(parts: list[Tensor], micro: Batch, x: Tensor) -> None:
-        if not micro.meta.get("idle"):
+        if not micro.idle:
             parts.append(x.detach().float().cpu())
 
     # -- training -------------------------------------------------------------------------------------------------
 
     def step(self, micros: Sequence[Batch], coefs: Sequence[float], breakdown: bool = False) -> Stats:
         """One optimizer step from this rank's micro-batches; ``breakdown`` also compares the terms' gradients.
+
+        A gradient that is not finite takes no step (``learner/skipped``); :meth:`blame` then says where it comes from.
 
         Raises:
             FloatingPointError: a loss that is not finite; weights are untouched.
@@ -136,15 +139,35 @@ class Learner:
             for k, micro in enumerate(micros):
                 self._backward(micro, coefs, stats, last=k == len(micros) - 1, breakdown=breakdown)
             norm = self.backend.step()
+        self.culprits = {} if math.isfinite(norm) else self._culprits(micros, coefs)
         stats.add("learner/grad_norm", norm, "max")
+        if self.rank == 0:
+            stats.add("learner/skipped", float(not math.isfinite(norm)), "sum")
         stats.add("learner/lr", self.backend.lr, "max")
-        stats.add("learner/tokens", float(sum(m.N for m in micros if not m.meta.get("idle"))), "sum")
+        stats.add("learner/tokens", float(sum(m.N for m in micros if not m.idle)), "sum")
         for stage, mib in self.peaks.take().items():  # the sync is that before this step
             stats.add(f"memory/learner_{stage}_mib", mib, "max")
         return stats
 
     def _backward(self, micro: Batch, coefs: Sequence[float], stats: Stats, last: bool, breakdown: bool) -> None:
         """Adds the gradient of one micro-batch, and to ``stats`` what it measured."""
+        new, b = self._evaluate(micro, coefs)
+        value, shares = loss(self.run.objective, new, b, coefs)
+        if not torch.isfinite(value):
+            raise NumericsError(self._diagnose(shares, new.logp, b))
+        if breakdown and not micro.idle:
+            # On a copy: sharded engines reduce gradients at the end of every backward pass through their model.
+            leaf, parts = new.detached(), list[Tensor]()
+            loss(self.run.objective, leaf, b, coefs, parts)
+            add_gram(stats, [t.name for t in self.run.objective], parts, leaf.logp)
+        self.backend.backward(value, last=last)
+        if not micro.idle:
+            stats.merge(shares)
+            sampled = b.source == SOURCES.index("policy")
+            describe(stats, new.logp.detach()[sampled[b.seq]], b.policy_rows())
+
+    def _evaluate(self, micro: Batch, coefs: Sequence[float]) -> tuple[New, Batch]:
+        """The model's answers about a micro-batch, and the micro-batch as the loss reads it."""
         b = micro.map(lambda t: t.to(self.device))
         assert b.norm is not None
         heads = {name: self.anchors[name].head(b) for name in {t.anchor for t in self.full}}
@@ -155,20 +178,23 @@ class Learner:
         ]
         new = evaluate_new(self.backend, b, self.run.sampling, self.needs, full)
         if self.one_update:  # the policy has not moved yet: its log-probs before the update are these
-            b.logp.setdefault("old", new.logp.detach())
-        value, shares = loss(self.run.objective, new, b, coefs)
-        if not torch.isfinite(value):
-            raise NumericsError(self._diagnose(shares, new.logp, b))
-        if breakdown and not micro.meta.get("idle"):
-            # On a copy: sharded engines reduce gradients at the end of every backward pass through their model.
-            leaf, parts = new.detached(), list[Tensor]()
-            loss(self.run.objective, leaf, b, coefs, parts)
-            add_gram(stats, [t.name for t in self.run.objective], parts, leaf.logp)
-        self.backend.backward(value, last=last)
-        if not micro.meta.get("idle"):
-            stats.merge(shares)
-            sampled = b.source == SOURCES.index("policy")
-            describe(stats, new.logp.detach()[sampled[b.seq]], b.policy_rows())
+            b = b.with_logp(**{"old": new.logp.detach(), **b.logp})
+        return new, b
+
+    def _culprits(self, micros: Sequence[Batch], coefs: Sequence[float]) -> dict[str, str]:
+        """Terms whose gradient is not finite, with the first such token. A collective: every rank skipped the step."""
+        found: dict[str, str] = {}
+        for micro in micros:
+            with torch.no_grad():
+                new, b = self._evaluate(micro, coefs)
+            if not micro.idle:
+                for name, n in bad_gradients(self.run.objective, new, b, coefs).items():
+                    found.setdefault(name, b.place(int(b.seq[n]), n))
+        return found
+
+    def blame(self) -> dict[str, str]:
+        """Where the gradient of the last step was not finite, in this rank's rows: a place for each term, empty if no term has any."""
+        return self.culprits
 
     def _diagnose(self, shares: Stats, logp: Tensor, b: Batch) -> str:
         bad = [name for name, v in shares.as_dict().items() if not math.isfinite(v) and name != "loss/total"]
@@ -225,8 +251,26 @@ class Learner:
 
     # -- files ----------------------------------------------------------------------------------------------------
 
+    def check_weights(self) -> None:
+        """Raises NumericsError, on every rank, if a trained weight is not finite."""
+        trained = {n: p for n, p in self.policy.named_parameters() if p.requires_grad}
+        sizes = [(n, numel(p) * p.element_size()) for n, p in trained.items()]
+        for names in in_buckets(sizes, BUCKET_BYTES):
+            with torch.no_grad(), self.backend.whole([trained[n] for n in names]):
+                bad = [n for n in names if not bool(torch.isfinite(trained[n]).all())]
+            if bad:
+                raise NumericsError(
+                    f"the weights are not finite ({', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}), so they are not written: "
+                    "the checkpoints that are there stay the newest. Continue from one with a lower learner.lr."
+                )
+
     def save(self, folder: str) -> None:
-        """This rank's part of a checkpoint."""
+        """This rank's part of a checkpoint.
+
+        Raises:
+            FloatingPointError: weights that are not finite; nothing is written.
+        """
+        self.check_weights()
         self.backend.save(Path(folder))
         if self.rank == 0 and self.anchors:
             torch.save(
@@ -241,7 +285,12 @@ class Learner:
                 anchor.load_state_dict(states[name])
 
     def export(self, folder: str) -> None:
-        """The model in Hugging Face format; with LoRA the merged model, and the adapter in ``adapter/``."""
+        """The model in Hugging Face format; with LoRA the merged model, and the adapter in ``adapter/``.
+
+        Raises:
+            FloatingPointError: weights that are not finite; nothing is written.
+        """
+        self.check_weights()
         state = {name: tensor.to("cpu", copy=True) for name, tensor in self.full_weights()}
         if self.run.peft is not None:
             adapter = {n: p for n, p in self.policy.lm.named_parameters() if p.requires_grad}

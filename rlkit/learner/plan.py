@@ -131,17 +131,13 @@ def cut(b: Batch, ranks: int, max_tokens: int, packed: bool = False) -> tuple[li
 def take(b: Batch, rows: Sequence[int]) -> Batch:
     keep = torch.zeros(b.S, dtype=torch.bool)
     keep[list(rows)] = True
-    out = b.rows(keep)
-    out.meta = {}
-    return out
+    return b.rows(keep)
 
 
 def _idle(b: Batch) -> Batch:
     assert b.length is not None
     out = take(b, [int(b.length.argmin())])
-    out.norm = None if out.norm is None else torch.zeros_like(out.norm)
-    out.meta = {"idle": True}
-    return out
+    return out.replace(norm=None if out.norm is None else torch.zeros_like(out.norm), idle=True)
 
 
 def marks(objective: Sequence[Term], b: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -185,8 +181,7 @@ def optimizer_steps(
     generator = torch.Generator().manual_seed(seed)
     for rows in minibatches(b, epochs, count, seed):
         mini = take(b, rows.tolist())
-        mini.norm = normalise(objective, mini)
-        mini.marks = marks(objective, mini, generator)
-        mini = with_gradient(objective, mini)
+        mini = mini.replace(norm=normalise(objective, mini))
+        mini = with_gradient(objective, mini.replace(marks=marks(objective, mini, generator)))
         out.append(cut(mini, ranks, max_tokens, packed)[0])
     return out

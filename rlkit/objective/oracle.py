@@ -143,7 +143,7 @@ def response_weights(w: World, part: Any) -> Tensor | None:
         return None
     b = w.batch()
     if getattr(part, "placement", None) == "reward":  # a penalty in the reward comes before advantages
-        b.adv = None
+        b = b.replace(adv=None)
     scale: Tensor = of(b)
     if bool((scale == scale[0]).all()):
         return None
@@ -171,15 +171,15 @@ class Expected:
 def term_gradient(w: World, term: Term, reduce: Reduce | None = None, scale_S: Tensor | None = None) -> Expected:
     """The term's expected gradient; ``scale_S`` is what its coefficient makes of each response."""
     b, term = w.batch(), dataclasses.replace(term, reduce=reduce or term.reduce, on="policy")
-    b.cols = {name[4:]: torch.zeros_like(b.reward) for name in term.needs if name.startswith("col:")}
+    b = b.replace(cols={name[4:]: torch.zeros_like(b.reward) for name in term.needs if name.startswith("col:")})
     if is_marking(term):  # marks are of whole batches; here no token has one
-        b.marks = {term.name: torch.zeros(b.N, dtype=b.reward.dtype)}
+        b = b.replace(marks={term.name: torch.zeros(b.N, dtype=b.reward.dtype)})
     p, weight = w.whole(w.mu).exp(), w.weights(term.reduce, term.const) * (1.0 if scale_S is None else scale_S)
     new = w.new([term] if isinstance(term, FullDivergence) else [])
     grads = []
     for s in range(len(w.responses)):
-        b.norm = torch.where(torch.arange(len(p)) == s, weight / p, 0.0)[None]
-        value, _ = loss((term,), new, b, (1.0,))
+        one = b.replace(norm=torch.where(torch.arange(len(p)) == s, weight / p, 0.0)[None])
+        value, _ = loss((term,), new, one, (1.0,))
         grads.append(torch.autograd.grad(value, w.logits, retain_graph=True)[0])
     return _expected(torch.stack(grads), p)
 
@@ -189,14 +189,14 @@ def penalty_gradient(w: World, penalty: Penalty, scale_S: Tensor | None = None) 
     b = w.batch()
     cost = penalty(b) * (1.0 if scale_S is None else scale_S[b.seq])
     # The gradient of an on-policy loss: off-policy a policy-gradient loss brings its own importance weight, here the exact one.
-    b.adv = (
+    adv = (
         -(b.reward_to_go(cost) if penalty.placement == "reward" else cost) * (w.at(w.pi()) - w.at(w.mu)).exp().detach()
     )
     p = w.whole(w.mu).exp()
     logp, grads = w.at(w.pi()), []
     for s in range(len(p)):
         here = w.seq == s
-        grads.append(torch.autograd.grad((-b.adv[here] * logp[here]).sum(), w.logits, retain_graph=True)[0])
+        grads.append(torch.autograd.grad((-adv[here] * logp[here]).sum(), w.logits, retain_graph=True)[0])
     return _expected(torch.stack(grads), p)
 
 

@@ -70,19 +70,21 @@ def probe(run: Run) -> str:
         )
 
     batch = Batch.from_rollouts([row(i) for i in range(rows)])
-    batch.adv = torch.ones(batch.N)
-    batch.returns = torch.zeros(batch.N)
-    batch.value = torch.zeros(batch.N)
-    batch.cols = {n[4:]: torch.zeros(batch.S) for n in need if n.startswith("col:")}
-    batch.marks = {t.name: torch.zeros(batch.N) for t in run.objective}
+    batch = batch.replace(
+        adv=torch.ones(batch.N),
+        returns=torch.zeros(batch.N),
+        value=torch.zeros(batch.N),
+        cols={n[4:]: torch.zeros(batch.S) for n in need if n.startswith("col:")},
+        marks={t.name: torch.zeros(batch.N) for t in run.objective},
+    )
     times: dict[str, float] = {}
     for _ in range(2):  # the second one is without the start's one-time work
         start = time.perf_counter()
         found = learner.annotate([batch], sorted({*before_update(run, need), "old"} - {"value"}))
-        batch.logp.update(found)
+        batch = batch.with_logp(**found)
         times["annotate"], start = time.perf_counter() - start, time.perf_counter()
-        batch.norm = normalise(run.objective, batch)
-        measured = learner.step([batch], [1.0] * len(run.objective)).as_dict()
+        micro = batch.replace(norm=normalise(run.objective, batch))
+        measured = learner.step([micro], [1.0] * len(run.objective)).as_dict()
         times["update"] = time.perf_counter() - start
     peak = max(mib for name, mib in measured.items() if name.startswith("memory/")) / 2**10
     what = f"peak on {torch.cuda.get_device_name(device)}" if device.type == "cuda" else "peak of this process"

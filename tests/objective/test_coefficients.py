@@ -214,13 +214,13 @@ def test_corrections_by_hand() -> None:
     assert K3Mask(bound=0.01)(b).tolist() == [0, 0, 1, 1]
     assert weights(K3Mask(bound=0.01, denominator="kept"), b).tolist() == [0, 0, 2, 2]
     assert float(weights(IcePop(denominator="mean_one"), b).mean()) == pytest.approx(1)
-    b.adv = torch.tensor([-1.0, -1.0, -1.0, -1.0])
+    b = b.replace(adv=torch.tensor([-1.0, -1.0, -1.0, -1.0]))
     b.logp["behav"] = torch.tensor([0.0, 0.0, 1.0, 1.0])
     assert OffPolicySequenceMask()(b).tolist() == [1, 1, 0, 0]
-    b.adv = -b.adv
+    b = b.replace(adv=-b.adv)
     assert OffPolicySequenceMask()(b).tolist() == [1, 1, 1, 1]
     b.logp["behav"] = torch.zeros(4)
-    b.weight = K3Mask(bound=0.01)(b)
+    b = b.replace(weight=K3Mask(bound=0.01)(b))
     stats = Stats()
     correction_stats(b, stats)
     c = log_c.exp()

@@ -131,7 +131,7 @@ def test_the_slope_is_bounded_not_the_value() -> None:
     b.logp["ref"] = w.at(w.pi()).detach() + 30.0
     single = torch.zeros_like(b.norm)
     single[0, 0] = 1.0
-    b.norm = single
+    b = b.replace(norm=single)
     assert float(w.gradient(w.expected(Divergence(f="forward_kl", importance="none", reduce="sum"), b)).abs().max()) > 1
 
 

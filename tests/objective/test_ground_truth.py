@@ -40,8 +40,8 @@ def train(terms: list[Any], penalties: list[Any] = [], mu: Tensor | None = None,
             logp={"behav": behav, "old": behav, "ref": REF},
         )
         b = with_advantages(b, Plain(), penalties, [BETA] * len(penalties))
-        b.adv = b.adv - (behav.exp() * b.adv).sum()
-        b.norm = behav.exp().expand(len(terms), V)
+        b = b.replace(adv=b.adv - (behav.exp() * b.adv).sum())
+        b = b.replace(norm=behav.exp().expand(len(terms), V))
         full = {
             t.name: (pi.exp() * t.generator.value(pi - REF)).sum().expand(V)
             for t in terms

@@ -18,7 +18,7 @@ from tests.objective.world import T, World
 
 
 def advantages(w: World, b: Batch) -> Batch:
-    b.adv = w.reward.repeat_interleave(2)
+    b = b.replace(adv=w.reward.repeat_interleave(2))
     return b
 
 
@@ -58,7 +58,7 @@ def test_rpg_without_clip_adds_the_kl_to_the_previous_policy(kl: str) -> None:
 def penalised(w: World, penalty: object) -> torch.Tensor:
     """The expected gradient that a penalty alone has through REINFORCE."""
     b = w.batch(old=w.mu)
-    b.reward = torch.zeros_like(b.reward)
+    b = b.replace(reward=torch.zeros_like(b.reward))
     b = with_advantages(b, Plain(), (penalty,), (1.0,))
     return w.gradient(w.expected(L.Reinforce(reduce="sum"), b))
 
@@ -229,7 +229,7 @@ def test_reductions(reduce: str, want: float) -> None:
         reward=torch.zeros(2),
     )
     term = dataclasses.replace(L.NLL(), reduce=reduce, const=10.0)
-    b.norm = normalise((term,), b)
+    b = b.replace(norm=normalise((term,), b))
     from rlkit.objective import loss
 
     total, _ = loss((term,), New(-torch.tensor([1.0, 2, 3, 4])), b, (1.0,))

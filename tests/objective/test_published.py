@@ -186,7 +186,9 @@ def test_long_wrong_responses_count_more() -> None:
         reward=torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0]),
     )
     factor = LengthShaped(of=Plain(), rate=1.1)
-    b.reward = b.reward + torch.tensor([0.0, -1, -1, -1, -1])  # Plain gives the reward itself: wrong ones are -1
+    b = b.replace(
+        reward=b.reward + torch.tensor([0.0, -1, -1, -1, -1])
+    )  # Plain gives the reward itself: wrong ones are -1
     got = [x[0] for x in rows(b, factor(b).adv)]
     assert got == pytest.approx([1.0, -(2 - 1.1**-7), -1.0, -1.0, -1.0])
     with pytest.raises(ValueError, match="rate"):
@@ -206,12 +208,15 @@ def test_what_a_teacher_learned_as_an_advantage() -> None:
 def marked(term: Term, ranks: int = 1, max_tokens: int = 1000) -> tuple[Tensor, Tensor]:
     """(marks, gradient by token) of one optimizer step over a batch of 200 tokens, however it is cut."""
     b = ragged(6, sizes=(8,) * 8)
-    b.adv = torch.randn(b.N, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3
+    b = b.replace(adv=torch.randn(b.N, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3)
     b.logp["old"] = torch.randn(b.N, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     length = torch.bincount(b.seq)
-    b.length, b.ids = length + 1, torch.zeros(int((length + 1).sum()), dtype=torch.long)
-    b.action = torch.arange(b.N) + b.seq + 1
-    b.cols["row"] = torch.arange(b.S).double()
+    b = b.replace(
+        length=length + 1,
+        ids=torch.zeros(int((length + 1).sum()), dtype=torch.long),
+        action=torch.arange(b.N) + b.seq + 1,
+        cols={"row": torch.arange(b.S).double()},
+    )
     marks, grad = torch.zeros(b.N, dtype=torch.float64), torch.zeros(b.N, dtype=torch.float64)
     for shard in optimizer_steps(b, (term,), epochs=1, count=1, ranks=ranks, max_tokens=max_tokens, seed=3)[0]:
         for micro in shard:
@@ -252,12 +257,13 @@ def test_on_policy_methods_coincide() -> None:
     without KL, and PMD (tau aside) have one gradient, token by token."""
     b = ragged(7, sizes=(4, 4, 4))
     b.logp["behav"] = b.logp["old"]
-    b.adv = GroupMean()(b)
+    b = b.replace(adv=GroupMean()(b))
 
     def gradient(term: Term) -> Tensor:
-        b.norm = normalise((term,), b)
+        none = {term.name: torch.zeros(b.N, dtype=torch.float64)}
         new = New(b.logp["old"].clone().requires_grad_())
-        return torch.autograd.grad(loss((term,), new, b, (1.0,))[0], new.logp)[0]
+        weighed = b.replace(norm=normalise((term,), b), marks=none)
+        return torch.autograd.grad(loss((term,), new, weighed, (1.0,))[0], new.logp)[0]
 
     want = gradient(L.Reinforce(reduce="seq"))
     for term in (
@@ -271,7 +277,6 @@ def test_on_policy_methods_coincide() -> None:
         L.GSPO(reduce="seq"),
         L.ClipCov(reduce="seq"),
     ):
-        b.marks = {term.name: torch.zeros(b.N, dtype=torch.float64)}
         torch.testing.assert_close(gradient(term), want, msg=lambda m, t=term: f"{t}: {m}")
     # PMD is per response: its cost is divided by the length, and each of its tokens gets the same
     torch.testing.assert_close(
@@ -313,11 +318,14 @@ def test_groups_of_equal_rewards_need_no_pass_and_change_nothing() -> None:
     """Where only advantages drive the loss, rows without one leave before the batch is cut; the gradient is that of the whole batch."""
     b = ragged(9, sizes=(3, 3, 3))
     b.reward[b.group == 1] = 1.0
-    b.adv = GroupMean()(b)
+    b = b.replace(adv=GroupMean()(b))
     length = torch.bincount(b.seq)
-    b.length, b.ids = length + 1, torch.zeros(int((length + 1).sum()), dtype=torch.long)
-    b.action = torch.arange(b.N) + b.seq + 1
-    b.cols["row"] = torch.arange(b.S).double()
+    b = b.replace(
+        length=length + 1,
+        ids=torch.zeros(int((length + 1).sum()), dtype=torch.long),
+        action=torch.arange(b.N) + b.seq + 1,
+        cols={"row": torch.arange(b.S).double()},
+    )
 
     def run(objective: tuple[Term, ...]) -> tuple[Tensor, int]:
         grad, rows_seen = torch.zeros(b.N, dtype=torch.float64), 0
@@ -332,10 +340,9 @@ def test_groups_of_equal_rewards_need_no_pass_and_change_nothing() -> None:
         few, seen = run((L.PPOClip(reduce=reduce),))  # type: ignore[arg-type]
         assert seen == 6
         whole = (L.PPOClip(reduce=reduce),)  # type: ignore[arg-type]
-        norm = normalise(whole, b)
+        weighed = b.replace(norm=normalise(whole, b))
         new = New(b.logp["old"].clone().requires_grad_())
-        b.norm = norm
-        torch.testing.assert_close(few, torch.autograd.grad(loss(whole, new, b, (1.0,))[0], new.logp)[0])
+        torch.testing.assert_close(few, torch.autograd.grad(loss(whole, new, weighed, (1.0,))[0], new.logp)[0])
     assert run((L.PPOClip(), KL(estimator="k2")))[1] == 9  # a KL has a gradient everywhere
-    b.adv = torch.zeros_like(b.adv)
+    b = b.replace(adv=torch.zeros_like(b.adv))
     assert run((L.PPOClip(),))[1] == 1

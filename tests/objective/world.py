@@ -58,8 +58,7 @@ class World:
             reward=self.reward,
             logp={"behav": self.at(mu), "ref": self.at(self.anchor), **{k: self.at(v) for k, v in logp.items()}},
         )
-        b.norm = self.of_sequence(mu).exp()[None]
-        return b
+        return b.replace(norm=self.of_sequence(mu).exp()[None])
 
     def expected(self, term: Term, b: Batch, entropy: Tensor | None = None) -> Tensor:
         """The exact expected cost, differentiable as the term is."""

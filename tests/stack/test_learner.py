@@ -36,7 +36,7 @@ def batch(seed: int) -> Batch:
                 Rollout(prompt, [r.randint(3, 13) for _ in range(T)], [True] * T, [-2.5] * T, [0] * T, "stop", group=g)
             )
     b = Batch.from_rollouts(rollouts)
-    b.adv = torch.randn(b.S, generator=torch.Generator().manual_seed(seed))[b.seq]
+    b = b.replace(adv=torch.randn(b.S, generator=torch.Generator().manual_seed(seed))[b.seq])
     return b
 
 
@@ -44,8 +44,8 @@ def train(run: Run, workers: Any, steps: int = 3) -> dict[str, np.ndarray]:
     group = LearnerGroup(workers, run, NEEDS)
     for k in range(steps):
         b = batch(k)
-        group.annotate(b, ("ref", "old", "value"))
-        b.returns = b.adv * 0.5
+        b = group.annotate(b, ("ref", "old", "value"))
+        b = b.replace(returns=b.adv * 0.5)
         stats = group.update(b, (1.0, 0.1, 0.5)[: len(run.objective)], seed=k, breakdown=k == 1)
         group.after_step(k + 1, stats)
         if k == 0:
@@ -59,7 +59,7 @@ def train(run: Run, workers: Any, steps: int = 3) -> dict[str, np.ndarray]:
             if isinstance(workers, LocalWorkers)
             else workers.call("gather", names)[0]
         )
-    group.annotate(b, ("value",))
+    b = group.annotate(b, ("value",))
     return {**out, "values": b.value.numpy()}
 
 
@@ -84,7 +84,7 @@ def test_gradients_do_not_depend_on_how_the_batch_is_cut(tiny: Path) -> None:
     b = batch(1)
     b.logp["ref"] = torch.full((b.N,), -2.4)
     b.logp["old"] = torch.full((b.N,), -2.5)
-    b.norm = normalise(objective, b)
+    b = b.replace(norm=normalise(objective, b))
 
     def gradient(rows: list[torch.Tensor]) -> torch.Tensor:
         model = PolicyModel(load_lm(tiny))
