@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlkit.alarms import Alarms
 from rlkit.checkpoint import Checkpoints
 from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers
 from rlkit.cluster.sync import WeightSync
@@ -28,6 +29,7 @@ from rlkit.data.statistics import PromptStatistics
 from rlkit.data.stored import StoredRows
 from rlkit.data.tasks import TaskReward
 from rlkit.data.tiny import make_tiny, make_tokenizer
+from rlkit.drift import Drift
 from rlkit.errors import ConfigError, InputError
 from rlkit.hub import require_model
 from rlkit.learner.backend import check_deepspeed_options
@@ -80,6 +82,8 @@ class Parts:
     stored: StoredRows | None
     correct: str  # the reward that says whether a response is right: the first one
     timeline: Timeline
+    drift: Drift
+    alarms: Alarms
     new_score: float | None = None  # the last held-out score, until a step has reported it
 
 
@@ -248,6 +252,31 @@ CHECKS = (
 def is_off_policy(run: Run) -> bool:
     """Whether some optimizer step sees samples of older weights."""
     return run.learner.epochs * run.learner.minibatches > 1 or run.rollout.max_lag > 0 or run.rollout.over > 0
+
+
+def stale(run: Run) -> str | None:
+    """A warning for samples of two or more versions ago that nothing corrects: the ratio to ``old`` does not see their age."""
+    section = run.rollout
+    lag = section.max_lag + (math.ceil(section.over) + section.overtake if section.over else 0)
+    blind = [t.name for t in run.objective if "adv" in t.needs and "behav" not in t.needs]
+    if lag < 2 or run.correction is not None or not blind:
+        return None
+    return (
+        f"warning: tokens may be {lag} steps old when they are trained on (rollout.max_lag: {section.max_lag}, over: {section.over:g}), "
+        f"and {', '.join(blind)} does not see their age: it compares with the learner's own log-probs. Set correction: {{type: "
+        "TruncatedIS}, a loss against the engine's log-probs (CISPO, DPPO, ISGradient), or a lag of at most 1."
+    )
+
+
+def without_dropout(run: Run) -> str | None:
+    """A note for an adapter that asks for dropout."""
+    share = (run.peft or {}).get("lora_dropout", 0)
+    if not share:
+        return None
+    return (
+        f"note: peft.lora_dropout is {share}, but rlkit trains without dropout: the log-probs before and after an update must be of one "
+        "network, or every importance ratio is wrong. Leave it out."
+    )
 
 
 def first_of_each(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
@@ -531,6 +560,9 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
         scorer.report = log.say
         for finding in dishonest(findings, is_off_policy(run)):
             notes.append(f"note: {finding.sentence} (rlkit check; acknowledge: true silences this)")
+        for warning in (stale(run), without_dropout(run)):
+            if warning is not None:
+                notes.append(warning)
         for line in (*notes, preview(train_prompts, tokenizer)):
             log.say(line)
         model_path = prepare_model(run, folder, train_prompts, tokenizer, context, log)
@@ -542,6 +574,7 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
         statistics = PromptStatistics(train_prompts)
         timeline = Timeline(folder / "trace.json" if run.log.trace else None)
         sampler = run.data.sampler.build(train_prompts, run.seed, statistics)
+        drift = Drift(run.log.drift)
         collector = Collector(
             engines,
             scorer,
@@ -559,6 +592,7 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
             interrupt=interrupt,
             statistics=statistics,
             timeline=timeline,
+            witness=drift.see,
         )
         stack.callback(collector.close)
         yield Parts(
@@ -584,6 +618,8 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
             rows,
             specs[0].label,
             timeline,
+            drift,
+            Alarms(),
         )
 
 

@@ -216,6 +216,7 @@ class LogSection(Bounded):
     Attributes:
         rollouts: sampled responses kept per step.
         breakdown: every so many steps, where KL and gradients come from (0: never).
+        drift: every so many steps, how far the policy is from the start model (0: never; :mod:`rlkit.drift`).
         trace: write ``trace.json``, a timeline of stages and prompt groups for Chrome's trace viewer.
     """
 
@@ -223,6 +224,7 @@ class LogSection(Bounded):
     wandb: dict[str, Any] | None = None  # handed to wandb.init as it is
     rollouts: Natural = 8
     breakdown: Natural = 10
+    drift: Natural = 10
     trace: bool = False
 
 

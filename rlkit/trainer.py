@@ -60,6 +60,8 @@ def train(run: Run, *, resume: bool = False, quiet: bool = False) -> Path:
                 extra = p.stored.draw(step, run.rollout.prompts) if p.stored is not None else []
                 batch = Batch.from_rollouts([*rollouts, *extra], columns(run))
                 batch = p.learners.annotate(batch, p.before_update)
+                if step == 0:
+                    p.drift.begin(p.learners.uncut_logprobs)
                 batch = with_advantages(batch, run.advantage, run.reward_penalties, p.penalties.values())
                 if run.correction is not None:
                     batch = batch.replace(weight=weights(run.correction, batch))
@@ -77,6 +79,9 @@ def train(run: Run, *, resume: bool = False, quiet: bool = False) -> Path:
                 )  # references follow; some move the policy, so engines get it after this
             with clock("sync"):
                 stats.merge(p.sync.publish(step))
+            if p.drift.due(step, run.steps):
+                with clock("annotate"):
+                    stats.update(p.drift.measure(p.learners.uncut_logprobs))
             batch = batch.policy_rows()  # what is reported is about the policy's own samples
             if compare:
                 stats = break_down(p, stats, batch, step)
@@ -109,7 +114,8 @@ def summarize(p: Parts, step: int, stats: Stats, rollouts: Sequence[Rollout], ba
     log_behav = batch.logp["behav"]
     values = {
         "reward/mean": float(rewards.mean()),
-        "reward/std": float(rewards.std(correction=0)),
+        "reward/std": float(rewards.std(correction=0)) if rewards.min() < rewards.max() else 0.0,
+        "reward/equal_groups": equal_groups(batch),
         "entropy/sampled": float(-log_behav.mean()),  # unbiased: the expectation of -log mu under mu
         "length/mean": tokens / len(rollouts),
         "length/max": float(max(len(r.tokens) for r in rollouts)),
@@ -147,6 +153,12 @@ def summarize(p: Parts, step: int, stats: Stats, rollouts: Sequence[Rollout], ba
     stats.update(p.collector.metrics() | p.scorer.metrics() | p.terms.metrics() | p.penalties.metrics())
 
 
+def equal_groups(b: Batch) -> float:
+    """The share of prompt groups (of two or more responses) whose rewards are all one number; 0 if there is no such group."""
+    groups = [rewards for rewards in (b.reward[b.group == g] for g in b.group.unique()) if len(rewards) > 1]
+    return sum(bool((rewards == rewards[0]).all()) for rewards in groups) / max(1, len(groups))
+
+
 def break_down(p: Parts, stats: Stats, batch: Batch, step: int) -> Stats:
     """Adds where the KL and the gradients come from; ``kl_tokens.jsonl`` gets the tokens that carry most of the KL."""
     shares = gradient_shares(stats, [t.name for t in p.run.objective])
@@ -165,6 +177,7 @@ def after_step(p: Parts, step: int, stats: Stats, rollouts: Sequence[Rollout]) -
     if run.probe.every and step % run.probe.every == 0:
         stats.merge(probe(p, step))
     values = stats.as_dict()
+    values |= p.alarms.observe(step, values, p.log.say)
     p.log.metrics(step, values)
     p.log.rollouts(step, rollouts)
     p.log.progress(step, values)
@@ -278,6 +291,9 @@ def save(p: Parts, step: int) -> None:
         "penalties": p.penalties.state_dict(),
         "dropped": p.collector.dropped,
         "in_flight": p.collector.in_flight(),
+        "groups": p.collector.finished,
+        "drift": p.drift.state_dict(),
+        "alarms": p.alarms.state_dict(),
         "lengths": p.lengths.state_dict() if p.lengths else None,
     }
 
@@ -299,7 +315,10 @@ def restore(p: Parts, resume: bool) -> int:
     p.learners.load(str(latest))
     p.collector.sampler.load_state_dict(driver["sampler"])
     by_id = {prompt.id: prompt for prompt in p.train_prompts}
-    p.collector.start_at(step, [by_id[i] for i in driver["in_flight"]])
+    p.collector.start_at(step, [by_id[i] for i in driver["in_flight"]], driver.get("groups", 0))
+    p.drift.load_state_dict(driver.get("drift", []))  # these three are not in checkpoints of older rlkits
+    if "alarms" in driver:
+        p.alarms.load_state_dict(driver["alarms"])
     if p.lengths is not None and driver["lengths"]:
         p.lengths.load_state_dict(driver["lengths"])
     p.terms.load_state_dict(driver["terms"])

@@ -178,10 +178,13 @@ class LearnerGroup:
         """A handle of whole tensors by name; give it to :meth:`EngineGroup.load`. On Ray the learners work while the driver goes on."""
         return self.workers.handles("gather", names)[0]
 
-    def logprobs(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
-        """The learner's log-probs of each rollout's sampled tokens."""
-        b = self.annotate(Batch.from_rollouts(rollouts), ("old",))
-        return [x.tolist() for x in b.logp["old"].split(torch.bincount(b.seq, minlength=b.S).tolist())]
+    def logprobs(self, rollouts: Sequence[Rollout], which: str = "old") -> list[list[float]]:
+        """The learner's log-probs of each rollout's sampled tokens; ``uncut``: without ``top_p`` and ``top_k``."""
+        b = self.annotate(Batch.from_rollouts(rollouts), (which,))
+        return [x.tolist() for x in b.logp[which].split(torch.bincount(b.seq, minlength=b.S).tolist())]
+
+    def uncut_logprobs(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
+        return self.logprobs(rollouts, "uncut")
 
     def busy(self) -> float:
         """Seconds that the learners have worked (log-probs, steps, weights), averaged over them."""

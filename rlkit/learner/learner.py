@@ -7,6 +7,7 @@ weights in the global mean; adding up what the ranks return gives the result of 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -103,13 +104,20 @@ class Learner:
     # -- log-probs ------------------------------------------------------------------------------------------------
 
     def annotate(self, micros: Sequence[Batch], which: Sequence[str]) -> dict[str, Tensor]:
-        """Log-probs (``old``, ``ref``, ``teacher``) or values (``value``) of this rank's rows, one after the other, ``[n]``."""
+        """Log-probs (``old``, ``ref``, ``teacher``) or values (``value``) of this rank's rows, one after the other, ``[n]``.
+
+        ``uncut`` are the policy's log-probs at the run's temperature, without ``top_p`` and ``top_k``.
+        """
+        uncut = dataclasses.replace(self.run.sampling, top_p=1.0, top_k=0)
         out: dict[str, list[Tensor]] = {name: [] for name in which}
         with self.peaks("annotate"):
             for micro in micros:
                 b = micro.map(lambda t: t.to(self.device))
                 for name in self.anchors.keys() & out.keys():
                     self._keep(out[name], micro, self.anchors[name].logprobs(b, self.run.sampling))
+                if "uncut" in out:
+                    with torch.no_grad():
+                        self._keep(out["uncut"], micro, evaluate_new(self.backend, b, uncut, frozenset()).logp)
                 if "old" in out or "value" in out:
                     with torch.no_grad():
                         new = evaluate_new(self.backend, b, self.run.sampling, frozenset(which) & {"value"})

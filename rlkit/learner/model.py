@@ -7,6 +7,7 @@ the token at ``t``.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,19 @@ def add_lora(lm: Any, options: dict[str, Any], seed: int) -> Any:
         return get_peft_model(lm, LoraConfig(**{"task_type": "CAUSAL_LM", **options}))
     except (TypeError, ValueError) as error:
         raise ModelError(f"peft: {str(error).splitlines()[0]}") from error
+
+
+def switch_off_randomness(model: nn.Module) -> None:
+    """Sets every dropout, layer drop and router noise of a model and its adapter to 0, so that each pass is a function of its rows.
+
+    Not by ``eval()``: gradient checkpointing and some experts' code ask for the training mode. The model's configuration stays as it is.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and re.search("dropout|pdrop|layerdrop|jitter", name):
+                setattr(module, name, 0.0)
 
 
 class _TiedEmbedding(torch.autograd.Function):
@@ -199,6 +213,7 @@ class PolicyModel(nn.Module):
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
             self.value_head.to(self.base.get_output_embeddings().weight.dtype)
+        switch_off_randomness(self)
 
     @property
     def base(self) -> Any:

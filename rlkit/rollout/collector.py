@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple, Protocol
 
 from rlkit.errors import RunError
-from rlkit.rollout.engine import Aborted
+from rlkit.rollout.engine import Aborted, numbered
 from rlkit.rollout.interrupt import Interruption
 from rlkit.types import Prompt, Rollout, Sampling
 
@@ -27,7 +27,7 @@ class Scores(Protocol):
 
 
 class Group(NamedTuple):
-    """A prompt group in flight; ``number`` counts them from 0 in the order in which they started."""
+    """A prompt group in flight; ``number`` counts the run's groups from 0 in the order in which they started."""
 
     number: int
     prompt: Prompt
@@ -70,57 +70,65 @@ class Collector:
         interrupt: Interruption | None = None,
         statistics: Any = None,
         timeline: Any = None,
+        witness: Callable[[Sequence[Rollout]], None] = lambda group: None,
     ) -> None:
         self.engine, self.scorer, self.sampler, self.admit, self.statistics = engine, scorer, sampler, admit, statistics
         self.prompts, self.n, self.sampling, self.max_lag = prompts, n, sampling, max_lag
         self.extra, self.overtake = math.ceil(over * prompts), overtake
         self.drop, self.refill, self.max_waste, self.interrupt = tuple(drop), refill, max_waste, interrupt
+        self.witness = witness  # sees every whole group, before any is dropped
         self.timeline = timeline or (lambda *a, **k: contextlib.nullcontext())
         self.pool = ThreadPoolExecutor(prompts * (1 + max_lag) + self.extra, thread_name_prefix="group")
         self.pending: deque[Group] = deque()
         self.again: deque[Prompt] = deque()
         self.started = self.taken = self.replaced = self.dropped = self.base = self.aborted = 0
+        self.earlier = 0  # groups that the run took before this process
         self.reasons: Counter[str] = Counter()
         self.versions: dict[str, float] = {}
         self.waited = 0.0
 
-    def start_at(self, version: int, in_flight: Sequence[Prompt] = ()) -> None:
-        """A resumed run's first step: groups of earlier steps need not be made again, those ``in_flight`` at its checkpoint are."""
-        self.base = version
+    def start_at(self, version: int, in_flight: Sequence[Prompt] = (), earlier: int = 0) -> None:
+        """A resumed run's first step: the ``earlier`` groups need not be made again, those ``in_flight`` at its checkpoint are."""
+        self.base, self.earlier = version, earlier
         self.again.extend(in_flight)
 
     def in_flight(self) -> list[str]:
         """Prompts that the sampler has given out and that no step has been made of."""
         return [p.id for p in (*(g.prompt for g in self.pending), *self.again)]
 
+    @property
+    def finished(self) -> int:
+        """Groups that the run has taken, those of earlier processes included; the next one to be taken has this number."""
+        return self.earlier + self.taken
+
     def _admit(self, version: int) -> None:  # the whole staleness rule, with the one of _take
         while self.started < (version - self.base + 1 + self.max_lag) * self.prompts + self.replaced + self.extra:
             prompt = self.again.popleft() if self.again else next(self.sampler)
-            self.pending.append(Group(self.started, prompt, self.pool.submit(self._run_group, prompt)))
+            number = self.earlier + self.started
+            self.pending.append(Group(number, prompt, self.pool.submit(self._run_group, prompt, number)))
             self.started += 1
 
     def _take(self) -> tuple[list[Rollout], str | None]:
         """The oldest group; with ``over`` the oldest that has finished, unless the oldest of all was overtaken often enough."""
         group = self.pending[0]  # all that started before it are gone: the rest that was taken overtook it
-        if self.extra and self.taken - group.number < self.overtake * self.prompts:
+        if self.extra and self.finished - group.number < self.overtake * self.prompts:
             wait([g.result for g in self.pending], return_when=FIRST_COMPLETED)
             group = next(g for g in self.pending if g.result.done())
         self.pending.remove(group)
         self.taken += 1
         return group.result.result()
 
-    def _run_group(self, prompt: Prompt) -> tuple[list[Rollout], str | None]:
+    def _run_group(self, prompt: Prompt, number: int) -> tuple[list[Rollout], str | None]:
         """The scored group, or one greedy response and the reason why the prompt was not admitted."""
         asked: list[Rollout] = []
+        sampling = numbered(self.sampling, number)
 
         def ask(n: int, greedy: bool) -> list[Rollout]:
-            asked[:] = self._ask(
-                prompt, n, dataclasses.replace(self.sampling, temperature=0.0) if greedy else self.sampling
-            )
+            asked[:] = self._ask(prompt, n, dataclasses.replace(sampling, temperature=0.0) if greedy else sampling)
             return asked
 
         refused = None if self.admit is None else self.admit(prompt, ask)
-        return (asked, refused) if refused else (self._ask(prompt, self.n, self.sampling), None)
+        return (asked, refused) if refused else (self._ask(prompt, self.n, sampling), None)
 
     def _ask(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
         while True:
@@ -157,6 +165,8 @@ class Collector:
                 self.statistics.step = version
                 self.statistics.observe(group)
             self.sampler.observe(group)
+            if refused is None:
+                self.witness(group)
             scored = [r for r in group if not math.isnan(r.reward)]
             why = (
                 refused or "no_reward"

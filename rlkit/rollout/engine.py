@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +50,14 @@ class Engine(Protocol):
     def ready(self) -> dict[str, Any]: ...
     def stats(self) -> dict[str, float]: ...
     def close(self) -> None: ...
+
+
+def numbered(sampling: Sampling, group: int) -> Sampling:
+    """The sampling of the run's ``group``-th prompt group: a prompt that comes twice in a step is answered anew, not copied."""
+    if sampling.seed is None:
+        return sampling
+    key = f"{sampling.seed}/group/{group}".encode()
+    return dataclasses.replace(sampling, seed=int.from_bytes(hashlib.sha256(key).digest()[:4], "big"))
 
 
 def request_seed(sampling: Sampling, prompt: Prompt, version: int) -> int | None:

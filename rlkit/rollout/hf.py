@@ -7,6 +7,7 @@ not depend on what it was batched with.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import queue
 import threading
@@ -42,16 +43,22 @@ class _Request:
 
 
 def _batches(requests: Sequence[_Request]) -> list[list[_Request]]:
-    """Cuts requests into batches of equal sampling settings and similar prompt lengths (padding costs), of at most MAX_ROWS rows each."""
+    """Cuts requests into batches of equal sampling settings and similar prompt lengths (padding costs), of at most MAX_ROWS rows each.
+
+    Seeds may differ: every row has its own.
+    """
     out: list[list[_Request]] = []
     rows = 0
-    order = {sampling: i for i, sampling in enumerate(dict.fromkeys(r.sampling for r in requests))}
-    for r in sorted(requests, key=lambda r: (order[r.sampling], len(r.prompt.token_ids))):
-        if not out or out[-1][0].sampling != r.sampling or rows + r.n > MAX_ROWS:
+    alike = [dataclasses.replace(r.sampling, seed=None) for r in requests]
+    order = {sampling: i for i, sampling in enumerate(dict.fromkeys(alike))}
+    kinds = [order[sampling] for sampling in alike]
+    last = -1
+    for kind, r in sorted(zip(kinds, requests, strict=True), key=lambda x: (x[0], len(x[1].prompt.token_ids))):
+        if kind != last or rows + r.n > MAX_ROWS:
             out.append([])
             rows = 0
         out[-1].append(r)
-        rows += r.n
+        rows, last = rows + r.n, kind
     return out
 
 

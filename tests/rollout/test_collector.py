@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -16,6 +16,8 @@ from rlkit.config import load
 from rlkit.data.curriculum import Shuffle, ZeroVariance
 from rlkit.data.statistics import PromptStatistics
 from rlkit.rollout.collector import Collector, version_metrics
+from rlkit.rollout.engine import request_seed
+from rlkit.rollout.hf import _batches, _Request
 from rlkit.types import Prompt, Rollout, Sampling
 
 
@@ -179,3 +181,50 @@ def test_how_old_tokens_are() -> None:
 def test_impossible_settings(small: dict[str, Any], rollout: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         load({**small, "rollout": rollout})
+
+
+class Draws(Engine):
+    """Answers with what real engines seed their generators with."""
+
+    def generate(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
+        seed = request_seed(sampling, prompt, self.version)
+        assert seed is not None
+        return [Rollout(prompt, [seed + k], [True], [0.0], [self.version], "stop", reward=0.5) for k in range(n)]
+
+
+def seeded(size: int, prompts: int, **options: Any) -> Collector:
+    made = collector(Draws(), size, prompts, **options)
+    made.sampling = Sampling(seed=7)
+    return made
+
+
+def draws(c: Collector, steps: range) -> list[list[int]]:
+    out = []
+    for step in steps:
+        c.engine.version = step  # type: ignore[attr-defined]
+        out.append([r.tokens[0] for r in c.next(step)])
+    c.close()
+    return out
+
+
+def test_a_prompt_that_comes_twice_in_a_step_is_answered_anew_and_a_resumed_run_repeats_it() -> None:
+    c = seeded(size=2, prompts=6)  # every prompt comes three times in each step
+    whole = draws(c, range(4))
+    assert all(len(set(step)) == 12 for step in whole)
+    assert len({x for step in whole for x in step}) == 48
+    assert draws(seeded(size=2, prompts=6), range(4)) == whole
+
+    begun = seeded(size=2, prompts=6)
+    assert draws(begun, range(2)) == whole[:2]
+    resumed = seeded(size=2, prompts=6)
+    resumed.sampler.load_state_dict(begun.sampler.state_dict())
+    resumed.start_at(2, earlier=begun.finished)
+    assert draws(resumed, range(2, 4)) == whole[2:]
+
+
+def test_the_hugging_face_engine_batches_requests_whose_seeds_differ() -> None:
+    def request(seed: int, max_tokens: int) -> _Request:
+        return _Request(Prompt(str(seed), (3,), ""), 2, Sampling(seed=seed, max_tokens=max_tokens), Future())
+
+    requests = [request(seed, 8 if seed < 4 else 9) for seed in range(6)]
+    assert [[r.sampling.seed for r in batch] for batch in _batches(requests)] == [[0, 1, 2, 3], [4, 5]]
