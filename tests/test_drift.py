@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import rlkit as rk
 from rlkit.drift import ROWS, Drift, ratio
 from rlkit.types import Prompt, Rollout
 
@@ -107,3 +110,32 @@ def test_rows_are_spread_over_prompts_bounded_and_kept_in_a_checkpoint() -> None
     never.see([rollout((END,), "p")])
     never.begin(START.logprobs)
     assert never.rows == [] and not never.due(10, 10)
+
+
+def test_a_run_without_a_reference_measures_it_and_a_resumed_one_goes_on_with_the_same_rows(
+    small: dict[str, Any],
+) -> None:
+    small |= {
+        "name": "dapo",
+        "steps": 4,
+        "objective": [{"type": "PPOClip", "eps_high": 0.28}],
+        "reference": None,
+        "checkpoint": {"every": 2, "keep": 9},
+        "log": {"tensorboard": False, "drift": 2},
+        "learner": {"lr": 5e-3},
+        "sampling": {"max_tokens": 4, "top_p": 0.8},
+    }
+    folder = rk.train(rk.load(small), quiet=True)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows if "drift/start" in r] == [2, 4]
+    assert 0 < rows[3]["drift/start"] < rows[3]["drift/start_sequence"] < 50
+    assert rows[3]["drift/start_sequence_error"] > 0
+    driver = json.loads((folder / "checkpoints" / "step_00000002" / "driver.json").read_text())
+    assert 0 < len(driver["drift"]) <= 16 and driver["groups"] == 8
+    shutil.rmtree(folder / "checkpoints" / "step_00000004")
+    assert rk.train(rk.load(small), resume=True, quiet=True) == folder
+    again = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    timed = ("time/", "speed/", "memory/", "idle/", "sync/", "eval/", "rollout/dropped")
+    assert [{k: v for k, v in r.items() if not k.startswith(timed)} for r in again] == [
+        {k: v for k, v in r.items() if not k.startswith(timed)} for r in rows
+    ]
