@@ -162,7 +162,7 @@ class Learner:
         new, b = self._evaluate(micro, coefs)
         value, shares = loss(self.run.objective, new, b, coefs)
         if not torch.isfinite(value):
-            raise NumericsError(self._diagnose(shares, new.logp, b))
+            raise NumericsError(self._diagnose(shares, new, b, coefs))
         if breakdown and not micro.idle:
             # On a copy: sharded engines reduce gradients at the end of every backward pass through their model.
             leaf, parts = new.detached(), list[Tensor]()
@@ -204,12 +204,14 @@ class Learner:
         """Where the gradient of the last step was not finite, in this rank's rows: a place for each term, empty if no term has any."""
         return self.culprits
 
-    def _diagnose(self, shares: Stats, logp: Tensor, b: Batch) -> str:
+    def _diagnose(self, shares: Stats, new: New, b: Batch, coefs: Sequence[float]) -> str:
         bad = [name for name, v in shares.as_dict().items() if not math.isfinite(v) and name != "loss/total"]
         anchors = [name for name, x in b.logp.items() if not bool(torch.isfinite(x).all())]
-        found = f"log-probs under training are {'not ' if not bool(torch.isfinite(logp).all()) else ''}finite"
+        found = f"log-probs under training are {'not ' if not bool(torch.isfinite(new.logp).all()) else ''}finite"
+        places = bad_gradients(self.run.objective, new, b, coefs)
+        where = "".join(f" ({name}: {b.place(int(b.seq[n]), n)})" for name, n in places.items())
         return (
-            f"the loss is not finite in {', '.join(bad) or 'the total'}; {found}"
+            f"the loss is not finite in {', '.join(bad) or 'the total'}{where}; {found}"
             + (f"; stored log-probs that are not finite: {', '.join(anchors)}" if anchors else "")
             + ". No step was taken. Lower learner.lr or the term's coefficient, or look at the rows of this step."
         )

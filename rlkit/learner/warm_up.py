@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rlkit.errors import NumericsError
 from rlkit.learner.backend import TorchBackend
 from rlkit.learner.endings import Endings
 from rlkit.learner.model import PolicyModel, evaluate_new, load_lm
@@ -50,6 +52,9 @@ def warm_up(
     """Trains the model in ``path`` in place for ``spec.steps`` steps; returns the last loss (nats per token).
 
     ``demonstrate(prompt, rng)`` writes a response; the token that ends it is appended here.
+
+    Raises:
+        FloatingPointError: a loss or gradient that is not finite; the model in ``path`` stays as it was.
     """
     end = Endings.of(path, tokenizer).last
     rng = random.Random(seed)
@@ -73,7 +78,11 @@ def warm_up(
             share, _ = loss(objective, evaluate_new(backend, micro, Sampling(), frozenset()), micro, (1.0,))
             backend.backward(share, last=k == len(micros) - 1)
             value += float(share.detach())
-        backend.step()
+        if not math.isfinite(value) or not math.isfinite(backend.step()):
+            raise NumericsError(
+                f"model.warm_up: loss or gradient of step {step + 1} is not finite. Nothing was written; lower model.warm_up.lr "
+                f"({spec.lr:g}), or look at the demonstrations of the task."
+            )
         report(step + 1, value)
     model.base.save_pretrained(path)
     return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from rlkit.config import load as make_run
 from rlkit.errors import ConfigError, NumericsError
 from rlkit.learner.backend import check_deepspeed_options, free_port, rank_environment
 from rlkit.learner.learner import Learner
+from rlkit.learner.model import load_tokenizer
 from rlkit.learner.plan import optimizer_steps
+from rlkit.learner.warm_up import warm_up
 from rlkit.objective import Term, normalise
 from rlkit.objective.losses import Entropy, PPOClip
-from rlkit.run import Run
+from rlkit.run import Run, WarmUp
 from rlkit.types import Batch, New, Prompt, Rollout
 
 NEEDS = frozenset({"adv", "old", "behav"})
@@ -209,3 +212,29 @@ def test_options_that_step_on_anything_are_refused() -> None:
     for options in ({"bf16": {"check_grad_overflow": False}}, {"zero_optimization": {"compute_grad_norm": False}}):
         with pytest.raises(ConfigError, match="not finite"):
             check_deepspeed_options(options)
+
+
+def test_a_loss_that_is_not_finite_names_term_and_token(small: dict[str, Any], tiny: Path) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Log(Term):
+        def __call__(self, new: New, b: Batch) -> Tensor:
+            return torch.where(b.adv > 5, new.logp - new.logp.detach(), 1.0).log()
+
+    run = run_of(small).replace(objective=(PPOClip(), Log()))
+    group = LearnerGroup(LocalWorkers(Learner(run, str(tiny), NEEDS)), run, NEEDS)
+    with pytest.raises(
+        NumericsError,
+        match=r"not finite in loss/Log \(Log: token 1 .* prompt p1\); log-probs under training are finite",
+    ):
+        group.update(rows(0, True), COEFS, 0)
+
+
+def test_a_warm_up_that_diverges_leaves_the_model_as_it_was(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(tiny, path)
+    before = (path / "model.safetensors").read_bytes()
+    prompts = [Prompt("p", (3, 4), "")]
+    spec = WarmUp(steps=20, batch=2, lr=1e30)
+    with pytest.raises(NumericsError, match=r"model.warm_up: loss or gradient of step \d+ is not finite"):
+        warm_up(path, spec, prompts, lambda p, rng: "12", load_tokenizer(path), 0, lambda step, loss: None)
+    assert (path / "model.safetensors").read_bytes() == before
