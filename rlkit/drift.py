@@ -21,7 +21,8 @@ from typing import Any
 
 from rlkit.types import Prompt, Rollout
 
-ROWS = 64  # responses that are kept: at most one forward pass of as many rows every `log.drift` steps
+ROWS = 64  # responses that are kept at most: one pass of as many rows every `log.drift` steps
+TOKENS = 1 << 17  # no more responses once they hold so many tokens: checkpoints carry them
 
 LogProbs = Callable[[Sequence[Rollout]], list[list[float]]]
 
@@ -41,10 +42,16 @@ class Drift:
             self._seen.append(group)
 
     def begin(self, logprobs: LogProbs) -> None:
-        """Before the first update: keeps the first response of every group, then the second ones, up to :data:`ROWS`."""
+        """Before the first update: keeps the first response of every group, then the second ones, up to the bounds."""
         groups, self._seen = self._seen or [], None
         by_turn = (g[k] for k in range(max(map(len, groups), default=0)) for g in groups if k < len(g))
-        self.rows = [r for r in by_turn if any(r.sampled)][:ROWS]
+        held = 0
+        for r in by_turn:
+            if len(self.rows) == ROWS or held >= TOKENS:
+                break
+            if any(r.sampled):
+                self.rows.append(r)
+                held += len(r.tokens)
         self.start = logprobs(self.rows) if self.rows else []
 
     def due(self, step: int, last: int) -> bool:

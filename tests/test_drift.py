@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import rlkit as rk
-from rlkit.drift import ROWS, Drift, ratio
+from rlkit.drift import ROWS, TOKENS, Drift, ratio
 from rlkit.types import Prompt, Rollout
 
 V, T, END = 3, 3, 0
@@ -106,6 +106,11 @@ def test_rows_are_spread_over_prompts_bounded_and_kept_in_a_checkpoint() -> None
     assert again.measure(POLICY.logprobs) == drift.measure(POLICY.logprobs)
     assert drift.measure(START.logprobs)["drift/start"] == 0
     assert [k for k in range(31) if again.due(k, 25)] == [0, 10, 20, 25, 30]
+    long = Drift(1)
+    for g in range(8):
+        long.see([rollout([1] * (TOKENS // 4), f"p{g}")])
+    long.begin(lambda rollouts: [[0.0] * len(r.tokens) for r in rollouts])
+    assert len(long.rows) == 4
     never = Drift(0)
     never.see([rollout((END,), "p")])
     never.begin(START.logprobs)
