@@ -47,10 +47,13 @@ def gained(before: History, now: History) -> bool:
 
 
 def growth(history: History, key: str, least: float) -> tuple[float, float] | None:
-    """(before, now) of a metric that doubled within ``LONG`` steps, by at least ``least``, while the reward did not rise; else None."""
-    if len(history) < LONG + SHORT:
+    """(before, now) of a metric that doubled within ``LONG`` steps, by at least ``least``, while the reward did not rise; else None.
+
+    A run that is shorter is compared with its beginning.
+    """
+    if len(history) < 2 * SHORT:
         return None
-    before, now = history[-LONG - SHORT : -LONG], history[-SHORT:]
+    before, now = history[-LONG - SHORT :][:SHORT], history[-SHORT:]
     old, new = mean(before, key), mean(now, key)
     return (old, new) if new - old >= least and new >= 2 * old and not gained(before, now) else None
 
@@ -71,7 +74,7 @@ class KLWithoutReward:
         for key in ("kl/ref", "drift/start"):
             found = growth(history, key, self.least)
             if found:
-                return f"{key} grew from {found[0]:.3f} to {found[1]:.3f} nats per token in {LONG} steps, and the reward did not"
+                return f"{key} grew from {found[0]:.3f} to {found[1]:.3f} nats per token within {LONG} steps, and the reward did not"
         return None
 
 
@@ -200,7 +203,9 @@ class LengthExplosion:
         found = growth(history, "length/mean", self.least)
         if not found:
             return None
-        return f"responses grew from {found[0]:.0f} to {found[1]:.0f} tokens in {LONG} steps, and the reward did not"
+        return (
+            f"responses grew from {found[0]:.0f} to {found[1]:.0f} tokens within {LONG} steps, and the reward did not"
+        )
 
 
 ALARMS: tuple[Alarm, ...] = (
