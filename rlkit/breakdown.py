@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlkit.errors import ConfigError
+from rlkit.files import read_rows
 from rlkit.objective import Term, loss
 from rlkit.types import Batch, New, Stats
 
@@ -131,12 +131,7 @@ def plot_run(folder: Path) -> Path:
         raise ConfigError("rlkit plot needs matplotlib. Install it with: pip install matplotlib") from None
     if not (folder / "metrics.jsonl").is_file():
         raise ConfigError(f"{folder} is not a run folder: it has no metrics.jsonl.")
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    scores = (
-        [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
-        if (folder / "eval.jsonl").is_file()
-        else []
-    )
+    rows, scores = read_rows(folder / "metrics.jsonl", print), read_rows(folder / "eval.jsonl", print)
     figure, axes = plt.subplots(2, 3, figsize=(12, 6.2))
 
     def draw(axis: Any, name: str, title: str) -> None:
@@ -146,7 +141,8 @@ def plot_run(folder: Path) -> Path:
 
     draw(axes[0, 0], "reward/mean", "reward")
     if scores:
-        axes[0, 0].plot([s["step"] for s in scores], [s["score"] for s in scores], "o", label="held out")
+        points = [(s["step"], s["score"]) for s in scores if s.get("score") is not None]
+        axes[0, 0].plot([x for x, _ in points], [y for _, y in points], "o", label="held out")
         axes[0, 0].legend()
     draw(axes[0, 1], "kl/ref", "KL to the reference, nats per token")
     draw(axes[0, 2], "entropy/sampled", "entropy, nats per token")

@@ -13,16 +13,16 @@ import os
 import string
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rlkit.alarms import Alarms
-from rlkit.checkpoint import Checkpoints
+from rlkit.checkpoint import Cadence, Checkpoints
 from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers
 from rlkit.cluster.sync import WeightSync
-from rlkit.config import locate, to_yaml
+from rlkit.config import locate, plain, to_yaml
 from rlkit.data.curriculum import ZeroVariance
 from rlkit.data.prompts import load_prompts, overlap, preview
 from rlkit.data.statistics import PromptStatistics
@@ -31,23 +31,27 @@ from rlkit.data.tasks import TaskReward
 from rlkit.data.tiny import make_tiny, make_tokenizer
 from rlkit.drift import Drift
 from rlkit.errors import ConfigError, InputError
+from rlkit.files import replace_file, sync_tree, told
 from rlkit.hub import require_model
 from rlkit.learner.backend import check_deepspeed_options
 from rlkit.learner.endings import Endings
 from rlkit.learner.generation import eos_tokens, load_settings, settled
 from rlkit.learner.model import load_tokenizer
 from rlkit.learner.reference import Frozen, Served, Tempered
-from rlkit.log import RunLog, Timeline, environment, run_folder
+from rlkit.log import RunLog, Timeline, environment, lock_folder, new_folder, newest_folder
+from rlkit.masking import mask_values
 from rlkit.objective import is_marking, needs
 from rlkit.objective.advantages import is_group
 from rlkit.objective.coefficients import Coefficients
 from rlkit.objective.oracle import dishonest, examine_all, refuse_nothing
 from rlkit.output import require_folder
+from rlkit.resume import Changes, compare
 from rlkit.rewards import RewardSpec, Scorer
 from rlkit.rollout.collector import Collector
 from rlkit.rollout.interrupt import Interruption
 from rlkit.rollout.lengths import LengthState
 from rlkit.run import Run
+from rlkit.stopping import Best, Stopper
 from rlkit.types import Prompt, Sampling
 
 FIRST_TRAIN = (
@@ -75,6 +79,8 @@ class Parts:
     terms: Coefficients
     penalties: Coefficients
     checkpoints: Checkpoints
+    found: Found
+    stop: Stopper
     before_update: tuple[str, ...]  # log-probs that must be known on the driver before the update
     sampling: Sampling
     started: float  # time.monotonic() when the run began
@@ -84,7 +90,33 @@ class Parts:
     timeline: Timeline
     drift: Drift
     alarms: Alarms
+    cadence: Cadence
+    best: Best
     new_score: float | None = None  # the last held-out score, until a step has reported it
+    state: State | None = None  # of the last finished step: what a checkpoint holds beside the learners' part
+
+
+@dataclass(frozen=True)
+class State:
+    """What the driver puts in a checkpoint, taken between two steps."""
+
+    step: int
+    driver: dict[str, Any]
+    statistics: PromptStatistics
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a resumed run continues from. ``checkpoint``: None if there is none yet, or if the run is new."""
+
+    resume: bool
+    checkpoint: Path | None = None
+    damaged: Mapping[Path, str] = field(default_factory=dict)  # newer checkpoints, and what is wrong with them
+    changes: Changes = field(default_factory=dict)  # of the configuration
+
+    @property
+    def step(self) -> int:
+        return 0 if self.checkpoint is None else int(self.checkpoint.name.removeprefix("step_"))
 
 
 def needed(run: Run) -> frozenset[str]:
@@ -344,6 +376,7 @@ def prepare_model(run: Run, folder: Path, prompts: Sequence[Prompt], tokenizer: 
             report,
         )
         log.say(f"  done in {time.monotonic() - began:.0f} s")
+    sync_tree(path)
     (path / "done").touch()
     return str(path)
 
@@ -491,11 +524,25 @@ def make_engine(
     )
 
 
+def record(run: Run, folder: Path, found: Found) -> None:
+    """Writes down what the run is: ``config.yaml``, and a line of ``environment.jsonl`` for every start, with what it changed."""
+    replace_file(folder / "config.yaml", to_yaml(mask_values(plain(run))))
+    stamp = environment()
+    if found.resume:
+        stamp |= {"from_step": found.step, "changed": mask_values({k: list(v) for k, v in found.changes.items()})}
+    with (folder / "environment.jsonl").open("a") as f:
+        f.write(json.dumps(stamp) + "\n")
+
+
 @contextlib.contextmanager
-def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Parts]:
-    """All parts of a run; closes them at the end, whatever happens."""
+def build(run: Run, *, resume: bool = False, quiet: bool = False, stop: Stopper | None = None) -> Iterator[Parts]:
+    """All parts of a run; closes them at the end, whatever happens.
+
+    With ``resume`` nothing on disk changes here: :func:`rlkit.trainer.restore` writes when the checkpoint has been loaded.
+    """
     started = time.monotonic()
     quiet_libraries()
+    stop = stop or Stopper()
     check(run)
     if run.model.path is not None:
         require_model(run.model.path, "model.path", run.base)
@@ -504,12 +551,15 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
     findings = examine_all(run.objective, run.reward_penalties)
     refuse_nothing(findings, is_off_policy(run))
     need = needed(run)
-    folder = run_folder(run, resume)
-    require_folder(folder, "out")
-    checkpoints = Checkpoints(folder / "checkpoints", run.checkpoint.keep)
-    latest = checkpoints.latest() if resume else None
-    first_step = Checkpoints.read(latest)[0] if latest else 0
+    found = Found(resume)
+    if not resume:
+        require_folder(Path(run.out) / run.name, "out")
     with contextlib.ExitStack() as stack:
+        if resume:
+            folder = newest_folder(run)
+            stack.callback(lock_folder(folder).release)
+            changes = compare(folder, run)
+            found = Found(True, *_checkpoints(run, folder).newest_whole(), changes)
         specs = reward_specs(run)
         scorer = Scorer(
             specs, on_error=run.on_reward_error, workers=max(1, (os.cpu_count() or 2) // 2), base=Path(run.base)
@@ -547,16 +597,15 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
             from rlkit.cluster.ray import connect
 
             connect(run.cluster)
-        folder.mkdir(parents=True, exist_ok=True)
-        scorer.output.write_to(folder / "rewards.log")
-        if not (folder / "config.yaml").exists():
-            (folder / "config.yaml").write_text(to_yaml(run))
-        stamp = environment()
-        with (folder / "environment.jsonl").open("a") as f:
-            f.write(json.dumps(stamp) + "\n")
-        log = RunLog(run, folder, first_step, quiet)
+            stop.install()  # Ray has set handlers of its own
+        if not resume:
+            folder, lock = new_folder(run)
+            stack.callback(lock.release)
+            with told("the run folder"):
+                record(run, folder, found)
+        log = RunLog(run, folder, quiet)
         stack.callback(log.close)
-        log.say(f"rlkit: {run.name}, {run.steps} steps, in {folder}" + (f", from step {first_step}" if resume else ""))
+        log.say(f"rlkit: {run.name}, {run.steps} steps, in {folder}" + (f", from step {found.step}" if resume else ""))
         scorer.report = log.say
         for finding in dishonest(findings, is_off_policy(run)):
             notes.append(f"note: {finding.sentence} (rlkit check; acknowledge: true silences this)")
@@ -610,7 +659,9 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
             statistics,
             Coefficients(run.objective),
             Coefficients(run.reward_penalties),
-            checkpoints,
+            _checkpoints(run, folder),
+            found,
+            stop,
             before_update(run, need),
             sampling,
             started,
@@ -620,7 +671,15 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False) -> Iterator[Pa
             timeline,
             drift,
             Alarms(),
+            Cadence(run.checkpoint.every, run.checkpoint.seconds),
+            Best(),
         )
+
+
+def _checkpoints(run: Run, folder: Path) -> Checkpoints:
+    section = run.checkpoint
+    limit = None if section.max_gib is None else int(section.max_gib * 2**30)
+    return Checkpoints(folder / "checkpoints", section.keep, limit)
 
 
 def before_update(run: Run, need: frozenset[str]) -> tuple[str, ...]:

@@ -15,12 +15,18 @@ from typing import Any, NoReturn
 
 from rlkit.bounds import Bound
 from rlkit.errors import ConfigError, DataError, InputError, RlkitError
+from rlkit.files import replace_file, told
 from rlkit.output import require_file
 from rlkit.reading import printable, shown
+from rlkit.stopping import Stopped
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Exit codes: 0 done, 1 the run failed, 2 something in the input is wrong, 130 interrupted."""
+    """The command line.
+
+    Exit codes: 0 done; 1 the run failed; 2 something in the input is wrong; 3 the time limit came first; 130, 143: a signal (SIGINT,
+    SIGTERM) did. After 3, 130 and 143 a checkpoint is there.
+    """
     try:
         arguments = parse(sys.argv[1:] if argv is None else argv)
         return int(arguments.run(arguments) or 0)
@@ -29,9 +35,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
+    except Stopped as stopped:
+        print(f"\n{stopped.why}; {stopped.kept or 'it had not begun'}.", file=sys.stderr)
+        return stopped.code
     except KeyboardInterrupt:
-        print("\ninterrupted; `--resume` continues from the last checkpoint.", file=sys.stderr)
+        print("\ninterrupted; a training run continues from its last checkpoint with --resume.", file=sys.stderr)
         return 130
+
+
+def entry() -> None:
+    """The program: after an interruption it ends without waiting for threads that still generate or score."""
+    code = main()
+    if code in (0, 1, 2):
+        sys.exit(code)
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class Parser(argparse.ArgumentParser):
@@ -414,20 +435,22 @@ def keep(a: argparse.Namespace) -> None:
         for i, p in enumerate(prompts)
     }
     kept, solved = list[Any](), []
-    with open(a.out, "w") as f:
-        for i, p in enumerate(prompts):
-            rate = sum(rates[p.id]) / len(rates[p.id]) if rates[p.id] else None
-            if rate is None or not (a.low < rate <= a.high if a.low == 0 else a.low <= rate <= a.high):
-                continue
-            kept.append(p)
-            solved += [r for r in rollouts[i * a.n : (i + 1) * a.n] if r.reward >= 1][:1]
-            row = {"id": p.id, "prompt": p.text, "answer": p.answer, **p.columns, "pass_rate": rate}
-            if a.soft_value is not None:
-                own = [r.reward for r in rollouts[i * a.n : (i + 1) * a.n] if r.reward == r.reward]
-                row["v_star"] = max(own) + a.soft_value * math.log(
-                    sum(math.exp((x - max(own)) / a.soft_value) for x in own) / len(own)
-                )
-            f.write(json.dumps(row, default=str) + "\n")
+    lines = []
+    for i, p in enumerate(prompts):
+        rate = sum(rates[p.id]) / len(rates[p.id]) if rates[p.id] else None
+        if rate is None or not (a.low < rate <= a.high if a.low == 0 else a.low <= rate <= a.high):
+            continue
+        kept.append(p)
+        solved += [r for r in rollouts[i * a.n : (i + 1) * a.n] if r.reward >= 1][:1]
+        row = {"id": p.id, "prompt": p.text, "answer": p.answer, **p.columns, "pass_rate": rate}
+        if a.soft_value is not None:
+            own = [r.reward for r in rollouts[i * a.n : (i + 1) * a.n] if r.reward == r.reward]
+            row["v_star"] = max(own) + a.soft_value * math.log(
+                sum(math.exp((x - max(own)) / a.soft_value) for x in own) / len(own)
+            )
+        lines.append(json.dumps(row, default=str) + "\n")
+    with told("the rows that are kept", "Make room, or give another --out."):
+        replace_file(Path(a.out), "".join(lines))
     if not kept:
         raise ConfigError(
             f"none of {len(prompts)} prompts has a pass rate in the range; {a.out} is empty. Raise -n, or widen --low and "

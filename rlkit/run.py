@@ -192,6 +192,8 @@ class EvalSection(Bounded):
     Attributes:
         prompts: at most so many of each data set. n: responses to each. temperature: null is that of training.
         alarm: with ``n`` of at least 2, a warning when pass@n falls below the start model's by more than chance (95 %, paired by prompt).
+        patience: the run ends after so many evaluations without a better score; null: it does not.
+        go_back: the model that a run leaves in ``final/`` is the one with the best held-out score, not the last one.
     """
 
     every: Natural = 0
@@ -199,14 +201,41 @@ class EvalSection(Bounded):
     n: Count = 1
     temperature: NonNegative | None = None
     alarm: bool = True
+    patience: Count | None = None
+    go_back: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.patience is not None or self.go_back) and not (self.every and self.prompts):
+            raise ConfigError(
+                f"eval.{'patience' if self.patience is not None else 'go_back'} looks at held-out scores, but eval.every is "
+                f"{self.every} and eval.prompts {self.prompts}. Set both, e.g. eval.every: 20."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSection(Bounded):
-    """``every`` steps (0: only the last step); the newest ``keep`` are kept."""
+    """When checkpoints are written and which are kept. One is also written at the last step and when the run is told to stop.
 
-    every: Natural = 0
-    keep: Count = 2
+    Attributes:
+        every: steps between checkpoints; null: by time alone; 0: none on the way, neither by steps nor by time.
+        minutes: also when the last one is so old; null: by steps alone.
+        keep: the newest so many are kept; 0: all. best: that with the best held-out score is kept beside them (with ``eval.every``).
+        max_gib: the most that all of them take; null: half of the room that they and the free disk are. The newest is always kept.
+        time_limit: minutes after which the run ends, with a checkpoint; null: none but Slurm's.
+    """
+
+    every: Natural | None = None
+    minutes: Positive | None = 15.0
+    keep: Natural = 2
+    best: bool = True
+    max_gib: Positive | None = None
+    time_limit: Positive | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """Between two checkpoints; None: time does not count."""
+        return None if self.minutes is None or self.every == 0 else 60 * self.minutes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,21 +17,25 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from rlkit.breakdown import gradient_shares, kl_breakdown, kl_tokens
-from rlkit.build import Parts, build, columns
+from rlkit.build import Parts, State, build, columns, record
 from rlkit.checkpoint import Checkpoints
 from rlkit.cluster.groups import EngineGroup
 from rlkit.cluster.sync import probe_parity
+from rlkit.errors import CheckpointError
 from rlkit.evaluation.compare import mcnemar
 from rlkit.evaluation.metrics import pass_at_k, powers_of_two
 from rlkit.evaluation.samples import correctness, dataset_of
-from rlkit.log import Timeline, duration
+from rlkit.files import read_rows, reason, replace_file, replace_folder, told
+from rlkit.log import REPEATED, Timeline, duration
 from rlkit.memory import resident
 from rlkit.objective.corrections import correction_stats, weights
 from rlkit.objective.penalties import with_advantages
 from rlkit.rewards import Scorer
 from rlkit.run import Run
+from rlkit.stopping import Stopped, Stopper
 from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
 
 STATISTICS = "prompts.sqlite"
@@ -40,31 +44,37 @@ STATISTICS = "prompts.sqlite"
 def train(run: Run, *, resume: bool = False, quiet: bool = False) -> Path:
     """Trains as ``run`` says and returns the run folder; ``folder / "final"`` is the model.
 
-    With ``resume`` the newest run of this name continues from its last complete checkpoint.
+    With ``resume`` the newest run of this name continues from its last whole checkpoint.
 
     Raises:
         ValueError: something is wrong with the configuration, the data, a reward or the cluster, and what to do.
+        Stopped: a signal or a time limit ended the run; a checkpoint of the last finished step is there.
     """
-    with build(run, resume=resume, quiet=quiet) as p:
-        step = restore(p, resume)
+    with (
+        Stopper(run.checkpoint.time_limit) as stop,
+        build(run, resume=resume, quiet=quiet, stop=stop) as p,
+        kept_when_stopped(p),
+    ):
+        step = restore(p)
         p.sync.publish(step)
         probe(p, step)
-        evaluate(p, step)
-        while step < run.steps:
+        evaluate_when_due(p, step)
+        while step < run.steps and not stalled(p):
             clock = Clock(p.engines.busy(), p.learners.busy(), p.timeline)
             if p.lengths is not None:
                 p.collector.sampling = dataclasses.replace(p.sampling, max_tokens=p.lengths.limit)
-            with clock("generate"):
-                rollouts = p.collector.next(step)
-            with clock("annotate"):
-                extra = p.stored.draw(step, run.rollout.prompts) if p.stored is not None else []
-                batch = Batch.from_rollouts([*rollouts, *extra], columns(run))
-                batch = p.learners.annotate(batch, p.before_update)
-                if step == 0:
-                    p.drift.begin(p.learners.uncut_logprobs)
-                batch = with_advantages(batch, run.advantage, run.reward_penalties, p.penalties.values())
-                if run.correction is not None:
-                    batch = batch.replace(weight=weights(run.correction, batch))
+            with stop.interruptible():
+                with clock("generate"):
+                    rollouts = p.collector.next(step)
+                with clock("annotate"):
+                    extra = p.stored.draw(step, run.rollout.prompts) if p.stored is not None else []
+                    batch = Batch.from_rollouts([*rollouts, *extra], columns(run))
+                    batch = p.learners.annotate(batch, p.before_update)
+                    if step == 0:
+                        p.drift.begin(p.learners.uncut_logprobs)
+                    batch = with_advantages(batch, run.advantage, run.reward_penalties, p.penalties.values())
+                    if run.correction is not None:
+                        batch = batch.replace(weight=weights(run.correction, batch))
             with clock("update"):
                 compare = bool(run.log.breakdown) and step % run.log.breakdown == 0
                 stats = p.learners.update(
@@ -181,10 +191,13 @@ def after_step(p: Parts, step: int, stats: Stats, rollouts: Sequence[Rollout]) -
     p.log.metrics(step, values)
     p.log.rollouts(step, rollouts)
     p.log.progress(step, values)
-    if run.eval.every and step % run.eval.every == 0 and step < run.steps:
-        evaluate(p, step)
-    if (run.checkpoint.every and step % run.checkpoint.every == 0) or step == run.steps:
-        save(p, step)
+    p.state = state(p, step)
+    evaluate_when_due(p, step)
+    wanted = p.stop.take_save()
+    if wanted or p.cadence.due(step) or (step == run.steps and p.cadence.saved != step):
+        saved = save(p)
+        if wanted and saved:
+            p.log.say(f"SIGUSR1: a checkpoint of step {step} is written; the run goes on.")
 
 
 def probe(p: Parts, version: int) -> Stats:
@@ -194,22 +207,49 @@ def probe(p: Parts, version: int) -> Stats:
     return probe_parity(p.learners, p.engines, p.train_prompts[:2], p.sampling, tolerance, version)
 
 
-def evaluate(p: Parts, step: int) -> float:
-    """Mean reward and pass@k on held-out prompts, written to ``eval.jsonl``; repeated steps of a resumed run are replaced."""
+def evaluate_when_due(p: Parts, step: int) -> None:
+    """Held-out scores on their cadence and before the first step; the best one so far gets a checkpoint."""
+    section = p.run.eval
+    if not p.test_prompts or (step and (not section.every or step % section.every or step >= p.run.steps)):
+        return
+    with p.stop.interruptible():
+        p.new_score = evaluate(p, step)["score"]
+    observe(p, step, p.new_score)
+
+
+def observe(p: Parts, step: int, score: float | None) -> None:
+    """Keeps a checkpoint of the best held-out score. The start model needs none, unless the run may go back to it."""
+    better = p.best.observe(step, score)
+    p.state = state(p, step)
+    if better and p.run.checkpoint.best and p.run.eval.every and (step or p.run.eval.go_back):
+        save(p)
+
+
+def stalled(p: Parts) -> bool:
+    """Whether the run ends because held-out scores no longer improve."""
+    patience = p.run.eval.patience
+    if patience is None or p.best.stalled < patience:
+        return False
+    p.log.say(
+        f"\nThe held-out score has not improved in {p.best.stalled} evaluations (eval.patience): the run ends here."
+    )
+    return True
+
+
+def evaluate(p: Parts, step: int) -> dict[str, Any]:
+    """Mean reward and pass@k on held-out prompts, a row of ``eval.jsonl``; one that is there is not measured again."""
     section, start = p.run.eval, time.perf_counter()
-    if not p.test_prompts:
-        return math.nan
     temperature = p.sampling.temperature if section.temperature is None else section.temperature
     sampling = dataclasses.replace(p.sampling, temperature=temperature)
+    asked = {"prompts": len(p.test_prompts), "n": section.n, "temperature": temperature}
+    earlier = scores(p.folder)
+    known = earlier.get(step)
+    if known is not None and all(known.get(k) == v for k, v in asked.items()):
+        return known
 
     rollouts = sample_and_score(p.engines, p.scorer, p.test_prompts, section.n, sampling)
     scored = [r.reward for r in rollouts if not math.isnan(r.reward)]
-    score = sum(scored) / len(scored) if scored else math.nan
-    p.new_score = None if math.isnan(score) else score
-    path = p.folder / "eval.jsonl"
-    earlier = (
-        [row for row in map(json.loads, path.read_text().splitlines()) if row["step"] < step] if path.exists() else []
-    )
+    score = sum(scored) / len(scored) if scored else None
     right = [
         [correctness(r, p.correct) >= 0.5 for r in rollouts[i : i + section.n]]
         for i in range(0, len(rollouts), section.n)
@@ -228,17 +268,15 @@ def evaluate(p: Parts, step: int) -> float:
     now = {
         "step": step,
         "score": score,
-        "prompts": len(p.test_prompts),
-        "n": section.n,
-        "temperature": temperature,
+        **asked,
         "datasets": measured,
         "truncated": sum(r.finish == "length" for r in rollouts) / len(rollouts),
         "solved": solved,
         "seconds": time.perf_counter() - start,
     }
-    path.write_text("".join(json.dumps(row) + "\n" for row in [*earlier, now]))
+    p.log.append("eval.jsonl", now)
     if p.log.tensorboard is not None:
-        p.log.tensorboard.add_scalar("eval/score", score, step)
+        p.log.tensorboard.add_scalar("eval/score", math.nan if score is None else score, step)
         for name, values in measured.items():
             for key, value in values.items():
                 p.log.tensorboard.add_scalar(f"eval/{name}/{key}" if name else f"eval/{key}", value, step)
@@ -248,12 +286,23 @@ def evaluate(p: Parts, step: int) -> float:
     )
     p.log.say(
         ("\n" if p.log.live and step else "")
-        + f"held-out score at step {step}: {score:.3f} ({len(p.test_prompts)} prompts"
+        + f"held-out score at step {step}: {_three(score)} ({len(p.test_prompts)} prompts"
         + (f"; {sets})" if section.n > 1 or len(measured) > 1 else ")")
     )
-    if section.alarm and section.n > 1 and earlier and "solved" in earlier[0]:
-        alarm(p, earlier[0]["solved"], solved)
-    return score
+    first = next(iter(earlier.values()), None)
+    if section.alarm and section.n > 1 and first is not None and "solved" in first:
+        alarm(p, first["solved"], solved)
+    return now
+
+
+def scores(folder: Path) -> dict[int, dict[str, Any]]:
+    """The rows of ``eval.jsonl`` by step, in order; the last one of a step counts."""
+    rows = [row for row in read_rows(folder / "eval.jsonl") if isinstance(row.get("step"), int)]
+    return dict(sorted({row["step"]: row for row in rows}.items()))
+
+
+def _three(score: float | None) -> str:
+    return "none" if score is None else f"{score:.3f}"
 
 
 def alarm(p: Parts, before: Sequence[bool], after: Sequence[bool]) -> None:
@@ -280,79 +329,193 @@ def sample_and_score(
         scorer.score(group)
         return group
 
-    with ThreadPoolExecutor(512) as pool:  # as many as keep engines full; each waits for its group
+    pool = ThreadPoolExecutor(512)  # as many as keep engines full; each waits for its group
+    try:
         return [r for group in pool.map(one, prompts) for r in group]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # a run that is stopped does not wait for the rest
 
 
-def save(p: Parts, step: int) -> None:
+# -- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def state(p: Parts, step: int) -> State:
+    """What the driver knows after ``step`` steps, as values that later work does not change."""
     driver = {
         "sampler": p.collector.sampler.state_dict(),
         "terms": p.terms.state_dict(),
         "penalties": p.penalties.state_dict(),
         "dropped": p.collector.dropped,
+        "reasons": p.collector.reasons,
         "in_flight": p.collector.in_flight(),
         "groups": p.collector.finished,
         "drift": p.drift.state_dict(),
         "alarms": p.alarms.state_dict(),
         "lengths": p.lengths.state_dict() if p.lengths else None,
+        "best": p.best.state_dict(),
     }
+    return State(step, json.loads(json.dumps(driver)), p.statistics.copy())
+
+
+def save(p: Parts) -> bool:
+    """A checkpoint of the last finished step; whether it is on disk. One that cannot be written is reported, and tried again later."""
+    assert p.state is not None
+    now, start = p.state, time.monotonic()
 
     def write(folder: str) -> None:
         p.learners.save(folder)
-        p.statistics.save(Path(folder) / STATISTICS)
+        now.statistics.save(Path(folder) / STATISTICS)
 
-    p.checkpoints.save(step, driver, write)
-    p.statistics.save(p.folder / STATISTICS)
+    best = p.best.step if p.run.checkpoint.best else -1
+    problem = p.log.on_disk()  # rows first: a run that continues from a checkpoint does not make earlier rows again
+    if problem is None:
+        try:
+            p.checkpoints.save(now.step, now.driver, write, protect={best})
+            if best == now.step and p.best.score is not None:
+                p.checkpoints.mark_best(best, p.best.score)
+            now.statistics.save(p.folder / STATISTICS)
+        except OSError as error:
+            problem = error
+    if problem is None:
+        p.cadence.wrote(now.step)
+        return True
+    p.cadence.failed(time.monotonic() - start)
+    p.log.say(
+        f"warning: the checkpoint of step {now.step} could not be written ({reason(problem)}). It is tried again; make room, or the "
+        f"run can only be continued from step {max(0, p.cadence.saved)}."
+    )
+    return False
 
 
-def restore(p: Parts, resume: bool) -> int:
-    """The step to continue from."""
-    latest = p.checkpoints.latest() if resume else None
-    if latest is None:
-        return 0
-    step, driver = Checkpoints.read(latest)
-    p.statistics.load(latest / STATISTICS)
-    p.learners.load(str(latest))
-    p.collector.sampler.load_state_dict(driver["sampler"])
-    by_id = {prompt.id: prompt for prompt in p.train_prompts}
-    p.collector.start_at(step, [by_id[i] for i in driver["in_flight"]], driver.get("groups", 0))
-    p.drift.load_state_dict(driver.get("drift", []))  # these three are not in checkpoints of older rlkits
-    if "alarms" in driver:
-        p.alarms.load_state_dict(driver["alarms"])
-    if p.lengths is not None and driver["lengths"]:
-        p.lengths.load_state_dict(driver["lengths"])
-    p.terms.load_state_dict(driver["terms"])
-    p.penalties.load_state_dict(driver["penalties"])
-    return step
+@contextlib.contextmanager
+def kept_when_stopped(p: Parts) -> Iterator[None]:
+    """A run that is told to stop leaves a checkpoint of its last finished step."""
+    try:
+        yield
+    except Stopped as stopped:
+        if p.state is not None and p.state.step != p.cadence.saved:
+            save(p)
+        if p.cadence.saved >= 0:
+            stopped.kept = f"`--resume` continues from step {p.cadence.saved}"
+        raise
+
+
+def restore(p: Parts) -> int:
+    """The step to start from. A resumed run changes nothing on disk before its checkpoint is loaded."""
+    found = p.found
+    if found.checkpoint is not None:
+        step, driver = Checkpoints.read(found.checkpoint)
+        p.statistics.load(found.checkpoint / STATISTICS)
+        p.learners.load(str(found.checkpoint))
+        p.collector.sampler.load_state_dict(driver["sampler"])
+        by_id = {prompt.id: prompt for prompt in p.train_prompts}
+        p.collector.start_at(step, [by_id[i] for i in driver["in_flight"]], driver.get("groups", 0))
+        p.collector.dropped = driver["dropped"]
+        # Checkpoints of format 3 have no "reasons", "groups", "drift", "alarms" and "best".
+        p.collector.reasons.update(driver.get("reasons", {}))
+        p.drift.load_state_dict(driver.get("drift", []))
+        if "alarms" in driver:
+            p.alarms.load_state_dict(driver["alarms"])
+        if p.lengths is not None and driver["lengths"]:
+            p.lengths.load_state_dict(driver["lengths"])
+        p.terms.load_state_dict(driver["terms"])
+        p.penalties.load_state_dict(driver["penalties"])
+        if "best" in driver:
+            p.best.load_state_dict(driver["best"])
+        p.cadence.wrote(step)
+    p.stop.begin()
+    with told("the run folder"):
+        moved = p.log.begin(found.step)
+        if found.resume:
+            aside = p.checkpoints.set_aside(found.damaged)
+            record(p.run, p.folder, found)
+            say_resumed(p, moved, aside)
+    p.scorer.output.write_to(p.folder / "rewards.log")
+    p.state = state(p, found.step)
+    return found.step
+
+
+def say_resumed(p: Parts, moved: int, aside: Sequence[Path]) -> None:
+    found = p.found
+    for why, path in zip(found.damaged.values(), aside, strict=True):
+        p.log.say(f"warning: {why} It is kept as {path.name}; the run continues from the one before it.")
+    if found.checkpoint is None:
+        p.log.say("note: there is no checkpoint yet: the run starts again from its first step.")
+    if moved:
+        p.log.say(f"note: {moved} rows of later steps, which are made again, are kept in {p.folder / REPEATED}/.")
+    for key, (old, new) in found.changes.items():
+        p.log.say(f"note: {key} was {old!r} and is {new!r} from here on.")
+
+
+# -- the end ----------------------------------------------------------------------------------------------------------
 
 
 def finish(p: Parts, step: int) -> Path:
-    """Exports the model, evaluates it, and says what was learned and where everything lies."""
+    """Evaluates and exports the model, and says what was learned and where everything lies."""
+    score = None
+    if p.test_prompts:
+        with p.stop.interruptible():
+            score = evaluate(p, step)["score"]
+        observe(p, step, score)
+    if step and p.cadence.saved != step:
+        save(p)
+    kept, score = go_back(p, step, score)
     final = p.folder / "final"
-    p.learners.export(str(final))
-    p.tokenizer.save_pretrained(final)
-    after = evaluate(p, step)
-    history = (
-        [json.loads(line) for line in (p.folder / "eval.jsonl").read_text().splitlines()] if p.test_prompts else []
-    )
+    with told("the model of the last step"):
+        export(p, final)
+    history = scores(p.folder)
+    before = next(iter(history.values()))["score"] if history else None
     seconds = time.monotonic() - p.started
     summary = {
         "steps": step,
         "seconds": seconds,
-        "eval_before": history[0]["score"] if history else None,
-        "eval_after": None if math.isnan(after) else after,
+        "eval_before": before,
+        "eval_after": score,
+        "best_step": p.best.step if p.best.step >= 0 else None,
+        "best_score": p.best.score,
+        "final_step": kept,
         "final": str(final),
     }
-    (p.folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    with told("the summary"):
+        replace_file(p.folder / "summary.json", json.dumps(summary, indent=1))
     p.log.say(f"\nDone: {step} steps in {duration(seconds)}.")
     if history:
-        p.log.say(f"  learned      held-out score {history[0]['score']:.3f} -> {after:.3f}")
+        p.log.say(f"  learned      held-out score {_three(before)} -> {_three(score)}")
     p.log.say(
-        f"  model        {final} (Hugging Face format)\n"
+        f"  model        {final} (Hugging Face format{f', of step {kept}' if kept != step else ''})\n"
         f"  everything   {p.folder}/: config.yaml, metrics.jsonl, rollouts.jsonl, eval.jsonl, tensorboard/, checkpoints/\n"
         f"  next         {program()} sample {final} --prompt {p.train_prompts[0].columns['question']!r}"
     )
     return p.folder
+
+
+def go_back(p: Parts, step: int, score: float | None) -> tuple[int, float | None]:
+    """With ``eval.go_back``, loads the weights with the best held-out score; the step they are of, and their score."""
+    if not p.run.eval.go_back or p.best.step in (-1, step):
+        return step, score
+    path = p.checkpoints.path(p.best.step)
+    try:
+        Checkpoints.read(path)
+    except CheckpointError as error:
+        p.log.say(f"warning: eval.go_back: {error} The model of step {step} is left in its place.")
+        return step, score
+    p.learners.load(str(path))
+    p.log.say(f"eval.go_back: the model of step {p.best.step} had the best held-out score, {_three(p.best.score)}.")
+    return p.best.step, p.best.score
+
+
+def export(p: Parts, final: Path) -> None:
+    """The model in Hugging Face format, whole or not at all."""
+    tmp = final.with_name(f".{final.name}.writing")
+    shutil.rmtree(tmp, ignore_errors=True)
+    tmp.mkdir()
+    try:
+        p.learners.export(str(tmp))
+        p.tokenizer.save_pretrained(tmp)
+        replace_folder(tmp, final)
+    except BaseException:
+        shutil.rmtree(tmp, ignore_errors=True)
+        raise
 
 
 def program() -> str:

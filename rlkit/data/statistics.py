@@ -5,6 +5,8 @@ Open it with any SQLite tool while the run goes on or after it: ``select * from 
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import csv
 import math
 import sqlite3
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlkit.errors import DataError
+from rlkit.files import replace_file
 
 if TYPE_CHECKING:
     from rlkit.types import Prompt, Rollout  # types only: a reward's process must not import torch
@@ -110,26 +113,34 @@ class PromptStatistics:
 
     # -- files ----------------------------------------------------------------------------------------------------
 
+    def copy(self) -> PromptStatistics:
+        """The same table, which later observations do not change."""
+        out = copy.copy(self)
+        out.data = {name: column.copy() for name, column in self.data.items()}
+        return out
+
     def save(self, path: Path) -> None:
-        """Writes the table under another name and renames it."""
-        tmp = path.with_suffix(".writing")
-        tmp.unlink(missing_ok=True)
-        with sqlite3.connect(tmp) as db:
+        """Writes the table, whole or not at all.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with contextlib.closing(
+            sqlite3.connect(":memory:")
+        ) as db:  # SQLite would say of a full disk only that something failed
             db.execute(f"create table prompts (id text primary key, {', '.join(f'{c} real' for c in COLUMNS)})")
             rows = zip(self.ids, *(self.data[c].tolist() for c in COLUMNS), strict=True)
             db.executemany(f"insert into prompts values ({', '.join('?' * (1 + len(COLUMNS)))})", rows)
-        db.close()
-        tmp.replace(path)
+            db.commit()
+            replace_file(path, db.serialize())
 
     def load(self, path: Path) -> None:
-        """Raises ValueError if the table is about other prompts."""
-        db = sqlite3.connect(path)
+        """Raises ValueError if the table is damaged or about other prompts."""
         try:
-            rows = {row[0]: row[1:] for row in db.execute(f"select id, {', '.join(COLUMNS)} from prompts")}
+            with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+                rows = {row[0]: row[1:] for row in db.execute(f"select id, {', '.join(COLUMNS)} from prompts")}
         except sqlite3.Error as error:
             raise DataError(f"{path}: not a table of prompt statistics ({error}).") from error
-        finally:
-            db.close()
         strange = [name for name in rows if name not in self.index]
         if strange or len(rows) != len(self.ids):
             raise DataError(

@@ -20,6 +20,7 @@ from rlkit.config import locate
 from rlkit.data.files import parse, read_lines
 from rlkit.data.render import Encoder
 from rlkit.errors import DataError
+from rlkit.files import replace_file, told
 
 if TYPE_CHECKING:
     from rlkit.types import Rollout  # types only: a reward's process must not import torch
@@ -34,20 +35,18 @@ class Stored(Bounded):
 
 
 def write_stored(path: str | Path, rollouts: Sequence[Rollout]) -> None:
-    with open(path, "w") as f:
-        for r in rollouts:
-            f.write(
-                json.dumps(
-                    {
-                        "id": r.prompt.id,
-                        "prompt": r.prompt.text,
-                        "prompt_tokens": r.prompt.token_ids,
-                        "tokens": r.tokens,
-                        "logp": r.logp,
-                    }
-                )
-                + "\n"
-            )
+    rows = (
+        {
+            "id": r.prompt.id,
+            "prompt": r.prompt.text,
+            "prompt_tokens": r.prompt.token_ids,
+            "tokens": r.tokens,
+            "logp": r.logp,
+        }
+        for r in rollouts
+    )
+    with told("stored responses", "Make room, or give another file."):
+        replace_file(Path(path), "".join(json.dumps(row) + "\n" for row in rows))
 
 
 class StoredRows:

@@ -18,6 +18,7 @@ from rlkit.evaluation.compare import aligned, compare, forgetting_of
 from rlkit.evaluation.metrics import summarize
 from rlkit.evaluation.samples import SampleFile, dataset_of, draw, read_samples, tenths
 from rlkit.evaluation.voting import temperature_vote, weighted_vote
+from rlkit.files import replace_file, told
 from rlkit.hub import require_model
 from rlkit.output import require_file, require_folder
 from rlkit.types import Prompt, Rollout, Sampling
@@ -126,7 +127,7 @@ def evaluate(a: argparse.Namespace) -> None:
     store = SampleFile(Path(a.out) / "samples.jsonl" if a.out else None, settings)
     known = len(store.rows)
     if known:
-        print(f"{store.path}: {known} samples are there already.")
+        print(f"{a.out}/samples.jsonl: {known} samples are there already.")
     with running(run, path, prompts, a.engines, a.address) as (engines, scorer), contextlib.ExitStack() as stack:
         scorer.report = print
         certainty = None
@@ -150,6 +151,7 @@ def evaluate(a: argparse.Namespace) -> None:
             certainty=certainty,
             progress=tenths(print),
         )
+    store.finish()
     wanted = {(dataset_of(p), p.id) for p in prompts}
     rows = [
         r
@@ -161,11 +163,16 @@ def evaluate(a: argparse.Namespace) -> None:
     if a.forgetting:
         report["forgetting"] = forgets(run, a.forgetting, path, prompts)
     if a.out:
-        (Path(a.out) / "report.json").write_text(json.dumps(report, indent=1))
+        _write_json(Path(a.out) / "report.json", report)
         print(
             f"\n{a.out}/: samples.jsonl (every response), report.json (every metric with its interval). Again without a model: rlkit "
             f"metrics {a.out}"
         )
+
+
+def _write_json(path: Path, content: Any) -> None:
+    with told("the report", "Make room, or give another --out."):
+        replace_file(path, json.dumps(content, indent=1))
 
 
 def forgets(run: Any, base: str, path: str, prompts: Sequence[Prompt]) -> dict[str, Any]:
@@ -200,7 +207,7 @@ def metrics(a: argparse.Namespace) -> None:
     if a.against is None:
         report = show(rows, a.k)
         if a.out:
-            Path(a.out).write_text(json.dumps(report, indent=1))
+            _write_json(Path(a.out), report)
         return
     other_settings, others = read_samples(a.against)
     differ = [
@@ -215,7 +222,7 @@ def metrics(a: argparse.Namespace) -> None:
         if ids:
             print(f"{what}: {', '.join(ids[:8])}{' ...' if len(ids) > 8 else ''}")
     if a.out:
-        Path(a.out).write_text(json.dumps(dataclasses.asdict(found), indent=1))
+        _write_json(Path(a.out), dataclasses.asdict(found))
 
 
 def voting(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -22,16 +22,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from rlkit.errors import ConfigError
+from rlkit.errors import ConfigError, RunError
 from rlkit.evaluation.voting import should_stop
+from rlkit.files import Appender, read_rows, reason
 from rlkit.types import Prompt, Rollout, Sampling
 
 Record = dict[str, Any]
 ROUND = 16  # samples of one request; further rounds have seeds of their own, so that more samples keep the earlier ones
 
 
-def read_samples(path: str | Path) -> tuple[Record, list[Record]]:
-    """``(settings, samples)`` of a file, or of the folder that `rlkit eval --out` wrote. A last line that was cut off is left out.
+def read_samples(path: str | Path, say: Callable[[str], None] = print) -> tuple[Record, list[Record]]:
+    """``(settings, samples)`` of a file, or of the folder that `rlkit eval --out` wrote. Lines that were cut off are left out, and said.
 
     Raises:
         ValueError: no such file, or not one of samples.
@@ -42,24 +43,23 @@ def read_samples(path: str | Path) -> tuple[Record, list[Record]]:
             f"{path}: there is no such file of samples. Make one with: rlkit eval CONFIG --model MODEL --out {path.parent}"
         )
     settings: Record | None = None
-    rows: list[Record] = []
-    lines = path.read_text().splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            if number == len(lines):
-                break
-            raise ConfigError(f"{path}:{number}: not valid JSON. Remove the line, or evaluate again.") from None
-        if number == 1 and isinstance(row, dict) and "evaluation" in row:
+    rows: dict[Any, Record] = {}
+    for number, row in enumerate(read_rows(path, say)):
+        if settings is None and "evaluation" in row:
             settings = row["evaluation"]
-        elif isinstance(row, dict) and "prompt_id" in row and "correct" in row:
-            rows.append(row)
+        elif (
+            "prompt_id" in row and "correct" in row
+        ):  # one that was drawn again, because a line was damaged, counts once
+            rows[number if "k" not in row else (*_question(row), row["k"])] = row
         else:
             raise ConfigError(
-                f"{path}:{number}: not a sample: it needs prompt_id and correct, and found {', '.join(map(str, row))[:120]}."
+                f"{path}: a line is not a sample: it needs prompt_id and correct, and has {', '.join(map(str, row))[:120]}."
             )
-    return settings or {}, rows
+    return settings or {}, list(rows.values())
+
+
+def _question(row: Record) -> tuple[str, str, float]:
+    return row.get("dataset", ""), row["prompt_id"], row.get("temperature", 1.0)
 
 
 class SampleFile:
@@ -67,37 +67,49 @@ class SampleFile:
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
         """Raises ValueError if the file holds samples of another model, or drawn or graded otherwise."""
-        self.path, self.rows, self._lock = path, list[Record](), threading.Lock()
+        self.rows, self._lock = list[Record](), threading.Lock()
+        self.file = None if path is None else Appender(path)
         if path is None:
             return
-        if path.exists() and path.stat().st_size:
+        found: Record = {}
+        if path.exists():
             found, self.rows = read_samples(path)
-            other = [k for k in {**settings, **found} if settings.get(k) != found.get(k)]
-            if other:
-                what = "another model" if "model" in other else f"another {other[0]}"
-                raise ConfigError(
-                    f"{path} has samples of {what} ({other[0]}: {found.get(other[0])!r}, now {settings.get(other[0])!r}). "
-                    "Give another --out, or remove the file."
-                )
-        else:
+            self.rows = [r for rows in self.of_prompts().values() for r in rows]
+        if not found and not self.rows:
             path.parent.mkdir(parents=True, exist_ok=True)
-        self._write([{"evaluation": dict(settings)}, *self.rows], "w")  # without a line that was cut off
+            self._write([{"evaluation": dict(settings)}])
+            return
+        other = [k for k in {**settings, **found} if settings.get(k) != found.get(k)]
+        if other:
+            what = "another model" if "model" in other else f"another {other[0]}"
+            raise ConfigError(
+                f"{path} has samples of {what} ({other[0]}: {found.get(other[0])!r}, now {settings.get(other[0])!r}). "
+                "Give another --out, or remove the file."
+            )
 
-    def _write(self, rows: Sequence[Record], mode: str) -> None:
-        if self.path is not None:
-            with self.path.open(mode) as f:
-                f.writelines(json.dumps(r, ensure_ascii=False, default=str) + "\n" for r in rows)
+    def _write(self, rows: Sequence[Record]) -> None:
+        if self.file is not None:
+            self.file.add("".join(json.dumps(r, default=str) + "\n" for r in rows))
 
     def add(self, rows: Sequence[Record]) -> None:
+        """Keeps rows; where the file cannot be written they wait in memory."""
         with self._lock:
             self.rows.extend(rows)
-            self._write(rows, "a")
+            self._write(rows)
+
+    def finish(self) -> None:
+        """Raises RunError if something is still not on disk."""
+        if self.file is not None and not self.file.flush() and self.file.error is not None:
+            raise RunError(
+                f"samples could not be written ({reason(self.file.error)}). Make room and give the same command again."
+            )
 
     def of_prompts(self) -> dict[tuple[str, str, float], list[Record]]:
-        """The samples of each (data set, prompt, temperature), in the order of ``k``."""
+        """The samples of each (data set, prompt, temperature), in the order of ``k``, up to the first that is missing."""
         out: dict[tuple[str, str, float], list[Record]] = defaultdict(list)
-        for r in self.rows:
-            out[r.get("dataset", ""), r["prompt_id"], r.get("temperature", 1.0)].append(r)
+        for r in sorted(self.rows, key=lambda r: r["k"]):
+            if r["k"] == len(out[_question(r)]):
+                out[_question(r)].append(r)
         return out
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlkit.errors import ConfigError
 from rlkit.evaluation.compare import aligned
+from rlkit.files import read_rows
 
 Array = NDArray[np.float64]
 Axis = Literal["tokens", "seconds", "step"]
@@ -319,7 +319,7 @@ def read_curve(folder: str | Path, unit: Axis = "tokens") -> Curve:
         raise ConfigError(f"read_curve: unit is {unit!r}; it is 'tokens', 'seconds' or 'step'.")
     if not path.is_file():
         raise ConfigError(f"{folder} is not a run folder: it has no metrics.jsonl.")
-    rows = _lines(path)
+    rows = read_rows(path, print)
     key = {"tokens": "batch/tokens", "seconds": "time/step"}.get(unit)
     spent, total = {0: 0.0}, 0.0
     for row in rows:
@@ -329,7 +329,7 @@ def read_curve(folder: str | Path, unit: Axis = "tokens") -> Curve:
             )
         total = float(row["step"]) if key is None else total + float(row[key])
         spent[row["step"]] = total
-    scores = _lines(folder / "eval.jsonl") if (folder / "eval.jsonl").is_file() else []
+    scores = read_rows(folder / "eval.jsonl", print)
     source: Literal["score", "reward/mean"] = "score" if scores else "reward/mean"
     points = [
         (spent[r["step"]], float(r[source]))
@@ -342,19 +342,6 @@ def read_curve(folder: str | Path, unit: Axis = "tokens") -> Curve:
         )
     x, y = np.array(points).T
     return Curve(folder.name, x, y, unit, source)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    out = []
-    for i, line in enumerate(path.read_text().splitlines()):
-        try:
-            out.append(json.loads(line))
-        except json.JSONDecodeError:
-            raise ConfigError(
-                f"{path}, line {i + 1}: this is not JSON. If the run is being written right now, try again; else remove the "
-                "line."
-            ) from None
-    return out
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from rlkit.checkpoint import read_tensors, write_tensors
 from rlkit.errors import ConfigError, NumericsError
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ OURS = {
     "scheduler",
     "fp16",
 }
+UNPICKLES = (
+    "checkpoint",
+    "datastates_ckpt",
+)  # other writers and universal checkpoints, whose readers run what is in the files
 
 
 def lr_factor(section: LearnerSection, total: int) -> Callable[[int], float]:
@@ -72,6 +77,22 @@ def make_optimizer(
         [g for g in groups if g["params"]], lr=section.lr, betas=section.betas, eps=section.eps
     )
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(section, total))
+
+
+HYPERPARAMETERS = ("initial_lr", "weight_decay", "betas", "eps")
+
+
+def hyperparameters(optimizer: Any) -> list[dict[str, Any]]:
+    """The configured numbers of each group of parameters."""
+    return [{k: group[k] for k in HYPERPARAMETERS} for group in optimizer.param_groups]
+
+
+def set_hyperparameters(optimizer: Any, schedule: Any, configured: list[dict[str, Any]]) -> None:
+    """Puts the configured numbers in the place of a checkpoint's; the schedule stays at its step."""
+    schedule.base_lrs = [group["initial_lr"] for group in configured]
+    for group, numbers, factor in zip(optimizer.param_groups, configured, schedule.lr_lambdas, strict=True):
+        group.update(numbers, lr=numbers["initial_lr"] * factor(schedule.last_epoch))
+    schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
 
 
 class TorchBackend:
@@ -123,19 +144,22 @@ class TorchBackend:
 
     def save(self, folder: Path) -> None:
         trainable = {n: p.detach() for n, p in self.module.named_parameters() if p.requires_grad}
-        torch.save(
-            {"model": trainable, "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()},
+        write_tensors(
             folder / "learner.pt",
+            {"model": trainable, "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()},
         )
 
     def load(self, folder: Path) -> None:
-        state = torch.load(folder / "learner.pt", map_location="cpu", weights_only=True)
+        """What ``save`` wrote; the optimizer's numbers (learning rate, ...) are those of the configuration."""
+        state = read_tensors(folder / "learner.pt")
+        configured = hyperparameters(self.optimizer)
         named = dict(self.module.named_parameters())
         with torch.no_grad():
             for name, value in state["model"].items():
                 named[name].copy_(value)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        set_hyperparameters(self.optimizer, self.schedule, configured)
 
 
 class DeepSpeedBackend:
@@ -170,8 +194,11 @@ class DeepSpeedBackend:
             **options,
             "zero_optimization": zero,
         }
-        self.world, self.stage = world, int(zero["stage"])
+        self.world, self.stage, self.section = world, int(zero["stage"]), section
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=schedule, config=config)
+        self.files = tensor_files()
+        self.engine.checkpoint_engine = self.files
+        self.engine._copy_recovery_script = lambda folder: None  # a program has no place among a checkpoint's tensors
         self.module = self.engine.module
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -212,8 +239,7 @@ class DeepSpeedBackend:
 
     def reset_optimizer(self) -> None:
         """Moments and step counts to zero, the schedule to its start; weights stay."""
-        inner = getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)  # ZeRO's wrapper, or AdamW itself
-        for state in inner.state.values():
+        for state in self._adam().state.values():
             for key, x in state.items():
                 if isinstance(x, Tensor):
                     x.zero_()
@@ -222,6 +248,11 @@ class DeepSpeedBackend:
         schedule = self.engine.lr_scheduler
         schedule.last_epoch = -1
         schedule.step()
+
+    def _adam(self) -> Any:
+        return getattr(
+            self.engine.optimizer, "optimizer", self.engine.optimizer
+        )  # inside ZeRO's wrapper, or AdamW itself
 
     def assign(self, parameter: nn.Parameter, value: Tensor) -> None:
         """See :meth:`TorchBackend.assign`; the optimizer's own float32 copy gets the value too."""
@@ -236,15 +267,45 @@ class DeepSpeedBackend:
         deepspeed.utils.safe_set_full_fp32_param(parameter, value.to(parameter.device, torch.float32))
 
     def save(self, folder: Path) -> None:
+        """See :meth:`TorchBackend.save`. Ranks wait for each other in it, so a file that one of them cannot write is told at its end."""
+        (folder / "deepspeed").mkdir(exist_ok=True)
+        self.files.failure = None
         self.engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False, exclude_frozen_parameters=True)
+        if self.files.failure is not None:
+            raise self.files.failure
 
     def load(self, folder: Path) -> None:
-        path, _ = self.engine.load_checkpoint(str(folder), tag="deepspeed", load_module_strict=False)
-        if path is None:
-            raise ConfigError(
-                f"{folder}: DeepSpeed found no checkpoint there; it was made with another number of "
-                "learners or another ZeRO stage, or it is incomplete."
-            )
+        """See :meth:`TorchBackend.load`."""
+        configured = hyperparameters(self._adam())
+        self.engine.load_checkpoint(str(folder), tag="deepspeed", load_module_strict=False)
+        set_hyperparameters(self._adam(), self.engine.lr_scheduler, configured)
+        if self.stage:
+            self.engine.optimizer.clip_grad = self.section.max_grad_norm  # ZeRO keeps it in its state
+
+
+def tensor_files() -> Any:
+    """How DeepSpeed's engine reads and writes the files of a checkpoint: its own way unpickles them, which runs what is in them."""
+    import_deepspeed()
+    from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    allowed = (LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address)  # plain data, a part of ZeRO's states
+
+    class TensorFiles(TorchCheckpointEngine):  # type: ignore[misc]
+        failure: OSError | None = None
+
+        def save(self, state_dict: Any, path: str) -> None:
+            try:
+                write_tensors(Path(path), state_dict)
+            except OSError as error:
+                self.failure = error
+
+        def load(self, path: str, map_location: Any = None) -> Any:
+            return read_tensors(Path(path), allowed)
+
+    return TensorFiles()
 
 
 def check_deepspeed_options(options: Mapping[str, Any]) -> None:
@@ -259,6 +320,11 @@ def check_deepspeed_options(options: Mapping[str, Any]) -> None:
         if options.get(section, {}).get(key, True) is False:
             raise ConfigError(
                 f"deepspeed.{section}.{key} is false: DeepSpeed would step on gradients that are not finite. Leave it out."
+            )
+    for key in UNPICKLES:
+        if key in options:
+            raise ConfigError(
+                f"deepspeed.{key}: rlkit reads and writes checkpoints itself. Remove it; see the section checkpoint."
             )
 
 

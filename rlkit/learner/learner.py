@@ -10,14 +10,17 @@ import contextlib
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from rlkit.breakdown import add_gram, bad_gradients
+from rlkit.checkpoint import read_tensors, write_tensors
 from rlkit.cluster.wire import pack
 from rlkit.config import locate
 from rlkit.errors import ConfigError, NumericsError
@@ -283,14 +286,14 @@ class Learner:
         self.check_weights()
         self.backend.save(Path(folder))
         if self.rank == 0 and self.anchors:
-            torch.save(
-                {name: anchor.state_dict() for name, anchor in self.anchors.items()}, Path(folder) / "anchors.pt"
+            write_tensors(
+                Path(folder) / "anchors.pt", {name: anchor.state_dict() for name, anchor in self.anchors.items()}
             )
 
     def load(self, folder: str) -> None:
         self.backend.load(Path(folder))
         if self.anchors:
-            states = torch.load(Path(folder) / "anchors.pt", weights_only=True)
+            states = read_tensors(Path(folder) / "anchors.pt")
             for name, anchor in self.anchors.items():
                 anchor.load_state_dict(states[name])
 
@@ -299,8 +302,18 @@ class Learner:
 
         Raises:
             FloatingPointError: weights that are not finite; nothing is written.
+            OSError: it cannot be written.
         """
         self.check_weights()
+        try:
+            self._export(folder)
+        except SafetensorError as error:  # it tells the system's reason only in its text
+            found = re.search(r"os error (\d+)", str(error))
+            if found is None:
+                raise
+            raise OSError(int(found[1]), os.strerror(int(found[1])), folder) from error
+
+    def _export(self, folder: str) -> None:
         state = {name: tensor.to("cpu", copy=True) for name, tensor in self.full_weights()}
         if self.run.peft is not None:
             adapter = {n: p for n, p in self.policy.lm.named_parameters() if p.requires_grad}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import itertools
-import json
 import math
 from bisect import insort
 from collections import deque
@@ -21,6 +20,7 @@ from typing import Literal
 import numpy as np
 
 from rlkit.errors import ConfigError
+from rlkit.files import read_rows
 
 
 @dataclass(frozen=True)
@@ -407,7 +407,7 @@ def calibrate(folder: str | Path, skip: int = 2) -> Calibration:
             f"calibrate: {folder} ran with rollout.max_lag: {run.rollout.max_lag} and over: {run.rollout.over:g}, so its "
             "time/generate is not the engines' own. Use a run with both at 0."
         )
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][skip:]
+    rows = read_rows(folder / "metrics.jsonl", print)[skip:]
     usual = 2 * float(np.median([r["time/step"] for r in rows])) if rows else 0.0
     rows = [r for r in rows if r["time/step"] <= usual]
     if len(rows) < 4:

@@ -112,16 +112,19 @@ def read_responses(file: str | Path) -> list[dict[str, Any]]:
     with path.open("rb") as lines:
         for k, line in enumerate(lines, 1):
             try:
-                text = line.decode("utf-8-sig" if k == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise ConfigError(f"{path}:{k}: not UTF-8 ({error.reason} at byte {error.start}).") from None
-            if not text.strip():
-                continue
-            try:
+                text = line.decode("utf-8-sig" if k == 1 else "utf-8").strip("\0 \t\r\n")
+                if not text:
+                    continue
                 row = json.loads(text)
-            except json.JSONDecodeError as error:
+            except ValueError as error:
+                if k > 1 and not line.endswith(b"\n"):
+                    print(f"note: {path}:{k}: the last line was cut off and is left out.")
+                    break
+                if isinstance(error, UnicodeDecodeError):
+                    raise ConfigError(f"{path}:{k}: not UTF-8 ({error.reason} at byte {error.start}).") from None
+                why = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
                 raise ConfigError(
-                    f"{path}:{k}: not JSON ({error.msg}); write one object with response and answer per line."
+                    f"{path}:{k}: not JSON ({why}); write one object with response and answer per line."
                 ) from None
             if k == 1 and isinstance(row, dict) and "evaluation" in row:
                 continue  # the first line of what `rlkit eval` writes

@@ -1,0 +1,91 @@
+"""Continuing a run with other settings: a key either takes effect and is recorded, or it is refused by name.
+
+What makes the run the experiment that it is, stays: model, data, rewards, objective, sampling, the batch, the seed. What says how long, how
+fast, where, and how it is watched, may change, and so may the optimizer's numbers, which people tune while a run goes on.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from pathlib import Path
+from typing import Any
+
+from rlkit import config
+from rlkit.errors import CheckpointError, ConfigError
+from rlkit.masking import MASK
+from rlkit.run import Run
+
+FREE = (
+    *("name", "out", "base", "steps"),
+    *("checkpoint.*", "eval.*", "log.*", "probe.*"),
+    *(
+        f"learner.{k}"
+        for k in ("lr", "schedule", "warmup_steps", "final_lr", "weight_decay", "betas.*", "eps", "max_grad_norm")
+    ),
+    *(f"learner.{k}" for k in ("max_tokens", "packed", "gradient_checkpointing")),
+    "critic.lr",
+    *(
+        f"rollout.{k}"
+        for k in ("engine", "max_lag", "pause", "over", "overtake", "seeded", "max_waste", "max_model_len")
+    ),
+    *("vllm", "vllm.*", "cluster", "cluster.*", "rewards.*.timeout", "rewards.*.concurrency", "on_reward_error"),
+    *("reference.offload", "teacher.offload"),
+)
+Changes = dict[str, tuple[Any, Any]]
+
+
+def leaves(x: Any, path: str = "") -> dict[str, Any]:
+    """Values of plain data by their dotted path; an empty mapping or list is a value."""
+    children = x.items() if isinstance(x, dict) else enumerate(x) if isinstance(x, list) else ()
+    out: dict[str, Any] = {}
+    for key, value in children:
+        out |= leaves(value, f"{path}.{key}" if path else str(key))
+    return out or {path: x}
+
+
+def difference(old: Any, new: Any) -> Changes:
+    """(old, new) of every leaf that differs; what one of them does not have is None. Values that were masked are not compared."""
+    a, b = leaves(old), leaves(new)
+    found = {k: (a.get(k), b.get(k)) for k in {**a, **b} if a.get(k) != b.get(k)}
+    return {k: v for k, v in found.items() if v[0] != MASK and {*map(repr, v)} - {"None", "{}", "[]"}}
+
+
+def is_free(path: str) -> bool:
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in FREE)
+
+
+def compare(folder: Path, run: Run) -> Changes:
+    """What ``run`` changes of the run in ``folder``.
+
+    Raises:
+        CheckpointError: its configuration cannot be read, or something that cannot change within a run did, by name.
+    """
+    path = folder / "config.yaml"
+    try:
+        old: Run = config.load(path)
+    except (ConfigError, UnicodeDecodeError, OSError) as error:
+        raise CheckpointError(
+            f"--resume: {path}, with which the run was started, cannot be read: {error} Repair it; nothing was changed."
+        ) from None
+    changes = difference(config.plain(old), config.plain(run))
+    refused = {k: v for k, v in changes.items() if not is_free(k)}
+    if (old.cluster.learners if old.cluster else 1) != (run.cluster.learners if run.cluster else 1) and sharded(run):
+        refused["cluster.learners"] = changes.get("cluster.learners", (1, run.cluster.learners if run.cluster else 1))
+    if refused:
+        shown = [f"{k} was {_short(a)} and is now {_short(b)}" for k, (a, b) in list(refused.items())[:5]]
+        more = f"; and {len(refused) - 5} more" if len(refused) > 5 else ""
+        raise CheckpointError(
+            f"--resume: {'; '.join(shown)}{more}. This cannot change within the run in {folder}. Give the old values, or start a new "
+            f"run under another name (model.path={folder / 'final'} would go on from its weights)."
+        )
+    return changes
+
+
+def sharded(run: Run) -> bool:
+    """Whether each learner rank keeps a part of the optimizer's state of its own."""
+    return run.deepspeed is not None and bool(run.deepspeed.get("zero_optimization", {}).get("stage", 0))
+
+
+def _short(x: Any) -> str:
+    text = "not set" if x is None else repr(x)
+    return text if len(text) <= 60 else f"{text[:57]}..."
