@@ -182,8 +182,5 @@ def test_folders_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="2 runs and sizes ="):
         fit_runs([short, short], law="power")
     (short / "metrics.jsonl").write_text('{"step": 1, "time/step": 1}\n{"st')
-    with pytest.raises(ValueError, match="line 2: this is not JSON"):
-        read_curve(short)
-    (short / "metrics.jsonl").write_text('{"step": 1, "time/step": 1}\n')
-    with pytest.raises(ValueError, match="step 1 has no batch/tokens"):
+    with pytest.raises(ValueError, match="step 1 has no batch/tokens"):  # what was cut off is left out
         read_curve(short)

@@ -1,0 +1,97 @@
+"""Checkpoints of DeepSpeed's engines: read without unpickling, continued bit by bit, with the configured learning rate."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlkit.cluster.groups import LearnerGroup, LocalWorkers
+from rlkit.config import load as make_run
+from rlkit.errors import CheckpointError
+from rlkit.learner.learner import Learner
+from rlkit.run import Run
+from tests.stack.test_learner import batch
+
+NEEDS = frozenset({"adv", "old", "ref", "behav"})
+
+
+def learner(run: Run, tiny: Path) -> tuple[Learner, LearnerGroup]:
+    one = Learner(run, str(tiny), NEEDS)
+    return one, LearnerGroup(LocalWorkers(one), run, NEEDS)
+
+
+def step(group: LearnerGroup, k: int) -> float:
+    b = batch(k)
+    group.annotate(b, ("ref", "old"))
+    return float(group.update(b, (1.0, 0.1), seed=k)["learner/lr"])
+
+
+def weights(one: Learner) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in one.full_weights()}
+
+
+class Payload:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = str(mark)
+
+    def __reduce__(self) -> Any:
+        return (open, (self.mark, "w"))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_deepspeed_checkpoint_is_continued_exactly_and_nothing_in_it_is_run(
+    small: dict[str, Any], tiny: Path, tmp_path: Path, stage: int
+) -> None:
+    run = make_run({**small, "deepspeed": {"zero_optimization": {"stage": stage}}})
+    one, group = learner(run, tiny)
+    for k in (0, 1):
+        step(group, k)
+    group.save(str(tmp_path))
+    assert not list(tmp_path.rglob("*.py"))
+    step(group, 2)
+    want = weights(one)
+
+    again, resumed = learner(run, tiny)
+    resumed.load(str(tmp_path))
+    assert step(resumed, 2) == run.learner.lr
+    assert all(torch.equal(value, want[name]) for name, value in weights(again).items())
+    resumed.load(str(tmp_path))  # going back to the best checkpoint, with an engine that has trained and saved
+    step(resumed, 2)
+    assert all(torch.equal(value, want[name]) for name, value in weights(again).items())
+
+    slower = dataclasses.replace(run, learner=dataclasses.replace(run.learner, lr=0.0))
+    still, stopped = learner(slower, tiny)
+    stopped.load(str(tmp_path))
+    before = weights(still)
+    assert step(stopped, 2) == 0.0 and all(torch.equal(v, before[name]) for name, v in weights(still).items())
+
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    (tmp_path / "full").mkdir()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            group.save(str(tmp_path / "full"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+    for path in sorted((tmp_path / "deepspeed").iterdir()):
+        whole, mark = path.read_bytes(), tmp_path / f"ran {path.name}"
+        for content in (pickle.dumps({"module": Payload(mark)}), _saved(Payload(mark), tmp_path)):
+            path.write_bytes(content)
+            with pytest.raises(CheckpointError, match="holds more than tensors") as told:
+                resumed.load(str(tmp_path))
+            assert not mark.exists() and "weights_only" not in str(told.value)
+        path.write_bytes(whole)
+
+
+def _saved(x: Any, folder: Path) -> bytes:
+    torch.save({"module": x, "optimizer_state_dict": x}, folder / "payload")
+    return (folder / "payload").read_bytes()
