@@ -24,6 +24,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small(tmp_path: Path, tiny: Path) -> dict[str, Any]:
     """A run of a few steps in one process with the Hugging Face engine, as plain data for ``rlkit.config``."""
+    return settings_of_small(tmp_path, tiny)
+
+
+def settings_of_small(tmp_path: Path, tiny: Path) -> dict[str, Any]:
     return {
         "name": "small",
         "out": str(tmp_path / "runs"),

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from rlkit.files import read_rows
 from rlkit.log import lock_folder
 from rlkit.resume import difference, is_free
 from rlkit.stopping import TIME_LIMIT, Best, Stopped
+from tests.conftest import settings_of_small
 from tests.test_checkpoints import Payload, flip
 from tests.test_files import largest_file
 
@@ -85,17 +87,29 @@ def plain(small: dict[str, Any]) -> dict[str, Any]:
     return {**small, "eval": {"prompts": 0}, "probe": {"every": 0}, "steps": 6}
 
 
-@pytest.fixture
-def killed(plain: dict[str, Any]) -> tuple[rk.Run, Path]:
-    """A run with checkpoints of steps 2 and 4 that died in step 5, with half a row written."""
-    run = rk.load({**plain, "checkpoint": {"every": 2, "minutes": None}})
+@pytest.fixture(scope="module")
+def died(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """A run with checkpoints of steps 2 and 4 that died in step 5, with half a row written; and its settings."""
+    out = tmp_path_factory.mktemp("died")
+    settings = {**settings_of_small(out, tiny), "eval": {"prompts": 0}, "probe": {"every": 0}, "steps": 6}
+    run = rk.load({**settings, "checkpoint": {"every": 2, "minutes": None}})
     with around("after_step", at(5, die)), pytest.raises(InterruptedError):
         rk.train(run, quiet=True)
     folder = Path(run.out) / run.name
     with (folder / "metrics.jsonl").open("a") as f:
         f.write('{"step": 6, "rew')
     assert steps(folder) == [1, 2, 3, 4, 5]
-    return run, folder
+    return settings, folder
+
+
+@pytest.fixture
+def killed(died: tuple[dict[str, Any], Path], tmp_path: Path) -> tuple[rk.Run, Path]:
+    """A copy of that run."""
+    settings, folder = died
+    shutil.copytree(folder, tmp_path / "runs" / "small")
+    return rk.load(
+        {**settings, "out": str(tmp_path / "runs"), "checkpoint": {"every": 2, "minutes": None}}
+    ), tmp_path / "runs" / "small"
 
 
 def test_damage_is_said_the_older_checkpoint_used_and_the_result_exact(
