@@ -31,7 +31,7 @@ from rlkit.data.tasks import TaskReward
 from rlkit.data.tiny import make_tiny, make_tokenizer
 from rlkit.drift import Drift
 from rlkit.errors import ConfigError, InputError
-from rlkit.files import replace_file, sync_tree, told
+from rlkit.files import Appender, replace_file, sync_tree, told
 from rlkit.hub import require_model
 from rlkit.learner.backend import check_deepspeed_options
 from rlkit.learner.endings import Endings
@@ -530,8 +530,10 @@ def record(run: Run, folder: Path, found: Found) -> None:
     stamp = environment()
     if found.resume:
         stamp |= {"from_step": found.step, "changed": mask_values({k: list(v) for k, v in found.changes.items()})}
-    with (folder / "environment.jsonl").open("a") as f:
-        f.write(json.dumps(stamp) + "\n")
+    starts = Appender(folder / "environment.jsonl")
+    starts.add(json.dumps(stamp) + "\n")
+    if starts.error is not None:
+        raise starts.error
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except Stopped as stopped:
-        print(f"\n{stopped.why}; {stopped.kept or 'it had not begun'}.", file=sys.stderr)
+        print(f"\n{stopped.why}; {stopped.kept or 'no step was made yet'}.", file=sys.stderr)
         return stopped.code
     except KeyboardInterrupt:
         print("\ninterrupted; a training run continues from its last checkpoint with --resume.", file=sys.stderr)

@@ -393,10 +393,12 @@ def kept_when_stopped(p: Parts) -> Iterator[None]:
     try:
         yield
     except Stopped as stopped:
-        if p.state is not None and p.state.step != p.cadence.saved:
+        if p.state is not None and p.state.step and p.state.step != p.cadence.saved:
             save(p)
         if p.cadence.saved >= 0:
             stopped.kept = f"`--resume` continues from step {p.cadence.saved}"
+        elif p.state is not None and p.state.step:
+            stopped.kept = "no checkpoint could be written"
         raise
 
 

@@ -345,22 +345,26 @@ def test_a_time_limit_stops_before_it_with_a_checkpoint(plain: dict[str, Any], m
         rk.train(rk.load(plain), quiet=True)
 
 
-def test_the_program_says_in_one_line_that_it_was_stopped_and_how_to_go_on(
-    plain: dict[str, Any], tmp_path: Path
-) -> None:
-    config = tmp_path / "c.yaml"
-    plain["rewards"] = [str(Path("tests/rewards/examples.py").absolute()) + ":varied"]
-    config.write_text(yaml.safe_dump({**plain, "steps": 100_000}))
+def test_the_program_ends_at_once_and_says_in_one_line_how_to_go_on(plain: dict[str, Any], tmp_path: Path) -> None:
+    config, flag, folder = tmp_path / "c.yaml", tmp_path / "hang", Path(plain["out"]) / "small"
+    (tmp_path / "hangs.py").write_text(
+        "import os, time\ndef reward(response):\n"
+        f"    if os.path.exists({str(flag)!r}):\n        time.sleep(900)\n    return float(len(response))\n"
+    )
+    config.write_text(
+        yaml.safe_dump({**plain, "steps": 100_000, "rewards": [{"fn": "hangs.py:reward", "timeout": 900.0}]})
+    )
     command = [sys.executable, "-m", "rlkit", "train", str(config)]
-    folder = Path(plain["out"]) / "small"
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         while len(read_rows(folder / "metrics.jsonl")) < 2:
             assert run.poll() is None, run.communicate()
             time.sleep(0.1)
+        flag.touch()
+        time.sleep(1)  # it waits for its rewards now
         run.terminate()
         _, err = run.communicate()
-    assert run.returncode == 143 and err.count("\n") <= 4 and "`--resume` continues from step " in err, err
     last = steps(folder)[-1]
+    assert run.returncode == 143 and err.count("\n") <= 4 and f"`--resume` continues from step {last}" in err, err
     assert (folder / "checkpoints" / f"step_{last:08d}" / "manifest.json").exists()
 
 
