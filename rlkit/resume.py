@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rlkit import config
 from rlkit.errors import CheckpointError, ConfigError
@@ -60,25 +60,38 @@ def compare(folder: Path, run: Run) -> Changes:
     Raises:
         CheckpointError: its configuration cannot be read, or something that cannot change within a run did, by name.
     """
-    path = folder / "config.yaml"
+    path, new = folder / "config.yaml", config.plain(run)
     try:
+        named = code_of(config.read(path).plain())
+        foreign = {k: v for k, v in named.items() if v not in code_of(new).values()}
+        if foreign:
+            _refuse({k: (v, leaves(new).get(k)) for k, v in foreign.items()}, folder)
         old: Run = config.load(path)
     except (ConfigError, UnicodeDecodeError, OSError) as error:
         raise CheckpointError(
             f"--resume: {path}, with which the run was started, cannot be read: {error} Repair it; nothing was changed."
         ) from None
-    changes = difference(config.plain(old), config.plain(run))
+    changes = difference(config.plain(old), new)
     refused = {k: v for k, v in changes.items() if not is_free(k)}
     if (old.cluster.learners if old.cluster else 1) != (run.cluster.learners if run.cluster else 1) and sharded(run):
         refused["cluster.learners"] = changes.get("cluster.learners", (1, run.cluster.learners if run.cluster else 1))
     if refused:
-        shown = [f"{k} was {_short(a)} and is now {_short(b)}" for k, (a, b) in list(refused.items())[:5]]
-        more = f"; and {len(refused) - 5} more" if len(refused) > 5 else ""
-        raise CheckpointError(
-            f"--resume: {'; '.join(shown)}{more}. This cannot change within the run in {folder}. Give the old values, or start a new "
-            f"run under another name (model.path={folder / 'final'} would go on from its weights)."
-        )
+        _refuse(refused, folder)
     return changes
+
+
+def code_of(x: Any) -> dict[str, str]:
+    """The classes of the user's own that plain data names. Those of a folder are not imported unless the given configuration names them."""
+    return {k: v for k, v in leaves(x).items() if k.rsplit(".", 1)[-1] == "type" and ":" in str(v)}
+
+
+def _refuse(refused: Changes, folder: Path) -> NoReturn:
+    shown = [f"{k} was {_short(a)} and is now {_short(b)}" for k, (a, b) in list(refused.items())[:5]]
+    more = f"; and {len(refused) - 5} more" if len(refused) > 5 else ""
+    raise CheckpointError(
+        f"--resume: {'; '.join(shown)}{more}. This cannot change within the run in {folder}. Give the old values, or start a new "
+        f"run under another name (model.path={folder / 'final'} would go on from its weights)."
+    )
 
 
 def sharded(run: Run) -> bool:
@@ -88,4 +101,4 @@ def sharded(run: Run) -> bool:
 
 def _short(x: Any) -> str:
     text = "not set" if x is None else repr(x)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= 60 else f"{text[:20]}...{text[-37:]}"

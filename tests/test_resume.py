@@ -146,6 +146,14 @@ def with_payload(folder: Path) -> None:
     checkpoints.save(4, json.loads((newest / "driver.json").read_text()), write)
 
 
+def names_code(folder: Path) -> None:
+    """A configuration that would import a file of the folder when it is read."""
+    (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["advantage"] = {"type": f"{folder / 'evil.py'}:Evil"}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
 def damage_both(folder: Path) -> None:
     for path in (folder / "checkpoints").glob("step_*/driver.json"):
         path.write_bytes(b"\0" * 10)
@@ -156,6 +164,7 @@ def damage_both(folder: Path) -> None:
     [
         (damage_both, {}, "no checkpoint in .* is whole"),
         (with_payload, {}, "holds more than tensors and numbers"),
+        (names_code, {}, r"advantage\.type was '.*Evil' and is now 'GroupNorm'"),
         (
             lambda f: (f / "config.yaml").write_text("a: ["),
             {},
