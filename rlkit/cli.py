@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import json
 import math
 import os
@@ -24,8 +25,8 @@ from rlkit.stopping import Stopped
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line.
 
-    Exit codes: 0 done; 1 the run failed; 2 something in the input is wrong; 3 the time limit came first; 130, 143: a signal (SIGINT,
-    SIGTERM) did. After 3, 130 and 143 a checkpoint is there.
+    Exit codes: 0 done; 1 the run failed; 2 something in the input is wrong; 3 the time limit came first; 128 and the
+    number of a signal (130 SIGINT, 143 SIGTERM, 129 SIGHUP): it did. After 3 and a signal a checkpoint is there.
     """
     try:
         arguments = parse(sys.argv[1:] if argv is None else argv)
@@ -43,8 +44,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Screen(io.FileIO):
+    """Output that stops nothing: what cannot be written, because a pipe is closed, a terminal gone or a disk full, is left out."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return len(data)
+
+
 def entry() -> None:
     """The program: after an interruption it ends without waiting for threads that still generate or score."""
+    for name in ("stdout", "stderr"):
+        old = getattr(sys, name)
+        raw = _Screen(old.fileno(), "w", closefd=False)
+        buffered = old.line_buffering or name == "stderr"
+        setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(raw), old.encoding, old.errors, line_buffering=buffered))
     code = main()
     if code in (0, 1, 2):
         sys.exit(code)

@@ -266,9 +266,9 @@ class RunLog:
 
     # -- the screen -----------------------------------------------------------------------------------------------
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, end: str = "\n") -> None:
         if not self.quiet:
-            print(text, flush=True)
+            print(text, end=end, flush=True)
 
     def progress(self, step: int, values: Mapping[str, float]) -> None:
         """One row of the table; on a terminal the last row is live."""
@@ -276,7 +276,7 @@ class RunLog:
             return
         if self.rows == 0:  # the time left counts from here: starting up does not slow a step
             self.started, self.first_step = time.monotonic(), step
-            print("\n" + " ".join(f"{name:>{width}}" for name, width in COLUMNS), flush=True)
+            self.say("\n" + " ".join(f"{name:>{width}}" for name, width in COLUMNS))
         self.rows += 1
         elapsed = time.monotonic() - self.started
         left = elapsed / max(1, step - self.first_step) * (self.run.steps - step) if self.rows > 1 else math.nan
@@ -292,13 +292,10 @@ class RunLog:
         line = " ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, COLUMNS, strict=True))
         shown = step % self.every == 0 or step == self.run.steps
         if self.live:
-            print(
-                "\r" + line,
-                end="\n" if step % max(1, self.run.steps // 20) == 0 or step == self.run.steps else "",
-                flush=True,
-            )
+            stays = step % max(1, self.run.steps // 20) == 0 or step == self.run.steps
+            self.say("\r" + line, end="\n" if stays else "")
         elif shown:
-            print(line, flush=True)
+            self.say(line)
 
     def close(self) -> None:
         for file in self._files.values():

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 TIME_LIMIT = 3  # the exit code
-STOPS = (signal.SIGINT, signal.SIGTERM)
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
 
 
 class Stopped(KeyboardInterrupt):
@@ -31,7 +31,8 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stopper:
-    """Handlers of SIGINT, SIGTERM and SIGUSR1, and of the time limit, while it is entered (in the main thread; elsewhere it does nothing).
+    """Handlers of SIGINT, SIGTERM, SIGHUP, SIGXCPU and SIGUSR1, and of the time limit, while it is entered; in another thread than the
+    main one it does nothing.
 
     ``minutes``: the run's time, from when this object is made; None: no limit. Slurm's end of the job (``SLURM_JOB_END_TIME``) counts too.
     The run is told to stop before that: by twice the longest time in which it could not be stopped so far, saving included, and at least
@@ -63,14 +64,14 @@ class Stopper:
             signal.signal(number, handler)
 
     def install(self) -> None:
-        """Sets the handlers; again after a library (Ray) has set its own. A SIGINT that is ignored, as by `nohup`, stays so."""
+        """Sets the handlers; again after a library (Ray) has set its own. A signal that is ignored, as `nohup` does, stays so."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (*STOPS, signal.SIGUSR1, signal.SIGALRM):
             if number == signal.SIGALRM and self.end is None:
                 continue
             before = signal.getsignal(number)
-            if number == signal.SIGINT and before == signal.SIG_IGN:
+            if number in STOPS and before == signal.SIG_IGN:
                 continue
             signal.signal(number, self._on_signal)
             self._before.setdefault(number, before)
