@@ -28,7 +28,14 @@ FREE = (
         f"rollout.{k}"
         for k in ("engine", "max_lag", "pause", "over", "overtake", "seeded", "max_waste", "max_model_len")
     ),
-    *("vllm", "vllm.*", "cluster", "cluster.*", "rewards.*.timeout", "rewards.*.concurrency", "on_reward_error"),
+    *(
+        "vllm",
+        "vllm.*",
+        "cluster",
+        "cluster.*",
+        *(f"rewards.*.{k}" for k in ("timeout", "concurrency", "patience", "memory")),
+        "on_reward_error",
+    ),
     *("reference.offload", "teacher.offload"),
 )
 Changes = dict[str, tuple[Any, Any]]
