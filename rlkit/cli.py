@@ -59,8 +59,8 @@ def entry() -> None:
     for name in ("stdout", "stderr"):
         old = getattr(sys, name)
         raw = _Screen(old.fileno(), "w", closefd=False)
-        buffered = old.line_buffering or name == "stderr"
-        setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(raw), old.encoding, old.errors, line_buffering=buffered))
+        by_line = old.line_buffering or name == "stderr"
+        setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(raw), old.encoding, old.errors, line_buffering=by_line))
     code = main()
     if code in (0, 1, 2):
         sys.exit(code)

@@ -307,13 +307,13 @@ def test_check_tells_everything_at_once() -> None:
 
 
 def test_names_that_are_patterns_are_found_again(tmp_path: Path) -> None:
-    from rlkit.log import run_folder
+    from rlkit.log import new_folder, newest_folder
 
     run = rk.load(yaml.safe_load(GOOD) | {"name": "a[1]*", "out": str(tmp_path)})
     (tmp_path / "a[1]*").mkdir()
     (tmp_path / "a[1]*" / "config.yaml").touch()
-    assert run_folder(run, resume=True) == tmp_path / "a[1]*"
-    assert run_folder(run, resume=False) == tmp_path / "a[1]*-2"
+    assert newest_folder(run) == tmp_path / "a[1]*"
+    assert new_folder(run)[0] == tmp_path / "a[1]*-2"
 
 
 def test_a_bug_of_the_users_own_keeps_its_traceback(tmp_path: Path) -> None:

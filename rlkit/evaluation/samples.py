@@ -44,7 +44,8 @@ def read_samples(path: str | Path, say: Callable[[str], None] = print) -> tuple[
         )
     settings: Record | None = None
     rows: dict[Any, Record] = {}
-    for number, row in enumerate(read_rows(path, say)):
+    notes: list[str] = []
+    for number, row in enumerate(read_rows(path, notes.append)):
         if settings is None and "evaluation" in row:
             settings = row["evaluation"]
         elif (
@@ -55,6 +56,9 @@ def read_samples(path: str | Path, say: Callable[[str], None] = print) -> tuple[
             raise ConfigError(
                 f"{path}: a line is not a sample: it needs prompt_id and correct, and has {', '.join(map(str, row))[:120]}."
             )
+    if settings is not None or rows:
+        for note in notes:
+            say(note)
     return settings or {}, list(rows.values())
 
 
