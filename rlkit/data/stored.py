@@ -1,7 +1,7 @@
 """Stored responses that terms with ``on: reference`` read: sampled once from the reference, with its log-probs, and replayed.
 
-One JSON object a line: ``prompt`` (as the model sees it), ``tokens``, ``logp`` (log-probs of the policy
-that sampled them, nats), and optionally ``id`` and ``prompt_tokens``; without those the text is tokenized, with what the tokenizer puts in front.
+One JSON object a line: ``prompt`` (as the model sees it), ``tokens``, ``logp`` (log-probs of the policy that sampled them, nats), and
+optionally ``id`` and ``prompt_tokens``; without those the text is tokenized, with what the tokenizer puts in front of a text.
 ``rlkit filter ... --responses stored.jsonl`` writes such a file.
 """
 
