@@ -116,7 +116,7 @@ def learners(curve: str, folder: str) -> Iterator[Any]:
     finally:
         workers.close()
         engines.close()
-        ray.import_ray().shutdown()
+        ray.disconnect()
 
 
 def without_attention() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from rlkit.alarms import Alarms
 from rlkit.checkpoint import Cadence, Checkpoints
 from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers
-from rlkit.cluster.sync import WeightSync
+from rlkit.cluster.sync import WeightSync, probe_parity
 from rlkit.config import locate, plain, to_yaml
 from rlkit.data.curriculum import ZeroVariance
 from rlkit.data.prompts import load_prompts, overlap, preview
@@ -598,7 +598,7 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False, stop: Stopper 
         if run.cluster is not None:
             from rlkit.cluster.ray import connect
 
-            connect(run.cluster)
+            connect(run.cluster, say=notes.append)
             stop.install()  # Ray has set handlers of its own
         if not resume:
             folder, lock = new_folder(run)
@@ -619,7 +619,7 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False, stop: Stopper 
         model_path = prepare_model(run, folder, train_prompts, tokenizer, context, log)
         own_seeds = run.rollout.seeded and run.sampling.seed is None
         sampling = dataclasses.replace(run.sampling, seed=run.seed) if own_seeds else run.sampling
-        learners, engines = _workers(run, model_path, need, context, log)
+        learners, engines = _workers(run, model_path, need, context, folder, log)
         stack.callback(learners.close)
         stack.callback(engines.close)
         statistics = PromptStatistics(train_prompts)
@@ -656,7 +656,14 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False, stop: Stopper 
             scorer,
             learners,
             engines,
-            WeightSync(learners, engines, run.rollout.pause),
+            WeightSync(
+                learners,
+                engines,
+                run.rollout.pause,
+                lambda engine, version: probe_parity(
+                    learners, engines, train_prompts[:2], sampling, run.probe_tolerance, version, [engine]
+                ),
+            ),
             collector,
             statistics,
             Coefficients(run.objective),
@@ -697,7 +704,7 @@ def before_update(run: Run, need: frozenset[str]) -> tuple[str, ...]:
 
 
 def _workers(
-    run: Run, model_path: str, need: frozenset[str], max_model_len: int, log: RunLog
+    run: Run, model_path: str, need: frozenset[str], max_model_len: int, folder: Path, log: RunLog
 ) -> tuple[LearnerGroup, EngineGroup]:
     options: dict[str, Any] = {
         "kind": run.rollout.engine,
@@ -721,6 +728,7 @@ def _workers(
         engine = LocalWorkers(make_engine(model_path, **options))
         groups = LearnerGroup(learner, run, need), EngineGroup(engine)
     else:
+        from rlkit.cluster.ray import check_shared
         from rlkit.cluster.ray import start as start_on_ray
         from rlkit.rollout.vllm import environment as vllm_environment
 
@@ -729,7 +737,8 @@ def _workers(
         )
         env = vllm_environment() if run.rollout.engine == "vllm" else {}
         learner_actors, engine_actors = start_on_ray(run, model_path, need, make_engine, env, options)
-        groups = LearnerGroup(learner_actors, run, need), EngineGroup(engine_actors)
+        groups = LearnerGroup(learner_actors, run, need), EngineGroup(engine_actors, run.cluster.restarts, log.say)
+        check_shared(learner_actors, folder)
     log.say(f"  ready in {time.monotonic() - start:.0f} s")
     return groups
 

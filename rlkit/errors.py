@@ -14,7 +14,7 @@
             RewardError                     a reward failed under ``on_reward_error: raise``
             EngineError                     an engine failed, or does not sample what the learner trains
             WorkerError                     a worker died
-            WorkerTimeout (TimeoutError)    a worker gave no answer in time
+                WorkerTimeout (TimeoutError)  a worker gives no sign of life, or gets no further
 
 Only these become one line on the command line. Every other exception, those of a user's own reward or loss among them, keeps its
 traceback.
@@ -73,5 +73,5 @@ class WorkerError(RunError):
     """A worker died."""
 
 
-class WorkerTimeout(RunError, TimeoutError):
-    """A worker gave no answer in time."""
+class WorkerTimeout(WorkerError, TimeoutError):
+    """A worker gives no sign of life, or gets no further."""

@@ -160,7 +160,10 @@ class Cluster(Bounded):
         engines: number of vLLM engines, each of ``tensor_parallel`` devices. learners: number of training ranks.
         cpus: logical CPUs of each actor. gpus: GPUs of each learner and of each engine device; null takes 1 where the
             cluster has GPUs, else 0.
-        timeout: seconds to wait for the cluster, for actors, and for a weight sync.
+        timeout: seconds without a sign of life after which an engine or a learner is lost, or, before the first one, the cluster has no
+            room for it. How long an answer takes does not matter.
+        stall: seconds that one may be alive without getting further with what it was asked to do (a step of an engine, a micro-batch).
+        restarts: how often in a run a lost engine is started again, and how often the learners are, from the last checkpoint.
     """
 
     address: str | None = None
@@ -170,6 +173,8 @@ class Cluster(Bounded):
     cpus: NonNegative = 1.0
     gpus: NonNegative | None = None
     timeout: Positive = 300.0
+    stall: Positive = 1800.0
+    restarts: Natural = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +298,13 @@ class Run(Bounded):
         super().__post_init__()
         if not self.objective:
             raise ConfigError("objective is empty: name at least one loss term, e.g. objective: [{type: PPOClip}].")
+
+    @property
+    def probe_tolerance(self) -> float:
+        """``probe.tolerance``, or what it stands for."""
+        if self.probe.tolerance is not None:
+            return self.probe.tolerance
+        return 1e-3 if self.model.dtype == "float32" else 0.05
 
     def replace(self, **changes: Any) -> Run:
         """A copy with other values; plain functions are accepted as ``rewards``."""

@@ -102,6 +102,12 @@ class Stopper:
             self._open = False
             raise self._request
 
+    def start(self) -> None:
+        """The run starts, again after a worker was lost: until :meth:`begin` a signal ends it at once, and so does one that came before."""
+        self._open = True
+        if self._request is not None:
+            raise self._request
+
     def begin(self) -> None:
         """The run has started: from here on, work is finished before the run stops, but for what is :meth:`interruptible`."""
         self._open = False

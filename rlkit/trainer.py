@@ -24,7 +24,7 @@ from rlkit.build import Parts, State, build, columns, record
 from rlkit.checkpoint import Checkpoints
 from rlkit.cluster.groups import EngineGroup
 from rlkit.cluster.sync import probe_parity
-from rlkit.errors import CheckpointError
+from rlkit.errors import CheckpointError, WorkerError
 from rlkit.evaluation.compare import mcnemar
 from rlkit.evaluation.metrics import pass_at_k, powers_of_two
 from rlkit.evaluation.samples import correctness, dataset_of
@@ -44,17 +44,33 @@ STATISTICS = "prompts.sqlite"
 def train(run: Run, *, resume: bool = False, quiet: bool = False) -> Path:
     """Trains as ``run`` says and returns the run folder; ``folder / "final"`` is the model.
 
-    With ``resume`` the newest run of this name continues from its last whole checkpoint.
+    With ``resume`` the newest run of this name continues from its last whole checkpoint. So it does when a learner is lost, at most
+    ``cluster.restarts`` times.
 
     Raises:
         ValueError: something is wrong with the configuration, the data, a reward or the cluster, and what to do.
         Stopped: a signal or a time limit ended the run; a checkpoint of the last finished step is there.
     """
-    with (
-        Stopper(run.checkpoint.time_limit) as stop,
-        build(run, resume=resume, quiet=quiet, stop=stop) as p,
-        kept_when_stopped(p),
-    ):
+    with Stopper(run.checkpoint.time_limit) as stop:
+        left = 0 if run.cluster is None else run.cluster.restarts
+        while True:
+            try:
+                return train_once(run, resume=resume, quiet=quiet, stop=stop)
+            except WorkerError as error:
+                if not left:
+                    raise
+                if not quiet:
+                    print(
+                        f"warning: {error} The learners start again from the last checkpoint ({left - 1} more times if need be).",
+                        flush=True,
+                    )
+            left, resume = left - 1, True
+
+
+def train_once(run: Run, *, resume: bool, quiet: bool, stop: Stopper) -> Path:
+    """:func:`train`, until something is lost that only a checkpoint brings back."""
+    stop.start()
+    with build(run, resume=resume, quiet=quiet, stop=stop) as p, kept_when_stopped(p):
         step = restore(p)
         p.sync.publish(step)
         probe(p, step)
@@ -201,10 +217,7 @@ def after_step(p: Parts, step: int, stats: Stats, rollouts: Sequence[Rollout]) -
 
 
 def probe(p: Parts, version: int) -> Stats:
-    tolerance = p.run.probe.tolerance
-    if tolerance is None:
-        tolerance = 1e-3 if p.run.model.dtype == "float32" else 0.05
-    return probe_parity(p.learners, p.engines, p.train_prompts[:2], p.sampling, tolerance, version)
+    return probe_parity(p.learners, p.engines, p.train_prompts[:2], p.sampling, p.run.probe_tolerance, version)
 
 
 def evaluate_when_due(p: Parts, step: int) -> None:

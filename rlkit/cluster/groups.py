@@ -11,12 +11,14 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from rlkit.errors import NumericsError
+from rlkit.cluster.watch import one_line
+from rlkit.errors import EngineError, NumericsError, RunError, WorkerError
 from rlkit.learner.plan import cut, optimizer_steps
 from rlkit.run import Run
 from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
@@ -35,7 +37,23 @@ class Workers(Protocol):
         """Like ``call``, but results may stay where they were made; pass them on to another group's ``call``."""
         ...
 
+    def made(self, handle: Any) -> None:
+        """Waits until what :meth:`handles` promised is there, wherever that is."""
+        ...
+
     def one(self, index: int, method: str, *args: Any) -> Any: ...
+
+    def some(self, which: Sequence[int], method: str, *args: Any) -> dict[int, Any]:
+        """Results of the workers ``which``; one that is lost by then is left out."""
+        ...
+
+    def lost(self, index: int) -> bool:
+        """Whether this worker is dead, silent or stuck, and :meth:`replace` could put another in its place."""
+        ...
+
+    def replace(self, index: int) -> None:
+        """Starts another worker in this place, as the first one was started."""
+        ...
 
     def busy(self) -> float:
         """Seconds that the workers have spent in what ``call`` and ``handles`` asked of them, averaged over them."""
@@ -62,8 +80,20 @@ class LocalWorkers:
     def handles(self, method: str, *args: Any) -> list[Any]:
         return self.call(method, *args)
 
+    def made(self, handle: Any) -> None:
+        pass
+
     def one(self, index: int, method: str, *args: Any) -> Any:
         return getattr(self.worker, method)(*args)
+
+    def some(self, which: Sequence[int], method: str, *args: Any) -> dict[int, Any]:
+        return dict.fromkeys(which, self.call(method, *args)[0]) if which else {}
+
+    def lost(self, index: int) -> bool:
+        return False  # it dies with this process
+
+    def replace(self, index: int) -> None:
+        raise AssertionError("a worker in this process is never lost")
 
     def busy(self) -> float:
         return self._busy
@@ -74,7 +104,11 @@ class LocalWorkers:
 
 
 class LearnerGroup:
-    """All learner ranks. Batches are planned and cut here, from the whole batch."""
+    """All learner ranks. Batches are planned and cut here, from the whole batch.
+
+    ``lock`` is held by whoever asks something of them, so that all ranks get all calls in one order. ``moved``: the weights are not
+    those that were last published.
+    """
 
     def __init__(self, workers: Workers, run: Run, needs: frozenset[str]) -> None:
         self.workers, self.run, self.needs = workers, run, needs
@@ -82,13 +116,15 @@ class LearnerGroup:
         self._buckets: dict[bool, list[tuple[list[str], int]]] = {}
         self.ready: dict[str, Any] = workers.call("ready")[0]
         self.packed = self.ready["layout"] == "packed"
+        self.lock, self.moved = threading.RLock(), True
 
     def annotate(self, b: Batch, which: Sequence[str]) -> Batch:
         """The batch with ``logp[...]`` (``old``, ``ref``) and ``value`` for the names in ``which``."""
         if not which:
             return b
         shards, rows = cut(b, self.workers.size, self.run.learner.max_tokens, self.packed)
-        results = self.workers.call("annotate", each=[(micros, tuple(which)) for micros in shards])
+        with self.lock:
+            results = self.workers.call("annotate", each=[(micros, tuple(which)) for micros in shards])
         start = torch.bincount(b.seq, minlength=b.S).cumsum(0)
         start = torch.cat([start.new_zeros(1), start])
         index = torch.cat([torch.arange(int(start[s]), int(start[s + 1])) for part in rows for s in part.tolist()])
@@ -128,12 +164,14 @@ class LearnerGroup:
             seed=seed,
             packed=self.packed,
         )
-        for k, shards in enumerate(steps):
-            compare = breakdown and k == len(steps) - 1
-            parts = self.workers.call("step", each=[(micros, tuple(coefs), compare) for micros in shards])
-            for part in parts:
-                stats.merge(part)
-            self._judge(bool(parts[0]["learner/skipped"]), say)
+        with self.lock:
+            self.moved = True
+            for k, shards in enumerate(steps):
+                compare = breakdown and k == len(steps) - 1
+                parts = self.workers.call("step", each=[(micros, tuple(coefs), compare) for micros in shards])
+                for part in parts:
+                    stats.merge(part)
+                self._judge(bool(parts[0]["learner/skipped"]), say)
         return stats.scaled("loss/", 1 / len(steps))
 
     def _judge(self, skipped: bool, say: Callable[[str], object]) -> None:
@@ -166,7 +204,8 @@ class LearnerGroup:
         )
 
     def after_step(self, step: int, stats: Stats) -> None:
-        self.workers.call("after_step", step, stats)
+        with self.lock:
+            self.workers.call("after_step", step, stats)
 
     def buckets(self, everything: bool = True) -> list[tuple[list[str], int]]:
         """(names, bytes) of what :meth:`gather` takes at a time: all weights, or those that training can change."""
@@ -177,6 +216,10 @@ class LearnerGroup:
     def gather(self, names: Sequence[str]) -> Any:
         """A handle of whole tensors by name; give it to :meth:`EngineGroup.load`. On Ray the learners work while the driver goes on."""
         return self.workers.handles("gather", names)[0]
+
+    def made(self, handle: Any) -> None:
+        """Waits until the learners have made what :meth:`gather` promised."""
+        self.workers.made(handle)
 
     def logprobs(self, rollouts: Sequence[Rollout], which: str = "old") -> list[list[float]]:
         """The learner's log-probs of each rollout's sampled tokens; ``uncut``: without ``top_p`` and ``top_k``."""
@@ -191,65 +234,173 @@ class LearnerGroup:
         return self.workers.busy()
 
     def save(self, folder: str) -> None:
-        self.workers.call("save", folder)
+        self._on_disk("save", folder)
 
     def load(self, folder: str) -> None:
-        self.workers.call("load", folder)
+        self._on_disk("load", folder)
+        self.moved = True
 
     def export(self, folder: str) -> None:
-        self.workers.call("export", folder)
+        self._on_disk("export", folder)
+
+    def _on_disk(self, method: str, folder: str) -> None:
+        with self.lock:
+            self.workers.call(method, str(Path(folder).absolute()))  # workers may have another current folder
 
     def close(self) -> None:
         self.workers.close()
 
 
 class EngineGroup:
-    """All engines. A prompt group goes to the engine with the fewest running groups."""
+    """All engines. A prompt group goes to the engine with the fewest running groups.
 
-    def __init__(self, workers: Workers) -> None:
-        self.workers = workers
+    An engine that is lost is started again in its place, at most ``restarts`` times in all. Until it is back its requests, those that it
+    was working on among them, go to the others, or wait for it: seeds do not depend on the engine, so the answers are the same. ``join``
+    brings an engine that has just been started up to date and then calls :meth:`admit`; :class:`rlkit.cluster.sync.WeightSync` sets its
+    own.
+    """
+
+    def __init__(self, workers: Workers, restarts: int = 0, report: Callable[[str], None] = print) -> None:
+        self.workers, self.restarts, self.report = workers, restarts, report
+        self.join: Callable[[int], None] = lambda index: self.admit(index)
         self._running = [0] * workers.size
-        self._lock = threading.Lock()
+        self._up = [True] * workers.size
+        self._life = [0] * workers.size  # how often each was started again
+        self._seen: list[dict[str, float]] = [{} for _ in range(workers.size)]
+        self._before = [0.0] * workers.size  # seconds that engines worked which were lost
+        self._error: Exception | None = None
+        self._changed = threading.Condition()
         self._turn = itertools.count()
 
     def generate(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
-        with self._lock:
-            first = next(self._turn) % self.workers.size
-            i = min(range(self.workers.size), key=lambda k: (self._running[k], (k - first) % self.workers.size))
-            self._running[i] += 1
-        try:
-            return self.workers.one(i, "generate", prompt, n, sampling)
-        finally:
-            with self._lock:
-                self._running[i] -= 1
-
-    def generate_on(self, index: int, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
-        """On one given engine; the parity probe asks each of them."""
-        return self.workers.one(index, "generate", prompt, n, sampling)
+        return self._anywhere("generate", prompt, n, sampling)  # type: ignore[no-any-return]
 
     def score(self, rollouts: Sequence[Rollout], temperature: float) -> list[list[float]]:
-        return self.workers.one(0, "score", rollouts, temperature)
+        return self._anywhere("score", rollouts, temperature)  # type: ignore[no-any-return]
 
-    def begin_update(self, mode: str) -> None:
-        self.workers.call("begin_update", mode)
+    def _anywhere(self, method: str, *args: Any) -> Any:
+        while True:
+            with self._changed:
+                i = self._choose()
+                life = self._life[i]
+                self._running[i] += 1
+            try:
+                return self.workers.one(i, method, *args)
+            except RunError as error:
+                self._lose(i, life, error)
+            finally:
+                with self._changed:
+                    self._running[i] -= 1
 
-    def load(self, tensors: Mapping[str, Tensor] | Any) -> None:
-        self.workers.call("load", tensors)
+    def _choose(self) -> int:
+        """The engine for the next request; waits while none is there."""
+        self._changed.wait_for(lambda: self._error is not None or any(self._up))
+        if self._error is not None:
+            raise self._error
+        first, size = next(self._turn) % self.workers.size, self.workers.size
+        return min((k for k in range(size) if self._up[k]), key=lambda k: (self._running[k], (k - first) % size))
 
-    def end_update(self, version: int) -> None:
-        self.workers.call("end_update", version)
+    # -- engines that are lost --------------------------------------------------------------------------------------
+
+    def _lose(self, index: int, life: int, error: Exception) -> None:
+        """Has the engine started again if it is lost, once however many requests say so; raises what is another error."""
+        with self._changed:
+            if self._life[index] != life:  # the one that failed has been replaced since
+                return
+            if self._error is not None or not self.workers.lost(index):
+                raise error
+            self._life[index] += 1
+            self._up[index] = False
+            self._before[index] += self._seen[index].pop("busy", 0.0)
+            if not self.restarts:
+                self._fail(EngineError(f"{one_line(error)} No engine is started again: cluster.restarts are used up."))
+                raise self._error or error
+            self.restarts -= 1
+            self.report(f"warning: {one_line(error)} Starting it again ({self.restarts} more times if need be).")
+        threading.Thread(
+            target=self._start, args=(index, self._life[index]), name=f"engine-{index}", daemon=True
+        ).start()
+
+    def _start(self, index: int, life: int) -> None:
+        try:
+            self.workers.replace(index)
+        except Exception as error:
+            try:
+                self._lose(index, life, error)
+            except Exception as final:
+                self._fail(final)
+            return
+        try:
+            self.join(index)
+        except Exception as error:  # the learners', or a parity probe that failed
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
+
+    def admit(self, index: int) -> None:
+        """The engine has what it needs: it gets requests from now on."""
+        with self._changed:
+            self._up[index] = True
+            self._changed.notify_all()
+
+    def up(self) -> list[int]:
+        """Engines that get requests."""
+        with self._changed:
+            return [i for i, up in enumerate(self._up) if up]
+
+    def life(self, index: int) -> int:
+        """How often the engine in this place was started again."""
+        return self._life[index]
+
+    def generate_on(self, index: int, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout] | None:
+        """On one given engine; the parity probe asks each of them. None if it is lost meanwhile."""
+        life = self._life[index]
+        try:
+            return self.workers.one(index, "generate", prompt, n, sampling)  # type: ignore[no-any-return]
+        except RunError as error:
+            self._lose(index, life, error)
+            return None
+
+    def _tell(self, which: Sequence[int], method: str, *args: Any) -> dict[int, Any]:
+        """Results of those of the engines ``which`` that are not lost."""
+        lives = {i: self._life[i] for i in which}
+        found = self.workers.some(which, method, *args)
+        for i in set(which) - set(found):
+            self._lose(i, lives[i], WorkerError(f"engine {i} was lost during {method}."))
+        return found
+
+    # -- weights ----------------------------------------------------------------------------------------------------
+
+    def begin_update(self, mode: str, which: Sequence[int]) -> list[int]:
+        """Pauses the engines ``which``; this and what follows return those that are still there."""
+        return list(self._tell(which, "begin_update", mode))
+
+    def load(self, tensors: Mapping[str, Tensor] | Any, which: Sequence[int]) -> list[int]:
+        return list(self._tell(which, "load", tensors))
+
+    def end_update(self, version: int, which: Sequence[int]) -> list[int]:
+        return list(self._tell(which, "end_update", version))
+
+    # -- what they say of themselves --------------------------------------------------------------------------------
 
     def stats(self) -> list[dict[str, float]]:
-        return self.workers.call("stats")
+        """Of all engines; of one that is being started again, the last."""
+        for i, found in self._tell(self.up(), "stats").items():
+            self._seen[i] = found
+        return self._seen
 
     def peak(self) -> float:
         """The most memory of any engine, MiB."""
-        return max(s["peak_mib"] for s in self.stats())
+        return max((s["peak_mib"] for s in self.stats() if s), default=0.0)
 
     def busy(self) -> float:
         """Seconds that the engines have worked, averaged over them."""
-        found = [s["busy"] for s in self.stats()]
-        return sum(found) / len(found)
+        found = self.stats()
+        return (sum(self._before) + sum(s.get("busy", 0.0) for s in found)) / len(found)
 
     def close(self) -> None:
+        self._fail(EngineError("the engines were closed"))
         self.workers.close()

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import socket
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from pathlib import Path
 from typing import Any
 
-from rlkit.errors import ClusterError, WorkerError, WorkerTimeout
+from rlkit.cluster.local import LocalRay, is_open
+from rlkit.cluster.watch import Pulse, Watch, one_line
+from rlkit.errors import ClusterError, EngineError, RunError, WorkerError, WorkerTimeout
 from rlkit.learner.backend import free_port, rank_environment
 from rlkit.run import Cluster, Run
 
@@ -17,7 +24,6 @@ REQUESTS = 1024  # groups that an engine works on at the same time; vLLM runs at
 
 def import_ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     try:
@@ -30,7 +36,10 @@ def import_ray() -> Any:
     return ray
 
 
-def connect(cluster: Cluster, learners: int | None = None) -> None:
+_own: LocalRay | None = None  # Ray has one session in a process
+
+
+def connect(cluster: Cluster, learners: int | None = None, say: Callable[[str], None] = print) -> None:
     """Starts a local cluster, or joins the one at ``cluster.address``; checks that the run fits on it.
 
     ``learners``: how many there will be, if not ``cluster.learners`` (evaluation has none).
@@ -38,18 +47,19 @@ def connect(cluster: Cluster, learners: int | None = None) -> None:
     Raises:
         ValueError: the cluster does not answer, or it has too few CPUs or GPUs.
     """
+    global _own
     ray = import_ray()
+    if _own is not None and _own.ended():
+        disconnect()
     if not ray.is_initialized():
         common: dict[str, Any] = {
-            "include_dashboard": False,
             "log_to_driver": bool(os.environ.get("RLKIT_RAY_LOGS")),
             "logging_level": "ERROR",
             "configure_logging": True,
         }
         if cluster.address is None:
-            ray.init(address="local", object_store_memory=_store_bytes(), **common)
+            _own = LocalRay(include_dashboard=False, object_store_memory=_store_bytes(), **common)
         else:
-            common.pop("include_dashboard")
             try:
                 _knock(cluster.address)
                 ray.init(address=cluster.address, **common)
@@ -59,7 +69,29 @@ def connect(cluster: Cluster, learners: int | None = None) -> None:
                     f"({str(error).splitlines()[0]}). Start one with `ray start --head`, correct the "
                     "address, or set cluster.address: null to start a local one."
                 ) from error
+            if is_open(ray.get_runtime_context().gcs_address):
+                say(
+                    f"warning: the Ray cluster at {cluster.address} asks nobody for a token: whoever reaches it over the network can run "
+                    "programs there and read what this run reads. Start it with RAY_AUTH_MODE=token, or close its ports to others "
+                    "(docs/security.md)."
+                )
     check_resources(cluster, ray.cluster_resources(), learners)
+
+
+def disconnect() -> None:
+    """Leaves the cluster; one of our own ends. The next :func:`connect` starts or joins another."""
+    global _own
+    own, _own = _own, None
+    if own is not None:
+        own.stop()
+    else:
+        import_ray().shutdown()
+
+
+def broken() -> str | None:
+    """Why nothing can work on our own Ray any more, if so."""
+    ended = None if _own is None else _own.ended()
+    return None if ended is None else f"Ray itself has ended (its process {ended} died)."
 
 
 def _knock(address: str) -> None:
@@ -102,55 +134,134 @@ def check_resources(cluster: Cluster, resources: dict[str, float], learners: int
 
 
 class RayWorkers:
-    """Actors of one kind. A call that fails, or that answers later than ``timeout``, ends the run with its cause."""
+    """Actors of one kind, each made by ``spawn``, which returns the actor and a reference to its first answer.
 
-    def __init__(self, actors: Sequence[Any], timeout: float, what: str) -> None:
-        self.actors, self.size, self.timeout, self.what = list(actors), len(actors), timeout, what
+    One that dies, gives no sign of life for ``timeout`` seconds, or gets no further for ``stall`` seconds is *lost*: everybody who waits
+    for it hears so at once, and :meth:`replace` puts another in its place.
+    """
+
+    def __init__(self, spawn: Callable[[], tuple[Any, Any]], size: int, cluster: Cluster, what: str) -> None:
+        self.spawn, self.size, self.what = spawn, size, what
+        made = [spawn() for _ in range(size)]
+        self.actors = [actor for actor, _ in made]
+        self.first = [ref for _, ref in made]
+        self.watch = Watch(size, what, cluster.timeout, cluster.stall, self._pulse, broken)
+        self._places = threading.Lock()  # held while an actor is put into its place, or all are closed
+        self._closed = False
+
+    def _pulse(self, index: int) -> Future[Pulse]:
+        return self.actors[index].pulse.options(concurrency_group="pulse").remote().future()  # type: ignore[no-any-return]
+
+    def started(self) -> None:
+        """Waits until all are built. What goes wrong by then is no matter of restarting."""
+        try:
+            self._results([self.watch.follow(i, ref.future()) for i, ref in enumerate(self.first)])
+        except WorkerTimeout as error:
+            raise ClusterError(
+                f"{error} The cluster has no room for it now, or starting takes longer: free resources, or raise cluster.timeout."
+            ) from error
+        except WorkerError as error:
+            raise RunError(f"{error} It did so while it started; RLKIT_RAY_LOGS=1 shows what it printed.") from error
 
     def call(self, method: str, *args: Any, each: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
-        refs = [a.do.remote(method, *(each[i] if each else args)) for i, a in enumerate(self.actors)]
-        return self.get(refs, method)
+        return self._results(
+            [
+                self.watch.follow(i, a.do.remote(method, *(each[i] if each else args)).future())
+                for i, a in enumerate(self.actors)
+            ]
+        )
+
+    def some(self, which: Sequence[int], method: str, *args: Any) -> dict[int, Any]:
+        asked = {i: self.watch.follow(i, self.actors[i].do.remote(method, *args).future()) for i in which}
+        out = {}
+        for i, future in asked.items():
+            try:
+                out[i] = self._result(i, future)
+            except RunError:
+                if not self.lost(i):
+                    raise
+        return out
 
     def handles(self, method: str, *args: Any) -> list[Any]:
         return [a.do.remote(method, *args) for a in self.actors]
 
+    def made(self, handle: Any) -> None:
+        ray = import_ray()
+        while not ray.wait([handle], timeout=self.watch.period, fetch_local=False)[0]:
+            if error := self.watch.any_lost():
+                raise error
+
     def one(self, index: int, method: str, *args: Any) -> Any:
         """For the requests of many threads: they wait in an engine as long as they need, and never keep it from answering ``call``."""
-        return self.get(
-            [self.actors[index].do.options(concurrency_group="requests").remote(method, *args)], method, timeout=None
-        )[0]
+        ref = self.actors[index].do.options(concurrency_group="requests").remote(method, *args)
+        return self._result(index, self.watch.follow(index, ref.future()))
+
+    def lost(self, index: int) -> bool:
+        return self.watch.lost(index) is not None
+
+    def replace(self, index: int) -> None:
+        """Another actor, wherever the cluster has room; the old one is killed, whatever state it is in."""
+        with self._places:
+            if self._closed:
+                raise RunError(f"the {self.what}s were closed")
+            import_ray().kill(self.actors[index], no_restart=True)
+            self.actors[index], first = self.spawn()
+            self.watch.renew(index)
+        self._result(index, self.watch.follow(index, first.future()))
 
     def busy(self) -> float:
-        return sum(self.get([a.busy.remote() for a in self.actors], "busy")) / self.size
+        return (
+            sum(self._results([self.watch.follow(i, a.busy.remote().future()) for i, a in enumerate(self.actors)]))
+            / self.size
+        )
 
-    def get(self, refs: list[Any], method: str, timeout: float | None = -1) -> list[Any]:
-        """Results of ``refs``; errors of workers come back as what was raised there."""
+    def _result(self, index: int, future: Future[Any]) -> Any:
+        """What worker ``index`` answered; its errors come back as what was raised there."""
         ray = import_ray()
         try:
-            return ray.get(refs, timeout=self.timeout if timeout == -1 else timeout)
-        except ray.exceptions.GetTimeoutError:
-            raise WorkerTimeout(
-                f"{self.what}.{method} gave no answer within {self.timeout:g} s. A worker hangs or is "
-                "still waiting for resources; raise cluster.timeout if it is only slow."
-            ) from None
+            return future.result()
         except ray.exceptions.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
+            if isinstance(cause, EngineError):  # it lives, but what it is there for does not
+                self.watch.lose(index, cause)
             raise cause from error
-        except ray.exceptions.RayActorError as error:
-            raise WorkerError(
-                f"a {self.what} worker died during {method}: {str(error).strip().splitlines()[0]} "
-                "Its log is in Ray's session folder; `rlkit train ... --resume` continues from the last "
-                "checkpoint."
-            ) from error
+        except ray.exceptions.RayError as error:
+            told = WorkerError(f"{self.what} {index} died: {one_line(error)}")
+            if isinstance(error, ray.exceptions.RayActorError) and error.actor_id in (
+                None,
+                self.actors[index]._actor_id.hex(),
+            ):
+                self.watch.lose(index, told)
+            raise told from error  # else it is about somebody whose tensors it should have read
+
+    def _results(self, futures: Sequence[Future[Any]]) -> list[Any]:
+        """Of one call to all. Where one is lost, the others fail or wait for it, so that its loss is what is told."""
+        rest = wait(futures, return_when=FIRST_EXCEPTION).not_done
+        if rest:
+            wait(rest, timeout=3 * self.watch.period, return_when=FIRST_EXCEPTION)
+        failed = [(f.exception(), i) for i, f in enumerate(futures) if f.done() and f.exception() is not None]
+        for _, i in sorted(failed, key=lambda x: isinstance(x[0], import_ray().exceptions.RayTaskError)):
+            self._result(i, futures[i])
+        return [self._result(i, f) for i, f in enumerate(futures)]
 
     def close(self) -> None:
         ray = import_ray()
-        for actor in self.actors:
-            ray.kill(actor, no_restart=True)
+        with self._places:
+            self._closed = True
+            self.watch.close(RunError(f"the {self.what}s were closed"))
+            with contextlib.suppress(ray.exceptions.RaySystemError):  # there is no Ray left that could
+                for actor in self.actors:
+                    ray.kill(actor, no_restart=True)
 
 
 class Host:
     """The one actor class: holds a learner rank or an engine, and calls its methods by name."""
+
+    def __init__(self) -> None:
+        self.worker: Any = None
+        self.asked = self.answered = 0
+        self.seconds = 0.0
+        self.lock = threading.Lock()
 
     def address(self) -> tuple[str, int]:
         """Where rank 0 listens for the others."""
@@ -159,20 +270,40 @@ class Host:
     def build(self, make: Callable[..., Any], env: dict[str, str], *args: Any, **kwargs: Any) -> Any:
         """Makes the worker; ``env`` is set before anything heavy is imported."""
         os.environ.update(env)
-        self.seconds = 0.0
-        self.worker = make(*args, **kwargs)
-        return self.worker.ready()
+        with self.working():
+            self.worker = make(*args, **kwargs)
+            return self.worker.ready()
 
     def do(self, method: str, *args: Any) -> Any:
         start = time.perf_counter()
+        with self.working():
+            try:
+                return getattr(self.worker, method)(*args)
+            finally:
+                self.seconds += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        with self.lock:
+            self.asked += 1
         try:
-            return getattr(self.worker, method)(*args)
+            yield
         finally:
-            self.seconds += time.perf_counter() - start
+            with self.lock:
+                self.answered += 1
+
+    def pulse(self) -> Pulse:
+        """Answered in a thread of its own, whatever else goes on."""
+        with self.lock:
+            return Pulse(self.asked, self.answered, 0 if self.worker is None else self.worker.progress())
 
     def busy(self) -> float:
         """Seconds in ``do``; calls that run side by side (an engine's) count each by itself."""
         return self.seconds
+
+    def sees(self, path: str) -> bool:
+        """Whether this machine has the file."""
+        return os.path.exists(path)
 
 
 def make_learner(run: Run, model_path: str, needs: frozenset[str], rank: int, world: int) -> Any:
@@ -190,33 +321,37 @@ def _quiet(cluster: Cluster) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, int(cluster.cpus))), "TOKENIZERS_PARALLELISM": "false"}
 
 
-def _spawn_engines(
+def _everywhere(path: str) -> str:
+    """A path of this machine as workers need it, who may have another current folder; the name of a model on the hub stays."""
+    return str(Path(path).absolute()) if Path(path).exists() else path
+
+
+def _make_engines(
     cluster: Cluster, model_path: str, make_engine: Callable[..., Any], env: dict[str, str], args: dict[str, Any]
-) -> tuple[RayWorkers, list[Any]]:
-    """Actors for the engines, and what to wait for until they are built."""
+) -> RayWorkers:
+    """Actors for the engines, which are being built."""
     ray = import_ray()
     gpus = gpus_per_device(cluster, ray.cluster_resources())
-    actor = ray.remote(concurrency_groups={"requests": REQUESTS})(Host)
-    actors = [
-        actor.options(
-            num_cpus=cluster.cpus,
-            num_gpus=gpus * cluster.tensor_parallel,
-            max_concurrency=2,
-            runtime_env={"env_vars": {**_quiet(cluster), **env}},
-        ).remote()
-        for _ in range(cluster.engines)
-    ]
-    return RayWorkers(actors, cluster.timeout, "engine"), [
-        a.build.remote(make_engine, env, model_path, **args) for a in actors
-    ]
+    kind = ray.remote(concurrency_groups={"requests": REQUESTS, "pulse": 1})(Host).options(
+        num_cpus=cluster.cpus,
+        num_gpus=gpus * cluster.tensor_parallel,
+        max_concurrency=2,
+        runtime_env={"env_vars": {**_quiet(cluster), **env}},
+    )
+
+    def spawn() -> tuple[Any, Any]:
+        actor = kind.remote()
+        return actor, actor.build.remote(make_engine, env, _everywhere(model_path), **args)
+
+    return RayWorkers(spawn, cluster.engines, cluster, "engine")
 
 
 def start_engines(
     cluster: Cluster, model_path: str, make_engine: Callable[..., Any], env: dict[str, str], args: dict[str, Any]
 ) -> RayWorkers:
     """Engines without learners, for evaluation."""
-    engines, building = _spawn_engines(cluster, model_path, make_engine, env, args)
-    engines.get(building, "start")
+    engines = _make_engines(cluster, model_path, make_engine, env, args)
+    engines.started()
     return engines
 
 
@@ -233,26 +368,53 @@ def start(
     cluster = run.cluster
     assert cluster is not None
     gpus = gpus_per_device(cluster, ray.cluster_resources())
-    engines, building = _spawn_engines(cluster, model_path, make_engine, engine_env, engine_args)
-    learners = [
-        ray.remote(Host)
-        .options(num_cpus=cluster.cpus, num_gpus=gpus, runtime_env={"env_vars": _quiet(cluster)})
-        .remote()
-        for _ in range(cluster.learners)
-    ]
-    groups = (RayWorkers(learners, cluster.timeout, "learner"), engines)
-    master, port = groups[0].get([learners[0].address.remote()], "address")[0]
-    building += [
-        a.build.remote(
-            make_learner,
-            rank_environment(rank, cluster.learners, master, port),
-            run,
-            model_path,
-            needs,
-            rank,
-            cluster.learners,
+    engines = _make_engines(cluster, model_path, make_engine, engine_env, engine_args)
+    kind = ray.remote(concurrency_groups={"pulse": 1})(Host).options(
+        num_cpus=cluster.cpus, num_gpus=gpus, runtime_env={"env_vars": _quiet(cluster)}
+    )
+
+    def spawn() -> tuple[Any, Any]:
+        actor = kind.remote()
+        return actor, actor.address.remote()
+
+    learners = RayWorkers(spawn, cluster.learners, cluster, "learner")
+    try:
+        learners.started()
+        master, port = ray.get(learners.first[0])
+        learners.first = [
+            actor.build.remote(
+                make_learner,
+                rank_environment(rank, cluster.learners, master, port),
+                run,
+                _everywhere(model_path),
+                needs,
+                rank,
+                cluster.learners,
+            )
+            for rank, actor in enumerate(learners.actors)
+        ]
+        learners.started()
+        engines.started()
+    except BaseException:
+        learners.close()
+        engines.close()
+        raise
+    return learners, engines
+
+
+def check_shared(learners: RayWorkers, folder: Path) -> None:
+    """Raises ClusterError if a learner cannot see ``folder``, where checkpoints are written by the driver and the learners together."""
+    marker = folder / f".seen-{secrets.token_hex(8)}"
+    marker.touch()
+    try:
+        path = str(marker.absolute())
+        seen = learners._results(
+            [learners.watch.follow(i, a.sees.remote(path).future()) for i, a in enumerate(learners.actors)]
         )
-        for rank, a in enumerate(learners)
-    ]
-    groups[0].get(building, "start")
-    return groups
+    finally:
+        marker.unlink()
+    if not all(seen):
+        raise ClusterError(
+            f"out: learner {seen.index(False)} runs on a machine that does not see the run folder {folder.absolute()}, so checkpoints "
+            "could not be written. Set out to a folder on a file system that all machines of the cluster share."
+        )

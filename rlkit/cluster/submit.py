@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -32,7 +31,6 @@ def submit_job(config: str, overrides: Sequence[str], address: str, wait: bool =
             f"{config} is not below the current folder {folder}, which is what the job gets. Run rlkit submit from the "
             "project's folder."
         )
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     try:
         from ray.job_submission import JobStatus, JobSubmissionClient
     except ImportError:

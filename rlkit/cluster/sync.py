@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rlkit.cluster.groups import EngineGroup, LearnerGroup
 from rlkit.errors import EngineError
@@ -18,28 +18,65 @@ class WeightSync:
     adapter, the merged weights of what it adapts. They travel in buckets: on Ray from learner rank 0 through the object store to every
     engine without passing through the driver, the next one gathered while engines load the last, so that two exist at a time; in one
     process the engine reads them in place.
+
+    An engine that was started again gets all weights: at once if the learners' are still those of the last version, else with the next.
+    Then ``check(engine, version)`` says whether it samples what the learner trains, and it gets requests.
     """
 
-    def __init__(self, learners: LearnerGroup, engines: EngineGroup, mode: UpdateMode) -> None:
-        self.learners, self.engines, self.mode = learners, engines, mode
-        self._complete = False  # the engines have had all weights
+    def __init__(
+        self,
+        learners: LearnerGroup,
+        engines: EngineGroup,
+        mode: UpdateMode,
+        check: Callable[[int, int], object] = lambda engine, version: None,
+    ) -> None:
+        self.learners, self.engines, self.mode, self.check = learners, engines, mode, check
+        self.version = 0
+        self._complete: set[tuple[int, int]] = set()  # (engine, which life of it) that have had all weights
+        self._joining: set[int] = set()  # engines that were started again and get no requests yet
+        engines.join = self.join
 
     def publish(self, version: int) -> Stats:
         start = time.perf_counter()
         stats = Stats()
-        buckets = self.learners.buckets(everything=not self._complete)
+        with self.learners.lock:
+            nbytes = self._send(version, sorted({*self.engines.up(), *self._joining}))
+            self.version, self.learners.moved = version, False
+            self._welcome()
+        stats.add("time/sync", time.perf_counter() - start, "sum")
+        stats.add("sync/mib", nbytes / 2**20, "last")
+        return stats
+
+    def join(self, index: int) -> None:
+        """Called from another thread than the training loop's, which may hold the learners."""
+        with self.learners.lock:
+            self._joining.add(index)
+            if not self.learners.moved:
+                self._send(self.version, [index])
+                self._welcome()
+
+    def _send(self, version: int, which: list[int]) -> int:
+        """Bytes that went to each of the engines ``which``."""
+        now = {i: (i, self.engines.life(i)) for i in which}
+        buckets = self.learners.buckets(everything=not self._complete.issuperset(now.values()))
         handles = (self.learners.gather(names) for names, _ in buckets)
         ahead = next(handles)
-        self.engines.begin_update(self.mode)
+        which = self.engines.begin_update(self.mode, which)
         for _ in buckets:
             bucket, ahead = ahead, next(handles, None)
-            self.engines.load(bucket)
+            self.learners.made(bucket)
+            which = self.engines.load(bucket, which)
             del bucket  # or three would exist while the next one is gathered
-        self.engines.end_update(version)
-        self._complete = True
-        stats.add("time/sync", time.perf_counter() - start, "sum")
-        stats.add("sync/mib", sum(nbytes for _, nbytes in buckets) / 2**20, "last")
-        return stats
+        self._complete = {*self._complete, *(now[i] for i in self.engines.end_update(version, which))}
+        return sum(nbytes for _, nbytes in buckets)
+
+    def _welcome(self) -> None:
+        for i in sorted(self._joining):
+            if (i, self.engines.life(i)) in self._complete:
+                self.check(i, self.version)
+                self._joining.discard(i)
+                if (i, self.engines.life(i)) in self._complete:  # it has survived the check
+                    self.engines.admit(i)
 
 
 def probe_parity(
@@ -49,15 +86,21 @@ def probe_parity(
     sampling: Sampling,
     tolerance: float,
     version: int,
+    which: Sequence[int] | None = None,
 ) -> Stats:
-    """Samples a few responses on every engine and compares its log-probs with the learner's.
+    """Samples a few responses on every engine (or on those of ``which``) and compares its log-probs with the learner's.
 
     Raises:
         RuntimeError: the mean absolute difference of an engine is above ``tolerance`` nats, with what to look at.
     """
     stats = Stats()
-    for i in range(engines.workers.size):
-        rollouts = [r for prompt in prompts for r in engines.generate_on(i, prompt, 2, sampling)]
+    for i in engines.up() if which is None else which:
+        groups = [engines.generate_on(i, prompt, 2, sampling) for prompt in prompts]
+        rollouts = [r for group in groups if group is not None for r in group]
+        if len(rollouts) < 2 * len(
+            prompts
+        ):  # it was lost; the one that takes its place is probed before it gets requests
+            continue
         stale = sorted({v for r in rollouts for v in r.version} - {version})
         if stale:
             raise EngineError(

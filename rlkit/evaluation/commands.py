@@ -66,7 +66,7 @@ def running(
             cluster = dataclasses.replace(cluster, engines=engines, address=address or cluster.address)
             connect(cluster, learners=0)
             env = environment() if run.rollout.engine == "vllm" else {}
-            group = EngineGroup(start_engines(cluster, path, make_engine, env, options))
+            group = EngineGroup(start_engines(cluster, path, make_engine, env, options), cluster.restarts)
         stack.callback(group.close)
         yield group, scorer
 

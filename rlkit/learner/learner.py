@@ -47,6 +47,7 @@ class Learner:
 
     def __init__(self, run: Run, model_path: str, needs: frozenset[str], rank: int = 0, world: int = 1) -> None:
         self.run, self.model_path, self.needs, self.rank, self.world = run, model_path, needs, rank, world
+        self._passes = 0  # micro-batches worked on
         self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         bf16 = run.model.dtype == "bfloat16"
         self.attention, self.layout = choose_attention(run, model_path, self.device)
@@ -115,6 +116,7 @@ class Learner:
         out: dict[str, list[Tensor]] = {name: [] for name in which}
         with self.peaks("annotate"):
             for micro in micros:
+                self._passes += 1
                 b = micro.map(lambda t: t.to(self.device))
                 for name in self.anchors.keys() & out.keys():
                     self._keep(out[name], micro, self.anchors[name].logprobs(b, self.run.sampling))
@@ -179,6 +181,7 @@ class Learner:
 
     def _evaluate(self, micro: Batch, coefs: Sequence[float]) -> tuple[New, Batch]:
         """The model's answers about a micro-batch, and the micro-batch as the loss reads it."""
+        self._passes += 1
         b = micro.map(lambda t: t.to(self.device))
         assert b.norm is not None
         heads = {name: self.anchors[name].head(b) for name in {t.anchor for t in self.full}}
@@ -331,6 +334,10 @@ class Learner:
             plain = load_lm(self.model_path, dtype=next(iter(state.values())).dtype)
             plain.generation_config = self.generation
             plain.save_pretrained(folder, state_dict=state)
+
+    def progress(self) -> int:
+        """Grows while this rank gets on with what it was asked to do."""
+        return self._passes
 
     def ready(self) -> dict[str, Any]:
         """What was built; asked once, at the start."""

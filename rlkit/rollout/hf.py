@@ -75,7 +75,7 @@ class HFEngine:
         self._inbox: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._pending = Pending()
         self._lock = threading.Lock()  # held while a batch runs and during a weight update
-        self._tokens, self._busy, self._started = 0, 0.0, time.perf_counter()
+        self._tokens, self._steps, self._busy, self._started = 0, 0, 0.0, time.perf_counter()
         self._thread = threading.Thread(target=self._loop, name="hf-engine", daemon=True)
         self._thread.start()
 
@@ -160,6 +160,7 @@ class HFEngine:
                 input_ids=token, attention_mask=mask, position_ids=position, use_cache=True, past_key_values=cache
             )
             logits = out.logits[:, -1]
+            self._steps += 1
         counts = length.tolist()
         self._tokens += sum(counts)
         results: list[list[Rollout]] = [[] for _ in batch]
@@ -226,6 +227,9 @@ class HFEngine:
 
     def ready(self) -> dict[str, Any]:
         return {"engine": "hf", "max_model_len": self.limit}
+
+    def progress(self) -> int:
+        return self._steps
 
     def stats(self) -> dict[str, float]:
         return {

@@ -136,7 +136,7 @@ class VLLMEngine:
         self._held: list[Callable[[], None]] = []
         self._updating, self._mode = False, "wait"
         self._ids = itertools.count()
-        self._tokens, self._busy, self._started = 0, 0.0, time.perf_counter()
+        self._tokens, self._steps, self._busy, self._started = 0, 0, 0.0, time.perf_counter()
         self._set_version(0)
         self._thread = threading.Thread(target=self._loop, name="vllm", daemon=True)
         self._thread.start()
@@ -165,6 +165,7 @@ class VLLMEngine:
         start = time.perf_counter()
         outputs = self.engine.step()
         self._busy += time.perf_counter() - start
+        self._steps += 1
         for output in outputs:
             if output.finished and output.request_id in self._waiting:
                 self._waiting.pop(output.request_id).set_result(output)
@@ -316,6 +317,9 @@ class VLLMEngine:
 
     def ready(self) -> dict[str, Any]:
         return {"engine": "vllm", "max_model_len": self.limit}
+
+    def progress(self) -> int:
+        return self._steps
 
     def stats(self) -> dict[str, float]:
         return {

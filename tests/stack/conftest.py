@@ -6,9 +6,9 @@ import pytest
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One local Ray for all tests that need one."""
-    from rlkit.cluster.ray import connect, import_ray
+    from rlkit.cluster.ray import connect, disconnect
     from rlkit.run import Cluster
 
     connect(Cluster(cpus=0.3))
     yield
-    import_ray().shutdown()
+    disconnect()

@@ -367,6 +367,9 @@ class Gate:
     def ready(self) -> dict[str, Any]:
         return {}
 
+    def progress(self) -> int:
+        return self.begun
+
     def generate(self) -> int:
         self.begun += 1
         self.open.wait(60)

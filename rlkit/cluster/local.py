@@ -1,0 +1,103 @@
+"""A Ray of our own on this machine: closed to everybody else, and gone when the driver is.
+
+It listens on the loopback address only. Ray's token authentication is on, with a token of this session alone, in a file that only this
+user can read. Everything that it writes lies in one private folder, which :mod:`rlkit.cluster.reaper` removes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rlkit.cluster import reaper
+
+SETTINGS = {
+    # Ray keeps the history of up to 100,000 calls for its dashboard, which is off: 6.5 MB for every 100 steps.
+    "task_events_report_interval_ms": 0,
+    "enable_metrics_collection": False,
+}
+SOCKET_ROOM = 50  # Ray's sockets lie so deep in its folder that a longer name would exceed what Unix allows
+
+
+class LocalRay:
+    """Starts Ray; :meth:`stop` ends it, and so does the end of this process, whatever its cause."""
+
+    def __init__(self, **options: Any) -> None:
+        import ray
+        from ray._private import ray_constants
+
+        place = tempfile.gettempdir()
+        self.folder = tempfile.mkdtemp(prefix="rlkit-ray-", dir=place if len(place) < SOCKET_ROOM - 20 else "/tmp")
+        self._reaper = subprocess.Popen(
+            [sys.executable, "-I", "-S", reaper.__file__, self.folder], stdin=subprocess.PIPE, start_new_session=True
+        )
+        self._before = {k: os.environ.get(k) for k in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN")}
+        token = Path(self.folder) / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        os.environ.pop("RAY_AUTH_TOKEN", None)
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
+        authenticate_as_the_environment_says()
+        several, ray_constants.ENABLE_RAY_CLUSTER = (
+            ray_constants.ENABLE_RAY_CLUSTER,
+            False,
+        )  # Ray's word for loopback only
+        atexit.register(self.stop)
+        try:
+            ray.init(address="local", _temp_dir=self.folder, _system_config=SETTINGS, **options)
+        except BaseException:
+            self.stop()
+            raise
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = several
+        node: Any = ray._private.worker._global_node
+        self._processes = {kind: [x.process for x in found] for kind, found in node.all_processes.items()}
+
+    def ended(self) -> str | None:
+        """Which of the two processes that Ray cannot do without has ended."""
+        gone = [k for k in ("raylet", "gcs_server") if any(p.poll() is not None for p in self._processes[k])]
+        return gone[0] if gone else None
+
+    def stop(self) -> None:
+        import ray
+
+        atexit.unregister(self.stop)
+        if self._reaper.poll() is not None:
+            return
+        with contextlib.suppress(Exception):  # of a Ray that is broken already
+            ray.shutdown()
+        self._reaper.communicate()
+        for name, value in self._before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        authenticate_as_the_environment_says()
+
+
+def authenticate_as_the_environment_says() -> None:
+    """Ray reads these variables once, when it is imported."""
+    import ray
+
+    raylet: Any = ray._raylet
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def is_open(address: str) -> bool:
+    """Whether the cluster at ``host:port`` answers somebody without a token."""
+    import grpc
+
+    with grpc.insecure_channel(address) as channel:
+        ask = channel.unary_unary("/ray.rpc.JobInfoGcsService/GetAllJobInfo")
+        try:
+            ask(b"", timeout=10)  # an empty message is a request without filters
+        except grpc.RpcError as error:
+            return error.code() != grpc.StatusCode.UNAUTHENTICATED
+    return True
