@@ -122,7 +122,9 @@ def started(run: Any, folder: str) -> Iterator[tuple[Any, Any, Callable[[], floa
     learners, engines = start(run, folder, needs, make_engine, environment(), options)
     ray = import_ray()
     children = psutil.Process().children(recursive=True)
-    workers = [p for p in children if any(word.startswith("ray::Host") for word in p.cmdline())]
+    workers = [
+        p for p in children if any(word.startswith(("ray::EngineHost", "ray::LearnerHost")) for word in p.cmdline())
+    ]
     raylet = next(p for p in children if p.name() == "raylet")
 
     def held() -> float:

@@ -47,8 +47,8 @@ class Workers(Protocol):
         """Results of the workers ``which``; one that is lost by then is left out."""
         ...
 
-    def lost(self, index: int) -> bool:
-        """Whether this worker is dead, silent or stuck, and :meth:`replace` could put another in its place."""
+    def lost(self, index: int) -> Exception | None:
+        """Why this worker is lost (dead, silent or stuck), if it is; :meth:`replace` puts another in its place."""
         ...
 
     def replace(self, index: int) -> None:
@@ -89,8 +89,8 @@ class LocalWorkers:
     def some(self, which: Sequence[int], method: str, *args: Any) -> dict[int, Any]:
         return dict.fromkeys(which, self.call(method, *args)[0]) if which else {}
 
-    def lost(self, index: int) -> bool:
-        return False  # it dies with this process
+    def lost(self, index: int) -> Exception | None:
+        return None  # it dies with this process
 
     def replace(self, index: int) -> None:
         raise AssertionError("a worker in this process is never lost")
@@ -302,21 +302,24 @@ class EngineGroup:
 
     # -- engines that are lost --------------------------------------------------------------------------------------
 
-    def _lose(self, index: int, life: int, error: Exception) -> None:
-        """Has the engine started again if it is lost, once however many requests say so; raises what is another error."""
+    def _lose(self, index: int, life: int, error: Exception | None = None) -> None:
+        """Has the engine started again if it is lost, once however many requests say so; raises what is another ``error``."""
         with self._changed:
             if self._life[index] != life:  # the one that failed has been replaced since
                 return
-            if self._error is not None or not self.workers.lost(index):
-                raise error
+            reason = self.workers.lost(index)
+            if self._error is not None or reason is None:
+                raise error or self._error or AssertionError(f"engine {index} is not lost")
             self._life[index] += 1
             self._up[index] = False
             self._before[index] += self._seen[index].pop("busy", 0.0)
             if not self.restarts:
-                self._fail(EngineError(f"{one_line(error)} No engine is started again: cluster.restarts are used up."))
-                raise self._error or error
+                self._fail(
+                    EngineError(f"{one_line(reason)}. No engine is started again: cluster.restarts are used up.")
+                )
+                raise self._error or reason
             self.restarts -= 1
-            self.report(f"warning: {one_line(error)} Starting it again ({self.restarts} more times if need be).")
+            self.report(f"warning: {one_line(reason)}. Starting it again ({self.restarts} more times if need be).")
         threading.Thread(
             target=self._start, args=(index, self._life[index]), name=f"engine-{index}", daemon=True
         ).start()
@@ -369,7 +372,7 @@ class EngineGroup:
         lives = {i: self._life[i] for i in which}
         found = self.workers.some(which, method, *args)
         for i in set(which) - set(found):
-            self._lose(i, lives[i], WorkerError(f"engine {i} was lost during {method}."))
+            self._lose(i, lives[i])
         return found
 
     # -- weights ----------------------------------------------------------------------------------------------------

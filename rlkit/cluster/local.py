@@ -23,7 +23,7 @@ SETTINGS = {
     "task_events_report_interval_ms": 0,
     "enable_metrics_collection": False,
 }
-SOCKET_ROOM = 50  # Ray's sockets lie so deep in its folder that a longer name would exceed what Unix allows
+PLACE = 20  # letters of the folder for temporary files beyond which the names of Ray's sockets would be longer than Unix allows
 
 
 class LocalRay:
@@ -34,9 +34,11 @@ class LocalRay:
         from ray._private import ray_constants
 
         place = tempfile.gettempdir()
-        self.folder = tempfile.mkdtemp(prefix="rlkit-ray-", dir=place if len(place) < SOCKET_ROOM - 20 else "/tmp")
+        self.folder = tempfile.mkdtemp(prefix="rlkit-ray-", dir=place if len(place) <= PLACE else "/tmp")
         self._reaper = subprocess.Popen(
-            [sys.executable, "-I", "-S", reaper.__file__, self.folder], stdin=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-I", "-S", reaper.__file__, self.folder, str(os.getpid())],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
         )
         self._before = {k: os.environ.get(k) for k in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN")}
         token = Path(self.folder) / "token"

@@ -178,7 +178,7 @@ class RayWorkers:
             try:
                 out[i] = self._result(i, future)
             except RunError:
-                if not self.lost(i):
+                if self.lost(i) is None:
                     raise
         return out
 
@@ -196,8 +196,8 @@ class RayWorkers:
         ref = self.actors[index].do.options(concurrency_group="requests").remote(method, *args)
         return self._result(index, self.watch.follow(index, ref.future()))
 
-    def lost(self, index: int) -> bool:
-        return self.watch.lost(index) is not None
+    def lost(self, index: int) -> Exception | None:
+        return self.watch.lost(index)
 
     def replace(self, index: int) -> None:
         """Another actor, wherever the cluster has room; the old one is killed, whatever state it is in."""
@@ -226,7 +226,7 @@ class RayWorkers:
                 self.watch.lose(index, cause)
             raise cause from error
         except ray.exceptions.RayError as error:
-            told = WorkerError(f"{self.what} {index} died: {one_line(error)}")
+            told = WorkerError(f"{self.what} {index} died: {one_line(error)}.")
             if isinstance(error, ray.exceptions.RayActorError) and error.actor_id in (
                 None,
                 self.actors[index]._actor_id.hex(),
@@ -244,6 +244,10 @@ class RayWorkers:
             self._result(i, futures[i])
         return [self._result(i, f) for i, f in enumerate(futures)]
 
+    def see(self, path: str) -> list[bool]:
+        """Which of the workers' machines have the file."""
+        return self._results([self.watch.follow(i, a.sees.remote(path).future()) for i, a in enumerate(self.actors)])
+
     def close(self) -> None:
         ray = import_ray()
         with self._places:
@@ -255,7 +259,7 @@ class RayWorkers:
 
 
 class Host:
-    """The one actor class: holds a learner rank or an engine, and calls its methods by name."""
+    """The actor: holds a learner rank or an engine, and calls its methods by name."""
 
     def __init__(self) -> None:
         self.worker: Any = None
@@ -306,6 +310,14 @@ class Host:
         return os.path.exists(path)
 
 
+class EngineHost(Host):
+    """So that lists of processes tell them apart."""
+
+
+class LearnerHost(Host):
+    """See :class:`EngineHost`."""
+
+
 def make_learner(run: Run, model_path: str, needs: frozenset[str], rank: int, world: int) -> Any:
     import torch
 
@@ -332,7 +344,7 @@ def _make_engines(
     """Actors for the engines, which are being built."""
     ray = import_ray()
     gpus = gpus_per_device(cluster, ray.cluster_resources())
-    kind = ray.remote(concurrency_groups={"requests": REQUESTS, "pulse": 1})(Host).options(
+    kind = ray.remote(concurrency_groups={"requests": REQUESTS, "pulse": 1})(EngineHost).options(
         num_cpus=cluster.cpus,
         num_gpus=gpus * cluster.tensor_parallel,
         max_concurrency=2,
@@ -369,7 +381,7 @@ def start(
     assert cluster is not None
     gpus = gpus_per_device(cluster, ray.cluster_resources())
     engines = _make_engines(cluster, model_path, make_engine, engine_env, engine_args)
-    kind = ray.remote(concurrency_groups={"pulse": 1})(Host).options(
+    kind = ray.remote(concurrency_groups={"pulse": 1})(LearnerHost).options(
         num_cpus=cluster.cpus, num_gpus=gpus, runtime_env={"env_vars": _quiet(cluster)}
     )
 
@@ -407,10 +419,7 @@ def check_shared(learners: RayWorkers, folder: Path) -> None:
     marker = folder / f".seen-{secrets.token_hex(8)}"
     marker.touch()
     try:
-        path = str(marker.absolute())
-        seen = learners._results(
-            [learners.watch.follow(i, a.sees.remote(path).future()) for i, a in enumerate(learners.actors)]
-        )
+        seen = learners.see(str(marker.absolute()))
     finally:
         marker.unlink()
     if not all(seen):

@@ -16,11 +16,14 @@ import sys
 import time
 
 
-def users(folder: str) -> list[int]:
-    """Processes that have a file below ``folder`` open, which all of Ray's have: their logs. Empty where there is no ``/proc``."""
+def users(folder: str, driver: int) -> list[int]:
+    """Processes that have a file below ``folder`` open, which all of Ray's have: their logs. So has the ``driver``, which is left out.
+
+    Empty where there is no ``/proc``.
+    """
     found = []
     for name in os.listdir("/proc") if os.path.isdir("/proc") else []:
-        if not name.isdigit() or int(name) == os.getpid():
+        if not name.isdigit() or int(name) in (os.getpid(), driver):
             continue
         with contextlib.suppress(OSError):  # it has ended, or belongs to somebody else
             for fd in os.listdir(f"/proc/{name}/fd"):
@@ -30,10 +33,10 @@ def users(folder: str) -> list[int]:
     return found
 
 
-def clean(folder: str, patience: float = 20.0) -> None:
+def clean(folder: str, driver: int, patience: float = 20.0) -> None:
     """Kills until nobody is left, because what is being killed may still start others; then removes ``folder``."""
     end = time.monotonic() + patience
-    while (left := users(folder)) and time.monotonic() < end:
+    while (left := users(folder, driver)) and time.monotonic() < end:
         for pid in left:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
@@ -45,4 +48,4 @@ if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the driver decides, and the pipe says when
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.read()
-    clean(sys.argv[1])
+    clean(sys.argv[1], int(sys.argv[2]))

@@ -131,7 +131,7 @@ class Watch:
         if m.beat is not None and m.beat.done():
             error = m.beat.exception()
             if error is not None:
-                self.lose(i, WorkerError(f"{self.what} {i} died: {one_line(error)}"))
+                self.lose(i, WorkerError(f"{self.what} {i} died: {one_line(error)}."))
                 return
             pulse, m.beat, m.silent = m.beat.result(), None, 0.0
             m.still = m.still + passed if pulse == m.pulse and pulse.asked > pulse.answered else 0.0
@@ -158,5 +158,5 @@ class Watch:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of a message that may be long."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of a message that may be long, without the full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -105,9 +105,14 @@ def test_a_worker_that_dies_is_reported_with_the_way_to_continue(
         "            os._exit(1)\n        return -new.logp\n"
     )
     run = rk.load(
-        {**small, "rewards": [], "objective": [{"type": f"{tmp_path}/fatal.py:Fatal"}], "cluster": {"cpus": 0.3}}
+        {
+            **small,
+            "rewards": [],
+            "objective": [{"type": f"{tmp_path}/fatal.py:Fatal"}],
+            "cluster": {"cpus": 0.3, "restarts": 0},
+        }
     )
-    with pytest.raises(RuntimeError, match=r"a learner worker died during step.*--resume"):
+    with pytest.raises(RuntimeError, match=r"learner 0 died.*--resume"):
         rk.train(run, quiet=True)
 
 
@@ -149,6 +154,7 @@ def test_a_job_is_submitted_to_a_cluster(
             timeout=260,
         )
         assert done.returncode == 0 and "Done: 1 steps" in done.stdout, done.stdout + done.stderr
+        assert done.stdout.count("asks nobody for a token") == 1
     finally:
         head.terminate()
         head.wait(60)
