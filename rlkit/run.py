@@ -161,7 +161,7 @@ class Cluster(Bounded):
         cpus: logical CPUs of each actor. gpus: GPUs of each learner and of each engine device; null takes 1 where the
             cluster has GPUs, else 0.
         timeout: seconds without a sign of life after which an engine or a learner is lost, or, before the first one, the cluster has no
-            room for it. How long an answer takes does not matter.
+            room for it (a minute is granted in any case). How long an answer takes does not matter.
         stall: seconds that one may be alive without getting further with what it was asked to do (a step of an engine, a micro-batch).
         restarts: how often in a run a lost engine is started again, and how often the learners are, from the last checkpoint.
     """

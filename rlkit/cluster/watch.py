@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 from rlkit.errors import WorkerError, WorkerTimeout
 
 
+START = 60.0  # seconds that the first sign of life may take in any case: a process has to start and to import
+
+
 class Pulse(NamedTuple):
     """What a worker says of itself. ``progress`` grows while it gets on with a call."""
 
@@ -138,11 +141,12 @@ class Watch:
             m.pulse = pulse
         elif m.beat is not None:
             m.silent += passed
-        if m.silent > self.timeout:
+        limit = self.timeout if m.pulse is not None else max(self.timeout, START)
+        if m.silent > limit:
             self.lose(
                 i,
                 WorkerTimeout(
-                    f"{self.what} {i} gave no sign of life for {self.timeout:g} s (cluster.timeout): it is stopped, its machine "
+                    f"{self.what} {i} gave no sign of life for {limit:g} s (cluster.timeout): it is stopped, its machine "
                     "is gone, or it still waits for resources."
                 ),
             )

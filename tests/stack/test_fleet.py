@@ -90,7 +90,7 @@ def shaken(small: dict[str, Any]) -> dict[str, Any]:
     return {
         **small,
         "steps": 4,
-        "cluster": {"cpus": 0.2, "engines": 2, "timeout": 5.0},
+        "cluster": {"cpus": 0.2, "engines": 2, "timeout": 8.0},
         "eval": {"prompts": 4, "every": 2},
         "probe": {"every": 1},
         "checkpoint": {"every": 1},
