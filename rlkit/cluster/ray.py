@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlkit.cluster.local import LocalRay, is_open
 from rlkit.cluster.watch import Pulse, Watch, one_line
@@ -133,6 +133,14 @@ def check_resources(cluster: Cluster, resources: dict[str, float], learners: int
         )
 
 
+class Asked(NamedTuple):
+    """A call of the actor that was worker ``place`` then."""
+
+    place: int
+    actor: Any
+    future: Future[Any]
+
+
 class RayWorkers:
     """Actors of one kind, each made by ``spawn``, which returns the actor and a reference to its first answer.
 
@@ -150,12 +158,28 @@ class RayWorkers:
         self._closed = False
 
     def _pulse(self, index: int) -> Future[Pulse]:
-        return self.actors[index].pulse.options(concurrency_group="pulse").remote().future()  # type: ignore[no-any-return]
+        try:
+            return self.actors[index].pulse.options(concurrency_group="pulse").remote().future()  # type: ignore[no-any-return]
+        except Exception as error:  # Ray does not even take the question
+            failed: Future[Pulse] = Future()
+            failed.set_exception(error)
+            return failed
+
+    def _ask(self, index: int, what: str, *args: Any, group: str | None = None) -> Asked:
+        """Calls a method of the actor."""
+        actor = self.actors[index]
+        method = getattr(actor, what)
+        ref = (method.options(concurrency_group=group) if group else method).remote(*args)
+        return Asked(index, actor, self.watch.follow(index, ref.future()))
+
+    def _ask_all(self, what: str, *args: Any) -> list[Asked]:
+        return [self._ask(i, what, *args) for i in range(self.size)]
 
     def started(self) -> None:
         """Waits until all are built. What goes wrong by then is no matter of restarting."""
+        made = zip(self.actors, self.first, strict=True)
         try:
-            self._results([self.watch.follow(i, ref.future()) for i, ref in enumerate(self.first)])
+            self._answers([Asked(i, a, self.watch.follow(i, ref.future())) for i, (a, ref) in enumerate(made)])
         except WorkerTimeout as error:
             raise ClusterError(
                 f"{error} The cluster has no room for it now, or starting takes longer: free resources, or raise cluster.timeout."
@@ -164,21 +188,15 @@ class RayWorkers:
             raise RunError(f"{error} It did so while it started; RLKIT_RAY_LOGS=1 shows what it printed.") from error
 
     def call(self, method: str, *args: Any, each: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
-        return self._results(
-            [
-                self.watch.follow(i, a.do.remote(method, *(each[i] if each else args)).future())
-                for i, a in enumerate(self.actors)
-            ]
-        )
+        return self._answers([self._ask(i, "do", method, *(each[i] if each else args)) for i in range(self.size)])
 
     def some(self, which: Sequence[int], method: str, *args: Any) -> dict[int, Any]:
-        asked = {i: self.watch.follow(i, self.actors[i].do.remote(method, *args).future()) for i in which}
         out = {}
-        for i, future in asked.items():
+        for asked in [self._ask(i, "do", method, *args) for i in which]:
             try:
-                out[i] = self._result(i, future)
+                out[asked.place] = self._answer(asked)
             except RunError:
-                if self.lost(i) is None:
+                if self.lost(asked.place) is None:
                     raise
         return out
 
@@ -193,8 +211,7 @@ class RayWorkers:
 
     def one(self, index: int, method: str, *args: Any) -> Any:
         """For the requests of many threads: they wait in an engine as long as they need, and never keep it from answering ``call``."""
-        ref = self.actors[index].do.options(concurrency_group="requests").remote(method, *args)
-        return self._result(index, self.watch.follow(index, ref.future()))
+        return self._answer(self._ask(index, "do", method, *args, group="requests"))
 
     def lost(self, index: int) -> Exception | None:
         return self.watch.lost(index)
@@ -207,55 +224,59 @@ class RayWorkers:
             import_ray().kill(self.actors[index], no_restart=True)
             self.actors[index], first = self.spawn()
             self.watch.renew(index)
-        self._result(index, self.watch.follow(index, first.future()))
+            asked = Asked(index, self.actors[index], self.watch.follow(index, first.future()))
+        self._answer(asked)
 
     def busy(self) -> float:
-        return (
-            sum(self._results([self.watch.follow(i, a.busy.remote().future()) for i, a in enumerate(self.actors)]))
-            / self.size
-        )
-
-    def _result(self, index: int, future: Future[Any]) -> Any:
-        """What worker ``index`` answered; its errors come back as what was raised there."""
-        ray = import_ray()
-        try:
-            return future.result()
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, Exception) else error
-            if isinstance(cause, EngineError):  # it lives, but what it is there for does not
-                self.watch.lose(index, cause)
-            raise cause from error
-        except ray.exceptions.RayError as error:
-            told = WorkerError(f"{self.what} {index} died: {one_line(error)}.")
-            if isinstance(error, ray.exceptions.RayActorError) and error.actor_id in (
-                None,
-                self.actors[index]._actor_id.hex(),
-            ):
-                self.watch.lose(index, told)
-            raise told from error  # else it is about somebody whose tensors it should have read
-
-    def _results(self, futures: Sequence[Future[Any]]) -> list[Any]:
-        """Of one call to all. Where one is lost, the others fail or wait for it, so that its loss is what is told."""
-        rest = wait(futures, return_when=FIRST_EXCEPTION).not_done
-        if rest:
-            wait(rest, timeout=3 * self.watch.period, return_when=FIRST_EXCEPTION)
-        failed = [(f.exception(), i) for i, f in enumerate(futures) if f.done() and f.exception() is not None]
-        for _, i in sorted(failed, key=lambda x: isinstance(x[0], import_ray().exceptions.RayTaskError)):
-            self._result(i, futures[i])
-        return [self._result(i, f) for i, f in enumerate(futures)]
+        return sum(self._answers(self._ask_all("busy"))) / self.size
 
     def see(self, path: str) -> list[bool]:
         """Which of the workers' machines have the file."""
-        return self._results([self.watch.follow(i, a.sees.remote(path).future()) for i, a in enumerate(self.actors)])
+        return self._answers(self._ask_all("sees", path))
+
+    def _answer(self, asked: Asked) -> Any:
+        """What a worker answered; its errors come back as what was raised there."""
+        ray = import_ray()
+        try:
+            return asked.future.result()
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            if isinstance(cause, EngineError):  # it lives, but what it is there for does not
+                self._lose(asked, cause)
+            raise cause from error
+        except ray.exceptions.RayError as error:
+            own = (None, asked.actor._actor_id.hex())
+            if not isinstance(error, ray.exceptions.RayActorError) or error.actor_id not in own:
+                raise WorkerError(
+                    f"what {self.what} {asked.place} should have read is lost: {one_line(error)}."
+                ) from error
+            told = WorkerError(f"{self.what} {asked.place} died: {one_line(error)}.")
+            self._lose(asked, told)
+            raise told from error
+
+    def _lose(self, asked: Asked, error: Exception) -> None:
+        with self._places:
+            if self.actors[asked.place] is asked.actor:  # else another has taken its place by now
+                self.watch.lose(asked.place, error)
+
+    def _answers(self, asked: Sequence[Asked]) -> list[Any]:
+        """Of one call to all. Where one is lost, the others fail or wait for it, so that its loss is what is told."""
+        futures = [a.future for a in asked]
+        rest = wait(futures, return_when=FIRST_EXCEPTION).not_done
+        if rest:
+            wait(rest, timeout=3 * self.watch.period, return_when=FIRST_EXCEPTION)
+        failed = [a for a in asked if a.future.done() and a.future.exception() is not None]
+        for a in sorted(failed, key=lambda a: isinstance(a.future.exception(), import_ray().exceptions.RayTaskError)):
+            self._answer(a)
+        return [self._answer(a) for a in asked]
 
     def close(self) -> None:
         ray = import_ray()
         with self._places:
             self._closed = True
             self.watch.close(RunError(f"the {self.what}s were closed"))
-            with contextlib.suppress(ray.exceptions.RaySystemError):  # there is no Ray left that could
-                for actor in self.actors:
-                    ray.kill(actor, no_restart=True)
+            for actor in self.actors if broken() is None else []:
+                ray.kill(actor, no_restart=True)
 
 
 class Host:

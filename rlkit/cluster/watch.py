@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 from rlkit.errors import WorkerError, WorkerTimeout
 
-
 START = 60.0  # seconds that the first sign of life may take in any case: a process has to start and to import
 
 
