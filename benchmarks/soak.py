@@ -35,12 +35,13 @@ KINDS = {
     "ray::RuntimeEnvAgent": "runtime env agent",
     "dashboard.py": "dashboard",
     "monitor.py": "monitor",
+    "log_monitor.py": "log monitor",
 }
 
 
 def kind(process: psutil.Process) -> str | None:
     words = process.cmdline()
-    names = {os.path.basename(word.split(".do")[0].split(".pulse")[0]) for word in words[:3]}
+    names = {word.split(".")[0] if word.startswith("ray::") else os.path.basename(word) for word in words[:3]}
     return next((k for name, k in KINDS.items() if name in names), None)
 
 

@@ -40,6 +40,7 @@ class LocalRay:
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
+        self._processes: dict[str, list[Any]] = {"raylet": [], "gcs_server": []}
         self._before = {k: os.environ.get(k) for k in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN")}
         token = Path(self.folder) / "token"
         token.touch(mode=0o600)
@@ -73,6 +74,8 @@ class LocalRay:
         atexit.unregister(self.stop)
         if self._reaper.poll() is not None:
             return
+        if self.ended():  # what is left of it would keep us waiting for what is not
+            self._reaper.communicate()
         with contextlib.suppress(Exception):  # of a Ray that is broken already
             ray.shutdown()
         self._reaper.communicate()

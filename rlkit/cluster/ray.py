@@ -37,6 +37,7 @@ def import_ray() -> Any:
 
 
 _own: LocalRay | None = None  # Ray has one session in a process
+_told: set[str] = set()  # clusters that the user has been warned of
 
 
 def connect(cluster: Cluster, learners: int | None = None, say: Callable[[str], None] = print) -> None:
@@ -74,12 +75,13 @@ def connect(cluster: Cluster, learners: int | None = None, say: Callable[[str], 
                     f"({str(error).splitlines()[0]}). Start one with `ray start --head`, correct the "
                     "address, or set cluster.address: null to start a local one."
                 ) from error
-            if is_open(ray.get_runtime_context().gcs_address):
-                say(
-                    f"warning: the Ray cluster at {cluster.address} asks nobody for a token: whoever reaches it over the network can run "
-                    "programs there and read what this run reads. Start it with RAY_AUTH_MODE=token, or close its ports to others "
-                    "(docs/security.md)."
-                )
+    address = ray.get_runtime_context().gcs_address
+    if _own is None and address not in _told and is_open(address):
+        say(
+            f"warning: the Ray cluster at {address} asks nobody for a token: whoever reaches it over the network can run programs there "
+            "and read what this run reads. Start it with RAY_AUTH_MODE=token, or close its ports to others (docs/security.md)."
+        )
+    _told.add(address)
     check_resources(cluster, ray.cluster_resources(), learners)
 
 
