@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +20,10 @@ from rlkit.cluster.groups import EngineGroup
 from rlkit.cluster.ray import check_shared
 from rlkit.cluster.sync import WeightSync
 from rlkit.cluster.watch import Pulse, Watch
+from rlkit.data.curriculum import Shuffle
+from rlkit.data.statistics import PromptStatistics
 from rlkit.errors import ClusterError, EngineError, WorkerError, WorkerTimeout
+from rlkit.rollout.collector import Collector
 from rlkit.types import Prompt, Rollout, Sampling
 
 
@@ -141,6 +146,38 @@ def test_requests_of_a_lost_engine_are_asked_again_once_each() -> None:
         assert [g.result(60)[0].prompt.id for g in groups] == [p.id for p in PROMPTS]
     assert Counter(name for name, *_ in fleet.calls) == Counter(p.id for p in PROMPTS)
     assert len(said) == 1 and "engine 0 died" in said[0] and engines.restarts == 0  # six requests said so
+
+
+@pytest.mark.parametrize(("max_lag", "over"), [(0, 0.0), (1, 0.0), (0, 0.5), (2, 0.5)])
+def test_every_group_is_trained_on_once_however_often_engines_die(max_lag: int, over: float) -> None:
+    rng, fleet = random.Random(max_lag), Fleet(3)
+    answer = fleet.one
+
+    def dies_at_random(index: int, *args: Any) -> Any:
+        if rng.random() < 0.1:
+            fleet.down.add(index)
+        return answer(index, *args)
+
+    fleet.one = dies_at_random  # type: ignore[method-assign]
+    fleet.gate.set()
+    lost: list[str] = []
+    engines = EngineGroup(fleet, restarts=10_000, report=lost.append)
+    rows = [Prompt(str(i), (3,), "") for i in range(400)]
+    collector = Collector(
+        engines,
+        SimpleNamespace(score=lambda group: [setattr(r, "reward", 1.0) for r in group]),
+        Shuffle().build(rows, 0, PromptStatistics(rows)),
+        prompts=8,
+        n=1,
+        sampling=Sampling(),
+        max_lag=max_lag,
+        over=over,
+    )
+    batches = [collector.next(step) for step in range(20)]
+    used = [r.prompt.id for batch in batches for r in batch]
+    assert [len(b) for b in batches] == [8] * 20 and len(set(used)) == 160 and len(lost) > 5
+    assert len({*used, *collector.in_flight()}) == 160 + len(collector.in_flight())
+    collector.close()
 
 
 def test_when_restarts_are_used_up_everybody_hears_one_sentence() -> None:

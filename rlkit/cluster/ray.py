@@ -82,7 +82,11 @@ def connect(cluster: Cluster, learners: int | None = None, say: Callable[[str], 
             "and read what this run reads. Start it with RAY_AUTH_MODE=token, or close its ports to others (docs/security.md)."
         )
     _told.add(address)
-    check_resources(cluster, ray.cluster_resources(), learners)
+    try:
+        resources = ray.cluster_resources()
+    except (ray.exceptions.RayError, RuntimeError) as error:
+        raise ClusterError(f"the Ray cluster at {address} does not answer any more ({one_line(error)}).") from error
+    check_resources(cluster, resources, learners)
 
 
 def disconnect() -> None:
