@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from rlkit.cluster import reaper
 
 SETTINGS = {
@@ -23,7 +25,7 @@ SETTINGS = {
     "task_events_report_interval_ms": 0,
     "enable_metrics_collection": False,
 }
-PLACE = 20  # letters of the folder for temporary files beyond which the names of Ray's sockets would be longer than Unix allows
+PLACE = 16  # letters of the folder for temporary files beyond which the names of Ray's sockets would be longer than Unix allows
 
 
 class LocalRay:
@@ -33,6 +35,7 @@ class LocalRay:
         import ray
         from ray._private import ray_constants
 
+        # Ray lets everybody into the folder that it is given; this one, around it, is ours alone.
         place = tempfile.gettempdir()
         self.folder = tempfile.mkdtemp(prefix="rlkit-ray-", dir=place if len(place) <= PLACE else "/tmp")
         self._reaper = subprocess.Popen(
@@ -48,13 +51,11 @@ class LocalRay:
         os.environ.pop("RAY_AUTH_TOKEN", None)
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
         authenticate_as_the_environment_says()
-        several, ray_constants.ENABLE_RAY_CLUSTER = (
-            ray_constants.ENABLE_RAY_CLUSTER,
-            False,
-        )  # Ray's word for loopback only
+        several = ray_constants.ENABLE_RAY_CLUSTER
+        ray_constants.ENABLE_RAY_CLUSTER = False  # Ray's word for the loopback address
         atexit.register(self.stop)
         try:
-            ray.init(address="local", _temp_dir=self.folder, _system_config=SETTINGS, **options)
+            ray.init(address="local", _temp_dir=f"{self.folder}/ray", _system_config=SETTINGS, **options)
         except BaseException:
             self.stop()
             raise
@@ -62,6 +63,16 @@ class LocalRay:
             ray_constants.ENABLE_RAY_CLUSTER = several
         node: Any = ray._private.worker._global_node
         self._processes = {kind: [x.process for x in found] for kind, found in node.all_processes.items()}
+
+    def environment(self) -> dict[str, str]:
+        """What keeps the libraries of workers to the loopback address, too."""
+        addresses = psutil.net_if_addrs().items()
+        loopback = next(name for name, found in addresses if any(a.address == "127.0.0.1" for a in found))
+        return {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback, "VLLM_HOST_IP": "127.0.0.1"}
+
+    def rendezvous(self) -> str:
+        """A file where learners meet, because torch's own server for that listens on all addresses."""
+        return f"{self.folder}/rendezvous-{secrets.token_hex(8)}"
 
     def ended(self) -> str | None:
         """Which of the two processes that Ray cannot do without has ended."""

@@ -350,19 +350,27 @@ class LearnerHost(Host):
     """See :class:`EngineHost`."""
 
 
-def make_learner(run: Run, model_path: str, needs: frozenset[str], rank: int, world: int) -> Any:
+def make_learner(
+    run: Run, model_path: str, needs: frozenset[str], rank: int, world: int, rendezvous: str | None = None
+) -> Any:
+    """``rendezvous``: a file where the ranks meet; None: at rank 0's address."""
     import torch
 
     assert run.cluster is not None
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, int(run.cluster.cpus)))
+    if rendezvous is not None and run.deepspeed is not None:
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        torch.distributed.init_process_group(backend, f"file://{rendezvous}", rank=rank, world_size=world)
     from rlkit.learner.learner import Learner
 
     return Learner(run, model_path, needs, rank, world)
 
 
-def _quiet(cluster: Cluster) -> dict[str, str]:
-    return {"OMP_NUM_THREADS": str(max(1, int(cluster.cpus))), "TOKENIZERS_PARALLELISM": "false"}
+def _surroundings(cluster: Cluster) -> dict[str, str]:
+    """Environment of every actor."""
+    quiet = {"OMP_NUM_THREADS": str(max(1, int(cluster.cpus))), "TOKENIZERS_PARALLELISM": "false"}
+    return quiet if _own is None else {**quiet, **_own.environment()}
 
 
 def _everywhere(path: str) -> str:
@@ -380,7 +388,7 @@ def _make_engines(
         num_cpus=cluster.cpus,
         num_gpus=gpus * cluster.tensor_parallel,
         max_concurrency=2,
-        runtime_env={"env_vars": {**_quiet(cluster), **env}},
+        runtime_env={"env_vars": {**_surroundings(cluster), **env}},
     )
 
     def spawn() -> tuple[Any, Any]:
@@ -414,7 +422,7 @@ def start(
     gpus = gpus_per_device(cluster, ray.cluster_resources())
     engines = _make_engines(cluster, model_path, make_engine, engine_env, engine_args)
     kind = ray.remote(concurrency_groups={"pulse": 1})(LearnerHost).options(
-        num_cpus=cluster.cpus, num_gpus=gpus, runtime_env={"env_vars": _quiet(cluster)}
+        num_cpus=cluster.cpus, num_gpus=gpus, runtime_env={"env_vars": _surroundings(cluster)}
     )
 
     def spawn() -> tuple[Any, Any]:
@@ -425,6 +433,7 @@ def start(
     try:
         learners.started()
         master, port = ray.get(learners.first[0])
+        rendezvous = None if _own is None else _own.rendezvous()
         learners.first = [
             actor.build.remote(
                 make_learner,
@@ -434,6 +443,7 @@ def start(
                 needs,
                 rank,
                 cluster.learners,
+                rendezvous,
             )
             for rank, actor in enumerate(learners.actors)
         ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -161,6 +163,8 @@ def test_an_engine_that_starts_with_other_weights_has_all_of_them_after_the_firs
 
 def test_sharded_adapters_reach_an_engine_on_ray(small: dict[str, Any], tiny: Path, ray_session: None) -> None:
     """Two ranks under ZeRO-3: what is merged is whole only while it is gathered."""
+    import ray
+
     from rlkit.build import make_engine
     from rlkit.cluster import ray as on_ray
 
@@ -195,6 +199,13 @@ def test_sharded_adapters_reach_an_engine_on_ray(small: dict[str, Any], tiny: Pa
             seen.append(known)
             learners.update(Batch.from_rollouts(rollouts), (1.0,), seed=0)
         assert seen[0] != seen[1] != seen[2]
+        for actor in (
+            *learner_actors.actors,
+            *engine_actors.actors,
+        ):  # what DeepSpeed and gloo open is closed to others, too
+            process = psutil.Process(ray.get(actor.__ray_call__.remote(lambda self: os.getpid())))
+            heard = {c.laddr.ip for c in process.net_connections("inet") if c.status == "LISTEN"}
+            assert heard and heard <= {"127.0.0.1", "::ffff:127.0.0.1"}
     finally:
         learners.close()
         engines.close()
