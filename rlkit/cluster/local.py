@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -90,6 +91,7 @@ class LocalRay:
         with contextlib.suppress(Exception):  # of a Ray that is broken already
             ray.shutdown()
         self._reaper.communicate()
+        shutil.rmtree(self.folder, ignore_errors=True)  # where a late shutdown has written into it once more
         for name, value in self._before.items():
             os.environ.pop(name, None)
             if value is not None:

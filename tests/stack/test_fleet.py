@@ -80,7 +80,7 @@ def shaken(small: dict[str, Any]) -> dict[str, Any]:
     return {
         **small,
         "steps": 4,
-        "cluster": {"cpus": 0.2, "engines": 2, "timeout": 8.0},
+        "cluster": {"cpus": 0.2, "engines": 2, "timeout": 15.0},
         "eval": {"prompts": 4, "every": 2},
         "probe": {"every": 1},
         "checkpoint": {"every": 1},
@@ -102,6 +102,8 @@ def test_lost_engines_change_nothing(
     evaluations: list[int] = []
 
     def sample_and_score(engines: EngineGroup, *rest: Any) -> Any:
+        while not engines.up():  # both may be starting again
+            time.sleep(0.1)
         evaluations.append(engines.up()[0])
         if len(evaluations) == 3:
             signal_to(signal.SIGKILL)(engines.workers, evaluations[-1])  # type: ignore[arg-type]
