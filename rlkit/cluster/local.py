@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,18 @@ class LocalRay:
             start_new_session=True,
         )
         self._processes: dict[str, list[Any]] = {"raylet": [], "gcs_server": []}
-        self._before = {k: os.environ.get(k) for k in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN")}
         token = Path(self.folder) / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
-        os.environ.pop("RAY_AUTH_TOKEN", None)
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
-        authenticate_as_the_environment_says()
+        settings = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_AUTH_TOKEN": None,
+            # Ray would end the whole process, without a word of ours, a minute after its control process has died.
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "86400",
+        }
+        self._before = {name: os.environ.get(name) for name in settings}
+        _set(settings)
         several = ray_constants.ENABLE_RAY_CLUSTER
         ray_constants.ENABLE_RAY_CLUSTER = False  # Ray's word for the loopback address
         atexit.register(self.stop)
@@ -92,17 +98,17 @@ class LocalRay:
             ray.shutdown()
         self._reaper.communicate()
         shutil.rmtree(self.folder, ignore_errors=True)  # where a late shutdown has written into it once more
-        for name, value in self._before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-        authenticate_as_the_environment_says()
+        _set(self._before)
 
 
-def authenticate_as_the_environment_says() -> None:
-    """Ray reads these variables once, when it is imported."""
+def _set(variables: Mapping[str, str | None]) -> None:
+    """Sets or removes environment variables of Ray, which has read them when it was imported and is told to read them again."""
     import ray
 
+    for name, value in variables.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
     raylet: Any = ray._raylet
     raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()
