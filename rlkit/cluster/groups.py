@@ -106,8 +106,7 @@ class LocalWorkers:
 class LearnerGroup:
     """All learner ranks. Batches are planned and cut here, from the whole batch.
 
-    ``lock`` is held by whoever asks something of them, so that all ranks get all calls in one order. ``moved``: the weights are not
-    those that were last published.
+    ``lock`` is held by whoever asks something of them. ``moved``: the weights are not those that were last published.
     """
 
     def __init__(self, workers: Workers, run: Run, needs: frozenset[str]) -> None:
@@ -118,13 +117,17 @@ class LearnerGroup:
         self.packed = self.ready["layout"] == "packed"
         self.lock, self.moved = threading.RLock(), True
 
+    def call(self, method: str, *args: Any, each: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
+        """Results of all ranks, which get all calls of all threads in one order."""
+        with self.lock:
+            return self.workers.call(method, *args, each=each)
+
     def annotate(self, b: Batch, which: Sequence[str]) -> Batch:
         """The batch with ``logp[...]`` (``old``, ``ref``) and ``value`` for the names in ``which``."""
         if not which:
             return b
         shards, rows = cut(b, self.workers.size, self.run.learner.max_tokens, self.packed)
-        with self.lock:
-            results = self.workers.call("annotate", each=[(micros, tuple(which)) for micros in shards])
+        results = self.call("annotate", each=[(micros, tuple(which)) for micros in shards])
         start = torch.bincount(b.seq, minlength=b.S).cumsum(0)
         start = torch.cat([start.new_zeros(1), start])
         index = torch.cat([torch.arange(int(start[s]), int(start[s + 1])) for part in rows for s in part.tolist()])
@@ -164,14 +167,13 @@ class LearnerGroup:
             seed=seed,
             packed=self.packed,
         )
-        with self.lock:
-            self.moved = True
-            for k, shards in enumerate(steps):
-                compare = breakdown and k == len(steps) - 1
-                parts = self.workers.call("step", each=[(micros, tuple(coefs), compare) for micros in shards])
-                for part in parts:
-                    stats.merge(part)
-                self._judge(bool(parts[0]["learner/skipped"]), say)
+        self.moved = True
+        for k, shards in enumerate(steps):
+            compare = breakdown and k == len(steps) - 1
+            parts = self.call("step", each=[(micros, tuple(coefs), compare) for micros in shards])
+            for part in parts:
+                stats.merge(part)
+            self._judge(bool(parts[0]["learner/skipped"]), say)
         return stats.scaled("loss/", 1 / len(steps))
 
     def _judge(self, skipped: bool, say: Callable[[str], object]) -> None:
@@ -182,7 +184,7 @@ class LearnerGroup:
             return
         self._shown += 1
         places: dict[str, str] = {}
-        for found in self.workers.call("blame"):
+        for found in self.call("blame"):
             places = found | places
         where = ", ".join(f"{term} at {place}" for term, place in places.items())
         text = (
@@ -204,13 +206,12 @@ class LearnerGroup:
         )
 
     def after_step(self, step: int, stats: Stats) -> None:
-        with self.lock:
-            self.workers.call("after_step", step, stats)
+        self.call("after_step", step, stats)
 
     def buckets(self, everything: bool = True) -> list[tuple[list[str], int]]:
         """(names, bytes) of what :meth:`gather` takes at a time: all weights, or those that training can change."""
         if everything not in self._buckets:
-            self._buckets[everything] = self.workers.call("buckets", everything)[0]
+            self._buckets[everything] = self.call("buckets", everything)[0]
         return self._buckets[everything]
 
     def gather(self, names: Sequence[str]) -> Any:
@@ -244,8 +245,7 @@ class LearnerGroup:
         self._on_disk("export", folder)
 
     def _on_disk(self, method: str, folder: str) -> None:
-        with self.lock:
-            self.workers.call(method, str(Path(folder).absolute()))  # workers may have another current folder
+        self.call(method, str(Path(folder).absolute()))  # workers may have another current folder
 
     def close(self) -> None:
         self.workers.close()
