@@ -58,7 +58,9 @@ def train(run: Run, *, resume: bool = False, quiet: bool = False) -> Path:
                 return train_once(run, resume=resume, quiet=quiet, stop=stop)
             except WorkerError as error:
                 if not left:
-                    raise type(error)(f"{error} `rlkit train ... --resume` continues from the last checkpoint.") from error
+                    raise type(error)(
+                        f"{error} `rlkit train ... --resume` continues from the last checkpoint."
+                    ) from error
                 if not quiet:
                     print(
                         f"warning: {error} The learners start again from the last checkpoint ({left - 1} more times if need be).",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rlkit.cluster.watch import one_line
-from rlkit.errors import EngineError, NumericsError, RunError, WorkerError
+from rlkit.errors import EngineError, NumericsError, RunError
 from rlkit.learner.plan import cut, optimizer_steps
 from rlkit.run import Run
 from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
