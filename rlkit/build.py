@@ -36,7 +36,7 @@ from rlkit.hub import require_model
 from rlkit.learner.backend import check_deepspeed_options
 from rlkit.learner.endings import Endings
 from rlkit.learner.generation import eos_tokens, load_settings, settled
-from rlkit.learner.model import load_tokenizer
+from rlkit.learner.model import examine, load_tokenizer, same_tokens
 from rlkit.learner.reference import Frozen, Served, Tempered
 from rlkit.log import RunLog, Timeline, environment, lock_folder, new_folder, newest_folder
 from rlkit.masking import mask_values
@@ -591,8 +591,13 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False, stop: Stopper 
                         f"{where}.path",
                         FIRST_TRAIN,
                     )
+                    examine(str(locate(path, run.base)), f"{where}.path")
+                    same_tokens(str(locate(path, run.base)), f"{where}.path", tokenizer)
         if run.critic is not None and run.critic.path is not None:
-            model_config(str(locate(run.critic.path, run.base)), "critic.path")
+            examine(str(locate(run.critic.path, run.base)), "critic.path")
+            same_tokens(str(locate(run.critic.path, run.base)), "critic.path", tokenizer)
+        if run.model.path is not None:
+            examine(run.model.path)
         context = context_length(run, [*train_prompts, *test_prompts], run.model.path, rows.longest if rows else 0)
         notes += scorer.trial(train_prompts[0])
         if run.cluster is not None:
@@ -740,6 +745,8 @@ def _workers(
         groups = LearnerGroup(learner_actors, run, need), EngineGroup(engine_actors, run.cluster.restarts, log.say)
         check_shared(learner_actors, folder)
     log.say(f"  ready in {time.monotonic() - start:.0f} s")
+    for note in groups[0].ready["notes"]:
+        log.say(note)
     return groups
 
 

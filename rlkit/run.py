@@ -184,10 +184,12 @@ class Probe(Bounded):
     Attributes:
         every: steps between probes; the first sync is always probed; 0 probes only that one.
         tolerance: largest mean |difference| in nats. null: 1e-3 in float32, 0.05 in bfloat16.
+        final: load the exported model again at the end and compare it with the trained one; costs a load of the model.
     """
 
     every: Natural = 50
     tolerance: Positive | None = None
+    final: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

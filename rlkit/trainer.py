@@ -23,12 +23,13 @@ from rlkit.breakdown import gradient_shares, kl_breakdown, kl_tokens
 from rlkit.build import Parts, State, build, columns, record
 from rlkit.checkpoint import Checkpoints
 from rlkit.cluster.groups import EngineGroup
-from rlkit.cluster.sync import probe_parity
+from rlkit.cluster.sync import probe_export, probe_parity, probe_reference
 from rlkit.errors import CheckpointError, WorkerError
 from rlkit.evaluation.compare import mcnemar
 from rlkit.evaluation.metrics import pass_at_k, powers_of_two
 from rlkit.evaluation.samples import correctness, dataset_of
 from rlkit.files import read_rows, reason, replace_file, replace_folder, told
+from rlkit.learner.reference import starts_at_reference
 from rlkit.log import REPEATED, Timeline, duration
 from rlkit.memory import resident
 from rlkit.objective.corrections import correction_stats, weights
@@ -76,6 +77,8 @@ def train_once(run: Run, *, resume: bool, quiet: bool, stop: Stopper) -> Path:
         step = restore(p)
         p.sync.publish(step)
         probe(p, step)
+        if step == 0 and starts_at_reference(run) and "ref" in p.before_update:
+            probe_reference(p.learners, sampled(p), run.probe_tolerance)
         evaluate_when_due(p, step)
         while step < run.steps and not stalled(p):
             clock = Clock(p.engines.busy(), p.learners.busy(), p.timeline)
@@ -216,6 +219,11 @@ def after_step(p: Parts, step: int, stats: Stats, rollouts: Sequence[Rollout]) -
         saved = save(p)
         if wanted and saved:
             p.log.say(f"SIGUSR1: a checkpoint of step {step} is written; the run goes on.")
+
+
+def sampled(p: Parts) -> list[Rollout]:
+    """A few responses to look at."""
+    return [r for prompt in p.train_prompts[:2] for r in p.engines.generate(prompt, 2, p.sampling)]
 
 
 def probe(p: Parts, version: int) -> Stats:
@@ -480,6 +488,9 @@ def finish(p: Parts, step: int) -> Path:
     final = p.folder / "final"
     with told("the model of the last step"):
         export(p, final)
+    gap = None
+    if p.run.probe.final:
+        gap = probe_export(p.learners, str(final), sampled(p), p.run.probe_tolerance)
     history = scores(p.folder)
     before = next(iter(history.values()))["score"] if history else None
     seconds = time.monotonic() - p.started
@@ -492,14 +503,16 @@ def finish(p: Parts, step: int) -> Path:
         "best_score": p.best.score,
         "final_step": kept,
         "final": str(final),
+        "export_gap": gap,
     }
     with told("the summary"):
         replace_file(p.folder / "summary.json", json.dumps(summary, indent=1))
     p.log.say(f"\nDone: {step} steps in {duration(seconds)}.")
     if history:
         p.log.say(f"  learned      held-out score {_three(before)} -> {_three(score)}")
+    again = "" if gap is None else f"; loaded again, it is the trained model within {gap:.1g} nats"
     p.log.say(
-        f"  model        {final} (Hugging Face format{f', of step {kept}' if kept != step else ''})\n"
+        f"  model        {final} (Hugging Face format{f', of step {kept}' if kept != step else ''}{again})\n"
         f"  everything   {p.folder}/: config.yaml, metrics.jsonl, rollouts.jsonl, eval.jsonl, tensorboard/, checkpoints/\n"
         f"  next         {program()} sample {final} --prompt {p.train_prompts[0].columns['question']!r}"
     )

@@ -13,8 +13,9 @@ import rlkit as rk
 from rlkit.data.tasks import Sorting
 from rlkit.data.tiny import make_tiny
 from rlkit.learner import packed
+from rlkit.learner.adapter import add_adapter
 from rlkit.learner.learner import Learner
-from rlkit.learner.model import PolicyModel, ValueModel, add_lora, evaluate_new, load_lm
+from rlkit.learner.model import PolicyModel, ValueModel, evaluate_new, load_lm
 from rlkit.learner.plan import cut, pack_groups
 from rlkit.types import Batch, Prompt, Rollout, Sampling
 
@@ -46,7 +47,7 @@ def both(
         if value is not None:
             torch.nn.init.ones_(value.out.weight)
         if lora:
-            lm = add_lora(lm, {"r": 4, "target_modules": "all-linear", "init_lora_weights": False}, 0)
+            lm = add_adapter(lm, {"r": 4, "target_modules": "all-linear", "init_lora_weights": False}, 0)
         if checkpointing:
             lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             lm.enable_input_require_grads()
@@ -131,7 +132,7 @@ def test_what_cannot_be_packed_is_refused_or_padded(
     monkeypatch.setattr(packed, "register", lambda: AttentionInterface.register(packed.NAME, deaf))
     try:
         assert (
-            "packed sequences give other hidden states"
+            "other hidden states for packed sequences"
             in Learner(rk.load(small), str(tiny), frozenset()).ready()["layout"]
         )
         with pytest.raises(ValueError, match="this model's code gives other hidden states"):

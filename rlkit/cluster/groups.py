@@ -230,6 +230,11 @@ class LearnerGroup:
     def uncut_logprobs(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         return self.logprobs(rollouts, "uncut")
 
+    def reloaded(self, folder: str, rollouts: Sequence[Rollout]) -> list[list[float]]:
+        """Log-probs of each rollout's sampled tokens by an exported model, loaded again from its folder without rlkit."""
+        found = self.workers.call("reloaded", folder, [Batch.from_rollouts(rollouts)])[0]
+        return [x.tolist() for x in found]
+
     def busy(self) -> float:
         """Seconds that the learners have worked (log-probs, steps, weights), averaged over them."""
         return self.workers.busy()

@@ -1,4 +1,4 @@
-"""Weights from the learners to the engines, and the probe that proves they arrived."""
+"""Weights from the learners to the engines and to files, and the probes that prove that they arrived."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from rlkit.cluster.groups import EngineGroup, LearnerGroup
-from rlkit.errors import EngineError
+from rlkit.errors import EngineError, ModelError
 from rlkit.rollout.engine import UpdateMode
-from rlkit.types import Prompt, Sampling, Stats
+from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
 
 
 class WeightSync:
@@ -125,3 +125,39 @@ def probe_parity(
                 "an adapter that was not merged. In bfloat16 a gap of 0.01 to 0.03 is normal."
             )
     return stats
+
+
+def probe_reference(learners: LearnerGroup, rollouts: Sequence[Rollout], tolerance: float) -> None:
+    """Compares the reference with the model that training starts from, before the first step.
+
+    Raises:
+        ModelError: the mean absolute difference is above ``tolerance`` nats.
+    """
+    b = Batch.from_rollouts(rollouts)
+    learners.annotate(b, ("old", "ref"))
+    gap = float((b.logp["old"] - b.logp["ref"]).abs().mean())
+    if not gap <= tolerance:
+        raise ModelError(
+            f"reference probe: before the first step, the reference differs from the policy by {gap:.2g} nats per token on average, but "
+            "both are the model that training starts from. An adapter's initialisation that moves the model (peft.init_lora_weights) does "
+            "this; to train towards another model, name it: reference: {type: Frozen, path: ...}."
+        )
+
+
+def probe_export(learners: LearnerGroup, folder: str, rollouts: Sequence[Rollout], tolerance: float) -> float:
+    """Loads an exported model again, with transformers alone, and compares it with the trained one; returns the mean difference in nats.
+
+    Raises:
+        EngineError: the mean absolute difference is above ``tolerance`` nats.
+    """
+    again, known = learners.reloaded(folder, rollouts), learners.logprobs(rollouts)
+    gaps = [abs(a - b) for x, y in zip(again, known, strict=True) for a, b in zip(x, y, strict=True)]
+    mean = sum(gaps) / len(gaps)
+    if not mean <= tolerance:
+        raise EngineError(
+            f"export probe: the model in {folder}, loaded again with transformers, differs from the trained one by {mean:.2g} nats on "
+            f"average over {len(gaps)} tokens (probe.tolerance is {tolerance:g}). The checkpoint of the last step holds what was trained; "
+            "look at peft: options that change more than weights, and at the versions of transformers and peft. probe.final: false "
+            "leaves the comparison out."
+        )
+    return mean

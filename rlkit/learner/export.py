@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,48 +27,75 @@ class Export:
         return ".".join(parts[: layer + 2])
 
 
+def wrappers(base: nn.Module) -> Iterator[tuple[str, Any]]:
+    """PEFT's adapted layers, each under the name of the plain layer; of nested ones (several parameters of a module) the outermost."""
+    inside = ""
+    for name, module in base.named_modules():
+        if inside and name.startswith(inside):
+            continue
+        # Their submodules tell them apart: attributes of some of PEFT's wrappers raise when they are asked for.
+        if "token_adapter" in module._modules:  # trained rows of an embedding
+            inside = f"{name}."
+            yield name, module.token_adapter
+        elif "base_layer" in module._modules:
+            inside = f"{name}."
+            yield name, module
+
+
 def exported(base: nn.Module) -> Iterator[Export]:
     """The tensors of ``base``, in its own order. With PEFT, those of the plain model: adapters merged, retrained modules in place."""
-    inside, seen = "", set[int]()
+    adapted, inside, seen = dict(wrappers(base)), "", set[int]()
     for name, found in base.named_modules():
         if inside and name.startswith(inside):
             continue
         module: Any = found
-        if hasattr(module, "modules_to_save"):  # PEFT's wrapper around a module that is trained whole
+        if name in adapted:
+            inside, layer = f"{name}.", adapted[name]
+            for key, p in layer.get_base_layer().named_parameters():
+                yield Export(
+                    f"{name}.{key}", tuple(layer.parameters()), numel(p) * p.element_size(), partial(merged, layer, key)
+                )
+            continue
+        if "modules_to_save" in module._modules:  # PEFT's wrapper around a module that is trained whole
             inside, module = f"{name}.", module.modules_to_save[module.active_adapters[0]]
-            yield from (_plain(f"{name}.{key}", p) for key, p in module.named_parameters())
-        elif hasattr(module, "base_layer"):  # an adapter around a layer
-            inside, biased = f"{name}.", any(getattr(module, "lora_bias", {}).values())
-            for key, p in module.get_base_layer().named_parameters():
-                whole = _plain(f"{name}.{key}", p)
-                if key == "weight" or biased:
-                    whole = replace(whole, parameters=tuple(module.parameters()), value=partial(merged, module, key))
-                yield whole
-        else:
-            own = {
-                f"{name}.{key}" if name else key: p
-                for key, p in module.named_parameters(recurse=False)
-                if id(p) not in seen
-            }
-            seen |= {id(p) for p in own.values()}  # a tied output layer is the embedding
-            yield from (_plain(key, p) for key, p in own.items())
+        whole = stored(module, recurse=name + "." == inside)
+        own = {f"{name}.{key}" if name else key: t for key, t in whole.items() if id(t) not in seen}
+        seen |= {id(t) for t in own.values()}  # a tied output layer is the embedding
+        yield from (_plain(key, t) for key, t in own.items())
 
 
-def _plain(name: str, p: nn.Parameter) -> Export:
-    return Export(name, (p,), numel(p) * p.element_size(), lambda: p.detach())
+def stored(module: nn.Module, recurse: bool = True) -> dict[str, Tensor]:
+    """What a file of ``module`` holds: parameters, each once, and the buffers that belong to them (a router's correction, ...)."""
+    found: dict[str, Tensor] = dict(module.named_parameters(recurse=recurse))
+    for name, part in module.named_modules() if recurse else (("", module),):
+        for key, buffer in part._buffers.items():
+            if buffer is not None and key not in part._non_persistent_buffers_set:
+                found[f"{name}.{key}" if name else key] = buffer
+    return found
+
+
+def _plain(name: str, t: Tensor) -> Export:
+    parameters = (t,) if isinstance(t, nn.Parameter) else ()
+    return Export(name, parameters, numel(t) * t.element_size(), lambda: t.detach())
 
 
 def merged(layer: Any, key: str) -> Tensor:
     """Parameter ``key`` of an adapted layer as PEFT's ``merge`` makes it (LoRA, DoRA, ...); the layer itself stays as it is, bit by bit."""
-    own = {p: p.data for p in layer.get_base_layer().parameters()}
+    plain = layer.get_base_layer()
+    nested = [m for m in layer.modules() if "base_layer" in m._modules]  # one for each adapted parameter of a module
+    own = {p: p.data for p in plain.parameters()}
     try:
         for p in own:
             p.data = p.data.clone()  # merge() writes into it
-        layer.merge()
+        for one in nested:
+            one.merge()
         value: Tensor = layer.get_base_layer().get_parameter(key).data
         return value
     finally:
-        layer.merged_adapters.clear()
+        if layer.get_base_layer() is not plain:  # some adapters merge by changing places with the layer
+            layer.unmerge()
+        for one in nested:
+            one.merged_adapters.clear()
         for p, data in own.items():
             p.data = data
 

@@ -57,9 +57,10 @@ class _Tiles:
         top_k: int,
         top_p: float,
         fp32: bool,
+        cap: float | None,
     ) -> None:
         self.hidden, self.weight, self.bias, self.target = hidden.float() if fp32 else hidden, weight, bias, target
-        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self.temperature, self.top_k, self.top_p, self.cap = temperature, top_k, top_p, cap
         self.shape = n, v = hidden.shape[0], weight.shape[0]
         self.truncated = 0 < top_k < v or top_p < 1
         tile = CPU_ELEMENTS if hidden.device.type == "cpu" and not self.truncated else CHUNK_ELEMENTS
@@ -86,7 +87,7 @@ class _Tiles:
         return self.weight[columns].to(self.hidden.dtype)
 
     def logits(self, rows: slice, columns: slice) -> Tensor:
-        """One tile in float32, after temperature and truncation. It is overwritten by the next."""
+        """One tile in float32, after the model's cap, temperature and truncation. It is overwritten by the next."""
         h, w = self.hidden[rows], self.block(columns)
         z = _part(self.buffer, h.shape[0], w.shape[0])
         if self.low is None:
@@ -95,9 +96,17 @@ class _Tiles:
             z.copy_(torch.mm(h, w.T, out=_part(self.low, *z.shape)))
         if self.bias is not None:
             z += self.bias[columns].float()
+        if self.cap is not None:
+            z.div_(self.cap).tanh_().mul_(self.cap)
         if self.temperature != 1:
             z /= self.temperature
         return truncate(z, self.target[rows], self.top_k, self.top_p).clamp_(min=LOWEST) if self.truncated else z
+
+    def slope(self, logits: Tensor) -> Tensor | None:
+        """The derivative of the cap where it gave ``logits`` (after temperature), for a model that has one."""
+        if self.cap is None:
+            return None
+        return logits.mul(self.temperature / self.cap).square_().neg_().add_(1).clamp_(min=0)  # 0 where truncated
 
     def inside(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
         """Where in a tile the targets are, ``[n, 1]``, and which of them really are ``[n, 1]``."""
@@ -128,8 +137,9 @@ class _TokenLogprob(torch.autograd.Function):
         top_p: float,
         entropy: bool,
         fp32: bool,
+        cap: float | None,
     ) -> tuple[Tensor, Tensor]:
-        tiles = _Tiles(hidden, weight, bias, target, None, temperature, top_k, top_p, fp32)
+        tiles = _Tiles(hidden, weight, bias, target, None, temperature, top_k, top_p, fp32, cap)
         keep = tiles.single and any(ctx.needs_input_grad)
         spare = torch.empty_like(tiles.buffer) if keep or entropy else tiles.buffer
         # Relative to the largest logit so far, so that nothing is lost where p is close to 1: sums of e^z and of e^z z, and z[target].
@@ -152,7 +162,11 @@ class _TokenLogprob(torch.autograd.Function):
         logp = (chosen - top - log_total)[:, 0]
         ent = (log_total - moment / total)[:, 0] if entropy else moment.new_empty(0)
         ctx.save_for_backward(hidden, weight, bias, target, top, log_total, ent)
-        ctx.args, ctx.entropy, ctx.kept = (temperature, top_k, top_p, fp32), entropy, tiles.buffer if keep else None
+        ctx.args, ctx.entropy, ctx.kept = (
+            (temperature, top_k, top_p, fp32, cap),
+            entropy,
+            tiles.buffer if keep else None,
+        )
         if not entropy:
             ctx.mark_non_differentiable(ent)
         return logp, ent
@@ -177,7 +191,8 @@ class _TokenLogprob(torch.autograd.Function):
                 tiles.logits(r, c).sub_(top[r] + log_total[r])
                 if kept is None
                 else _part(kept, *tiles.shape).sub_(log_total[r])
-            )
+            )  # log p
+            slope = tiles.slope(dz + (top[r] + log_total[r])) if tiles.cap is not None else None
             if ctx.entropy:
                 p = torch.exp(dz, out=_part(spare, *dz.shape))
                 dz.mul_(-g_ent[r]).sub_(g[r] + g_ent[r] * ent[r, None]).mul_(p)
@@ -185,6 +200,8 @@ class _TokenLogprob(torch.autograd.Function):
                 dz.exp_().mul_(-g[r])
             at, found = tiles.inside(r, c)
             dz.scatter_add_(-1, at, torch.where(found, g[r], 0))
+            if slope is not None:
+                dz *= slope
             if d_bias is not None:
                 d_bias[c] += dz.sum(0)
             if tiles.low is not None:
@@ -206,7 +223,7 @@ class _TokenLogprob(torch.autograd.Function):
             None if d_hidden is None else d_hidden.to(hidden.dtype),
             d_weight,
             None if d_bias is None else d_bias.to(bias.dtype),
-            *([None] * 6),
+            *([None] * 7),
         )
 
 
@@ -221,18 +238,34 @@ def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
 class LMHead(nn.Linear):
     """An output layer that also answers ``head(hidden, target=...)`` with log-probs instead of logits.
 
+    Some models change their logits after this layer: ``scale`` multiplies them (Granite, Cohere), ``cap`` bounds them softly,
+    ``cap * tanh(logits / cap)`` (Gemma 2). Log-probs know of both; plain logits are the layer's own, as the model's code expects them.
+
     It is the model's own ``lm_head`` (same parameters, same names), so that a sharded layer (ZeRO-3) is gathered by
     its own hooks when it is called.
     """
 
+    scale: float
+    cap: float | None
+
     @classmethod
-    def adopt(cls, linear: nn.Linear) -> LMHead:
+    def adopt(cls, linear: nn.Linear, scale: float = 1.0, cap: float | None = None) -> LMHead:
         """Turns a plain output layer into an ``LMHead`` in place of it; parameters stay the same objects."""
         head = cls.__new__(cls)
         nn.Module.__init__(head)
         head.in_features, head.out_features = linear.in_features, linear.out_features
         head.weight, head.bias = linear.weight, linear.bias
+        head.scale, head.cap = scale, cap
         return head
+
+    def scaled(self, hidden: Tensor) -> Tensor:
+        """Hidden states whose products with ``weight`` are the model's logits, before the cap."""
+        return hidden if self.scale == 1 else hidden * self.scale
+
+    def over(self, hidden: Tensor) -> Head:
+        """This layer over hidden states ``[N, H]``, as a value without gradient."""
+        bias = None if self.bias is None else self.bias.detach()
+        return Head(self.scaled(hidden), self.weight.detach(), bias, self.cap)
 
     def forward(
         self,
@@ -257,16 +290,16 @@ class LMHead(nn.Linear):
         if target is None:
             return super().forward(hidden)
         # Greedy sampling has no log-probabilities of its own: report the model's.
-        weight = self.weight if weight is None else weight
+        hidden, weight = self.scaled(hidden), self.weight if weight is None else weight
         logp, ent = _TokenLogprob.apply(
-            hidden, weight, self.bias, target, temperature or 1.0, top_k, top_p, entropy, fp32
+            hidden, weight, self.bias, target, temperature or 1.0, top_k, top_p, entropy, fp32, self.cap
         )
         found = {}
         for spec, anchor, expected in full:
             if anchor.weight is None:
-                anchor = Head(anchor.hidden, self.weight.detach(), None if self.bias is None else self.bias.detach())
+                anchor = self.over(anchor.hidden)
             found[spec.name] = full_divergence(
-                Head(hidden, self.weight, self.bias),
+                Head(hidden, self.weight, self.bias, self.cap),
                 anchor,
                 spec.generator,
                 top_k=spec.top_k,

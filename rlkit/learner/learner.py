@@ -23,13 +23,25 @@ from rlkit.breakdown import add_gram, bad_gradients
 from rlkit.checkpoint import read_tensors, write_tensors
 from rlkit.cluster.wire import pack
 from rlkit.config import locate
-from rlkit.errors import ConfigError, NumericsError
+from rlkit.errors import ConfigError, ModelError, NumericsError
 from rlkit.learner import packed
+from rlkit.learner.adapter import Proof, add_adapter, hints, probe, prove
 from rlkit.learner.backend import DeepSpeedBackend, TorchBackend, free_port, in_buckets, rank_environment
 from rlkit.learner.endings import Endings
-from rlkit.learner.export import Export, exported, numel
+from rlkit.learner.export import Export, exported, numel, stored
 from rlkit.learner.generation import load_settings, settled
-from rlkit.learner.model import PolicyModel, ValueModel, add_lora, evaluate_new, load_lm, load_tokenizer
+from rlkit.learner.head import truncate
+from rlkit.learner.model import (
+    TOLERANCE,
+    PolicyModel,
+    ValueModel,
+    evaluate_new,
+    first_of,
+    load_for,
+    load_lm,
+    load_tokenizer,
+    prove_logprobs,
+)
 from rlkit.learner.reference import ReferenceState
 from rlkit.memory import Peaks
 from rlkit.objective import loss
@@ -51,42 +63,18 @@ class Learner:
         self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         bf16 = run.model.dtype == "bfloat16"
         self.attention, self.layout = choose_attention(run, model_path, self.device)
-        lm = load_lm(model_path, dtype=torch.bfloat16 if bf16 else torch.float32, attention=self.attention)
-        if self.attention == packed.NAME:
-            gap = packed.agrees(lm.get_decoder(), lm.config.get_text_config().vocab_size, 0.05 if bf16 else 1e-4)
-            if gap is not None and run.learner.packed:
-                raise ConfigError(
-                    f"learner.packed: this model's code gives other hidden states for packed sequences (relative difference "
-                    f"{gap:.2g}). Set learner.packed: false."
-                )
-            if gap is not None:
-                self.attention, self.layout = run.model.attention, "padded: packed sequences give other hidden states"
-                lm = load_lm(model_path, dtype=lm.dtype, attention=self.attention)
-        names = {name for name, _ in lm.named_parameters()}
-        if run.peft is not None:
-            lm = add_lora(lm, run.peft, run.seed)
-        if run.learner.gradient_checkpointing:
-            lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            lm.enable_input_require_grads()
-        critic = None
-        if run.critic is not None:
-            where = model_path if run.critic.path is None else str(locate(run.critic.path, run.base))
-            start = load_lm(where, dtype=lm.dtype, attention=self.attention)
-            if run.learner.gradient_checkpointing:
-                start.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            critic = ValueModel(start)
-        self.policy = PolicyModel(lm, "value" in needs, run.model.fp32_head, critic).to(self.device)
-        self.policy.train()
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        lm, why = load_for(model_path, dtype, self.attention)
+        if why is not None:
+            if run.learner.packed:
+                raise ConfigError(f"learner.packed: {why}. Set learner.packed: false.")
+            self.attention, self.layout = run.model.attention, f"padded: {why}"
+        self.notes: list[str] = []
+        self.policy, self.proof, self.exports = self._make_policy(lm)
         endings = Endings.of(model_path, load_tokenizer(model_path))
         self.generation, _ = settled(
             load_settings(model_path), endings.ids
         )  # now: settings that cannot be saved end no long run
-        self.exports = {e.name: e for e in exported(self.policy.base)}
-        if self.exports.keys() != names:
-            raise ConfigError(
-                f"peft: this adapter changes {sorted(self.exports.keys() ^ names)[:3]} in a way that engines "
-                "cannot load. Adapt modules through target_modules and modules_to_save; leave out an embedding that is tied."
-            )
         total = run.steps * run.learner.epochs * run.learner.minibatches
         critic_lr = None if run.critic is None else run.critic.lr
         if run.deepspeed is None:
@@ -104,6 +92,44 @@ class Learner:
             for name, spec in (("ref", run.reference), ("teacher", run.teacher))
             if spec is not None and needs & {name, f"{name}_full"}
         }
+
+    def _make_policy(self, lm: Any) -> tuple[PolicyModel, Proof | None, dict[str, Export]]:
+        """The model that is trained, with its adapter and critic; and that its log-probs and exported tensors are right."""
+        run, tolerance = self.run, TOLERANCE[self.run.model.dtype]
+        names, start, proof = stored(lm).keys(), None, None
+        plain = PolicyModel(lm, fp32_head=run.model.fp32_head).to(self.device).eval()
+        prove_logprobs(plain, "model.path", tolerance)
+        if run.peft is not None:
+            start = probe(plain)
+            lm = add_adapter(lm, run.peft, run.seed)
+            self.notes += hints(run.peft, lm.get_base_model(), run.learner.lr)
+        if run.learner.gradient_checkpointing:
+            lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            lm.enable_input_require_grads()
+        critic = None
+        if run.critic is not None:
+            own = run.critic.path is not None
+            where = str(locate(run.critic.path, run.base)) if run.critic.path is not None else self.model_path
+            value, _ = load_for(where, lm.dtype, self.attention, "critic.path" if own else "model.path")
+            if run.learner.gradient_checkpointing:
+                value.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            critic = ValueModel(value)
+        policy = PolicyModel(lm, "value" in self.needs, run.model.fp32_head, critic).to(self.device)
+        exports = {e.name: e for e in exported(policy.base)}
+        if exports.keys() != names:
+            raise ModelError(
+                f"peft: this adapter changes {first_of(sorted(exports.keys() ^ names), 'tensor')} in a way that engines cannot load. Adapt "
+                "modules through target_modules and modules_to_save; where embedding and output layer share a matrix, name both in "
+                "modules_to_save with ensure_weight_tying: true, or leave both out."
+            )
+        if start is not None:
+            proof = prove(policy, start, exports.values(), tolerance)
+            if not proof.switched_off:
+                self.notes.append(
+                    "note: peft: with this adapter switched off, the model is not the one that training starts from: a reference without "
+                    "`path` is a second copy of that model."
+                )
+        return policy.train(), proof, exports
 
     # -- log-probs ------------------------------------------------------------------------------------------------
 
@@ -318,12 +344,14 @@ class Learner:
 
     def _export(self, folder: str) -> None:
         state = {name: tensor.to("cpu", copy=True) for name, tensor in self.full_weights()}
-        if self.run.peft is not None:
-            adapter = {n: p for n, p in self.policy.lm.named_parameters() if p.requires_grad}
-            with self.backend.whole(adapter.values()):
+        if self.proof is not None and self.proof.base_kept:  # else it would belong to a base that is nowhere
+            lm = self.policy.lm
+            trained = {n: p for n, p in lm.named_parameters(remove_duplicate=False) if p.requires_grad}
+            with self.backend.whole(dict.fromkeys(trained.values())):
                 if self.rank == 0:
-                    lora = {n: p.detach().to("cpu", copy=True) for n, p in adapter.items()}
-                    self.policy.lm.save_pretrained(str(Path(folder) / "adapter"), state_dict=lora)
+                    kept = trained | dict(lm.named_buffers(remove_duplicate=False))  # PEFT takes what is its own
+                    state_of = {n: t.detach().to("cpu", copy=True) for n, t in kept.items()}
+                    lm.save_pretrained(str(Path(folder) / "adapter"), state_dict=state_of)
         if self.rank != 0:
             return
         if self.run.peft is None:
@@ -339,6 +367,31 @@ class Learner:
         """Grows while this rank gets on with what it was asked to do."""
         return self._passes
 
+    def reloaded(self, folder: str, micros: Sequence[Batch]) -> list[Tensor] | None:
+        """Log-probs of the rows' action tokens by the model in ``folder``, loaded by transformers and nothing of rlkit's (rank 0)."""
+        if self.rank != 0:
+            return None
+        from transformers import AutoModelForCausalLM
+
+        attention = self.policy.base.config._attn_implementation
+        known = attention if attention != packed.NAME else None
+        options = {} if known is None else {"attn_implementation": known}
+        lm: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=self.policy.output.weight.dtype, **options)
+        lm.to(self.device).eval()
+        s, found = self.run.sampling, list[Tensor]()
+        for b in micros:
+            assert b.ids is not None and b.length is not None and b.action is not None
+            ends = b.length.cumsum(0)
+            for row, end in enumerate(ends.tolist()):
+                first = end - int(b.length[row])
+                at = b.action[b.seq == row] - first
+                ids = b.ids[first:end].to(self.device)
+                with torch.no_grad():
+                    logits = lm(input_ids=ids[None], use_cache=False).logits[0, at - 1].float() / (s.temperature or 1.0)
+                log_p = truncate(logits, ids[at], s.top_k, s.top_p).log_softmax(-1)
+                found.append(log_p.gather(-1, ids[at, None])[:, 0].cpu())
+        return found
+
     def ready(self) -> dict[str, Any]:
         """What was built; asked once, at the start."""
         trainable = sum(numel(p) for p in self.policy.parameters() if p.requires_grad)
@@ -347,6 +400,7 @@ class Learner:
             "parameters": sum(numel(p) for p in self.policy.parameters()),
             "trainable": trainable,
             "layout": self.layout,
+            "notes": self.notes,
         }
 
 

@@ -22,34 +22,218 @@ from rlkit.objective.full_vocab import Head
 from rlkit.types import Batch, New, Sampling
 
 Embed = Callable[[Tensor], Tensor]  # tokens to input embeddings
+TOLERANCE = {
+    "float32": 1e-3,
+    "bfloat16": 0.05,
+}  # nats by which two ways to compute the same log-probs may differ on average
 
 
-def load_lm(path: str | Path, dtype: torch.dtype = torch.float32, attention: str | None = None) -> Any:
-    """Loads a causal LM from a folder or from the hub.
+def examine(path: str | Path, where: str = "model.path") -> Any:
+    """The configuration of a model that rlkit can train, from its files' headers alone: no weight is read.
 
     Raises:
-        ValueError: the path is not a model, with the reason.
+        ModelError: it is not a causal language model, or its files do not hold all of its tensors, with the reason.
     """
+    config, options = _read_config(path, where), {"device_map": "meta"}
+    _, told = _read(path, where, **options)
+    _complete(told, path, where)
+    return config
+
+
+def load_lm(
+    path: str | Path,
+    dtype: torch.dtype = torch.float32,
+    attention: str | None = None,
+    where: str = "model.path",
+) -> Any:
+    """Loads a causal LM from a folder or from the hub, whole, or not at all. ``where`` names the setting that gave the path.
+
+    Raises:
+        ModelError: the path is not such a model, or a tensor of it is missing, of another size, or not finite.
+    """
+    _read_config(path, where)
+    lm, told = _read(path, where, dtype=dtype, **({} if attention is None else {"attn_implementation": attention}))
+    _complete(told, path, where)
+    bad = [name for name, p in lm.named_parameters() if not bool(torch.isfinite(torch.stack(p.aminmax())).all())]
+    if bad:
+        raise ModelError(
+            f"{where}: {first_of(bad, 'tensor')} of {path} hold{'s' if len(bad) == 1 else ''} NaN or infinite numbers. Take another copy "
+            "of the model, or an earlier checkpoint."
+        )
+    if not isinstance(lm.get_output_embeddings(), nn.Linear):
+        raise ModelError(f"{where}: {path} has no linear output layer; rlkit computes log-probabilities from one.")
+    lm.config.use_cache = False
+    return lm
+
+
+def load_for(
+    path: str | Path, dtype: torch.dtype, attention: str | None, where: str = "model.path"
+) -> tuple[Any, str | None]:
+    """Like :func:`load_lm`, with an attention that computes what the model's own code does.
+
+    Of the fast implementations some leave out what a few models need (caps, sinks, windows) without a word. ``attention``, rlkit's packed
+    one or the library's choice (None) is held against the plainest, ``eager``, which takes its place if they differ; the second result then
+    says why.
+
+    Raises:
+        ModelError: also if the user's own choice of an attention differs.
+    """
+    lm = load_lm(path, dtype, None if attention == packed.NAME else attention, where)
+    most, why = (0.05 if dtype == torch.bfloat16 else 1e-4), None
+    chosen = lm.config._attn_implementation
+    if attention == packed.NAME:
+        why = packed.supported(lm.config)
+        if why is None:
+            lm.set_attn_implementation(packed.NAME)
+            gap = attention_gap(lm)
+            if gap <= most:
+                return lm, None
+            lm.set_attn_implementation(chosen)
+            why = f"this model's code gives other hidden states for packed sequences (relative difference {gap:.2g})"
+    gap = attention_gap(lm)
+    if not gap <= most:
+        if attention not in (None, packed.NAME):
+            raise ModelError(
+                f"model.attention: {attention} gives other hidden states than {type(lm).__name__}'s own code (relative difference "
+                f"{gap:.2g}). Set model.attention: eager."
+            )
+        lm.set_attn_implementation("eager")
+    return lm, why
+
+
+def attention_gap(lm: Any) -> float:
+    """How far the model's hidden states are from those of its plainest attention: 0 if they agree."""
+    decoder, chosen = lm.get_decoder(), lm.config._attn_implementation
+    ids = probe_tokens(lm, 50)
+    ids[17:21], ids[33:37] = ids[:4], ids[:4]  # two rows of one prompt and one of another
+    length = ids.new_tensor([17, 16, 17])
+    action = ids.new_tensor([*range(4, 17), *range(21, 33), *range(36, 50)])
+    with torch.no_grad():
+        one = hidden_states(decoder, ids, length, action, ids.new_tensor([0, 0, 1])).float()
+        lm.set_attn_implementation("eager")
+        two = padded(decoder, ids, length).float()
+        lm.set_attn_implementation(chosen)
+    return float((one - two).norm() / two.norm().clamp(min=1e-9))
+
+
+def first_of(names: Sequence[str], what: str) -> str:
+    """``tensor a.weight``, or ``tensors a.weight and 3 others``."""
+    others = f" and {len(names) - 1} other{'s' if len(names) > 2 else ''}" if len(names) > 1 else ""
+    return f"{what}{'s' if others else ''} {names[0]}{others}"
+
+
+def _read_config(path: str | Path, where: str) -> Any:
+    """The configuration of a causal language model; refuses every other kind by what it says of itself."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = Path(path)
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{where}: {path} holds an adapter, not a whole model. Merge it into its base model first (PEFT: merge_and_unload, "
+            "save_pretrained) and give that folder; to go on training an adapter of rlkit, give the run's final/ folder."
+        )
+    try:
+        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+    except Exception as error:  # whatever transformers makes of somebody's file
+        raise ModelError(f"{where}: {str(path)!r} is not a model: {sentence(error)}") from error
+    kind = config.model_type
+    if config.is_encoder_decoder:
+        raise ModelError(
+            f"{where}: {path} is an encoder-decoder ({kind}); rlkit trains decoder-only language models, which continue their prompt."
+        )
+    if config.get_text_config() is not config:
+        raise ModelError(
+            f"{where}: {path} is a model of text and other inputs ({kind}); rlkit trains language models alone. Save its language "
+            "model as a folder of its own and give that."
+        )
+    causal: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    if causal is None:
+        raise ModelError(f"{where}: {path} is a {kind}, which transformers knows no causal language model of.")
+    saved = config.architectures or [causal.__name__]
+    if causal.__name__ not in saved:
+        raise ModelError(
+            f"{where}: {path} was saved as {saved[0]}, not as a causal language model ({causal.__name__}): its output layer is another "
+            "one. Give the language model that it was made from."
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"{where}: {path} has quantized weights, which cannot be trained. Give the model before quantization, or dequantize it "
+            "and save it."
+        )
+    return config
+
+
+def _read(path: str | Path, where: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """The model, and what transformers missed when it was read."""
     from transformers import AutoModelForCausalLM
 
-    options = {} if attention is None else {"attn_implementation": attention}
     try:
-        lm = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        read: Any = AutoModelForCausalLM.from_pretrained(
+            str(path),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # or nobody would be told which tensor it is
+            trust_remote_code=False,
+            **options,
+        )
+    except Exception as error:  # whatever transformers and safetensors make of somebody's files
         raise ModelError(
-            f"model.path: {str(path)!r} could not be loaded as a causal language model: {str(error).splitlines()[0]}"
+            f"{where}: {str(path)!r} could not be loaded as a causal language model: {_damaged(Path(path)) or sentence(error)}"
         ) from error
-    config = lm.config
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(config, name, None) not in (None, 1, 1.0):
-            raise ModelError(
-                f"model.path: {path} transforms its logits ({name} = {getattr(config, name)}); rlkit computes "
-                "log-probabilities from hidden states and supports models with a plain output layer."
-            )
-    if not isinstance(lm.get_output_embeddings(), nn.Linear):
-        raise ModelError(f"model.path: {path} has no linear output layer; rlkit needs one.")
-    config.use_cache = False
-    return lm
+    lm, told = read
+    return lm, told
+
+
+def sentence(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _damaged(folder: Path) -> str | None:
+    """Which of a folder's files is cut off, empty or missing."""
+    from safetensors import SafetensorError, safe_open
+
+    index = folder / "model.safetensors.index.json"
+    try:
+        parts = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{index} is damaged. Copy the model again."
+    for file in sorted({folder / part for part in parts} | set(folder.glob("*.safetensors"))):
+        if not file.is_file():
+            return f"{file} is missing; {index.name} names it. Copy the model again."
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            return f"{file} is damaged ({sentence(error)}). Copy the model again."
+    return None
+
+
+def _complete(told: dict[str, Any], path: str | Path, where: str) -> None:
+    """Refuses a model of which something would start from random numbers, or of which a part would be left out."""
+    if told["mismatched_keys"]:
+        name, found, wanted = sorted(told["mismatched_keys"])[0]
+        raise ModelError(
+            f"{where}: tensor {name} of {path} has the size {list(found)}, but its config.json describes {list(wanted)}. The "
+            "configuration and the weights are of two models."
+        )
+    if told["missing_keys"]:
+        raise ModelError(
+            f"{where}: {first_of(sorted(told['missing_keys']), 'tensor')} {'is' if len(told['missing_keys']) == 1 else 'are'} missing in "
+            f"{path}: training would start from random numbers there. Copy the model again, or save it whole."
+        )
+    strange = sorted(k for k in told["unexpected_keys"] if any(part.isdigit() for part in k.split(".")))
+    if strange:
+        raise ModelError(
+            f"{where}: {path} holds {first_of(strange, 'tensor')}, which the model of its config.json has no place for: a part of the "
+            "model would be left out. The configuration and the weights are of two models."
+        )
+
+
+def output_transform(config: Any) -> tuple[float, float | None]:
+    """What a model does to its logits after the output layer: (factor, soft cap); :func:`prove_logprobs` holds it against the model."""
+    factor = getattr(config, "logit_scale", None) or 1.0  # Cohere
+    factor *= getattr(config, "lm_head_multiplier", None) or 1.0  # Falcon-H1
+    factor /= getattr(config, "logits_scaling", None) or 1.0  # Granite
+    return float(factor), getattr(config, "final_logit_softcapping", None)  # Gemma 2
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -83,21 +267,19 @@ def load_tokenizer(path: str | Path) -> Any:
         ) from error
 
 
-def add_lora(lm: Any, options: dict[str, Any], seed: int) -> Any:
-    """Wraps ``lm`` with a LoRA adapter; ``options`` go to ``peft.LoraConfig`` as they are.
-
-    Raises:
-        ValueError: peft is missing, or it refuses the options.
-    """
+def same_tokens(path: str | Path, where: str, tokenizer: Any) -> None:
+    """Refuses a model whose folder has a tokenizer that gives other ids than ``tokenizer``; a folder without one is taken at its word."""
     try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise ModelError("peft: is set, but peft is not installed. Install it with: pip install peft") from None
-    torch.manual_seed(seed)  # every rank must draw the same adapter
-    try:
-        return get_peft_model(lm, LoraConfig(**{"task_type": "CAUSAL_LM", **options}))
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"peft: {str(error).splitlines()[0]}") from error
+        theirs = load_tokenizer(path).get_vocab()
+    except ModelError:
+        return
+    ours = tokenizer.get_vocab()
+    differ = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+    if differ:
+        raise ModelError(
+            f"{where}: the tokenizer of {path} gives other ids than the policy's to {len(differ)} tokens ({differ[0]!r}, ...). Models are "
+            "compared token by token: use one with the same tokenizer."
+        )
 
 
 def switch_off_randomness(model: nn.Module) -> None:
@@ -198,13 +380,19 @@ class PolicyModel(nn.Module):
     ) -> None:
         super().__init__()
         self.lm = lm
-        head = self.base.get_output_embeddings()
-        if not isinstance(head, nn.Linear):
+        wrapper, transform = self.base.get_output_embeddings(), output_transform(self.base.config)
+        if isinstance(wrapper, nn.Linear):
+            self.base.set_output_embeddings(LMHead.adopt(wrapper, *transform))
+        elif "modules_to_save" in wrapper._modules:  # PEFT's: the layer as it was, and a copy that is trained
+            wrapper.original_module = LMHead.adopt(wrapper.original_module, *transform)
+            for name, copy in wrapper.modules_to_save.items():
+                wrapper.modules_to_save[name] = LMHead.adopt(copy, *transform)
+        else:
             raise ModelError(
-                f"peft: the output layer is adapted ({type(head).__name__}); rlkit evaluates it itself and would not see it. "
-                "Leave it out of target_modules and modules_to_save, and tokens out of trainable_token_indices."
+                f"peft: the output layer is adapted ({type(wrapper).__name__}); rlkit evaluates it itself and would not see it. "
+                "Leave it out of target_modules, and tokens of a tied embedding out of trainable_token_indices; modules_to_save "
+                "can train it whole."
             )
-        self.base.set_output_embeddings(LMHead.adopt(head))
         self.fp32_head = fp32_head
         self.critic = critic
         self.value_head: nn.Linear | None = None
@@ -212,13 +400,23 @@ class PolicyModel(nn.Module):
             self.value_head = nn.Linear(self.base.config.hidden_size, 1)
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
-            self.value_head.to(self.base.get_output_embeddings().weight.dtype)
+            self.value_head.to(self.output.weight.dtype)
         switch_off_randomness(self)
+
 
     @property
     def base(self) -> Any:
         """The Hugging Face model itself, without the adapter's wrapper."""
         return self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
+
+    @property
+    def output(self) -> LMHead:
+        """The output layer in use: where an adapter trains a copy of it, that copy, and with the adapter off the layer itself."""
+        layer = self.base.get_output_embeddings()
+        if not isinstance(layer, LMHead):
+            layer = layer.original_module if layer.disable_adapters else layer.modules_to_save[layer.active_adapters[0]]
+        assert isinstance(layer, LMHead)
+        return layer
 
     def forward(
         self,
@@ -248,7 +446,7 @@ class PolicyModel(nn.Module):
             self.base.get_decoder(), ids, length, action, group, None if table is None else embed
         )  # [L, H]
         at = hidden[action - 1]  # the one shift
-        logp, ent, found = self.base.get_output_embeddings()(
+        logp, ent, found = self.output(
             at,
             target=ids[action],
             temperature=sampling.temperature,
@@ -269,7 +467,7 @@ class PolicyModel(nn.Module):
     def _shared_table(self) -> nn.Embedding | None:
         """The embedding whose trained matrix is the output layer's, too; None also where ZeRO-3 gathers it layer by layer."""
         table = self.base.get_input_embeddings()
-        shared = type(table) is nn.Embedding and table.weight is self.base.get_output_embeddings().weight
+        shared = type(table) is nn.Embedding and table.weight is self.output.weight
         return (
             table
             if shared and table.weight.requires_grad and torch.is_grad_enabled() and not hasattr(table.weight, "ds_id")
@@ -279,6 +477,39 @@ class PolicyModel(nn.Module):
     def hidden(self, ids: Tensor, length: Tensor, action: Tensor, group: Tensor) -> Tensor:
         """Last hidden states ``[L, H]``."""
         return hidden_states(self.base.get_decoder(), ids, length, action, group)
+
+
+def prove_logprobs(policy: PolicyModel, where: str, tolerance: float) -> None:
+    """Holds a model's log-probs against those of its own forward pass, on a row of tokens and on its first half.
+
+    rlkit takes hidden states and goes its own way from there. Whatever a model's code does after them, and whatever lets a token see later
+    ones, shows here.
+
+    Raises:
+        ModelError: the mean difference is above ``tolerance`` nats.
+    """
+    ids = probe_tokens(policy.base, 24)
+    half = ids[:12]
+    b = ids.new_tensor
+    with torch.no_grad():
+        logits = policy.base(input_ids=ids[None], use_cache=False).logits[0].float()
+        own, *_ = policy(
+            torch.cat([ids, half]), b([24, 12]), torch.cat([b(range(1, 24)), b(range(25, 36))]), b([0, 1]), Sampling()
+        )
+    want = logits[:-1].log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
+    gap = float((own - torch.cat([want, want[:11]])).abs().mean())
+    if not gap <= tolerance:
+        raise ModelError(
+            f"{where}: rlkit's log-probabilities of {type(policy.base).__name__} differ from the model's own by {gap:.2g} nats on "
+            "average: its code transforms logits in a way that rlkit does not know, or lets tokens see later ones. It cannot be trained."
+        )
+
+
+def probe_tokens(lm: Any, count: int) -> Tensor:
+    """Tokens from all over the vocabulary, ``[count]``, always the same."""
+    table = lm.get_input_embeddings().weight
+    size = min(lm.config.vocab_size, int(getattr(table, "ds_shape", table.shape)[0]))
+    return torch.randint(0, size, (count,), generator=torch.Generator().manual_seed(0)).to(table.device)
 
 
 def evaluate_new(

@@ -193,20 +193,3 @@ def supported(config: Any) -> str | None:
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return "it attends within a sliding window"
     return None
-
-
-def agrees(decoder: Any, vocabulary: int, tolerance: float) -> float | None:
-    """None if a packed and a padded pass give the same hidden states, else their relative difference: not every model's code hands on what
-    packing needs."""
-    from rlkit.learner.model import hidden_states, padded
-
-    device = next(decoder.parameters()).device
-    ids = torch.arange(26, device=device) * 7 % max(2, vocabulary)
-    ids[9:13], ids[17:21] = ids[:4], ids[:4]
-    length = torch.tensor([9, 8, 9], device=device)  # two rows of one prompt and one of another
-    action = torch.tensor([4, 5, 6, 7, 8, 13, 14, 15, 16, 19, 20, 21, 22, 23, 24, 25], device=device)
-    with torch.no_grad():
-        one = hidden_states(decoder, ids, length, action, torch.tensor([0, 0, 1], device=device)).float()
-        two = padded(decoder, ids, length).float()
-    gap = float((one - two).norm() / two.norm().clamp(min=1e-9))
-    return None if gap <= tolerance else gap

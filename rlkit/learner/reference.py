@@ -20,12 +20,14 @@ from torch import Tensor
 from rlkit.bounds import Bounded, Count, Decay, Natural, NonNegative, Positive, Share
 from rlkit.config import locate
 from rlkit.errors import ModelError
-from rlkit.learner.model import PolicyModel, evaluate_new, load_lm
+from rlkit.learner.export import stored
+from rlkit.learner.model import TOLERANCE, PolicyModel, evaluate_new, load_for, load_lm, prove_logprobs
 from rlkit.objective.full_vocab import CHUNK_ELEMENTS, Head
 from rlkit.types import Batch, Sampling, Stats
 
 if TYPE_CHECKING:
     from rlkit.learner.learner import Learner
+    from rlkit.run import Run
 
 NOTHING: frozenset[str] = frozenset()
 
@@ -80,8 +82,11 @@ class AdapterOff(_Unchanging):
 
     def head(self, b: Batch) -> Head:
         assert b.ids is not None and b.length is not None and b.action is not None
-        with torch.no_grad(), self.learner.policy.lm.disable_adapter():
-            return Head(self.learner.policy.hidden(b.ids, b.length, b.action, b.group)[b.action - 1], None)
+        policy = self.learner.policy
+        trained = policy.output
+        with torch.no_grad(), policy.lm.disable_adapter():
+            hidden = policy.hidden(b.ids, b.length, b.action, b.group)[b.action - 1]
+            return Head(hidden, None) if policy.output is trained else policy.output.over(hidden)
 
 
 class OwnWeights(_Unchanging):
@@ -94,14 +99,17 @@ class OwnWeights(_Unchanging):
         self.learner, self.offload = learner, offload and learner.device.type == "cuda"
         run = learner.run
         where = learner.model_path if path is None else str(locate(path, run.base))
-        lm = load_lm(where, dtype=getattr(torch, run.model.dtype), attention=learner.attention)
-        sizes = (lm.get_output_embeddings().out_features, learner.policy.base.get_output_embeddings().out_features)
+        name = "model.path" if path is None else "reference.path or teacher.path"
+        dtype = getattr(torch, run.model.dtype)
+        lm, _ = load_for(where, dtype, learner.attention, name)
+        sizes = (lm.get_output_embeddings().out_features, learner.policy.output.out_features)
         if sizes[0] != sizes[1]:
             raise ModelError(
                 f"reference or teacher: {where} has a vocabulary of {sizes[0]}, the policy one of {sizes[1]}. Log-probs are "
                 "compared token by token: use a model with the same tokenizer."
             )
         self.model = PolicyModel(lm, fp32_head=run.model.fp32_head).requires_grad_(False).eval()
+        prove_logprobs(self.model, name, TOLERANCE[run.model.dtype])
         if self.offload:
             for p in self.model.parameters():
                 p.data = p.data.pin_memory()
@@ -129,15 +137,11 @@ class OwnWeights(_Unchanging):
     def head(self, b: Batch) -> Head:
         assert b.ids is not None and b.length is not None and b.action is not None
         with torch.no_grad(), self.on_device():
-            layer = self.model.base.get_output_embeddings()
-            bias = None if layer.bias is None else layer.bias.detach()
-            return Head(
-                self.model.hidden(b.ids, b.length, b.action, b.group)[b.action - 1], layer.weight.detach(), bias
-            )
+            return self.model.output.over(self.model.hidden(b.ids, b.length, b.action, b.group)[b.action - 1])
 
     def blend(self, weight: float) -> None:
         """``ref <- (1 - weight) * ref + weight * policy``, one parameter at a time."""
-        own = dict(self.model.base.named_parameters())
+        own = stored(self.model.base)
         with torch.no_grad():
             for name, tensor in self.learner.full_weights():
                 own[name].lerp_(tensor.to(own[name]), weight)
@@ -147,14 +151,14 @@ class OwnWeights(_Unchanging):
 class Frozen:
     """The model that training started from (``path: null``) or another checkpoint, never changed.
 
-    With LoRA and no ``path``, the adapter is switched off instead of loading a second model.
+    With LoRA and no ``path``, the adapter is switched off instead of loading a second model, wherever that gives the start model back.
     """
 
     path: str | None = None
     offload: bool = False
 
     def build(self, learner: Learner) -> ReferenceState:
-        if learner.run.peft is not None and self.path is None:
+        if learner.proof is not None and learner.proof.switched_off and self.path is None:
             return AdapterOff(learner)
         return OwnWeights(learner, self.path, self.offload)
 
@@ -465,8 +469,25 @@ class Soup:
             for p in own.values():
                 p.mul_(weights[0])
             for path, weight in zip(self.paths[1:], weights[1:], strict=True):
-                for name, p in load_lm(
-                    locate(path, learner.run.base), dtype=getattr(torch, learner.run.model.dtype)
-                ).named_parameters():
+                where = locate(path, learner.run.base)
+                other = dict(
+                    load_lm(where, getattr(torch, learner.run.model.dtype), where="reference.paths").named_parameters()
+                )
+                strange = sorted(
+                    name
+                    for name in own.keys() | other.keys()
+                    if name not in own or name not in other or own[name].shape != other[name].shape
+                )
+                if strange:
+                    raise ModelError(
+                        f"reference.paths: tensor {strange[0]} is not of one size in {self.paths[0]} and {path}: only models of one "
+                        "architecture can be averaged."
+                    )
+                for name, p in other.items():
                     own[name].add_(p.to(own[name]), alpha=weight)
         return state
+
+
+def starts_at_reference(run: Run) -> bool:
+    """Whether the reference of a run's first step is the model that training starts from."""
+    return isinstance(run.reference, Frozen | EMA | HardReset | ElasticReset) and run.reference.path is None

@@ -13,7 +13,7 @@ import torch
 from rlkit.errors import NumericsError
 from rlkit.learner.backend import TorchBackend
 from rlkit.learner.endings import Endings
-from rlkit.learner.model import PolicyModel, evaluate_new, load_lm
+from rlkit.learner.model import PolicyModel, evaluate_new, load_for
 from rlkit.learner.plan import optimizer_steps
 from rlkit.objective import loss
 from rlkit.objective.losses import NLL
@@ -59,7 +59,7 @@ def warm_up(
     end = Endings.of(path, tokenizer).last
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    model = PolicyModel(load_lm(path)).train()
+    model = PolicyModel(load_for(path, torch.float32, None)[0]).train()
     section = LearnerSection(lr=spec.lr, schedule="linear", warmup_steps=min(10, spec.steps), final_lr=0.1)
     backend = TorchBackend(model, section, spec.steps)
     objective = (NLL(on="dataset"),)

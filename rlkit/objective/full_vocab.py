@@ -31,12 +31,14 @@ EXTREME = 40.0  # squared, e^40 is still a float32; beyond it a token counts as 
 class Head:
     """An output layer over hidden states: ``logits = hidden W^T + b``; shapes ``[N, H]``, ``[V, H]``, ``[V]``.
 
-    ``weight: None`` means the policy's own layer (a reference with its adapter switched off).
+    ``weight: None`` means the policy's own layer (a reference with its adapter switched off). With a ``cap`` (Gemma 2) logits are
+    ``cap * tanh(logits / cap)``.
     """
 
     hidden: Tensor
     weight: Tensor | None
     bias: Tensor | None = None
+    cap: float | None = None
 
     @property
     def classes(self) -> int:
@@ -53,6 +55,8 @@ class Head:
         )
         if self.bias is not None:
             z += self.bias.float()
+        if self.cap is not None:
+            z = z.div_(self.cap).tanh_().mul_(self.cap)
         return z.div_(temperature) if temperature != 1 else z
 
 
@@ -126,12 +130,16 @@ class _Pass:
         for i in range(0, n, rows):
             at = slice(i, min(n, i + rows))
             log_p, log_q = (h.logits(at, self.temperature, self.fp32) for h in (self.head, self.anchor))
+            cap = self.head.cap
+            slope = None if cap is None else 1 - (log_p * (self.temperature / cap)).square_()
             log_p -= log_p.logsumexp(-1, keepdim=True)
             log_q -= log_q.logsumexp(-1, keepdim=True)
             out[at], dz = _chunk(log_p, log_q, self.f, self.top_k, self.of, slope=g_N is not None)
             if dz is None or g_N is None or d_hidden is None:
                 continue
             dz *= g_N[at, None] / self.temperature
+            if slope is not None:
+                dz *= slope
             d_hidden[at] = (dz if self.fp32 else dz.to(w.dtype)) @ wide
             if d_weight is not None:
                 if self.fp32 or w.dtype == torch.float32:
@@ -150,14 +158,15 @@ class _Full(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        cap: float | None,
         anchor: Head,
         expected: Tensor | None,
         *options: Any,
     ) -> Tensor:
         wants = (ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2])
         ahead = expected if any(ctx.needs_input_grad) else None
-        out, *grads = _Pass(Head(hidden, weight, bias), anchor, *options)(ahead, *wants)
-        ctx.options, ctx.wants, ctx.anchor, ctx.expected, ctx.ahead = options, wants, anchor, ahead, grads
+        out, *grads = _Pass(Head(hidden, weight, bias, cap), anchor, *options)(ahead, *wants)
+        ctx.options, ctx.wants, ctx.cap, ctx.anchor, ctx.expected, ctx.ahead = options, wants, cap, anchor, ahead, grads
         ctx.save_for_backward(hidden, weight, bias)
         return out
 
@@ -168,14 +177,14 @@ class _Full(torch.autograd.Function):
         if ctx.expected is not None:
             factor = float((g * ctx.expected).sum() / ctx.expected.pow(2).sum().clamp(min=1e-30))
         if ctx.expected is None or not torch.allclose(g, factor * ctx.expected, rtol=1e-4, atol=1e-12):
-            _, *grads = _Pass(Head(hidden, weight, bias), ctx.anchor, *ctx.options)(g, *ctx.wants)
+            _, *grads = _Pass(Head(hidden, weight, bias, ctx.cap), ctx.anchor, *ctx.options)(g, *ctx.wants)
             factor = 1.0
         ctx.ahead = None
         own = [
             None if d is None else (d if factor == 1 else d * factor).to(x.dtype)
             for d, x in zip(grads, (hidden, weight, bias), strict=True)
         ]
-        return (*own, *([None] * 7))
+        return (*own, *([None] * 8))
 
 
 def full_divergence(
@@ -194,7 +203,9 @@ def full_divergence(
     ``expected`` is the gradient that each token's value will get, up to a common factor (its weight in the loss). Then gradients are made
     in the forward pass and logits are computed once; if another gradient arrives, they are computed again.
     """
-    return _Full.apply(policy.hidden, policy.weight, policy.bias, anchor, expected, f, top_k, of, temperature, fp32)
+    return _Full.apply(
+        policy.hidden, policy.weight, policy.bias, policy.cap, anchor, expected, f, top_k, of, temperature, fp32
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,7 @@ def shape(config: Any, peft: Mapping[str, Any] | None = None, value_head: bool =
     import torch
     from transformers import AutoModelForCausalLM
 
-    from rlkit.learner.model import add_lora
+    from rlkit.learner.adapter import add_adapter
 
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         try:
@@ -80,7 +80,7 @@ def shape(config: Any, peft: Mapping[str, Any] | None = None, value_head: bool =
             ) from error
         base = lm
         if peft is not None:
-            lm = add_lora(lm, dict(peft), 0)
+            lm = add_adapter(lm, dict(peft), 0)
     c = config.get_text_config()
     missing = [
         n

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from rlkit.errors import ConfigError
-from rlkit.learner.model import load_lm, load_tokenizer
+from rlkit.learner.model import load_for, load_tokenizer
 from rlkit.rollout.cache import make_cache
 from rlkit.rollout.hf import HFEngine
 from rlkit.types import Rollout
@@ -92,7 +92,8 @@ class DeRaEngine(HFEngine):
     ) -> None:
         super().__init__(aligned, dtype=dtype, max_model_len=max_model_len)
         try:
-            other = load_lm(ref, dtype=getattr(torch, dtype)).to(self.device).eval().requires_grad_(False)
+            other, _ = load_for(ref, getattr(torch, dtype), None, "the reference")
+            other = other.to(self.device).eval().requires_grad_(False)
             tokens, others = self.tokenizer.get_vocab(), load_tokenizer(ref).get_vocab()
             if tokens != others:
                 differ = sum(tokens.get(k) != others.get(k) for k in tokens.keys() | others.keys())

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from rlkit.cluster.wire import unpack
 from rlkit.learner.endings import Endings
+from rlkit.learner.export import stored
 from rlkit.learner.head import CHUNK_ELEMENTS
-from rlkit.learner.model import PolicyModel, evaluate_new, load_lm, load_tokenizer
+from rlkit.learner.model import PolicyModel, evaluate_new, load_for, load_tokenizer
 from rlkit.memory import peak
 from rlkit.rollout.cache import make_cache
 from rlkit.rollout.draw import sample
@@ -67,7 +68,8 @@ class HFEngine:
 
     def __init__(self, model: str, *, dtype: str = "float32", max_model_len: int = 1024) -> None:
         self.device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-        self.lm = load_lm(model, dtype=getattr(torch, dtype)).to(self.device).eval().requires_grad_(False)
+        lm, _ = load_for(model, getattr(torch, dtype), None)
+        self.lm = lm.to(self.device).eval().requires_grad_(False)
         self.tokenizer = load_tokenizer(model)
         self.endings = Endings.of(model, self.tokenizer)
         self.limit, self.version = max_model_len, 0
@@ -202,12 +204,13 @@ class HFEngine:
             self._policy = PolicyModel(self.lm)
         b = Batch.from_rollouts(rollouts).map(lambda t: t.to(self.device))
         assert b.ids is not None and b.length is not None and b.action is not None
-        layer = self._policy.base.get_output_embeddings()
         with self._lock, torch.no_grad():
             hidden = self._policy.hidden(b.ids, b.length, b.action, b.group)[b.action - 1]
-            rows = max(1, CHUNK_ELEMENTS // layer.out_features)
-            each = torch.cat([z.logsumexp(-1) - z.mean(-1) for h in hidden.split(rows) for z in [layer(h).float()]])
-        each = each - math.log(layer.out_features)
+            head = self._policy.output.over(hidden)
+            size = max(1, CHUNK_ELEMENTS // head.classes)
+            parts = [head.logits(slice(i, i + size), 1.0, False) for i in range(0, len(hidden), size)]
+            each = torch.cat([z.logsumexp(-1) - z.mean(-1) for z in parts])
+        each = each - math.log(head.classes)
         return [float(x) for x in b.seq_mean(each)]
 
     # -- weights ----------------------------------------------------------------------------------------------------
@@ -216,7 +219,7 @@ class HFEngine:
         self._lock.acquire()  # a running batch always finishes first
 
     def load(self, tensors: Mapping[str, Any]) -> None:
-        named = dict(self.lm.named_parameters())
+        named = stored(self.lm)
         with torch.no_grad():
             for name, value in tensors.items():
                 named[name].copy_(unpack(value))

@@ -113,20 +113,21 @@ class VLLMEngine:
                 f"vLLM could not be imported ({error}). Install it with: pip install 'rlkit[cpu]' (or rlkit[gpu]), or "
                 "set rollout.engine: hf."
             ) from None
-        from rlkit.rollout.vllm_weights import BACKEND, register
+        from rlkit.rollout.vllm_weights import BACKEND, CheckpointNames, classes_unchanged, decoder_class, register
 
         register()
-        self.limit = max_model_len
+        self.limit, self._names = max_model_len, CheckpointNames(model)
         self.endings = Endings.of(model, load_tokenizer(model))
         try:
-            self.engine = LLMEngine.from_engine_args(
-                EngineArgs(
-                    tensor_parallel_size=tensor_parallel,
-                    weight_transfer_config=WeightTransferConfig(backend=BACKEND),
-                    **arguments,
-                ),
-                usage_context=UsageContext.LLM_CLASS,
-            )  # vLLM's batch sizes for throughput; `vllm: {max_num_seqs: ...}` sets others
+            with classes_unchanged(decoder_class(model)):
+                self.engine = LLMEngine.from_engine_args(
+                    EngineArgs(
+                        tensor_parallel_size=tensor_parallel,
+                        weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+                        **arguments,
+                    ),
+                    usage_context=UsageContext.LLM_CLASS,
+                )  # vLLM's batch sizes for throughput; `vllm: {max_num_seqs: ...}` sets others
         except (TypeError, ValueError) as error:  # an unknown option, or one that vLLM refuses for this model
             raise ConfigError(f"vllm: {' '.join(str(error).split())[:500]}") from error
         self.version = 0
@@ -293,7 +294,7 @@ class VLLMEngine:
             future.set_exception(Aborted("the request was aborted by a weight update"))
 
     def load(self, tensors: Mapping[str, Any]) -> None:
-        as_tensors = {k: unpack(v) for k, v in tensors.items()}
+        as_tensors = self._names({k: unpack(v) for k, v in tensors.items()})
         self._submit(
             lambda: self.engine.collective_rpc("update_weights", kwargs={"update_info": {"tensors": as_tensors}})
         )

@@ -5,6 +5,8 @@ vLLM's own backends (nccl, ipc) are for GPUs. This one receives the tensors in t
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -37,6 +39,7 @@ class InProcessTransfer(WeightTransferEngine[_Init, _Update]):
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
         self._received: set[str] = set()
+        self._kernels = _take_cpu_expert_kernels(cast(Any, self.model))
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, info: _Update) -> None:
@@ -47,6 +50,9 @@ class InProcessTransfer(WeightTransferEngine[_Init, _Update]):
 
         finalize_layerwise_reload(self.model, self.model_config)
         _repack_cpu_linear(self.model, self._received)
+        for method, kernel in self._kernels:
+            if method.moe_kernel is None:  # its experts received nothing and stay packed as they were
+                method.moe_kernel = kernel
 
     def shutdown(self) -> None:
         pass
@@ -66,6 +72,55 @@ def _repack_cpu_linear(model: Any, received: set[str]) -> None:
         weight = getattr(module, "weight", None)
         if hasattr(module, "cpu_linear") and id(weight) in changed and f"{name}.weight" not in received:
             dispatch_cpu_unquantized_gemm(module, remove_weight=False)
+
+
+def _take_cpu_expert_kernels(model: Any) -> list[tuple[Any, Any]]:
+    """Mixture-of-experts kernels, taken from where vLLM keeps them. On a CPU it packs experts when it makes a kernel and not again when
+    weights are updated: whoever finds none makes a new one, and packs."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return []
+    methods: list[Any] = [getattr(layer, "quant_method", None) for layer in model.modules()]
+    found = [(m, m.moe_kernel) for m in dict.fromkeys(methods) if getattr(m, "moe_kernel", None) is not None]
+    for method, _ in found:
+        method.moe_kernel = None
+    return found
+
+
+class CheckpointNames:
+    """Tensors under the names and in the pieces of the model's files, which vLLM reads; transformers fuses and renames some in memory."""
+
+    def __init__(self, model: str) -> None:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        with torch.device("meta"):
+            self.lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+
+    def __call__(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        from transformers.core_model_loading import revert_weight_conversion
+
+        return dict(revert_weight_conversion(self.lm, dict(tensors)))
+
+
+def decoder_class(model: str) -> type:
+    """transformers' own decoder of a model."""
+    from transformers import AutoConfig, AutoModel
+
+    cls: Any = AutoModel._model_mapping[type(AutoConfig.from_pretrained(model))]
+    return cast(type, cls)
+
+
+@contextlib.contextmanager
+def classes_unchanged(cls: type) -> Iterator[None]:
+    """Inside, vLLM may take transformers' ``cls`` as its own model. It prepares the class itself for compilation, and every other model of
+    this process, the learner's, would no longer run."""
+    init = cls.__init__  # type: ignore[misc]
+    yield
+    if cls.__init__ is not init:  # type: ignore[misc]
+        cls.__init__ = init  # type: ignore[misc]
+        cls.do_not_compile = True  # type: ignore[attr-defined]  # vLLM's own models have the attribute themselves
 
 
 def register() -> None:

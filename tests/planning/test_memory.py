@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
+from rlkit.learner.adapter import add_adapter
 from rlkit.learner.backend import TorchBackend
 from rlkit.learner.head import CHUNK_ELEMENTS
-from rlkit.learner.model import PolicyModel, add_lora
+from rlkit.learner.model import PolicyModel
 from rlkit.planning import Sharding, engine_memory, learner_memory, shape
 from rlkit.planning.memory import activations, head_bytes, layer_backward, states
 from rlkit.run import LearnerSection
@@ -80,7 +81,7 @@ def model(
     )
     lm.config.use_cache = False
     if peft:
-        lm = add_lora(lm, peft, 0).to(dtype)
+        lm = add_adapter(lm, peft, 0).to(dtype)
     if checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         lm.enable_input_require_grads()

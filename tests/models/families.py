@@ -1,0 +1,176 @@
+"""Tiny models of real architectures, made from their configuration classes: small enough for a test, and nothing of them is left out.
+
+Weights are drawn so that logits differ by nats and not by rounding; windows, caps and scales are set to where they matter for thirty tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlkit.data.tasks import Sorting
+from rlkit.data.tiny import make_tokenizer
+
+HEAD = 32  # vLLM's CPU attention has no smaller one
+BASE: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": HEAD,
+    "max_position_embeddings": 256,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+GPT: dict[str, Any] = {  # families whose heads are the hidden size cut in pieces
+    **BASE,
+    "hidden_size": 128,
+}
+WINDOW = 8
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model type of transformers. ``tie``: whether published models of it share embedding and output layer."""
+
+    name: str
+    config: str  # transformers' class
+    tie: bool
+    options: Mapping[str, Any] = field(default_factory=dict)
+    base: Mapping[str, Any] = field(default_factory=lambda: BASE)
+    lora: Mapping[str, Any] = field(default_factory=lambda: {"target_modules": "all-linear"})
+
+
+FAMILIES = (
+    Family("Qwen2", "Qwen2Config", True, base=GPT),
+    Family("Qwen3", "Qwen3Config", True),
+    Family(
+        "Qwen3-MoE",
+        "Qwen3MoeConfig",
+        False,
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True},
+    ),
+    Family(
+        "Qwen2-MoE",
+        "Qwen2MoeConfig",
+        False,
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 64,
+            "shared_expert_intermediate_size": 64,
+        },
+        base=GPT,
+    ),
+    Family("Llama", "LlamaConfig", False),
+    Family("SmolLM3", "SmolLM3Config", True, {"no_rope_layers": [1, 0]}, base=GPT),
+    Family("Mistral", "MistralConfig", False, {"sliding_window": WINDOW}),
+    Family("Mixtral", "MixtralConfig", False, {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    Family(
+        "Gemma 2",
+        "Gemma2Config",
+        True,
+        {
+            "sliding_window": WINDOW,
+            "final_logit_softcapping": 2.0,
+            "attn_logit_softcapping": 2.0,
+            "query_pre_attn_scalar": HEAD,
+        },
+    ),
+    Family("Gemma 3", "Gemma3TextConfig", True, {"sliding_window": WINDOW, "query_pre_attn_scalar": HEAD}),
+    Family("Phi-3", "Phi3Config", False, base=GPT),
+    Family("OLMo 2", "Olmo2Config", False, base=GPT),
+    Family(
+        "OLMoE", "OlmoeConfig", False, {"num_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 64}, base=GPT
+    ),
+    Family(
+        "GPT-OSS", "GptOssConfig", False, {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": WINDOW}
+    ),
+    Family(
+        "Granite",
+        "GraniteConfig",
+        True,
+        {
+            "logits_scaling": 4.0,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.5,
+            "attention_multiplier": HEAD**-0.5,
+        },
+        base=GPT,
+    ),
+    Family(
+        "Granite-MoE",
+        "GraniteMoeConfig",
+        True,
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "logits_scaling": 4.0, "attention_multiplier": HEAD**-0.5},
+        base=GPT,
+    ),
+    Family("Cohere", "CohereConfig", True, {"logit_scale": 0.5, "use_qk_norm": False}, base=GPT),
+    Family("Cohere 2", "Cohere2Config", True, {"logit_scale": 0.5, "sliding_window": WINDOW}),
+    Family("GLM-4", "Glm4Config", False),
+    Family("StarCoder 2", "Starcoder2Config", True, base=GPT),
+    Family("Pythia", "GPTNeoXConfig", False, base=GPT),
+    Family("GPT-2", "GPT2Config", True, {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 256}, base={}),
+    Family(
+        "DeepSeek-V3",
+        "DeepseekV3Config",
+        False,
+        {
+            "num_key_value_heads": 4,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 64,
+            "first_k_dense_replace": 1,
+            "n_group": 2,
+            "topk_group": 1,
+            "q_lora_rank": 32,
+            "kv_lora_rank": 32,
+            "qk_rope_head_dim": 32,
+            "qk_nope_head_dim": 32,
+            "v_head_dim": 32,
+        },
+    ),
+)
+
+
+def make(family: Family, path: Path, tie: bool | None = None, seed: int = 0) -> Path:
+    """Writes a model of ``family`` and a character tokenizer to ``path``."""
+    import torch
+    import transformers
+
+    tokenizer = make_tokenizer(Sorting.alphabet)
+    config_class = getattr(transformers, family.config)
+    config = config_class(
+        **{
+            **family.base,
+            "vocab_size": len(tokenizer),
+            "bos_token_id": None,
+            "eos_token_id": 1,
+            "pad_token_id": 0,
+            "tie_word_embeddings": family.tie if tie is None else tie,
+            **family.options,
+        }
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    spread(model, seed)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def spread(model: Any, seed: int) -> None:
+    """Draws every weight anew, so that each of them matters: matrices of gain one, vectors around what they were."""
+    import torch
+
+    noise = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            draw = torch.randn(p.shape, generator=noise)
+            if p.ndim < 2:
+                p.add_(0.2 * draw)
+            else:
+                p.copy_(draw * p.shape[-1] ** -0.5)
