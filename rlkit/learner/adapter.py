@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from rlkit.errors import ModelError
 from rlkit.learner.export import Export, wrappers
@@ -176,6 +177,11 @@ def _moved(policy: PolicyModel) -> Iterator[None]:
             p.data = data
 
 
+def numbers(output: Any) -> Tensor:
+    """What a layer returns, be it several tensors (a router: weights, choices), as one vector."""
+    return torch.cat([t.float().flatten() for t in tree_leaves(output) if isinstance(t, Tensor)])
+
+
 @contextlib.contextmanager
 def _compared(policy: PolicyModel, exports: Iterable[Export]) -> Iterator[None]:
     """Inside, every adapted layer's output is compared with what its plain layer gives with the exported tensors."""
@@ -192,9 +198,10 @@ def _compared(policy: PolicyModel, exports: Iterable[Export]) -> Iterator[None]:
                 f"peft: what {type(wrapper).__name__} trains cannot be merged into the weights of {name}, and engines know no adapters: "
                 f"{sentence(error)}"
             ) from error
-        own, merged = plain(*args, **kwargs), torch.func.functional_call(plain, values, args, kwargs)
-        does, lacks = float((output - own).float().norm()), float((output - merged).float().norm())
-        if not lacks <= SHARE * does + 1e-6 * float(own.float().norm()):
+        now, own = numbers(output), numbers(plain(*args, **kwargs))
+        merged = numbers(torch.func.functional_call(plain, values, args, kwargs))
+        does, lacks = float((now - own).norm()), float((now - merged).norm())
+        if not lacks <= SHARE * does + 1e-6 * float(own.norm()):
             raise ModelError(
                 f"peft: the weights that would be exported for {name} ({type(wrapper).__name__}) lack {lacks / max(does, 1e-30):.0%} of "
                 "what the adapter does there: engines would sample another model. Leave this layer out of the adapter."

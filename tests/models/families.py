@@ -31,6 +31,7 @@ GPT: dict[str, Any] = {  # families whose heads are the hidden size cut in piece
     "hidden_size": 128,
 }
 WINDOW = 8
+MIXED = ["sliding_attention", "full_attention"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,12 @@ FAMILIES = (
             "query_pre_attn_scalar": HEAD,
         },
     ),
-    Family("Gemma 3", "Gemma3TextConfig", True, {"sliding_window": WINDOW, "query_pre_attn_scalar": HEAD}),
+    Family(
+        "Gemma 3",
+        "Gemma3TextConfig",
+        True,
+        {"sliding_window": WINDOW, "query_pre_attn_scalar": HEAD, "layer_types": MIXED},
+    ),
     Family("Phi-3", "Phi3Config", False, base=GPT),
     Family("OLMo 2", "Olmo2Config", False, base=GPT),
     Family(
@@ -110,7 +116,7 @@ FAMILIES = (
         base=GPT,
     ),
     Family("Cohere", "CohereConfig", True, {"logit_scale": 0.5, "use_qk_norm": False}, base=GPT),
-    Family("Cohere 2", "Cohere2Config", True, {"logit_scale": 0.5, "sliding_window": WINDOW}),
+    Family("Cohere 2", "Cohere2Config", True, {"logit_scale": 0.5, "sliding_window": WINDOW, "layer_types": MIXED}),
     Family("GLM-4", "Glm4Config", False),
     Family("StarCoder 2", "Starcoder2Config", True, base=GPT),
     Family("Pythia", "GPTNeoXConfig", False, base=GPT),
