@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -51,10 +51,11 @@ def exported(base: nn.Module) -> Iterator[Export]:
         module: Any = found
         if name in adapted:
             inside, layer = f"{name}.", adapted[name]
-            for key, p in layer.get_base_layer().named_parameters():
-                yield Export(
-                    f"{name}.{key}", tuple(layer.parameters()), numel(p) * p.element_size(), partial(merged, layer, key)
-                )
+            for key, t in stored(layer.get_base_layer()).items():
+                plain = _plain(f"{name}.{key}", t)
+                if plain.parameters:
+                    plain = replace(plain, parameters=tuple(layer.parameters()), value=partial(merged, layer, key))
+                yield plain
             continue
         if "modules_to_save" in module._modules:  # PEFT's wrapper around a module that is trained whole
             inside, module = f"{name}.", module.modules_to_save[module.active_adapters[0]]

@@ -123,7 +123,7 @@ class Learner:
                 "modules_to_save with ensure_weight_tying: true, or leave both out."
             )
         if start is not None:
-            proof = prove(policy, start, exports.values(), tolerance)
+            proof = prove(policy, start, exports.values())
             if not proof.switched_off:
                 self.notes.append(
                     "note: peft: with this adapter switched off, the model is not the one that training starts from: a reference without "

@@ -130,6 +130,11 @@ class VLLMEngine:
                 )  # vLLM's batch sizes for throughput; `vllm: {max_num_seqs: ...}` sets others
         except (TypeError, ValueError) as error:  # an unknown option, or one that vLLM refuses for this model
             raise ConfigError(f"vllm: {' '.join(str(error).split())[:500]}") from error
+        except Exception as error:  # whatever vLLM makes of a model that it does not know, or knows otherwise
+            raise EngineError(
+                f"vLLM could not start with the model in {model}: {type(error).__name__}: {' '.join(str(error).split())[:300]}. Set "
+                "rollout.engine: hf, or look at the vllm: options."
+            ) from error
         self.version = 0
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: dict[str, Future[Any]] = {}

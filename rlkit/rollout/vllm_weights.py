@@ -13,6 +13,8 @@ from typing import Any, cast
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
+from rlkit.errors import EngineError
+
 BACKEND = "rlkit"
 
 
@@ -48,6 +50,12 @@ class InProcessTransfer(WeightTransferEngine[_Init, _Update]):
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
+        lost = _lost(self.model, self._received)
+        if lost:
+            raise EngineError(
+                f"vLLM's {type(self.model).__name__} cannot take new weights while it runs: its loader writes {lost[0]}"
+                f"{f' and {len(lost) - 1} others' if len(lost) > 1 else ''} where nobody reads. Set rollout.engine: hf."
+            )
         finalize_layerwise_reload(self.model, self.model_config)
         _repack_cpu_linear(self.model, self._received)
         for method, kernel in self._kernels:
@@ -72,6 +80,20 @@ def _repack_cpu_linear(model: Any, received: set[str]) -> None:
         weight = getattr(module, "weight", None)
         if hasattr(module, "cpu_linear") and id(weight) in changed and f"{name}.weight" not in received:
             dispatch_cpu_unquantized_gemm(module, remove_weight=False)
+
+
+def _lost(model: Any, received: set[str]) -> list[str]:
+    """Parameters that a model's loader wrote itself and not through vLLM's loaders, which alone know where updated weights belong."""
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    named = dict(model.named_parameters(remove_duplicate=False))
+    found = []
+    for name in sorted(received & named.keys()):
+        layer, _, key = name.rpartition(".")
+        loaded = {k for k, _ in get_layerwise_info(model.get_submodule(layer)).loaded_weights}
+        if named[name].is_meta and key not in loaded:
+            found.append(name)
+    return found
 
 
 def _take_cpu_expert_kernels(model: Any) -> list[tuple[Any, Any]]:

@@ -34,18 +34,28 @@ def inputs(
     return r(N, H), r(V, H), r(V) if bias else None, torch.randint(0, V, (N,), generator=g)
 
 
-def layer(weight: Tensor, bias: Tensor | None) -> LMHead:
+def layer(weight: Tensor, bias: Tensor | None, scale: float = 1.0, cap: float | None = None) -> LMHead:
     linear = nn.Linear(H, V, bias=bias is not None)
     linear.weight = nn.Parameter(weight.clone())
     if bias is not None:
         linear.bias = nn.Parameter(bias.clone())
-    return LMHead.adopt(linear)
+    return LMHead.adopt(linear, scale, cap)
 
 
 def plain(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, temperature: float, top_k: int, top_p: float
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    scale: float = 1.0,
+    cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    log_p = truncate(nn.functional.linear(hidden, weight, bias) / temperature, target, top_k, top_p).log_softmax(-1)
+    logits = nn.functional.linear(hidden * scale, weight, bias)
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
+    log_p = truncate(logits / temperature, target, top_k, top_p).log_softmax(-1)
     return log_p.gather(-1, target[:, None])[:, 0], -(log_p.exp() * log_p.masked_fill(log_p.isinf(), 0)).sum(-1)
 
 
@@ -66,16 +76,20 @@ def check(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    factor: float = 1.0,
+    cap: float | None = None,
 ) -> None:
     hidden, weight, b, target = inputs(dtype, bias, scale)
-    head, hidden = layer(weight, b), hidden.requires_grad_()
+    head, hidden = layer(weight, b, factor, cap), hidden.requires_grad_()
     logp, ent, _ = head(
         hidden, target=target, temperature=temperature, top_k=top_k, top_p=top_p, entropy=entropy, fp32=fp32
     )
     assert logp.dtype == torch.float32 and ent.shape == (N if entropy else 0,)
     found = gradients(logp, ent, [hidden, *head.parameters()])
     wide = [x.detach().double().requires_grad_() for x in (hidden, *head.parameters())]
-    want_logp, want_ent = plain(wide[0], wide[1], wide[2] if bias else None, target, temperature, top_k, top_p)
+    want_logp, want_ent = plain(
+        wide[0], wide[1], wide[2] if bias else None, target, temperature, top_k, top_p, factor, cap
+    )
     want = gradients(want_logp, want_ent if entropy else ent.double(), wide)
     for x, y in zip(
         (logp, *([ent] if entropy else []), *found), (want_logp, *([want_ent] if entropy else []), *want), strict=True
@@ -91,6 +105,29 @@ def test_values_and_gradients_are_those_of_full_logits(
     bias: bool, entropy: bool, temperature: float, top_k: int, top_p: float
 ) -> None:
     check(torch.float32, 1e-5, bias=bias, entropy=entropy, temperature=temperature, top_k=top_k, top_p=top_p)
+
+
+@pytest.mark.usefixtures("tiled")
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize(("factor", "cap"), [(0.25, None), (1.0, 3.0), (2.0, 1.5)])
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (7, 0.9)])
+def test_what_models_do_to_their_logits(
+    entropy: bool, factor: float, cap: float | None, top_k: int, top_p: float
+) -> None:
+    """Granite and Cohere multiply them, Gemma 2 bounds them; the gradient goes through both."""
+    check(
+        torch.float32,
+        1e-5,
+        temperature=0.7,
+        entropy=entropy,
+        factor=factor,
+        cap=cap,
+        top_k=top_k,
+        top_p=top_p,
+        bias=False,
+    )
+    if factor == 1:
+        check(torch.float32, 1e-5, entropy=entropy, cap=cap)
 
 
 @pytest.mark.usefixtures("tiled")

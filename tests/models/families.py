@@ -131,6 +131,7 @@ FAMILIES = (
             "num_experts_per_tok": 2,
             "moe_intermediate_size": 64,
             "first_k_dense_replace": 1,
+            "topk_method": "noaux_tc",
             "n_group": 2,
             "topk_group": 1,
             "q_lora_rank": 32,

@@ -25,6 +25,8 @@ from typing import Any
 
 import torch
 
+from rlkit.learner.model import TOLERANCE
+from rlkit.types import Batch, Prompt, Rollout, Sampling
 from tests.models.families import FAMILIES, Family, make
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,11 +52,12 @@ REAL = "SmolLM2-135M-Instruct, real"
 Result = float | str
 
 
-def rollouts_of(engine: Any, version: int) -> list[Any]:
-    from rlkit.types import Prompt, Sampling
+def prompts_of() -> list[Prompt]:
+    return [Prompt(str(k), tuple((j * 7 + k) % 10 + 3 for j in range(11 + k)), "") for k in (0, 1)]
 
-    prompts = [Prompt(str(k), tuple((j * 7 + k) % 10 + 3 for j in range(11 + k)), "") for k in (0, 1)]
-    return [r for p in prompts for r in engine.generate(p, 4, Sampling(max_tokens=16, seed=version))]
+
+def rollouts_of(engine: Any, version: int) -> list[Rollout]:
+    return [r for p in prompts_of() for r in engine.generate(p, 4, Sampling(max_tokens=16, seed=version))]
 
 
 def in_transformers(lm: Any, rollouts: list[Any]) -> list[list[float]]:
@@ -80,10 +83,9 @@ class Training:
     def __init__(self, path: Path, engine: str, peft: dict[str, Any] | None, dtype: str = "float32") -> None:
         from rlkit.build import make_engine
         from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers
-        from rlkit.cluster.sync import WeightSync
+        from rlkit.cluster.sync import WeightSync, probe_parity
         from rlkit.config import load
         from rlkit.learner.learner import Learner
-        from rlkit.types import Batch
 
         run: dict[str, Any] = {
             "model": {"path": str(path), "dtype": dtype},
@@ -103,11 +105,13 @@ class Training:
         )
         self.gaps = list[float]()
         try:
-            sync = WeightSync(self.group, EngineGroup(LocalWorkers(self.engine)), "wait")
+            engines, prompts = EngineGroup(LocalWorkers(self.engine)), prompts_of()
+            sync = WeightSync(self.group, engines, "wait")
             for version in range(STEPS):
                 if version:
                     self.group.update(Batch.from_rollouts(self.rollouts), (1.0,), seed=version)
                 sync.publish(version)
+                probe_parity(self.group, engines, prompts, Sampling(max_tokens=16, seed=0), TOLERANCE[dtype], version)
                 self.rollouts = rollouts_of(self.engine, version)
                 known = self.group.logprobs(self.rollouts)
                 if not version:
@@ -119,8 +123,6 @@ class Training:
             self.engine.close()
 
     def reference(self) -> list[list[float]]:
-        from rlkit.types import Batch
-
         b = Batch.from_rollouts(self.first)
         self.group.annotate(b, ("ref",))
         return [x.tolist() for x in b.logp["ref"].split(torch.bincount(b.seq).tolist())]
@@ -214,9 +216,15 @@ def cell(x: Result, column: str, notes: list[str]) -> str:
     if isinstance(x, float):
         bound = BOUND["bfloat16" if column.startswith("bfloat16") else "float32"]
         return f"{x:.1g}" if x <= bound else f"**{x:.1g}**"
+    if not x:
+        return ""
     if x not in notes:
         notes.append(x)
     return f"[{notes.index(x) + 1}]"
+
+
+def read(path: Path) -> dict[str, dict[str, Result]]:
+    return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 def write(results: dict[str, dict[str, Result]]) -> None:
@@ -254,7 +262,7 @@ def main() -> None:
     parser.add_argument("--missing", action="store_true", help="only what was not measured yet")
     parser.add_argument("--engines", default="hf,vllm")
     args = parser.parse_args()
-    results: dict[str, dict[str, Result]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results = read(RESULTS)
     work = Path(tempfile.mkdtemp())
     try:
         with quiet():
@@ -264,6 +272,8 @@ def main() -> None:
                     continue
                 path = make(family, work / "model", tie)
                 row = results[name] = results.get(name, {}) if args.missing else {}
+                # Which output layer a model has matters to the engine once; the other kind is not adapted and rounded too.
+                row |= dict.fromkeys(() if tie == family.tie else ("LoRA vllm", "bfloat16 vllm"), "")
                 for found in measure(path, args.engines.split(","), family.lora, row):
                     row |= found
                     print(name, found, flush=True)

@@ -66,6 +66,38 @@ def test_value_and_gradient_are_those_of_full_logits(
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("expected", [None, "right"])
+@pytest.mark.parametrize("top_k", [None, 4])
+def test_soft_caps_of_both_models(expected: str | None, top_k: int | None) -> None:
+    """Gemma 2 bounds its logits: the divergence is of the bounded ones, and the gradient goes through the bound."""
+    f, (policy, anchor) = generator("forward_kl", None), heads(0.7)
+    policy, anchor = dataclasses.replace(policy, cap=2.0), dataclasses.replace(anchor, cap=3.0)
+    upstream = torch.linspace(-1, 2, N)
+    got = full_divergence(
+        policy, anchor, f, temperature=0.8, top_k=top_k, expected=None if expected is None else upstream / 3
+    )
+
+    def bounded(head: Head) -> Tensor:
+        z = head.hidden @ head.weight.T + head.bias
+        return (head.cap * torch.tanh(z / head.cap) / 0.8).double().log_softmax(-1)
+
+    p, q = bounded(policy), bounded(anchor)
+    if top_k is not None:
+        ids = q.topk(top_k).indices
+        p, q = (
+            torch.cat([k, torch.log1p(-k.exp().sum(-1, keepdim=True))], -1) for k in (x.gather(-1, ids) for x in (p, q))
+        )
+    want = (p.exp() * f.value(p - q)).sum(-1)
+    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
+    leaves = (policy.hidden, policy.weight, policy.bias)
+    for a, b in zip(
+        torch.autograd.grad((got * upstream).sum(), leaves),
+        torch.autograd.grad((want * upstream).sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
 def test_closed_forms() -> None:
     policy, anchor = heads()
     p = (policy.hidden @ policy.weight.T + policy.bias).log_softmax(-1)
