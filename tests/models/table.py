@@ -227,6 +227,14 @@ def read(path: Path) -> dict[str, dict[str, Result]]:
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
+def keep(name: str, found: dict[str, Result]) -> None:
+    """Adds to the file of results at once: what was measured stays when a later row ends the program."""
+    print(name, found, flush=True)
+    results = read(RESULTS)
+    results[name] = results.get(name, {}) | found
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
 def write(results: dict[str, dict[str, Result]]) -> None:
     """docs/models.md from what was measured."""
     notes: list[str] = []
@@ -262,7 +270,6 @@ def main() -> None:
     parser.add_argument("--missing", action="store_true", help="only what was not measured yet")
     parser.add_argument("--engines", default="hf,vllm")
     args = parser.parse_args()
-    results = read(RESULTS)
     work = Path(tempfile.mkdtemp())
     try:
         with quiet():
@@ -270,24 +277,20 @@ def main() -> None:
                 name = label(family, tie)
                 if args.write or args.real or (args.families and family.name not in args.families):
                     continue
-                path = make(family, work / "model", tie)
-                row = results[name] = results.get(name, {}) if args.missing else {}
+                row = read(RESULTS).get(name, {}) if args.missing else {}
                 # Which output layer a model has matters to the engine once; the other kind is not adapted and rounded too.
                 row |= dict.fromkeys(() if tie == family.tie else ("LoRA vllm", "bfloat16 vllm"), "")
+                path = make(family, work / "model", tie)
                 for found in measure(path, args.engines.split(","), family.lora, row):
-                    row |= found
-                    print(name, found, flush=True)
-                    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+                    keep(name, row | found)
                 shutil.rmtree(path)
             if args.real:
-                row = results[REAL] = results.get(REAL, {}) if args.missing else {}
+                row = read(RESULTS).get(REAL, {}) if args.missing else {}
                 for found in measure(Path(args.real), args.engines.split(","), {"target_modules": "all-linear"}, row):
-                    row |= found
-                    print(REAL, found, flush=True)
-                    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+                    keep(REAL, found)
     finally:
         shutil.rmtree(work)
-    order = [label(f, tie) for f, tie in rows()]
+    results, order = read(RESULTS), [label(f, tie) for f, tie in rows()]
     write({name: results[name] for name in [*order, *(n for n in results if n not in order)] if name in results})
 
 
