@@ -112,9 +112,9 @@ def test_the_plain_model_with_what_travels_is_the_adapted_one(
 @pytest.mark.parametrize(
     ("adapter", "told"),
     [
-        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "the output layer is adapted"),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "lm_head.weight.* leave both out"),
         ({"target_modules": ["q_proj", "lm_head"]}, "the output layer is adapted"),
-        ({"target_modules": ["q_proj", "embed_tokens"]}, "lm_head.weight.* leave out an embedding that is tied"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "lm_head.weight.* leave both out"),
     ],
 )
 def test_what_engines_could_not_follow_is_refused(
