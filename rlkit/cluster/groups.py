@@ -223,7 +223,8 @@ class LearnerGroup:
         self.workers.made(handle)
 
     def logprobs(self, rollouts: Sequence[Rollout], which: str = "old") -> list[list[float]]:
-        """The learner's log-probs of each rollout's sampled tokens; ``uncut``: without ``top_p`` and ``top_k``."""
+        """The learner's log-probs of each rollout's sampled tokens; ``uncut``: without ``top_p`` and
+        ``top_k``; ``ref``, ``teacher``: those of an anchor."""
         b = self.annotate(Batch.from_rollouts(rollouts), (which,))
         return [x.tolist() for x in b.logp[which].split(torch.bincount(b.seq, minlength=b.S).tolist())]
 

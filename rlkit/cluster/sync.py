@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from rlkit.cluster.groups import EngineGroup, LearnerGroup
 from rlkit.errors import EngineError, ModelError
 from rlkit.rollout.engine import UpdateMode
-from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
+from rlkit.types import Prompt, Rollout, Sampling, Stats
 
 
 class WeightSync:
@@ -127,15 +127,19 @@ def probe_parity(
     return stats
 
 
+def mean_gap(one: Sequence[Sequence[float]], two: Sequence[Sequence[float]]) -> float:
+    """The mean absolute difference of the log-probs of the same tokens."""
+    gaps = [abs(a - b) for x, y in zip(one, two, strict=True) for a, b in zip(x, y, strict=True)]
+    return sum(gaps) / len(gaps)
+
+
 def probe_reference(learners: LearnerGroup, rollouts: Sequence[Rollout], tolerance: float) -> None:
     """Compares the reference with the model that training starts from, before the first step.
 
     Raises:
         ModelError: the mean absolute difference is above ``tolerance`` nats.
     """
-    b = Batch.from_rollouts(rollouts)
-    learners.annotate(b, ("old", "ref"))
-    gap = float((b.logp["old"] - b.logp["ref"]).abs().mean())
+    gap = mean_gap(learners.logprobs(rollouts), learners.logprobs(rollouts, "ref"))
     if not gap <= tolerance:
         raise ModelError(
             f"reference probe: before the first step, the reference differs from the policy by {gap:.2g} nats per token on average, but "
@@ -150,13 +154,11 @@ def probe_export(learners: LearnerGroup, folder: str, rollouts: Sequence[Rollout
     Raises:
         EngineError: the mean absolute difference is above ``tolerance`` nats.
     """
-    again, known = learners.reloaded(folder, rollouts), learners.logprobs(rollouts)
-    gaps = [abs(a - b) for x, y in zip(again, known, strict=True) for a, b in zip(x, y, strict=True)]
-    mean = sum(gaps) / len(gaps)
+    mean = mean_gap(learners.reloaded(folder, rollouts), learners.logprobs(rollouts))
     if not mean <= tolerance:
         raise EngineError(
             f"export probe: the model in {folder}, loaded again with transformers, differs from the trained one by {mean:.2g} nats on "
-            f"average over {len(gaps)} tokens (probe.tolerance is {tolerance:g}). The checkpoint of the last step holds what was trained; "
+            f"average (probe.tolerance is {tolerance:g}). The checkpoint of the last step holds what was trained; "
             "look at peft: options that change more than weights, and at the versions of transformers and peft. probe.final: false "
             "leaves the comparison out."
         )

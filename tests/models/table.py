@@ -122,11 +122,6 @@ class Training:
         finally:
             self.engine.close()
 
-    def reference(self) -> list[list[float]]:
-        b = Batch.from_rollouts(self.first)
-        self.group.annotate(b, ("ref",))
-        return [x.tolist() for x in b.logp["ref"].split(torch.bincount(b.seq).tolist())]
-
 
 def measure(
     path: Path, engines: Sequence[str], lora: Mapping[str, Any], known: dict[str, Result]
@@ -142,7 +137,7 @@ def measure(
         if kind == "hf":
             yield "own", gap(t.start, in_transformers(plain(path), t.first))
             yield "packed", packed(path, t)
-            yield "reference", gap(t.reference(), in_transformers(plain(path), t.first))
+            yield "reference", gap(t.group.logprobs(t.first, "ref"), in_transformers(plain(path), t.first))
         yield kind, max(t.gaps)
         if kind == "hf":
             yield "export", exported(t, "full")
@@ -150,7 +145,7 @@ def measure(
     def adapted(kind: str) -> Iterator[tuple[str, Result]]:
         t = Training(path, kind, {"r": 4, "lora_alpha": 32, **lora})
         if kind == "hf":
-            yield "LoRA reference", gap(t.reference(), in_transformers(plain(path), t.first))
+            yield "LoRA reference", gap(t.group.logprobs(t.first, "ref"), in_transformers(plain(path), t.first))
         yield f"LoRA {kind}", max(t.gaps)
         if kind == "hf":
             yield "LoRA export", exported(t, "lora")
