@@ -68,8 +68,9 @@ class Learner:
         if why is not None:
             if run.learner.packed:
                 raise ConfigError(f"learner.packed: {why}. Set learner.packed: false.")
-            self.attention, self.layout = run.model.attention, f"padded: {why}"
-        self.notes: list[str] = []
+            so_far = f"{self.layout}; " if self.layout.startswith("padded: ") else "padded: "
+            self.attention, self.layout = run.model.attention, so_far + why
+        self.notes = [f"note: micro-batches are {self.layout}."] if ": " in self.layout else []
         self.policy, self.proof, self.exports = self._make_policy(lm)
         endings = Endings.of(model_path, load_tokenizer(model_path))
         self.generation, _ = settled(

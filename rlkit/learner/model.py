@@ -98,6 +98,8 @@ def load_for(
                 f"{gap:.2g}). Set model.attention: eager."
             )
         lm.set_attn_implementation("eager")
+        other = f"{chosen} attention gives other hidden states than its own code (relative difference {gap:.2g}), so eager is used"
+        why = other if why is None else f"{why}; {other}"
     return lm, why
 
 

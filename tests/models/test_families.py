@@ -10,7 +10,7 @@ import pytest
 
 from rlkit.build import quiet_libraries
 from tests.models.families import FAMILIES, Family, make
-from tests.models.table import BOUND, COLUMNS, PAGE, REAL, RESULTS, Training, label, measure, read, rows
+from tests.models.table import BOUND, COLUMNS, PAGE, RESULTS, Training, cell, label, measure, read, rows
 
 BY_NAME = {f.name: f for f in FAMILIES}
 SLOW = ("vllm", "LoRA vllm", "bfloat16 hf", "bfloat16 vllm")
@@ -43,10 +43,11 @@ def test_vllm_says_that_it_cannot_take_the_weights_of_a_model(tmp_path: Path) ->
 
 def test_the_page_shows_what_the_program_measures() -> None:
     text = PAGE.read_text()
-    assert [line.split("|")[1].strip() for line in text.splitlines() if re.match(r"\| .*, (un)?tied \|", line)] == [
-        label(f, tie) for f, tie in rows()
-    ]
-    assert f"| model | {' | '.join(COLUMNS)} |" in text and f"| {REAL} |" in text
-    results = read(RESULTS)
-    for family, tie in rows():
-        assert results[label(family, tie)].keys() >= COLUMNS.keys()
+    lines = [line for line in text.splitlines() if re.match(r"\| .*, (un)?tied \|", line)]
+    assert [line.split("|")[1].strip() for line in lines] == [label(f, tie) for f, tie in rows()]
+    assert f"| model | {' | '.join(COLUMNS)} |" in text
+    results, notes = read(RESULTS), list[str]()
+    for line in lines:
+        name, *cells = (x.strip() for x in line.strip("|").split("|"))
+        assert cells == [cell(results[name].get(c, ""), c, notes) for c in COLUMNS]
+    assert all(f"{i}. {note}" in text for i, note in enumerate(notes, 1))
