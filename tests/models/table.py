@@ -46,7 +46,7 @@ COLUMNS = {  # name: what is compared
     "LoRA reference": "the reference after training with the start model",
     "LoRA export": "the merged model, loaded again",
     "bfloat16 hf": "engine and learner after three publishes in bfloat16 (DeepSpeed, ZeRO-1)",
-    "bfloat16 vllm": "the same with vLLM",
+    "bfloat16 vllm": "the same with vLLM (and torch's AdamW)",
 }
 REAL = "SmolLM2-135M-Instruct, real"
 Result = float | str
@@ -95,7 +95,9 @@ class Training:
             "learner": {"lr": 2e-3},
             "peft": peft,
         }
-        if dtype == "bfloat16":
+        if (
+            dtype == "bfloat16" and engine == "hf"
+        ):  # vLLM and DeepSpeed get on once in a process, and here they would again and again
             run["deepspeed"] = {"zero_optimization": {"stage": 1}}
         self.run = load(run)
         self.learner = Learner(self.run, str(path), frozenset({"ref"}))
@@ -277,8 +279,9 @@ def main() -> None:
                 # Which output layer a model has matters to the engine once; the other kind is not adapted and rounded too.
                 row |= dict.fromkeys(() if tie == family.tie else ("LoRA vllm", "bfloat16 vllm"), "")
                 path = make(family, work / "model", tie)
+                keep(name, row)
                 for found in measure(path, args.engines.split(","), family.lora, row):
-                    keep(name, row | found)
+                    keep(name, found)
                 shutil.rmtree(path)
             if args.real:
                 row = read(RESULTS).get(REAL, {}) if args.missing else {}
