@@ -157,6 +157,7 @@ FAMILIES = (
             "q_lora_rank": 32,
             "kv_lora_rank": 512,  # vLLM's kernels know these two sizes
             "qk_rope_head_dim": 64,
+            "head_dim": 64,
             "qk_nope_head_dim": 32,
             "v_head_dim": 32,
         },
