@@ -405,7 +405,6 @@ class PolicyModel(nn.Module):
             self.value_head.to(self.output.weight.dtype)
         switch_off_randomness(self)
 
-
     @property
     def base(self) -> Any:
         """The Hugging Face model itself, without the adapter's wrapper."""
