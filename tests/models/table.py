@@ -57,7 +57,10 @@ def prompts_of() -> list[Prompt]:
 
 
 def rollouts_of(engine: Any, version: int) -> list[Rollout]:
-    return [r for p in prompts_of() for r in engine.generate(p, 4, Sampling(max_tokens=16, seed=version))]
+    found = [r for p in prompts_of() for r in engine.generate(p, 4, Sampling(max_tokens=16, seed=version))]
+    for r in found:
+        r.reward = 0.0
+    return found
 
 
 def in_transformers(lm: Any, rollouts: list[Any]) -> list[list[float]]:
