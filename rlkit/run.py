@@ -18,7 +18,7 @@ from rlkit.rewards import RewardSpec
 from rlkit.rollout.engine import UpdateMode
 from rlkit.rollout.interrupt import Interrupt
 from rlkit.rollout.lengths import Lengths
-from rlkit.types import Sampling
+from rlkit.types import TOLERANCE, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,9 +304,7 @@ class Run(Bounded):
     @property
     def probe_tolerance(self) -> float:
         """``probe.tolerance``, or what it stands for."""
-        if self.probe.tolerance is not None:
-            return self.probe.tolerance
-        return 1e-3 if self.model.dtype == "float32" else 0.05
+        return TOLERANCE[self.model.dtype] if self.probe.tolerance is None else self.probe.tolerance
 
     def replace(self, **changes: Any) -> Run:
         """A copy with other values; plain functions are accepted as ``rewards``."""

@@ -40,6 +40,8 @@ from rlkit.errors import ConfigError, NumericsError
 
 Source = Literal["policy", "reference", "dataset"]
 Finish = Literal["stop", "length", "abort"]
+# Nats by which two ways to compute the same log-probs may differ on average, by the type of the weights.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
 SOURCES: tuple[Source, ...] = ("policy", "reference", "dataset")
 
 

@@ -32,7 +32,6 @@ from rlkit.learner.export import Export, exported, numel, stored
 from rlkit.learner.generation import load_settings, settled
 from rlkit.learner.head import truncate
 from rlkit.learner.model import (
-    TOLERANCE,
     PolicyModel,
     ValueModel,
     evaluate_new,
@@ -46,7 +45,7 @@ from rlkit.learner.reference import ReferenceState
 from rlkit.memory import Peaks
 from rlkit.objective import loss
 from rlkit.objective.full_vocab import FullDivergence
-from rlkit.types import SOURCES, Batch, New, Stats
+from rlkit.types import SOURCES, TOLERANCE, Batch, New, Stats
 
 if TYPE_CHECKING:
     from rlkit.run import Run

@@ -22,10 +22,6 @@ from rlkit.objective.full_vocab import Head
 from rlkit.types import Batch, New, Sampling
 
 Embed = Callable[[Tensor], Tensor]  # tokens to input embeddings
-TOLERANCE = {
-    "float32": 1e-3,
-    "bfloat16": 0.05,
-}  # nats by which two ways to compute the same log-probs may differ on average
 
 
 def examine(path: str | Path, where: str = "model.path") -> Any:

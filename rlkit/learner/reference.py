@@ -21,9 +21,9 @@ from rlkit.bounds import Bounded, Count, Decay, Natural, NonNegative, Positive, 
 from rlkit.config import locate
 from rlkit.errors import ModelError
 from rlkit.learner.export import stored
-from rlkit.learner.model import TOLERANCE, PolicyModel, evaluate_new, load_for, load_lm, prove_logprobs
+from rlkit.learner.model import PolicyModel, evaluate_new, load_for, load_lm, prove_logprobs
 from rlkit.objective.full_vocab import CHUNK_ELEMENTS, Head
-from rlkit.types import Batch, Sampling, Stats
+from rlkit.types import TOLERANCE, Batch, Sampling, Stats
 
 if TYPE_CHECKING:
     from rlkit.learner.learner import Learner
