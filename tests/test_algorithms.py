@@ -103,7 +103,7 @@ def test_algorithm(path: Path, tmp_path: Path, grpo: Path) -> None:
         (
             "opd",
             "teacher.path=no/such/model",
-            r"teacher.path: 'no/such/model' is not a model.*rlkit train configs/algorithms/grpo.yaml",
+            r"teacher.path: 'no/such/model' is no folder.*rlkit train configs/algorithms/grpo.yaml",
         ),
         ("opd", "teacher=null", "compares with anchor 'teacher', but teacher is null"),
         (

@@ -317,7 +317,8 @@ def check_deepspeed_options(options: Mapping[str, Any]) -> None:
             "learner.max_grad_norm, learner.lr, learner.schedule and model.dtype instead."
         )
     for section, key in (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")):
-        if options.get(section, {}).get(key, True) is False:
+        inside = options.get(section)
+        if isinstance(inside, Mapping) and inside.get(key) is False:
             raise ConfigError(
                 f"deepspeed.{section}.{key} is false: DeepSpeed would step on gradients that are not finite. Leave it out."
             )

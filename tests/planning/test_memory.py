@@ -143,7 +143,7 @@ def test_parameters_of_a_folder_an_adapter_and_a_value_head(tiny: Path) -> None:
     lora = shape(str(tiny), options)
     assert lora.trainable == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert lora.parameters == sum(p.numel() for p in adapted.parameters()) and lora.lora
-    with pytest.raises(ValueError, match=r"model\.path.*is not a model"):
+    with pytest.raises(ValueError, match=r"model\.path.*is no folder, and it cannot be the name of a model"):
         shape(str(tiny / "nowhere"))
 
 
