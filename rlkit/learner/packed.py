@@ -151,11 +151,13 @@ def attention(
     packing: Packing | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention over a :class:`Packing`; without one, plain causal attention over rows that are padded on the right.
+    """Attention over a :class:`Packing`; without one, over rows: as :func:`mask` says, or causal with padding on the right.
 
     Shapes:
-        query ``[B, heads, T, d]``, key and value ``[B, kv_heads, T, d]``; returns ``[B, T, heads, d]``.
+        query ``[B, heads, T, d]``, key and value ``[B, kv_heads, S, d]``; returns ``[B, T, heads, d]``.
     """
+    if attention_mask is not None and query.shape[2] == 1:
+        return next_token(query, key, value, attention_mask, scaling), None
     options: dict[str, Any] = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
     if packing is None:
         out = scaled_dot_product_attention(
@@ -177,11 +179,45 @@ def attention(
     return torch.cat(found).index_select(0, packing.order)[None], None
 
 
+def next_token(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float | None) -> Tensor:
+    """Attention of one new token a row to all that a cache holds.
+
+    Each key head is multiplied with all of its queries at once: torch's own attention on CPUs repeats keys and values for them.
+
+    Shapes:
+        query ``[R, heads, 1, d]``, key and value ``[R, kv_heads, S, d]``, bias ``[R, 1, 1, S]``; returns ``[R, 1, heads, d]``.
+    """
+    (rows, heads, _, d), (kv, seen) = query.shape, key.shape[1:3]
+    q = (query * (d**-0.5 if scaling is None else scaling)).reshape(rows * kv, heads // kv, d)
+    score = torch.bmm(q, key.flatten(0, 1).transpose(1, 2)).view(rows, heads, 1, seen).add_(bias)
+    share = score.softmax(-1, dtype=torch.float32).to(value.dtype)
+    return torch.bmm(share.view(rows * kv, heads // kv, seen), value.flatten(0, 1)).view(rows, 1, heads, d)
+
+
+def mask(
+    q_length: int, kv_length: int, q_offset: int, attention_mask: Tensor | None = None, dtype: Any = None, **kwargs: Any
+) -> Tensor | None:
+    """What transformers hands :func:`attention` for rows that are padded on the left (``attention_mask`` ``[R, kv_length]``).
+
+    Made once a pass. For several new tokens a row ``[R, 1, T, S]``, true where they attend, and for one ``[R, 1, 1, S]``, what is added to its scores.
+    """
+    if attention_mask is None:
+        return None
+    real = attention_mask[:, None, None, :kv_length].bool()
+    if q_length == 1:
+        return torch.zeros_like(real, dtype=dtype or torch.float32).masked_fill_(~real, -torch.inf)
+    place = torch.arange(kv_length, device=real.device)
+    here = place[q_offset : q_offset + q_length, None]
+    # Padding attends to itself: nothing reads its result, but it has to be a number.
+    return (place <= here) & real | (place == here)
+
+
 def register() -> None:
     """Makes the attention known to transformers; safe to call again."""
-    from transformers import AttentionInterface
+    from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, mask)
 
 
 def supported(config: Any) -> str | None:

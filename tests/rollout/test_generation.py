@@ -1,0 +1,58 @@
+"""The Hugging Face engine's own attention against the library's: the same tokens, and the same log-probs."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlkit.learner import packed
+from rlkit.rollout.hf import HFEngine
+from rlkit.types import Prompt, Rollout, Sampling
+
+PROMPTS = [Prompt(str(i), tuple(range(3, 4 + size)), "") for i, size in enumerate((0, 1, 9, 5))]  # padded by 0 to 9
+
+
+def responses(engine: HFEngine, sampling: Sampling) -> list[Rollout]:
+    with ThreadPoolExecutor(len(PROMPTS)) as pool:
+        return [r for group in pool.map(lambda p: engine.generate(p, 3, sampling), PROMPTS) for r in group]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_generates_what_the_librarys_attention_generates(tiny: Path, temperature: float) -> None:
+    engine, plain = HFEngine(str(tiny)), HFEngine(str(tiny))
+    assert engine.lm.config._attn_implementation == packed.NAME
+    plain.lm.set_attn_implementation("eager")
+    sampling = Sampling(temperature=temperature, max_tokens=12, seed=3)
+    try:
+        for one, two in zip(responses(engine, sampling), responses(plain, sampling), strict=True):
+            assert one.tokens == two.tokens
+            torch.testing.assert_close(one.logp, two.logp, rtol=0, atol=2e-6)
+    finally:
+        engine.close()
+        plain.close()
+
+
+def test_a_token_attends_to_what_its_row_holds_and_to_no_padding() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(2, heads, tokens, 8, generator=generator) for heads, tokens in ((6, 1), (2, 5), (2, 5))
+    )
+    real = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    bias = packed.mask(1, 5, 4, real)
+    assert bias is not None
+    found = packed.attention(None, query, key, value, bias, scaling=0.5)[0]
+    for row, start in ((0, 0), (1, 2)):
+        for head in range(6):
+            k, v = key[row, head // 3, start:], value[row, head // 3, start:]
+            wanted = (0.5 * query[row, head] @ k.T).softmax(-1) @ v
+            torch.testing.assert_close(found[row, :, head], wanted)
+
+
+def test_the_mask_of_a_prompt_is_causal_and_no_row_of_it_is_empty() -> None:
+    found = packed.mask(3, 3, 0, torch.tensor([[0, 1, 1]]))
+    assert found is not None
+    assert found[0, 0].tolist() == [[True, False, False], [False, True, False], [False, True, True]]
+    assert packed.mask(3, 3, 0) is None  # padding on the right: plain causal attention
