@@ -317,7 +317,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     p.add_argument("config")
     p.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     p.add_argument(
-        "--gpu", default="80GB", help="H100, H200, A100-80GB, A100-40GB, L40S, RTX4090, or a size (default 80GB)"
+        "--gpu", help="H100, H200, A100-80GB, A100-40GB, L40S, RTX4090, or a size like 80GB (default: this machine)"
     )
     p.add_argument("--nodes", type=count, default=1)
     p.add_argument("--gpus-per-node", type=count, default=8)
@@ -532,20 +532,27 @@ def plot(a: argparse.Namespace) -> None:
 def plan(a: argparse.Namespace) -> int:
     from rlkit.build import quiet_libraries
     from rlkit.config import load
+    from rlkit.planning import HerePlan, Plan, local_gpus, plan_here
     from rlkit.planning import plan as make_plan
     from rlkit.planning.probe import probe
 
     quiet_libraries()
     run = load(a.config, a.overrides)
-    found = make_plan(
-        run,
-        a.gpu,
-        a.nodes,
-        a.gpus_per_node,
-        prompt_tokens=a.prompt_tokens,
-        mean_length=a.mean_length,
-        growth=not a.no_growth,
-    )
+    here = local_gpus() if a.gpu is None else None
+    found: HerePlan | Plan
+    if a.gpu is None and here is None:
+        found = plan_here(run, prompt_tokens=a.prompt_tokens)
+    else:
+        gpu, count = here or (a.gpu, a.gpus_per_node)
+        found = make_plan(
+            run,
+            gpu,
+            a.nodes,
+            count,
+            prompt_tokens=a.prompt_tokens,
+            mean_length=a.mean_length,
+            growth=not a.no_growth,
+        )
     print(found)
     if a.probe:
         print(f"\n{probe(run)}")

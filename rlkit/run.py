@@ -118,7 +118,8 @@ class LearnerSection(Bounded):
     Attributes:
         lr: peak learning rate. schedule: its shape after ``warmup_steps`` (linear warm-up), down to ``final_lr`` * lr.
         epochs, minibatches: optimizer steps a rollout batch = epochs * minibatches.
-        max_tokens: tokens of one micro-batch on one rank, padding included; changes memory and speed, never the result.
+        max_tokens: tokens of one micro-batch on one rank, padding included; changes memory and speed, never the result. null: 16,384 on
+            GPUs, and on CPUs, which are nearly as fast with few, 768.
         packed: micro-batches without padding, with prompts shared by their responses (:mod:`rlkit.learner.packed`). null: on CPUs, where it
             was measured to be faster, if the model allows it.
         max_skipped: a gradient that is not finite skips its optimizer step; so many in a row end the run.
@@ -134,7 +135,7 @@ class LearnerSection(Bounded):
     max_grad_norm: NonNegative = 1.0
     epochs: Count = 1
     minibatches: Count = 1
-    max_tokens: Count = 16384
+    max_tokens: Count | None = None
     packed: bool | None = None
     gradient_checkpointing: bool = False
     max_skipped: Count = 3

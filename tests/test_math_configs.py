@@ -22,6 +22,7 @@ from rlkit.data.curriculum import ZeroVariance
 from rlkit.data.render import load_template
 from rlkit.data.sets import find_set, is_named
 from rlkit.data.tiny import make_tiny
+from rlkit.learner.plan import micro_batch
 from rlkit.objective.oracle import dishonest, examine_all
 from rlkit.types import Prompt
 from tests.data.tables import TABLES
@@ -105,7 +106,9 @@ def test_it_fits_the_real_model_and_the_hardware(path: Path, tmp_path: Path) -> 
         <= context_length(run, [longest], str(tmp_path))
         <= config.max_position_embeddings
     )
-    assert run.learner.max_tokens >= run.data.max_prompt_tokens + response  # the longest row is one micro-batch
+    assert (
+        micro_batch(run.learner.max_tokens, "cuda") >= run.data.max_prompt_tokens + response
+    )  # the longest row is one micro-batch
     for spec in run.rewards:
         assert spec.args.get("limit", response) == response
     for term in run.objective:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rlkit.cluster.watch import one_line
 from rlkit.errors import EngineError, NumericsError, RunError
-from rlkit.learner.plan import cut, optimizer_steps
+from rlkit.learner.plan import cut, micro_batch, optimizer_steps
 from rlkit.run import Run
 from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
 
@@ -115,6 +115,7 @@ class LearnerGroup:
         self._buckets: dict[bool, list[tuple[list[str], int]]] = {}
         self.ready: dict[str, Any] = workers.call("ready")[0]
         self.packed = self.ready["layout"] == "packed"
+        self.max_tokens = micro_batch(run.learner.max_tokens, self.ready["device"])
         self.lock, self.moved = threading.RLock(), True
 
     def call(self, method: str, *args: Any, each: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
@@ -126,7 +127,7 @@ class LearnerGroup:
         """The batch with ``logp[...]`` (``old``, ``ref``) and ``value`` for the names in ``which``."""
         if not which:
             return b
-        shards, rows = cut(b, self.workers.size, self.run.learner.max_tokens, self.packed)
+        shards, rows = cut(b, self.workers.size, self.max_tokens, self.packed)
         results = self.call("annotate", each=[(micros, tuple(which)) for micros in shards])
         start = torch.bincount(b.seq, minlength=b.S).cumsum(0)
         start = torch.cat([start.new_zeros(1), start])
@@ -163,7 +164,7 @@ class LearnerGroup:
             epochs=section.epochs,
             count=section.minibatches,
             ranks=self.workers.size,
-            max_tokens=section.max_tokens,
+            max_tokens=self.max_tokens,
             seed=seed,
             packed=self.packed,
         )

@@ -396,7 +396,7 @@ class Learner:
         """What was built; asked once, at the start."""
         trainable = sum(numel(p) for p in self.policy.parameters() if p.requires_grad)
         return {
-            "device": str(self.device),
+            "device": self.device.type,
             "parameters": sum(numel(p) for p in self.policy.parameters()),
             "trainable": trainable,
             "layout": self.layout,

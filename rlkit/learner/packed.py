@@ -199,7 +199,8 @@ def mask(
 ) -> Tensor | None:
     """What transformers hands :func:`attention` for rows that are padded on the left (``attention_mask`` ``[R, kv_length]``).
 
-    Made once a pass. For several new tokens a row ``[R, 1, T, S]``, true where they attend, and for one ``[R, 1, 1, S]``, what is added to its scores.
+    Made once a pass. For several new tokens a row ``[R, 1, T, S]``, true where they attend; for one ``[R, 1, 1, S]``, what is added to its
+    scores.
     """
     if attention_mask is None:
         return None

@@ -15,6 +15,13 @@ from torch import Tensor
 from rlkit.objective import Term, is_marking, normalise
 from rlkit.types import Batch
 
+MICRO_BATCH = {"cpu": 768, "cuda": 16384}  # tokens where nothing is set: fewer are slower (docs/planning.md)
+
+
+def micro_batch(max_tokens: int | None, device: str) -> int:
+    """``learner.max_tokens``, or what fits the kind of device that learners run on."""
+    return MICRO_BATCH[device] if max_tokens is None else max_tokens
+
 
 def minibatches(b: Batch, epochs: int, count: int, seed: int) -> list[Tensor]:
     """Row indices of each optimizer step: ``count`` minibatches an epoch, fewer if there are fewer prompt groups (never split)."""

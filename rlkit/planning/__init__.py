@@ -1,5 +1,6 @@
 """What a run needs before it starts: memory, seconds, the layout that fits, and how it grows. ``rlkit plan CONFIG``."""
 
+from rlkit.planning.here import HerePlan, Machine, plan_here
 from rlkit.planning.layout import Plan, Planner, grow, plan
 from rlkit.planning.memory import Shape, Sharding, engine_memory, learner_memory, shape
 from rlkit.planning.simulate import (
@@ -12,7 +13,7 @@ from rlkit.planning.simulate import (
     calibrate,
     simulate,
 )
-from rlkit.planning.speed import GPUS, Assumptions, Gpu, find_gpu
+from rlkit.planning.speed import GPUS, Assumptions, Gpu, find_gpu, local_gpus
 
 __all__ = [
     "GPUS",
@@ -20,8 +21,10 @@ __all__ = [
     "Calibration",
     "EngineModel",
     "Gpu",
+    "HerePlan",
     "LearnerModel",
     "LogNormal",
+    "Machine",
     "Plan",
     "Planner",
     "Shape",
@@ -33,7 +36,9 @@ __all__ = [
     "find_gpu",
     "grow",
     "learner_memory",
+    "local_gpus",
     "plan",
+    "plan_here",
     "shape",
     "simulate",
 ]

@@ -13,8 +13,11 @@ from typing import Any
 
 from rlkit.build import alphabet, before_update, needed
 from rlkit.config import locate
-from rlkit.data.tiny import make_tiny
-from rlkit.errors import ConfigError
+from rlkit.data.prompts import load_prompts
+from rlkit.data.tiny import make_tiny, make_tokenizer
+from rlkit.errors import ConfigError, InputError
+from rlkit.learner.model import load_tokenizer
+from rlkit.learner.plan import micro_batch
 from rlkit.learner.reference import Frozen, Served
 from rlkit.objective.full_vocab import FullDivergence
 from rlkit.planning import speed
@@ -24,6 +27,7 @@ from rlkit.planning.speed import Assumptions, Gpu, find_gpu
 from rlkit.run import Run
 
 SIZES = tuple(2**k for k in range(11))
+FIRST_ROWS = 256  # prompts whose lengths are measured
 
 
 @dataclass(frozen=True)
@@ -121,10 +125,17 @@ class Planner:
         self.shape = shape(own, run.peft, "value" in need)
         plain = self.shape if run.peft is None else shape(own)
         self.limit = run.sampling.max_tokens if run.rollout.lengths is None else run.rollout.lengths.limits[-1]
-        self.longest = min(run.rollout.max_model_len or self.shape.context, run.data.max_prompt_tokens + self.limit)
-        self.prompt = (
-            prompt_tokens if prompt_tokens is not None else assumptions.prompt_share * run.data.max_prompt_tokens
-        )
+        self.max_tokens = micro_batch(run.learner.max_tokens, "cuda")
+        found = prompt_lengths(run) if prompt_tokens is None else []
+        self.measured = len(found) or None  # prompts
+        self.prompt_longest = max(found, default=run.data.max_prompt_tokens)
+        self.longest = min(run.rollout.max_model_len or self.shape.context, self.prompt_longest + self.limit)
+        if prompt_tokens is not None:
+            self.prompt = prompt_tokens
+        elif found:
+            self.prompt = sum(found) / len(found)
+        else:
+            self.prompt = assumptions.prompt_share * run.data.max_prompt_tokens
         self.mean = mean_length if mean_length is not None else max(1.0, assumptions.mean_share * self.limit)
         self.entropy = "entropy" in need
         self.whole = any(isinstance(t, FullDivergence) for t in run.objective)
@@ -168,6 +179,12 @@ class Planner:
             )
             return AutoConfig.from_pretrained(folder)
 
+    def known(self, prompt_tokens: float | None) -> str:
+        """Where the length of prompts is from."""
+        if prompt_tokens is not None:
+            return "given"
+        return "assumed" if self.measured is None else f"measured on {self.measured} prompts"
+
     def asked(self) -> Layout:
         """The layout that the run's configuration says."""
         run, c = self.run, self.run.cluster
@@ -178,7 +195,7 @@ class Planner:
             c.tensor_parallel if c else 1,
             Sharding.of(run.deepspeed, ranks),
             run.learner.gradient_checkpointing,
-            run.learner.max_tokens,
+            self.max_tokens,
             float(run.vllm.get("gpu_memory_utilization", 0.92)),
             c is None,
         )
@@ -187,8 +204,8 @@ class Planner:
         """All layouts of ``gpus`` devices that are worth a look."""
         run, s = self.run, self.shape
         base, per_node = Sharding.of(run.deepspeed or {}, 1), self.per_node
-        floor = min(self.longest, run.learner.max_tokens)  # one row is never cut
-        sizes = sorted({max(floor, run.learner.max_tokens >> k) for k in range(12)}, reverse=True)
+        floor = min(self.longest, self.max_tokens)  # one row is never cut
+        sizes = sorted({max(floor, self.max_tokens >> k) for k in range(12)}, reverse=True)
         utilization = float(run.vllm.get("gpu_memory_utilization", 0.92))
         places: list[tuple[int, int, int, float, bool]] = []
         if gpus == 1:
@@ -329,6 +346,20 @@ class Planner:
             self._found[key] = simple, min(all_of, key=lambda e: max(0.0, e.learner.over) + max(0.0, e.engine.over))
         best, closest = self._found[key]
         return best and self.estimate(best.layout), closest
+
+
+def prompt_lengths(run: Run) -> list[int]:
+    """Tokens of the first prompts; none where the tokenizer or the data cannot be had from here."""
+    data = dataclasses.replace(run.data, size=min(run.data.size or FIRST_ROWS, FIRST_ROWS))
+    try:
+        tokenizer = (
+            make_tokenizer(alphabet(run))
+            if run.model.path is None
+            else load_tokenizer(str(locate(run.model.path, run.base)))
+        )
+        return [len(p.token_ids) for p in load_prompts(data, "train", tokenizer, base=run.base)]
+    except (InputError, OSError):
+        return []
 
 
 @dataclass(frozen=True)
@@ -498,7 +529,7 @@ def plan(
     best, closest = p.search(nodes * gpus_per_node)
     x = asked.layout
     lengths = (
-        f"prompts of {p.prompt:.0f} tokens ({'given' if prompt_tokens is not None else 'assumed'}), responses of {p.mean:.0f} "
+        f"prompts of {p.prompt:.0f} tokens ({p.known(prompt_tokens)}), responses of {p.mean:.0f} "
         f"({'given' if mean_length is not None else 'assumed'}), at most {p.longest} together"
     )
     return Plan(

@@ -25,6 +25,7 @@ def probe(run: Run) -> str:
     from rlkit.config import locate
     from rlkit.data.tiny import make_tiny
     from rlkit.learner.learner import Learner
+    from rlkit.learner.plan import micro_batch
     from rlkit.objective import normalise
     from rlkit.types import Batch, Prompt, Rollout
 
@@ -52,7 +53,8 @@ def probe(run: Run) -> str:
         run.data.max_prompt_tokens + response,
         getattr(learner.policy.base.config, "max_position_embeddings", 1 << 30),
     )
-    rows = max(1, min(run.learner.max_tokens // longest, run.rollout.prompts * run.rollout.n))
+    most = micro_batch(run.learner.max_tokens, device.type)
+    rows = max(1, min(most // longest, run.rollout.prompts * run.rollout.n))
     rng, vocabulary = random.Random(0), learner.policy.base.config.vocab_size
     prompt = [rng.randrange(vocabulary) for _ in range(max(1, longest - response))]
     tokens = longest - len(prompt)

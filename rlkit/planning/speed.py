@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlkit.errors import ConfigError
 from rlkit.planning.memory import BYTES, GIB, Shape, Sharding
@@ -73,6 +73,19 @@ def find_gpu(name: str) -> Gpu:
             + f" There are {', '.join(GPUS)} and sizes like 80GB; in Python give plan(gpu=Gpu(...))."
         )
     return GPUS[known[key]]
+
+
+def local_gpus() -> tuple[Gpu, int] | None:
+    """This machine's GPUs and how many there are, or None. One that is not in :data:`GPUS` is taken for an L40S with its own memory."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    found = torch.cuda.get_device_properties(0)
+    row = next((g for g in GPUS.values() if g.name.split("-")[0] in found.name.replace(" ", "").upper()), GPUS["L40S"])
+    return replace(
+        row, name=f"{found.name} (this machine)", memory=float(found.total_memory)
+    ), torch.cuda.device_count()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from rlkit.learner.endings import Endings
 from rlkit.learner.export import stored
 from rlkit.learner.head import CHUNK_ELEMENTS
 from rlkit.learner.model import PolicyModel, evaluate_new, load_for, load_tokenizer
-from rlkit.memory import peak
+from rlkit.memory import peak, release
 from rlkit.rollout.cache import make_cache
 from rlkit.rollout.draw import sample
 from rlkit.rollout.engine import Pending, UpdateMode, check_length, request_seed
@@ -111,6 +111,7 @@ class HFEngine:
                     for r in batch:
                         r.future.set_exception(error)
                 self._busy += time.perf_counter() - start
+            release()  # the cache was this thread's; what trains next allocates in another one
             if None in waiting:
                 return
 

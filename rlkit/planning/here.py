@@ -1,0 +1,246 @@
+"""What a run needs on the machine that it is planned on, where that has no GPU: memory of every process by role, seconds of a step."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rlkit.learner.head import CPU_ELEMENTS
+from rlkit.learner.learner import BUCKET_BYTES
+from rlkit.learner.plan import micro_batch
+from rlkit.memory import resident
+from rlkit.planning.layout import Planner
+from rlkit.planning.memory import (
+    BYTES,
+    GIB,
+    Budget,
+    Shape,
+    Sharding,
+    activations,
+    layer_backward,
+    saved,
+    states,
+)
+from rlkit.planning.speed import GPUS, Assumptions, forward_flops, update_flops
+from rlkit.rollout.hf import MAX_ROWS
+from rlkit.run import Run
+
+MIB = 1 << 20
+GENERATE, UPDATE = 0.75, 0.8  # shares of a plain product's FLOP/s that these stages reach (benchmarks/generation.py)
+BANDWIDTH = 8e9  # bytes/s of an optimizer step, which reads and writes 28 bytes a parameter
+LIBRARIES = {"vllm": 900 * MIB, "deepspeed": 250 * MIB, "ray": 150 * MIB}  # what they add to a process beside torch
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine without GPUs.
+
+    Attributes:
+        memory: bytes that its processes may hold. flops: FLOP/s of a float32 product on all cores.
+        process: bytes of a Python process that has loaded torch and transformers, and no model.
+    """
+
+    memory: float
+    cores: int
+    flops: float
+    process: float
+
+    @classmethod
+    def here(cls) -> Machine:
+        """What is measured on this one, now."""
+        import transformers  # noqa: F401  # for what it takes
+
+        return cls(memory_limit(), os.cpu_count() or 1, _product(), resident() * MIB)
+
+
+def memory_limit(meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys/fs/cgroup/memory.max")) -> float:
+    """The machine's memory, or its container's share."""
+    if meminfo.exists():
+        total = next(float(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if "MemTotal" in line)
+    else:
+        total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    said = limit.read_text().strip() if limit.exists() else "max"
+    return total if said == "max" else min(total, float(said))
+
+
+def _product(n: int = 1024) -> float:
+    """FLOP/s: the best of a few products of ``n`` by ``n`` matrices."""
+    x, best = torch.ones(n, n), math.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        torch.mm(x, x)
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+@dataclass(frozen=True)
+class HerePlan:
+    """The report; ``print(plan)``. ``processes``: the memory of each process that holds a model, and how many of them there are."""
+
+    run: Run
+    machine: Machine
+    shape: Shape
+    lengths: str
+    micro: str
+    processes: tuple[tuple[Budget, int], ...]
+    driver: float
+    seconds: Mapping[str, float]
+
+    @property
+    def peak(self) -> float:
+        """Bytes of all processes, each at its own peak."""
+        return self.driver + sum(b.peak * n for b, n in self.processes)
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.machine.memory
+
+    def __str__(self) -> str:
+        s, m = self.shape, self.machine
+        lora = f", {s.trainable / 1e6:.1f} M of them trained (LoRA)" if s.lora else ""
+        out = [
+            f"{self.run.name}: {s.parameters / 1e9:.4f} B parameters{lora}, {self.run.model.dtype}, {s.layers} layers, hidden {s.hidden}, "
+            f"vocabulary {s.vocab}",
+            f"this machine: {m.memory / GIB:.1f} GiB, {m.cores} cores, {m.flops / 1e9:.0f} GFLOP/s measured, no GPU (--gpu plans others)",
+            f"{self.lengths}; {self.micro}",
+            "",
+        ]
+        for budget, count in self.processes:
+            out.append(f"{count} x {budget}" if count > 1 else str(budget))
+            phases = {name: sum(parts.values()) for name, parts in budget.phases.items()}
+            out.append("    peak by stage: " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in phases.items()))
+        if self.driver:
+            out.append(f"driver: {self.driver / GIB:.2f} GiB")
+        verdict = "fits" if self.fits else "TOO LARGE"
+        total = sum(self.seconds.values())
+        return "\n".join(
+            [
+                *out,
+                f"together {self.peak / GIB:.2f} of {m.memory / GIB:.2f} GiB: {verdict}",
+                f"one step about {total:.0f} s: " + ", ".join(f"{k} {v:.1f}" for k, v in self.seconds.items()),
+                "",
+                f"Assumed, not measured: {GENERATE:.0%} (generate) and {UPDATE:.0%} (annotate, update) of the measured FLOP/s, "
+                f"{BANDWIDTH / 1e9:g} GB/s in the optimizer. Rewards, evaluation and checkpoints take no time and no memory here.",
+            ]
+        )
+
+
+def plan_here(run: Run, machine: Machine | None = None, *, prompt_tokens: float | None = None) -> HerePlan:
+    """What ``run`` needs on a machine without GPUs (null: this one), in one process or on a Ray of its own, when all responses are as long
+    as they may be.
+
+    Raises:
+        ConfigError: a model that cannot be planned.
+    """
+    machine = machine or Machine.here()
+    p = Planner(run, GPUS["H100"], 1, None, prompt_tokens, None, Assumptions())
+    s, size, c = p.shape, BYTES[run.model.dtype], run.cluster
+    ranks, engines = (c.learners, c.engines) if c else (1, 1)
+    rows, n, limit = run.rollout.prompts * run.rollout.n, run.rollout.n, p.limit
+    packed = run.learner.packed is not False and run.model.attention is None
+    # Tokens of a prompt group: packed, its prompt counts once; padded, every row is as long as the longest.
+    group = p.prompt + n * limit if packed else n * p.longest
+    most = micro_batch(run.learner.max_tokens, "cpu")
+    share = math.ceil(run.rollout.prompts / run.learner.minibatches / ranks)
+    micros = max(1, math.ceil(share * group / most))
+    tokens = max(min(most, math.ceil(share / micros) * group), float(p.longest if not packed else p.prompt + limit))
+    actions = tokens * n * limit / group
+    learner = _learner(p, Sharding.of(run.deepspeed, ranks), size, tokens, actions)
+    engine = _engine(p, size, min(rows / engines, MAX_ROWS))
+
+    def libraries(*names: str) -> dict[str, float]:
+        return {"Python, torch and other libraries": machine.process + sum(LIBRARIES[k] for k in names)}
+
+    learns = ("deepspeed",) if run.deepspeed is not None else ()
+    samples = ("vllm",) if run.rollout.engine == "vllm" else ()
+    if c is None:
+        stays = {**libraries(*learns, *samples), **learner.pop("always"), **engine.pop("always")}
+        phases = {**engine, **learner}
+        processes: tuple[tuple[Budget, int], ...] = ((_budget("this process", machine, stays, phases), 1),)
+    else:
+        own = (
+            {**libraries("ray", *learns), **learner.pop("always")},
+            {**libraries("ray", *samples), **engine.pop("always")},
+        )
+        processes = (
+            (_budget("learner process", machine, own[0], learner), ranks),
+            (_budget("engine process", machine, own[1], engine), engines),
+        )
+    total, length = run.rollout.prompts * group, p.prompt + limit
+    prefill = forward_flops(s, run.rollout.prompts * p.prompt, run.rollout.prompts, p.prompt)
+    decode = forward_flops(s, rows * limit, rows * limit, length)
+    annotate = p.passes * forward_flops(s, total, rows * limit, length)
+    update = run.learner.epochs * update_flops(s, total, rows * limit, length, run.learner.gradient_checkpointing)
+    optimizer = run.learner.epochs * run.learner.minibatches * 28 * s.trainable / BANDWIDTH
+    seconds = {
+        "generate": (prefill + decode) / machine.flops / GENERATE,
+        "annotate": annotate / machine.flops / UPDATE,
+        "update": update / machine.flops / UPDATE + optimizer,
+    }
+    return HerePlan(
+        run,
+        machine,
+        s,
+        f"prompts of {p.prompt:.0f} tokens ({p.known(prompt_tokens)}), responses of up to {limit}",
+        f"micro-batches of {tokens:.0f} tokens ({'learner.max_tokens' if run.learner.max_tokens else 'automatic: at most'} {most})",
+        processes,
+        0.0 if c is None else machine.process + LIBRARIES["ray"],
+        seconds,
+    )
+
+
+def _budget(
+    role: str, machine: Machine, stays: Mapping[str, float], phases: Mapping[str, Mapping[str, float]]
+) -> Budget:
+    return Budget(role, machine.memory, {name: {**stays, **extra} for name, extra in phases.items()})
+
+
+def _learner(p: Planner, sharding: Sharding, size: int, tokens: float, actions: float) -> dict[str, dict[str, float]]:
+    """What a rank always holds, and what each of its stages adds. Offloaded states stay in the same memory here."""
+    s, run = p.shape, p.run
+    kept, _, host = states(s, sharding, size)
+    always = {k: v for k, v in kept.items() if k != "gradients"}
+    if "reduce buckets" in always:  # memory that is never written to takes no room on a CPU
+        always["reduce buckets"] = min(always["reduce buckets"], float(size * s.trainable))
+    always |= {"states of the optimizer (offloaded)": host} if host else {}
+    for name, (a, _) in p.anchors.items():
+        always[f"{name} (a second model)"] = float(size * a.parameters)
+    gradients = {"gradients": kept["gradients"]} if "gradients" in kept else {}
+    shapes = {"longest": p.longest, "attention": run.model.attention}
+    checkpointing = run.learner.gradient_checkpointing
+    forward = activations(s, tokens, actions, size, checkpointing=checkpointing, **shapes)
+    backward = layer_backward(s, tokens, size, checkpointing=checkpointing, **shapes)
+    tiles = {"tiles of logits": CPU_ELEMENTS * (4.0 + 4 * p.entropy)}
+    one = {"gradient of the output layer's weight": 0.0 if s.lora else float(s.head * size)}
+    return {
+        "always": always,
+        "annotate": {"one layer without gradient": saved(s, tokens, size, **shapes), **tiles},
+        "update": {**gradients, **forward, **backward, **tiles, **one},
+        # torch steps through one parameter after the other on CPUs.
+        "optimizer step": {**gradients, "temporaries of AdamW": 3 * 4.0 * min(s.trainable, max(s.largest, s.head))},
+        "weight sync": {
+            "merged weights of a bucket": 2.0 * max(BUCKET_BYTES, size * s.head) if s.lora or run.cluster else 0.0
+        },
+    }
+
+
+def _engine(p: Planner, size: int, rows: float) -> dict[str, dict[str, float]]:
+    """What an engine always holds, and what generating adds."""
+    s, run = p.shape, p.run
+    length = p.prompt_longest + p.limit
+    always = {"engine's weights": float(size * s.parameters)}
+    if run.rollout.engine == "vllm":
+        always["engine's KV cache"] = float(run.vllm.get("kv_cache_memory_bytes", 64 << 20))
+        return {"always": always, "generate": {"logits and probabilities": 4 * 4.0 * rows * s.vocab}}
+    room = length + max(32, p.prompt_longest / 2)  # buffers grow by half of what is needed
+    cache = rows * min(room, 1.5 * length) * s.kv_bytes(size)
+    return {
+        "always": always,
+        "generate": {"keys and values": cache, "logits and probabilities": 4 * 4.0 * rows * s.vocab},
+    }
