@@ -507,11 +507,13 @@ def make_engine(
     max_model_len: int,
     options: dict[str, Any],
     tensor_parallel: int,
+    lm: Any = None,
 ) -> Any:
+    """``lm``: a learner's model in this process, which a Hugging Face engine generates with."""
     if kind == "hf":
         from rlkit.rollout.hf import HFEngine
 
-        return HFEngine(model_path, dtype=dtype, max_model_len=max_model_len)
+        return HFEngine(model_path, dtype=dtype, max_model_len=max_model_len, lm=lm)
     from rlkit.rollout.vllm import VLLMEngine
 
     return VLLMEngine(
@@ -708,6 +710,14 @@ def before_update(run: Run, need: frozenset[str]) -> tuple[str, ...]:
     return (*old, *(name for name in ("ref", "teacher", "value") if name in need))
 
 
+def shares_weights(run: Run) -> bool:
+    """Whether engine and learner use one copy of the weights: in one process, where the model that is trained can generate as it is.
+
+    An adapter is merged for engines, because it would cost every token of every response.
+    """
+    return run.cluster is None and run.rollout.engine == "hf" and run.deepspeed is None and run.peft is None
+
+
 def _workers(
     run: Run, model_path: str, need: frozenset[str], max_model_len: int, folder: Path, log: RunLog
 ) -> tuple[LearnerGroup, EngineGroup]:
@@ -729,9 +739,10 @@ def _workers(
         from rlkit.learner.learner import Learner
 
         log.say(f"Starting in this process: {run.rollout.engine} engine, {trainer} learner ...")
-        learner = LocalWorkers(Learner(run, model_path, need))
-        engine = LocalWorkers(make_engine(model_path, **options))
-        groups = LearnerGroup(learner, run, need), EngineGroup(engine)
+        learner = Learner(run, model_path, need)
+        lm = learner.policy.base if shares_weights(run) else None
+        engine = make_engine(model_path, **options, lm=lm)
+        groups = LearnerGroup(LocalWorkers(learner), run, need), EngineGroup(LocalWorkers(engine))
     else:
         from rlkit.cluster.ray import check_shared
         from rlkit.cluster.ray import start as start_on_ray

@@ -7,12 +7,13 @@ not depend on what it was batched with.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import queue
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -65,11 +66,16 @@ def _batches(requests: Sequence[_Request]) -> list[list[_Request]]:
 
 
 class HFEngine:
-    """See :class:`rlkit.rollout.engine.Engine`. Requests with different sampling settings run one after the other."""
+    """See :class:`rlkit.rollout.engine.Engine`. Requests with different sampling settings run one after the other.
 
-    def __init__(self, model: str, *, dtype: str = "float32", max_model_len: int = 1024) -> None:
+    ``lm``: the model of a learner in this process, on this device. The engine then has no weights of its own: a weight update only gives
+    them their version, and nobody may train while a request runs.
+    """
+
+    def __init__(self, model: str, *, dtype: str = "float32", max_model_len: int = 1024, lm: Any = None) -> None:
         self.device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-        self.lm = self._load(model, getattr(torch, dtype))
+        self.shared = lm is not None
+        self.lm = lm if self.shared else self._load(model, getattr(torch, dtype))
         self.tokenizer = load_tokenizer(model)
         self.endings = Endings.of(model, self.tokenizer)
         self.limit, self.version = max_model_len, 0
@@ -87,6 +93,17 @@ class HFEngine:
         lm, _ = load_for(model, dtype, packed.NAME if self.device.type == "cpu" else None)
         return lm.to(self.device).eval().requires_grad_(False)
 
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        """Inside, weights stay as they are, and the model, which somebody else may train, infers."""
+        with self._lock, torch.no_grad():
+            training = self.lm.training
+            self.lm.eval()
+            try:
+                yield
+            finally:
+                self.lm.train(training)
+
     def generate(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
         check_length(prompt, sampling, self.limit)
         request = _Request(prompt, n, sampling, Future())
@@ -103,7 +120,7 @@ class HFEngine:
             for batch in _batches([r for r in waiting if r is not None]):
                 start = time.perf_counter()
                 try:
-                    with self._lock, torch.no_grad():
+                    with self._running():
                         results = self._run(batch)
                     for r, group in zip(batch, results, strict=True):
                         r.future.set_result(group)
@@ -201,7 +218,7 @@ class HFEngine:
         if self._policy is None:
             self._policy = PolicyModel(self.lm)
         b = Batch.from_rollouts(rollouts).map(lambda t: t.to(self.device))
-        with self._lock, torch.no_grad():
+        with self._running():
             logp = evaluate_new(self._policy, b, Sampling(), frozenset()).logp
         return [x.tolist() for x in logp.split(torch.bincount(b.seq, minlength=b.S).tolist())]
 
@@ -211,7 +228,7 @@ class HFEngine:
             self._policy = PolicyModel(self.lm)
         b = Batch.from_rollouts(rollouts).map(lambda t: t.to(self.device))
         assert b.ids is not None and b.length is not None and b.action is not None
-        with self._lock, torch.no_grad():
+        with self._running():
             hidden = self._policy.hidden(b.ids, b.length, b.action, b.group)[b.action - 1]
             head = self._policy.output.over(hidden)
             size = max(1, CHUNK_ELEMENTS // head.classes)
@@ -226,6 +243,8 @@ class HFEngine:
         self._lock.acquire()  # a running batch always finishes first
 
     def load(self, tensors: Mapping[str, Any]) -> None:
+        if self.shared:
+            return  # it is what is trained
         named = stored(self.lm)
         with torch.no_grad():
             for name, value in tensors.items():

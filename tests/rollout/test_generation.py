@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import rlkit as rk
+from rlkit.build import build, shares_weights
 from rlkit.learner import packed
+from rlkit.objective.penalties import with_advantages
 from rlkit.rollout.hf import HFEngine
-from rlkit.types import Prompt, Rollout, Sampling
+from rlkit.types import Batch, Prompt, Rollout, Sampling
 
 PROMPTS = [Prompt(str(i), tuple(range(3, 4 + size)), "") for i, size in enumerate((0, 1, 9, 5))]  # padded by 0 to 9
 
@@ -33,6 +37,31 @@ def test_generates_what_the_librarys_attention_generates(tiny: Path, temperature
     finally:
         engine.close()
         plain.close()
+
+
+def test_a_learner_and_an_engine_share_one_model(small: dict[str, Any]) -> None:
+    with build(rk.load({**small, "learner": {"lr": 1e-2, "gradient_checkpointing": True}}), quiet=True) as p:
+        engine, learner = p.engines.workers.worker, p.learners.workers.worker
+        assert engine.lm is learner.policy.lm
+        p.sync.publish(0)
+        for version in (1, 2):  # generates, trains, and generates with what was trained
+            rollouts = p.collector.next(version - 1)
+            assert learner.policy.lm.training and {v for r in rollouts for v in r.version} == {version - 1}
+            for mine, its in zip(rollouts, p.learners.logprobs(rollouts), strict=True):
+                assert mine.logp == pytest.approx(its, abs=1e-5)
+            batch = p.learners.annotate(Batch.from_rollouts(rollouts), p.before_update)
+            batch = with_advantages(batch, p.run.advantage, p.run.reward_penalties, p.penalties.values())
+            before = learner.policy.base.get_input_embeddings().weight.detach().clone()
+            p.learners.update(batch, p.terms.values(), seed=version)
+            assert not torch.equal(before, learner.policy.base.get_input_embeddings().weight)
+            p.sync.publish(version)
+
+
+@pytest.mark.parametrize(
+    "other", [{"peft": {"r": 2, "target_modules": "all-linear"}}, {"cluster": {}}, {"deepspeed": {}}]
+)
+def test_an_engine_has_weights_of_its_own_elsewhere(small: dict[str, Any], other: dict[str, Any]) -> None:
+    assert shares_weights(rk.load(small)) and not shares_weights(rk.load({**small, **other}))
 
 
 def test_a_token_attends_to_what_its_row_holds_and_to_no_padding() -> None:
