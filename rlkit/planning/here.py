@@ -35,6 +35,9 @@ from rlkit.run import Run
 MIB = 1 << 20
 GENERATE, UPDATE = 0.75, 0.8  # shares of a plain product's FLOP/s that these stages reach (benchmarks/generation.py)
 BANDWIDTH = 8e9  # bytes/s of an optimizer step, which reads and writes 28 bytes a parameter
+# What a pass leaves unused in the heap, as a share of what it keeps, measured with glibc: keys that responses share are copied for each of
+# them; adapters free two results of every layer between tensors that stay.
+HEAP = {"full": 0.25, "lora": 0.95}
 LIBRARIES = {"vllm": 900 * MIB, "deepspeed": 250 * MIB, "ray": 150 * MIB}  # what they add to a process beside torch
 
 
@@ -162,6 +165,8 @@ def plan_here(run: Run, machine: Machine | None = None, *, prompt_tokens: float 
     samples = ("vllm",) if run.rollout.engine == "vllm" else ()
     if c is None:
         stays = {**libraries(*learns, *samples), **learner.pop("always"), **engine.pop("always")}
+        # The learner's stages and the engine's follow one another: an update's heap is still there while the engine generates.
+        engine["generate"] |= learner.pop("after an update")
         phases = {**engine, **learner}
         processes: tuple[tuple[Budget, int], ...] = ((_budget("this process", machine, stays, phases), 1),)
     else:
@@ -217,12 +222,14 @@ def _learner(p: Planner, sharding: Sharding, size: int, tokens: float, actions: 
     checkpointing = run.learner.gradient_checkpointing
     forward = activations(s, tokens, actions, size, checkpointing=checkpointing, **shapes)
     backward = layer_backward(s, tokens, size, checkpointing=checkpointing, **shapes)
+    heap = {"unused parts of the heap": HEAP["lora" if s.lora else "full"] * sum(forward.values())}
     tiles = {"tiles of logits": CPU_ELEMENTS * (4.0 + 4 * p.entropy)}
     one = {"gradient of the output layer's weight": 0.0 if s.lora else float(s.head * size)}
     return {
         "always": always,
         "annotate": {"one layer without gradient": saved(s, tokens, size, **shapes), **tiles},
-        "update": {**gradients, **forward, **backward, **tiles, **one},
+        "update": {**gradients, **forward, **heap, **backward, **tiles, **one},
+        "after an update": {"freed, not yet given back": sum((forward | heap).values())},
         # torch steps through one parameter after the other on CPUs.
         "optimizer step": {**gradients, "temporaries of AdamW": 3 * 4.0 * min(s.trainable, max(s.largest, s.head))},
         "weight sync": {
@@ -234,13 +241,14 @@ def _learner(p: Planner, sharding: Sharding, size: int, tokens: float, actions: 
 def _engine(p: Planner, size: int, rows: float) -> dict[str, dict[str, float]]:
     """What an engine always holds, and what generating adds."""
     s, run = p.shape, p.run
-    length = p.prompt_longest + p.limit
+    length = p.prompt + p.limit
     always = {"engine's weights": 0.0 if shares_weights(run) else float(size * s.parameters)}
     if run.rollout.engine == "vllm":
         always["engine's KV cache"] = float(run.vllm.get("kv_cache_memory_bytes", 64 << 20))
         return {"always": always, "generate": {"logits and probabilities": 4 * 4.0 * rows * s.vocab}}
-    room = length + max(32, p.prompt_longest / 2)  # buffers grow by half of what is needed
-    cache = rows * min(room, 1.5 * length) * s.kv_bytes(size)
+    cache = (
+        rows * max(length, p.prompt + max(32, p.prompt / 2)) * s.kv_bytes(size)
+    )  # buffers grow by half of what is needed
     return {
         "always": always,
         "generate": {"keys and values": cache, "logits and probabilities": 4 * 4.0 * rows * s.vocab},

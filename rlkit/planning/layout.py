@@ -230,7 +230,8 @@ class Planner:
         run, s, a, gpu, dtype = self.run, self.shape, self.a, self.gpu, self.run.model.dtype
         total = run.rollout.prompts * run.rollout.n
         engine_share = x.utilization * gpu.memory if x.shared else 0.0
-        rows = max(1.0, min(max(x.max_tokens, self.longest) / self.longest, math.ceil(total / x.learners)))
+        most = math.ceil(total / run.learner.minibatches / x.learners)
+        rows = max(1.0, min(max(x.max_tokens, self.longest) / self.longest, most))
         micro = rows * self.longest
         learner = learner_memory(
             s,
