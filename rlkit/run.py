@@ -119,7 +119,7 @@ class LearnerSection(Bounded):
         lr: peak learning rate. schedule: its shape after ``warmup_steps`` (linear warm-up), down to ``final_lr`` * lr.
         epochs, minibatches: optimizer steps a rollout batch = epochs * minibatches.
         max_tokens: tokens of one micro-batch on one rank, padding included; changes memory and speed, never the result. null: 16,384 on
-            GPUs, and on CPUs, which are nearly as fast with few, 768.
+            GPUs, and on CPUs, which are nearly as fast with few, as many of them as keep about 768 MiB for the backward pass.
         packed: micro-batches without padding, with prompts shared by their responses (:mod:`rlkit.learner.packed`). null: on CPUs, where it
             was measured to be faster, if the model allows it.
         max_skipped: a gradient that is not finite skips its optimizer step; so many in a row end the run.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rlkit.cluster.watch import one_line
 from rlkit.errors import EngineError, NumericsError, RunError
-from rlkit.learner.plan import cut, micro_batch, optimizer_steps
+from rlkit.learner.plan import cut, optimizer_steps
 from rlkit.run import Run
 from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
 
@@ -115,7 +115,7 @@ class LearnerGroup:
         self._buckets: dict[bool, list[tuple[list[str], int]]] = {}
         self.ready: dict[str, Any] = workers.call("ready")[0]
         self.packed = self.ready["layout"] == "packed"
-        self.max_tokens = micro_batch(run.learner.max_tokens, self.ready["device"])
+        self.max_tokens: int = self.ready["max_tokens"]
         self.lock, self.moved = threading.RLock(), True
 
     def call(self, method: str, *args: Any, each: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlkit.breakdown import add_gram, bad_gradients
 from rlkit.checkpoint import read_tensors, write_tensors
@@ -41,6 +41,7 @@ from rlkit.learner.model import (
     load_tokenizer,
     prove_logprobs,
 )
+from rlkit.learner.plan import micro_batch
 from rlkit.learner.reference import ReferenceState
 from rlkit.memory import Peaks
 from rlkit.objective import loss
@@ -69,6 +70,8 @@ class Learner:
                 raise ConfigError(f"learner.packed: {why}. Set learner.packed: false.")
             so_far = f"{self.layout}; " if self.layout.startswith("padded: ") else "padded: "
             self.attention, self.layout = run.model.attention, so_far + why
+        width = sum(m.out_features for m in lm.get_decoder().modules() if isinstance(m, nn.Linear))
+        self.max_tokens = micro_batch(run.learner.max_tokens, self.device.type, width)
         self.notes = [f"note: micro-batches are {self.layout}."] if ": " in self.layout else []
         self.policy, self.proof, self.exports = self._make_policy(lm)
         endings = Endings.of(model_path, load_tokenizer(model_path))
@@ -396,7 +399,8 @@ class Learner:
         """What was built; asked once, at the start."""
         trainable = sum(numel(p) for p in self.policy.parameters() if p.requires_grad)
         return {
-            "device": self.device.type,
+            "device": str(self.device),
+            "max_tokens": self.max_tokens,
             "parameters": sum(numel(p) for p in self.policy.parameters()),
             "trainable": trainable,
             "layout": self.layout,

@@ -15,12 +15,20 @@ from torch import Tensor
 from rlkit.objective import Term, is_marking, normalise
 from rlkit.types import Batch
 
-MICRO_BATCH = {"cpu": 768, "cuda": 16384}  # tokens where nothing is set: fewer are slower (docs/planning.md)
+MOST_TOKENS = 16384  # of a micro-batch where nothing is set
+KEPT = (
+    768 << 20
+)  # bytes that a micro-batch on a CPU may keep for its backward pass; more is no faster there (docs/planning.md)
 
 
-def micro_batch(max_tokens: int | None, device: str) -> int:
-    """``learner.max_tokens``, or what fits the kind of device that learners run on."""
-    return MICRO_BATCH[device] if max_tokens is None else max_tokens
+def micro_batch(max_tokens: int | None, device: str, width: int) -> int:
+    """``learner.max_tokens``, or what suits the device (``cpu``, ``cuda``) and the model that learners train.
+
+    ``width``: outputs of all linear layers of the decoder for one token. About twice as many numbers are kept for the backward pass.
+    """
+    if max_tokens is not None:
+        return max_tokens
+    return MOST_TOKENS if device != "cpu" else max(256, min(MOST_TOKENS, KEPT // (2 * 4 * width)))
 
 
 def minibatches(b: Batch, epochs: int, count: int, seed: int) -> list[Tensor]:

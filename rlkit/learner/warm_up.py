@@ -14,7 +14,7 @@ from rlkit.errors import NumericsError
 from rlkit.learner.backend import TorchBackend
 from rlkit.learner.endings import Endings
 from rlkit.learner.model import PolicyModel, evaluate_new, load_for
-from rlkit.learner.plan import optimizer_steps
+from rlkit.learner.plan import MOST_TOKENS, optimizer_steps
 from rlkit.objective import loss
 from rlkit.objective.losses import NLL
 from rlkit.run import LearnerSection, WarmUp
@@ -71,7 +71,7 @@ def warm_up(
             (p, [*tokenizer(t, add_special_tokens=False)["input_ids"], end]) for p, t in zip(rows, texts, strict=True)
         ]
         [[micros]] = optimizer_steps(
-            demonstration_batch(pairs), objective, epochs=1, count=1, ranks=1, max_tokens=section.max_tokens, seed=0
+            demonstration_batch(pairs), objective, epochs=1, count=1, ranks=1, max_tokens=MOST_TOKENS, seed=0
         )
         value = 0.0
         for k, micro in enumerate(micros):

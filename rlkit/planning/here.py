@@ -150,7 +150,7 @@ def plan_here(run: Run, machine: Machine | None = None, *, prompt_tokens: float 
     packed = run.learner.packed is not False and run.model.attention is None
     # Tokens of a prompt group: packed, its prompt counts once; padded, every row is as long as the longest.
     group = p.prompt + n * limit if packed else n * p.longest
-    most = micro_batch(run.learner.max_tokens, "cpu")
+    most = micro_batch(run.learner.max_tokens, "cpu", s.width)
     share = math.ceil(run.rollout.prompts / run.learner.minibatches / ranks)
     micros = max(1, math.ceil(share * group / most))
     tokens = max(min(most, math.ceil(share / micros) * group), float(p.longest if not packed else p.prompt + limit))
@@ -218,16 +218,15 @@ def _learner(p: Planner, sharding: Sharding, size: int, tokens: float, actions: 
     for name, (a, _) in p.anchors.items():
         always[f"{name} (a second model)"] = float(size * a.parameters)
     gradients = {"gradients": kept["gradients"]} if "gradients" in kept else {}
-    shapes = {"longest": p.longest, "attention": run.model.attention}
-    checkpointing = run.learner.gradient_checkpointing
-    forward = activations(s, tokens, actions, size, checkpointing=checkpointing, **shapes)
-    backward = layer_backward(s, tokens, size, checkpointing=checkpointing, **shapes)
+    longest, attention, again = p.longest, run.model.attention, run.learner.gradient_checkpointing
+    forward = activations(s, tokens, actions, size, longest=longest, checkpointing=again, attention=attention)
+    backward = layer_backward(s, tokens, size, longest=longest, checkpointing=again, attention=attention)
     heap = {"unused parts of the heap": HEAP["lora" if s.lora else "full"] * sum(forward.values())}
     tiles = {"tiles of logits": CPU_ELEMENTS * (4.0 + 4 * p.entropy)}
     one = {"gradient of the output layer's weight": 0.0 if s.lora else float(s.head * size)}
     return {
         "always": always,
-        "annotate": {"one layer without gradient": saved(s, tokens, size, **shapes), **tiles},
+        "annotate": {"one layer without gradient": saved(s, tokens, size, longest, attention), **tiles},
         "update": {**gradients, **forward, **heap, **backward, **tiles, **one},
         "after an update": {"freed, not yet given back": sum((forward | heap).values())},
         # torch steps through one parameter after the other on CPUs.

@@ -125,7 +125,7 @@ class Planner:
         self.shape = shape(own, run.peft, "value" in need)
         plain = self.shape if run.peft is None else shape(own)
         self.limit = run.sampling.max_tokens if run.rollout.lengths is None else run.rollout.lengths.limits[-1]
-        self.max_tokens = micro_batch(run.learner.max_tokens, "cuda")
+        self.max_tokens = micro_batch(run.learner.max_tokens, "cuda", self.shape.width)
         found = prompt_lengths(run) if prompt_tokens is None else []
         self.measured = len(found) or None  # prompts
         self.prompt_longest = max(found, default=run.data.max_prompt_tokens)

@@ -46,6 +46,12 @@ class Shape:
     context: int
 
     @property
+    def width(self) -> int:
+        """Outputs of all linear layers of the decoder for one token."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return self.layers * (q + 2 * kv + 2 * self.hidden + 2 * self.intermediate)
+
+    @property
     def head(self) -> int:
         """Parameters of the output layer."""
         return self.vocab * self.hidden

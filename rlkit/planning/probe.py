@@ -25,7 +25,6 @@ def probe(run: Run) -> str:
     from rlkit.config import locate
     from rlkit.data.tiny import make_tiny
     from rlkit.learner.learner import Learner
-    from rlkit.learner.plan import micro_batch
     from rlkit.objective import normalise
     from rlkit.types import Batch, Prompt, Rollout
 
@@ -53,7 +52,7 @@ def probe(run: Run) -> str:
         run.data.max_prompt_tokens + response,
         getattr(learner.policy.base.config, "max_position_embeddings", 1 << 30),
     )
-    most = micro_batch(run.learner.max_tokens, device.type)
+    most = learner.max_tokens
     rows = max(1, min(most // longest, run.rollout.prompts * run.rollout.n))
     rng, vocabulary = random.Random(0), learner.policy.base.config.vocab_size
     prompt = [rng.randrange(vocabulary) for _ in range(max(1, longest - response))]

@@ -195,7 +195,7 @@ def test_annotated_log_probs_that_are_not_numbers_are_named(small: dict[str, Any
         """A learner with a reference that gives -inf for one token."""
 
         def ready(self) -> dict[str, Any]:
-            return {"layout": "padded"}
+            return {"layout": "padded", "max_tokens": 99}
 
         def annotate(self, micros: list[Batch], which: tuple[str, ...]) -> dict[str, Tensor]:
             first = torch.cat([m.seq == 0 for m in micros])

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 from transformers import LlamaConfig
 
 import rlkit as rk
+from rlkit.build import needed
 from rlkit.cli import main
 from rlkit.cluster.groups import LearnerGroup, LocalWorkers
-from rlkit.learner.plan import MICRO_BATCH
-from rlkit.planning import Machine, plan_here
+from rlkit.learner.learner import Learner
+from rlkit.learner.plan import KEPT, MOST_TOKENS, micro_batch
+from rlkit.planning import Machine, plan_here, shape
 from rlkit.planning.here import memory_limit
 from rlkit.planning.memory import GIB
 
@@ -103,12 +106,15 @@ def test_without_a_gpu_the_command_plans_this_machine(
     assert "measured on 40 prompts" in capsys.readouterr().out
 
 
-def test_learners_cut_what_suits_their_device(small: dict[str, Any]) -> None:
-    class Ready:
-        def ready(self) -> dict[str, Any]:
-            return {"layout": "packed", "device": "cpu"}
-
-    run = rk.load(small)
-    assert LearnerGroup(LocalWorkers(Ready()), run, frozenset()).max_tokens == MICRO_BATCH["cpu"]
-    set_ = run.replace(learner=dataclasses.replace(run.learner, max_tokens=99))
-    assert LearnerGroup(LocalWorkers(Ready()), set_, frozenset()).max_tokens == 99
+def test_learners_cut_what_suits_their_device_and_model(small: dict[str, Any], smollm2: str) -> None:
+    width = shape(smollm2).width
+    assert micro_batch(99, "cpu", width) == 99
+    assert micro_batch(None, "cuda", width) == micro_batch(None, "cpu", 100) == MOST_TOKENS
+    assert micro_batch(None, "cpu", width) == KEPT // (8 * 30 * (576 + 2 * 192 + 576 + 2 * 1536 + 576)) == 647
+    for given in (None, 99):
+        run = rk.load({**small, "learner": {"max_tokens": given}})
+        learner = Learner(run, str(run.model.path), needed(run))
+        outputs = shape(str(run.model.path)).width  # the planner's count is the model's
+        assert LearnerGroup(LocalWorkers(learner), run, needed(run)).max_tokens == micro_batch(given, "cpu", outputs)
+        counted = sum(m.out_features for m in learner.policy.base.get_decoder().modules() if isinstance(m, nn.Linear))
+        assert outputs == counted
