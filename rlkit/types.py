@@ -244,9 +244,12 @@ class Batch:
         return f"{token} of {who}"
 
     def check_finite(self) -> None:
-        """Raises NumericsError for a reward, advantage, value target or weight that is not finite; names its prompt."""
+        """Raises NumericsError for a reward, advantage, value target or weight that is not finite; names its prompt.
+
+        Rewards count where advantages were made of them: a batch without advantages may have none.
+        """
         bad = (self.source == SOURCES.index("policy")) & ~self.reward.isfinite()
-        if bool(bad.any()):
+        if self.adv is not None and bool(bad.any()):
             s = int(bad.nonzero()[0])
             raise NumericsError(
                 f"the reward of {self.place(s)} is {float(self.reward[s])} ({int(bad.sum())} such responses). Rewards must be finite: "

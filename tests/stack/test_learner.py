@@ -33,7 +33,16 @@ def batch(seed: int) -> Batch:
         for _ in range(3):
             T = r.randint(1, 12)
             rollouts.append(
-                Rollout(prompt, [r.randint(3, 13) for _ in range(T)], [True] * T, [-2.5] * T, [0] * T, "stop", group=g)
+                Rollout(
+                    prompt,
+                    [r.randint(3, 13) for _ in range(T)],
+                    [True] * T,
+                    [-2.5] * T,
+                    [0] * T,
+                    "stop",
+                    group=g,
+                    reward=0.0,
+                )
             )
     b = Batch.from_rollouts(rollouts)
     b = b.replace(adv=torch.randn(b.S, generator=torch.Generator().manual_seed(seed))[b.seq])
