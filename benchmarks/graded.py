@@ -45,7 +45,13 @@ class Case:
 
 def _integer(r: random.Random) -> Answer:
     n = r.choice((r.randint(2, 99), r.randint(100, 999), -r.randint(2, 60)))
-    return Answer("integer", str(n), (str(n), f"{n}", f"{n}.0" if r.random() < 0.2 else str(n)), (str(n + 1), str(-n), str(n * 10)), True)
+    return Answer(
+        "integer",
+        str(n),
+        (str(n), f"{n}", f"{n}.0" if r.random() < 0.2 else str(n)),
+        (str(n + 1), str(-n), str(n * 10)),
+        True,
+    )
 
 
 def _thousands(r: random.Random) -> Answer:
@@ -73,17 +79,36 @@ def _fraction(r: random.Random) -> Answer:
     b = r.choice((3, 7, 9, 11, 13))
     a = r.choice([k for k in range(1, 4 * b) if k % b])
     gold = rf"\frac{{{a}}}{{{b}}}"
-    ways = (rf"\frac{{{a}}}{{{b}}}", rf"\dfrac{{{a}}}{{{b}}}", f"{a}/{b}", rf"\frac{{{2 * a}}}{{{2 * b}}}", rf"\tfrac{{{a}}}{{{b}}}")
-    return Answer("fraction", gold, ways, (rf"\frac{{{b}}}{{{a}}}", rf"\frac{{{a + 1}}}{{{b}}}", rf"-\frac{{{a}}}{{{b}}}", f"{a}", f"{b}"))
+    ways = (
+        rf"\frac{{{a}}}{{{b}}}",
+        rf"\dfrac{{{a}}}{{{b}}}",
+        f"{a}/{b}",
+        rf"\frac{{{2 * a}}}{{{2 * b}}}",
+        rf"\tfrac{{{a}}}{{{b}}}",
+    )
+    return Answer(
+        "fraction",
+        gold,
+        ways,
+        (rf"\frac{{{b}}}{{{a}}}", rf"\frac{{{a + 1}}}{{{b}}}", rf"-\frac{{{a}}}{{{b}}}", f"{a}", f"{b}"),
+    )
 
 
 def _fraction_plain(r: random.Random) -> Answer:
     b = r.choice((3, 7, 9, 11, 13))
     a = r.choice([k for k in range(1, b)])
     shown = f"{a / b:.12f}"
-    return Answer("fraction", rf"\frac{{{a}}}{{{b}}}", (f"{a}/{b}",), (f"{b}/{a}", f"{a + 1}/{b}", f"-{a}/{b}", f"{a / b:.2f}"), True) if (
-        r.random() < 0.7
-    ) else Answer("long decimal", rf"\frac{{{a}}}{{{b}}}", (shown,), (f"{a / b + 0.01:.12f}", f"{b / a:.12f}"), True)
+    return (
+        Answer(
+            "fraction",
+            rf"\frac{{{a}}}{{{b}}}",
+            (f"{a}/{b}",),
+            (f"{b}/{a}", f"{a + 1}/{b}", f"-{a}/{b}", f"{a / b:.2f}"),
+            True,
+        )
+        if (r.random() < 0.7)
+        else Answer("long decimal", rf"\frac{{{a}}}{{{b}}}", (shown,), (f"{a / b + 0.01:.12f}", f"{b / a:.12f}"), True)
+    )
 
 
 def _mixed(r: random.Random) -> Answer:
@@ -100,7 +125,12 @@ def _mixed(r: random.Random) -> Answer:
 def _surd(r: random.Random) -> Answer:
     a, d = r.randint(2, 9), r.choice((2, 3, 5, 7, 11))
     ways = (rf"{a}\sqrt{{{d}}}", rf"\sqrt{{{a * a * d}}}", rf"{a} \sqrt{d}")
-    return Answer("surd", rf"{a}\sqrt{{{d}}}", ways, (rf"{a + 1}\sqrt{{{d}}}", rf"\sqrt{{{d}}}", rf"{d}\sqrt{{{a}}}1", rf"{a * d}"))
+    return Answer(
+        "surd",
+        rf"{a}\sqrt{{{d}}}",
+        ways,
+        (rf"{a + 1}\sqrt{{{d}}}", rf"\sqrt{{{d}}}", rf"{d}\sqrt{{{a}}}1", rf"{a * d}"),
+    )
 
 
 def _pi(r: random.Random) -> Answer:
@@ -123,35 +153,65 @@ def _union(r: random.Random) -> Answer:
     a = r.randint(-9, 0)
     b = a + r.randint(1, 9)
     gold = rf"(-\infty, {a}) \cup ({b}, \infty)"
-    return Answer("interval", gold, (gold, rf"(-\infty,{a})\cup({b},\infty)"), (rf"(-\infty, {a}] \cup [{b}, \infty)", f"({a}, {b})"))
+    return Answer(
+        "interval",
+        gold,
+        (gold, rf"(-\infty,{a})\cup({b},\infty)"),
+        (rf"(-\infty, {a}] \cup [{b}, \infty)", f"({a}, {b})"),
+    )
 
 
 def _tuple(r: random.Random) -> Answer:
     a, b = r.sample(range(-9, 20), 2)
-    return Answer("tuple", f"({a}, {b})", (f"({a}, {b})", f"({a},{b})", rf"\left({a}, {b}\right)"), (f"({b}, {a})", f"({a}, {b + 1})"), False)
+    return Answer(
+        "tuple",
+        f"({a}, {b})",
+        (f"({a}, {b})", f"({a},{b})", rf"\left({a}, {b}\right)"),
+        (f"({b}, {a})", f"({a}, {b + 1})"),
+        False,
+    )
 
 
 def _list(r: random.Random) -> Answer:
     a, b, c = r.sample(range(-9, 20), 3)
-    return Answer("list", f"{a}, {b}, {c}", (f"{a}, {b}, {c}", f"{c}, {a}, {b}", rf"\{{{a}, {b}, {c}\}}"), (f"{a}, {b}", f"{a}, {b}, {c + 30}"))
+    return Answer(
+        "list",
+        f"{a}, {b}, {c}",
+        (f"{a}, {b}, {c}", f"{c}, {a}, {b}", rf"\{{{a}, {b}, {c}\}}"),
+        (f"{a}, {b}", f"{a}, {b}, {c + 30}"),
+    )
 
 
 def _matrix(r: random.Random) -> Answer:
     a, b, c, d = (r.randint(-9, 9) for _ in range(4))
+
     def m(name: str, *x: int) -> str:
         return rf"\begin{{{name}}} {x[0]} & {x[1]} \\ {x[2]} & {x[3]} \end{{{name}}}"
-    return Answer("matrix", m("pmatrix", a, b, c, d), (m("pmatrix", a, b, c, d), m("bmatrix", a, b, c, d)), (m("pmatrix", a, b, c, d + 1), m("bmatrix", a, b + 1, c, d)))
+
+    return Answer(
+        "matrix",
+        m("pmatrix", a, b, c, d),
+        (m("pmatrix", a, b, c, d), m("bmatrix", a, b, c, d)),
+        (m("pmatrix", a, b, c, d + 1), m("bmatrix", a, b + 1, c, d)),
+    )
 
 
 def _text(r: random.Random) -> Answer:
-    options = r.choice((("Tuesday", "Friday", "Sunday"), ("even", "odd", "neither"), ("Yes", "No"), ("Evelyn", "Briana", "Carla")))
+    options = r.choice(
+        (("Tuesday", "Friday", "Sunday"), ("even", "odd", "neither"), ("Yes", "No"), ("Evelyn", "Briana", "Carla"))
+    )
     gold, *others = r.sample(options, len(options))
     return Answer("text", rf"\text{{{gold}}}", (gold, gold), tuple(others), True)
 
 
 def _choice(r: random.Random) -> Answer:
     gold, other = r.sample("ABCDE", 2)
-    return Answer("choice", gold, (f"({gold})", gold, rf"\text{{({gold})}}", rf"\textbf{{({gold})}}"), (f"({other})", other, rf"\text{{({other})}}"))
+    return Answer(
+        "choice",
+        gold,
+        (f"({gold})", gold, rf"\text{{({gold})}}", rf"\textbf{{({gold})}}"),
+        (f"({other})", other, rf"\text{{({other})}}"),
+    )
 
 
 def _choice_plain(r: random.Random) -> Answer:
@@ -161,15 +221,21 @@ def _choice_plain(r: random.Random) -> Answer:
 
 def _unit(r: random.Random) -> Answer:
     n = r.randint(2, 400)
-    unit, long, other = r.choice((("cm", "centimeters", "m"), ("kg", "kilograms", "g"), ("m", "meters", "km"), ("hours", "hours", "minutes")))
+    unit, long, other = r.choice(
+        (("cm", "centimeters", "m"), ("kg", "kilograms", "g"), ("m", "meters", "km"), ("hours", "hours", "minutes"))
+    )
     ways = (rf"{n} \text{{ {unit}}}", rf"{n}\text{{ {long}}}", rf"{n}\,\text{{{unit}}}", str(n))
-    return Answer("unit", rf"{n}\text{{ {unit}}}", ways, (rf"{n + 1} \text{{ {unit}}}", rf"{n} \text{{ {other}}}", str(n * 2)))
+    return Answer(
+        "unit", rf"{n}\text{{ {unit}}}", ways, (rf"{n + 1} \text{{ {unit}}}", rf"{n} \text{{ {other}}}", str(n * 2))
+    )
 
 
 def _unit_plain(r: random.Random) -> Answer:
     n = r.randint(2, 400)
     unit, other = r.choice((("cm", "m"), ("kg", "g"), ("hours", "minutes"), ("miles", "feet")))
-    return Answer("unit", rf"{n}\text{{ {unit}}}", (f"{n} {unit}", f"{n} {unit}"), (f"{n + 1} {unit}", f"{n} {other}"), True)
+    return Answer(
+        "unit", rf"{n}\text{{ {unit}}}", (f"{n} {unit}", f"{n} {unit}"), (f"{n + 1} {unit}", f"{n} {other}"), True
+    )
 
 
 def _percent(r: random.Random) -> Answer:
@@ -184,7 +250,12 @@ def _percent_plain(r: random.Random) -> Answer:
 
 def _money(r: random.Random) -> Answer:
     n = r.randint(2, 900)
-    return Answer("money", str(n), (rf"\${n}", rf"\${n}.00", rf"{n} \text{{ dollars}}"), (rf"\${n + 1}", rf"\${n}0", rf"\${n / 100:.2f}"))
+    return Answer(
+        "money",
+        str(n),
+        (rf"\${n}", rf"\${n}.00", rf"{n} \text{{ dollars}}"),
+        (rf"\${n + 1}", rf"\${n}0", rf"\${n / 100:.2f}"),
+    )
 
 
 def _money_plain(r: random.Random) -> Answer:
@@ -200,7 +271,12 @@ def _time(r: random.Random) -> Answer:
 def _polynomial(r: random.Random) -> Answer:
     a, b = r.randint(1, 9), r.randint(1, 9)
     gold = f"x^2 + {a + b}x + {a * b}"
-    return Answer("polynomial", gold, (gold, f"(x+{a})(x+{b})", f"x^{{2}}+{a + b}x+{a * b}"), (f"x^2 + {a + b}x - {a * b}", f"x^2 + {a + b + 1}x + {a * b}"))
+    return Answer(
+        "polynomial",
+        gold,
+        (gold, f"(x+{a})(x+{b})", f"x^{{2}}+{a + b}x+{a * b}"),
+        (f"x^2 + {a + b}x - {a * b}", f"x^2 + {a + b + 1}x + {a * b}"),
+    )
 
 
 def _expression(r: random.Random) -> Answer:
@@ -215,12 +291,22 @@ def _expression(r: random.Random) -> Answer:
 
 def _equation(r: random.Random) -> Answer:
     m, b = r.randint(2, 9), r.randint(1, 9)
-    return Answer("equation", f"y = {m}x + {b}", (f"y = {m}x + {b}", f"y={b}+{m}x"), (f"y = {m}x - {b}", f"y = {m + 1}x + {b}", f"x = {m}y + {b}"))
+    return Answer(
+        "equation",
+        f"y = {m}x + {b}",
+        (f"y = {m}x + {b}", f"y={b}+{m}x"),
+        (f"y = {m}x - {b}", f"y = {m + 1}x + {b}", f"x = {m}y + {b}"),
+    )
 
 
 def _complex(r: random.Random) -> Answer:
     a, b = r.randint(1, 9), r.randint(2, 9)
-    return Answer("complex", f"{a}+{b}i", (f"{a}+{b}i", f"{a} + {b} i", f"{b}i + {a}"), (f"{a}-{b}i", f"{b}+{a}i" if a != b else f"{a}+{b + 1}i"))
+    return Answer(
+        "complex",
+        f"{a}+{b}i",
+        (f"{a}+{b}i", f"{a} + {b} i", f"{b}i + {a}"),
+        (f"{a}-{b}i", f"{b}+{a}i" if a != b else f"{a}+{b + 1}i"),
+    )
 
 
 def _unicode(r: random.Random) -> Answer:
@@ -253,7 +339,10 @@ def _of_file(gold: str, others: list[str], r: random.Random) -> Answer | None:
     last, any_of = numbers[-1], r.choice(numbers)
     near = [gold[: m.start()] + str(int(m[0]) + k) + gold[m.end() :] for m, k in ((last, 1), (any_of, 2))]
     if re.fullmatch(r"-?\d+", gold):
-        near += [gold[1:] if gold.startswith("-") else "-" + gold if gold != "0" else "1", gold + "0" if gold != "0" else "2"]
+        near += [
+            gold[1:] if gold.startswith("-") else "-" + gold if gold != "0" else "1",
+            gold + "0" if gold != "0" else "2",
+        ]
         plain = True
     else:
         plain = False
@@ -302,7 +391,12 @@ TUNED: dict[str, tuple[str, ...]] = {
         r"Final answer: So, after all of these steps, we get <p>.",
         r"**Final answer:** The result must be **<p>**.",
     ),
-    "bold": (r"<w>\n\n**<p>**", r"<w>\nSo the result is **<p>**.", r"### Final Answer\n\n**<p>**", r"<w>\nThe correct result is **<p>**. \U0001f389"),
+    "bold": (
+        r"<w>\n\n**<p>**",
+        r"<w>\nSo the result is **<p>**.",
+        r"### Final Answer\n\n**<p>**",
+        r"<w>\nThe correct result is **<p>**. \U0001f389",
+    ),
     "chat token": (
         r"<w>\nAnswer: <p><|im_end|>",
         r"<w>\nThe answer is <p>.</s>",
@@ -311,7 +405,10 @@ TUNED: dict[str, tuple[str, ...]] = {
         r"<w>\nFinal answer: <p><|endoftext|>",
     ),
     "hash": (r"<w>\n#### <p>",),
-    "tag": (r"<think> <w> </think> <answer> <p> </answer>", r"<think> <w> </think>\n<answer>The answer is <p>.</answer>"),
+    "tag": (
+        r"<think> <w> </think> <answer> <p> </answer>",
+        r"<think> <w> </think>\n<answer>The answer is <p>.</answer>",
+    ),
     "thinking": (
         r"<think>\n<w>\nSo \\boxed{<n>}. Wait, that is not right.\n</think>\n\nThe answer is \\(<a>\\).",
         r"<think>\n<w>\nMaybe $<n>$ or \\boxed{<n>}.\n</think>\n\n<w>\n\n**<p>**",
@@ -374,7 +471,10 @@ HELD_OUT: dict[str, tuple[str, ...]] = {
         r"<w>\nAnswer: <p>.<|end|>",
     ),
     "hash": (r"<w>\n\n#### <p>\n", r"<w>\n#### The answer is <p>"),
-    "tag": (r"<think><w></think><answer>\n<p>\n</answer>", r"<think> <w> </think>\n<answer>\n$$<a>$$\n</answer><|im_end|>"),
+    "tag": (
+        r"<think><w></think><answer>\n<p>\n</answer>",
+        r"<think> <w> </think>\n<answer>\n$$<a>$$\n</answer><|im_end|>",
+    ),
     "thinking": (
         r"<think>\nOkay, <w>\nThe answer is <n>. Hmm, no.\n</think>\n\nAfter simplification we are left with $<a>$.",
         r"<think>\n<w>\n\\boxed{<n>}\n</think>\n\n<w>\n\n**Answer:** <p>",
@@ -387,7 +487,11 @@ HELD_OUT: dict[str, tuple[str, ...]] = {
         r"<w>\nLa risposta è $<a>$.",
         r"<w>\n答えは $<a>$ です。",
     ),
-    "conclusion": (r"<w>\nHence the final result is <p>.", r"<w>\n\nThat means the answer we want is <p>.", r"<w>\n\nIn summary, we end up with <p>."),
+    "conclusion": (
+        r"<w>\nHence the final result is <p>.",
+        r"<w>\n\nThat means the answer we want is <p>.",
+        r"<w>\n\nIn summary, we end up with <p>.",
+    ),
     "table": (r"<w>\n\n| Step | Value |\n|:--|--:|\n| 1 | <n> |\n| Final answer | <p> |",),
 }
 
@@ -412,7 +516,9 @@ def _work(r: random.Random, hidden: str | None) -> str:
 
 
 def _styled(style: str, answer: str, hidden: str | None, r: random.Random) -> str:
-    text = style.replace("\\n", "\n") if "\\\\" not in style else re.sub(r"(?<!\\)\\n", "\n", style).replace("\\\\", "\\")
+    text = (
+        style.replace("\\n", "\n") if "\\\\" not in style else re.sub(r"(?<!\\)\\n", "\n", style).replace("\\\\", "\\")
+    )
     text = re.sub(r"\\[uU]([0-9a-f]{8}|[0-9a-f]{4})", lambda m: chr(int(m[1], 16)), text)
     text = re.sub("<w>", lambda _: _work(r, hidden), text)
     text = re.sub("<n>", lambda _: str(r.randint(1001, 1999)), text)
@@ -431,7 +537,17 @@ def _fits(kind: str, style: str, a: Answer, text: str) -> bool:
     if kind == "bare LaTeX":
         return not a.plain and "begin" not in text and (a.kind not in ("choice",))
     if kind == "name and formula":
-        return a.kind in ("integer", "decimal", "fraction", "surd", "pi", "mixed number", "expression", "complex", "percentage")
+        return a.kind in (
+            "integer",
+            "decimal",
+            "fraction",
+            "surd",
+            "pi",
+            "mixed number",
+            "expression",
+            "complex",
+            "percentage",
+        )
     return not _DOLLARS.search(text) and (a.kind != "text")
 
 

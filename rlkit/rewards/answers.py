@@ -10,6 +10,7 @@ Everything is bounded: length, nesting, terms and bits. What is not understood r
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import unicodedata
@@ -519,6 +520,13 @@ _UNICODE = str.maketrans(
         "⅕": r"\frac{1}{5}",
         "⅙": r"\frac{1}{6}",
         "⅛": r"\frac{1}{8}",
+        "⅞": r"\frac{7}{8}",
+        "⅝": r"\frac{5}{8}",
+        "⅜": r"\frac{3}{8}",
+        "⅚": r"\frac{5}{6}",
+        "⅘": r"\frac{4}{5}",
+        "⅗": r"\frac{3}{5}",
+        "⅖": r"\frac{2}{5}",
         "⁄": "/",
         "∕": "/",
         "′": "'",
@@ -595,7 +603,7 @@ _DROPPED = re.compile(
     r"|\\h?phantom\s*(?:\{[^{}]{0,40}\}|[^\s{])|\\[hv]space\s*\{[^{}]{0,20}\}"
 )
 _BLANK = re.compile(r"\\[,;:! ]|~|\\q?quad(?![A-Za-z])|\\(?:thin|thick|med|neg(?:thin)?)?space(?![A-Za-z])|\s")
-_THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|,\\!|\{,\\!\}|\\,|\\ |,\\ )\s{0,3}(?=\d{3}(?!\d))")
+_THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|['’]|,\\!|\{,\\!\}|\\,|\\ |,\\ )\s{0,3}(?=\d{3}(?!\d))")
 _TEXT_COMMAND = re.compile(
     r"\\(?:text(?:bf|rm|it|normal|up|sf|tt|sc)?|mbox|hbox|"
     r"math(?:rm|bf|it|sf|tt|bb|cal|ds)|Bbb|operatorname\*?|emph|mathop|underline|fbox|boxed)\s*\{"
@@ -1084,6 +1092,9 @@ def _enclosed(tokens: list[Token]) -> bool:
     return all(depth > 0 for i, _, depth in _depths(tokens) if 0 < i < len(tokens) - 1)
 
 
+_SPACED = re.compile(
+    r"([^\d,;]*)(\d{1,3}(?: \d{3})+)((?:\.\d+)?(?:[^\d,;./][^\d,;]*)?)\Z"
+)  # 1 500 euros, the only number of a text
 _GROUPED = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?![\d])")
 
 
@@ -1102,11 +1113,7 @@ class Reader:
         s = clean(text)
         if self.thousands:
             s = _GROUPED.sub(lambda m: m[0].replace(",", ""), s)
-            s = (
-                re.sub(r"(?<![\d.,])(\d{1,3}(?: \d{3})+)(?![\d.,/])", lambda m: m[0].replace(" ", ""), s)
-                if re.fullmatch(r"[^a-zA-Z,;]*", s)
-                else s
-            )
+            s = _SPACED.sub(lambda m: m[1] + m[2].replace(" ", "") + m[3], s)
         based = _based(s)
         if based is not None:
             return based
@@ -1473,6 +1480,15 @@ class Reader:
         ):
             decimals = len(digits[0].text.split(".")[1])
         return Scalar(expr * factor, unit, decimals if factor.rational == 1 else None)
+
+
+@functools.lru_cache(maxsize=8192)
+def read(text: str, thousands: bool) -> Value | None:
+    """The value of a text (``thousands``: 1,234 is one number), or None if it cannot be read."""
+    try:
+        return Reader(thousands).read(text)
+    except Unreadable:
+        return None
 
 
 def _based(s: str) -> Based | None:

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -55,13 +56,25 @@ from rlkit.rewards.answers import (
     Unreadable,
     Value,
 )
+from rlkit.rewards.finding import EXTRACT, KINDS, MAX_RESPONSE, boxes, extract_answer, final_answer, find, last_boxed
+
+__all__ = [
+    "EXTRACT",
+    "KINDS",
+    "Verdict",
+    "explained",
+    "extract_answer",
+    "final_answer",
+    "last_boxed",
+    "reward",
+    "same_answer",
+    "verify",
+]
 
 Mode = Literal["strict", "permissive"]
 Tier = Literal["string", "exact", "symbolic"]
 Reason = Literal["equal", "different", "no_answer", "truncated", "unreadable", "refused", "timeout"]
-EXTRACT = ("boxed", "tag", "line", "hash")
-KINDS = ("boxed", "tag", "line", "hash", "number", "whole")
-MAX_RESPONSE = 1_000_000  # characters searched, from the end
+MAX_DECIMALS = 60  # after which a decimal is taken not to end
 SYMPY_SECONDS = 2  # for one call of math-verify; it can be interrupted in the main thread of a process only
 
 
@@ -71,6 +84,7 @@ class Verdict:
 
     ``tier`` decided (None if there was nothing to compare). ``reason``: equal, different; no_answer; truncated (finish "length" and no
     complete answer); unreadable (no tier understands the answer, or the reference); refused (too large for sympy); timeout (of sympy).
+    ``way`` found the answer (one of ``KINDS``; None if none did).
     """
 
     correct: bool
@@ -78,135 +92,13 @@ class Verdict:
     gold: str
     tier: Tier | None
     reason: Reason
-
-
-# ----------------------------------------------------------------------------------------------------------------------- extraction
-
-
-_ANSWER = re.compile(r"(?i)\banswers?\b(?:\*{1,2}|\s){0,3}(?:is|are|=|:|equals)(?:\s*:)?")
-_STOP = re.compile(r"\.(?=\s+[A-Z])|\.\s*$|(?i:,?\s+(?:because|since|which|where|so|as|when|hence|therefore)\b)|\n")
-_NUMBER = re.compile(r"(?:(?<![\w.)])-)?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?%?")
-
-
-_BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,3}(?:(\{)|([-+]?[0-9A-Za-z][^\s$.,;)\\{}]*))|\\[{}]|[{}]")
-
-
-def _boxes(text: str) -> list[tuple[int, int, str]]:
-    r"""``(start, end, content)`` of all complete boxes, by start, the last first; ``\boxed -5`` is one, too. One pass over the text."""
-    starts = [k for k in (text.find("\\boxed"), text.find("\\fbox")) if k >= 0]
-    if not starts:
-        return []
-    out: list[tuple[int, int, str]] = []
-    open_braces: list[tuple[int, int] | None] = []  # start and content of a box, None for another brace
-    for m in _BRACES.finditer(text, min(starts)):
-        if m[1]:
-            open_braces.append((m.start(), m.end()))
-        elif m[2]:
-            out.append((m.start(), m.end(), m[2][: 8 * answers.MAX_TEXT]))
-        elif m[0] == "{":
-            open_braces.append(None)
-        elif m[0] == "}" and open_braces and (box := open_braces.pop()) is not None:
-            out.append((box[0], m.end(), text[box[1] : m.start()].strip()[: 8 * answers.MAX_TEXT]))
-    return sorted(out, reverse=True)
-
-
-def last_boxed(text: str) -> str | None:
-    r"""The content of the last complete ``\boxed{...}`` (braces may nest; of nested boxes the innermost), or None."""
-    return next((content for _, _, content in _boxes(text[-MAX_RESPONSE:])), None)
-
-
-def _tag(text: str, complete: bool) -> str | None:
-    end = text.rfind("</answer>")
-    start = text.rfind("<answer>", 0, end if end >= 0 else None)
-    if start < 0 or (end < 0 and not complete):
-        return None
-    inner = text[start + len("<answer>") : end if end >= 0 else None].strip()
-    return last_boxed(inner) or _line(inner, True) or inner or None
-
-
-def _line(text: str, complete: bool) -> str | None:
-    """What follows the last "Answer:" or "answer is", to the end of the sentence."""
-    last = None
-    for last in _ANSWER.finditer(text):  # noqa: B007
-        pass
-    if last is None:
-        return None
-    rest = text[last.end() : last.end() + 2 * answers.MAX_TEXT].lstrip(" \t*:")
-    display = re.match(r"\s*(?:\\\[|\$\$)\s*", rest)
-    if display:
-        end = rest.find(r"\]" if r"\[" in display[0] else "$$", display.end())
-        return rest[display.end() : end].strip() or None if end >= 0 else None
-    rest = rest.lstrip()
-    found = _STOP.search(rest)
-    if found is None and not complete:
-        return None  # cut off inside the answer: 12 of 123
-    if found is not None and not complete and found.end() >= len(rest) and not found[0].startswith("\n"):
-        return None
-    rest = re.sub(r"(?<![\w)}])\*\*|\*\*(?![\w({\\])", " ", rest[: found.start() if found else None])
-    return rest.replace("$", " ").replace("\\(", " ").replace("\\)", " ").strip(" \t:") or None
-
-
-def _hash(text: str, complete: bool) -> str | None:
-    at = text.rfind("####")
-    if at < 0:
-        return None
-    line, newline, _ = text[at + 4 : at + 4 + answers.MAX_TEXT].lstrip("# ").partition("\n")
-    return line.strip() or None if newline or complete else None
-
-
-def _last_number(text: str, complete: bool) -> str | None:
-    tail = text[-20_000:]
-    last = None
-    for last in _NUMBER.finditer(tail):  # noqa: B007
-        pass
-    if last is None or (not complete and last.end() >= len(tail.rstrip())):
-        return None
-    return last[0].rstrip(",").replace("$", "")
-
-
-_EXTRACT: dict[str, Callable[[str, bool], str | None]] = {
-    "boxed": lambda text, complete: last_boxed(text),
-    "tag": _tag,
-    "line": _line,
-    "hash": _hash,
-    "number": _last_number,
-    "whole": lambda text, complete: text.strip() or None if complete else None,
-}
-
-
-def extract_answer(response: str, extract: Sequence[str] = EXTRACT, finish: str = "stop") -> str | None:
-    r"""What the response commits to, by the first of the ways in ``extract`` that finds something.
-
-    ``boxed``: the last complete ``\boxed{}``; ``tag``: ``<answer>...</answer>``; ``line``: what follows the last "Answer:" or "answer is";
-    ``hash``: what follows the last ``####``; and only if the data says so ``number``: the last number of the text, ``whole``: all of it.
-    What follows the last ``</think>`` is searched first. If ``finish`` is "length", an answer that ends with the text is not complete.
-
-    Raises:
-        ValueError: an unknown way.
-    """
-    unknown = [kind for kind in extract if kind not in _EXTRACT]
-    if unknown:
-        raise ConfigError(f"the reward `math` has no extract {unknown[0]!r}; there are {', '.join(KINDS)}.")
-    text = response[-MAX_RESPONSE:]
-    complete = finish != "length"
-    thought = text.rfind("</think>")
-    for part in ([text[thought + 8 :]] if thought >= 0 else []) + [text]:
-        for kind in extract:
-            found = _EXTRACT[kind](part, complete)
-            if found is not None:
-                return found
-    return None
-
-
-def final_answer(response: str) -> str | None:
-    r"""What the response commits to: the last ``\boxed{}``, else ``<answer>``, "Answer:", "answer is" or ``####``."""
-    return extract_answer(response)
+    way: str | None = None
 
 
 @functools.lru_cache(maxsize=8192)
 def _gold(text: str) -> str:
     """A bare reference from a bare one or a whole solution (GSM8K's ``#### 72``, MATH's boxed one)."""
-    return (last_boxed(text) or _hash(text, True) or (_line(text, True) if len(text) > 40 else None) or text).strip()
+    return (extract_answer(text, ("boxed", "hash") + (("line",) if len(text) > 40 else ())) or text).strip()
 
 
 # ----------------------------------------------------------------------------------------------------------------------- comparison
@@ -215,8 +107,9 @@ def _gold(text: str) -> str:
 class _Comparison:
     """Compares values; ``tier`` is "symbolic" once something was evaluated."""
 
-    def __init__(self, mode: Mode) -> None:
+    def __init__(self, mode: Mode, boxed: bool = True) -> None:
         self.permissive = mode == "permissive"
+        self.boxed = boxed
         self.tier: Tier = "exact"
         self.inside = 0  # of a list: there the names of values count
 
@@ -260,7 +153,11 @@ class _Comparison:
             one, two = (pct[0], b) if pct[0] is not None else (pct[1], a)
             assert one is not None
             return self.equal(one, two) or self.equal(one * hundredth, two)
-        return self.equal(a, b) or (self.permissive and self._rounded(a, gold, b, found))
+        return (
+            self.equal(a, b)
+            or (self.permissive and self._rounded(a, gold, b, found))
+            or (not self.boxed and _long_decimal(a, b, found))
+        )
 
     @staticmethod
     def _bare(a: Expr, b: Expr, unit: Atom) -> tuple[Expr, Expr]:
@@ -482,6 +379,20 @@ class _Comparison:
         return one is not None and two is not None and self.equal(one, two)
 
 
+def _long_decimal(gold: Expr, found: Expr, written: Scalar) -> bool:
+    """0.142857142857 for 1/7: nine digits and more of a value that no decimal ends, rounded or cut off."""
+    if written.decimals is None or found.rational is None or _significant(found.rational, written.decimals) < 9:
+        return False
+    if gold.rational is not None and 10**MAX_DECIMALS % gold.rational.denominator == 0:
+        return False  # it ends, and is something else
+    value = answers._real(gold)
+    if value is None:
+        return False
+    missing = math.copysign(1.0, value) * (value - float(found.rational))
+    unit, noise = 10.0**-written.decimals, 4e-16 * abs(value)
+    return -0.5 * unit - noise <= missing < unit + noise
+
+
 def _quotient(v: Value) -> Expr | None:
     if isinstance(v, Scalar):
         return v.expr
@@ -544,14 +455,6 @@ _INTEGER = re.compile(r"-?\d{1,30}")
 _GROUPS = re.compile(r"\d,\d{3}(?!\d)")
 
 
-@functools.lru_cache(maxsize=8192)
-def _read(text: str, thousands: bool) -> Value | None:
-    try:
-        return Reader(thousands).read(text)
-    except Unreadable:
-        return None
-
-
 def _readings(text: str, gold: bool) -> list[Value]:
     """The meanings of a text: 1,234 is one number; in brackets, or if the reference is a list, two."""
     if not _GROUPS.search(text):
@@ -562,7 +465,7 @@ def _readings(text: str, gold: bool) -> list[Value]:
         choices = [", " not in text]
     else:
         choices = [True, False]
-    values = (_read(text, thousands) for thousands in choices)
+    values = (answers.read(text, thousands) for thousands in choices)
     return [v for v in values if v is not None]
 
 
@@ -576,8 +479,8 @@ def _choice(text: str) -> str | None:
     return found[1] or found[3]
 
 
-def _compare(found: str, gold: str, mode: Mode) -> tuple[bool, Tier | None, Reason]:
-    """Whether the answer ``found`` is the reference ``gold``."""
+def _compare(found: str, gold: str, mode: Mode, boxed: bool) -> tuple[bool, Tier | None, Reason]:
+    """Whether the answer ``found`` is the reference ``gold``; outside of a box, a long decimal may stand for a fraction."""
     if _INTEGER.fullmatch(found) and _INTEGER.fullmatch(gold):
         if found == gold:
             return True, "string", "equal"
@@ -603,7 +506,7 @@ def _compare(found: str, gold: str, mode: Mode) -> tuple[bool, Tier | None, Reas
         r"(?:\\(?:text|mathrm|textbf|mathbf)\s?\{)?\(([A-J])\)\}?(?=[\s\d\\-])(.{1,300})", two[0], re.DOTALL
     )
     texts = [found, label[2]] if label else [found]  # (B) 12
-    comparison = _Comparison(mode)
+    comparison = _Comparison(mode, boxed)
     golds = _readings(gold, True)
     readings = [v for text in texts for v in _readings(text, False)]
     if mode == "permissive" and re.fullmatch(r"-?\d{1,9},\d{1,2}", two[0]):
@@ -716,8 +619,8 @@ def _by_sympy(gold: str, found: str, mode: Mode) -> tuple[bool, Tier | None, Rea
 
 
 @functools.lru_cache(maxsize=16_384)
-def _decide(found: str, gold: str, mode: Mode) -> tuple[bool, Tier | None, Reason]:
-    return _compare(found, gold, mode)
+def _decide(found: str, gold: str, mode: Mode, boxed: bool = True) -> tuple[bool, Tier | None, Reason]:
+    return _compare(found, gold, mode, boxed)
 
 
 def same_answer(answer: str, truth: str, mode: Mode = "strict") -> bool:
@@ -752,15 +655,17 @@ def verify(
     if mode not in ("strict", "permissive"):
         raise ConfigError(f"the reward `math` has no mode {mode!r}; it is strict or permissive.")
     golds = _golds(answer)
-    found = extract_answer(response, extract, finish)
-    if found is None or not found.strip():
+    found = find(response, extract, finish)
+    if found is None:
         return Verdict(False, None, golds[0], None, "truncated" if finish == "length" else "no_answer")
-    found = found.strip()
+    joined = _joined(response, found.text, golds) if found.way == "boxed" else []
     first: Verdict | None = None
-    for candidate, gold in ((f, g) for f in (found, *_joined(response, found, golds, extract)) for g in golds):
+    for candidate, gold in ((f, g) for f in (found.text, *joined) for g in golds):
         short = len(candidate) <= 4 * answers.MAX_TEXT
-        correct, tier, reason = _decide(candidate, gold, mode) if short else (candidate == gold, "string", "refused")
-        verdict = Verdict(correct, candidate, gold, tier, reason if not correct else "equal")
+        correct, tier, reason = (
+            _decide(candidate, gold, mode, found.way == "boxed") if short else (candidate == gold, "string", "refused")
+        )
+        verdict = Verdict(correct, candidate, gold, tier, reason if not correct else "equal", found.way)
         if correct:
             return verdict
         first = first or verdict
@@ -773,17 +678,13 @@ _JOIN = re.compile(
 )
 
 
-def _joined(response: str, found: str, golds: Sequence[str], extract: Sequence[str]) -> list[str]:
+def _joined(response: str, found: str, golds: Sequence[str]) -> list[str]:
     r"""``\boxed{2} and \boxed{3}`` as one list, tried only where the reference has several values."""
-    if (
-        "boxed" not in extract
-        or response.count("boxed") < 2
-        or not any(isinstance(v, Items) for g in golds for v in _readings(g, True))
-    ):
+    if response.count("boxed") < 2 or not any(isinstance(v, Items) for g in golds for v in _readings(g, True)):
         return []
     contents: list[str] = []
     left = None
-    for start, end, content in _boxes(response[-MAX_RESPONSE:]):
+    for start, end, content in boxes(response[-MAX_RESPONSE:]):
         if left is not None and not _JOIN.fullmatch(response[-MAX_RESPONSE:][end:left][:60]):
             break
         contents.insert(0, content)
@@ -835,9 +736,14 @@ def _value_key(v: Any) -> str | None:
 def explained(
     response: str, answer: Any, finish: str = "stop", mode: Mode = "strict", extract: Sequence[str] = EXTRACT
 ) -> dict[str, float]:
-    """:func:`reward` as ``correct``, with the reason and the tier as names of parts that are worth 0 (for an audit)."""
+    """:func:`reward` as ``correct``, with the reason, the tier and the way as names of parts that are worth 0 (for an audit)."""
     verdict = verify(response, answer, finish=finish, mode=mode, extract=extract)
-    return {"correct": float(verdict.correct), f"reason/{verdict.reason}": 0.0, f"tier/{verdict.tier or 'none'}": 0.0}
+    return {
+        "correct": float(verdict.correct),
+        f"reason/{verdict.reason}": 0.0,
+        f"tier/{verdict.tier or 'none'}": 0.0,
+        f"way/{verdict.way or 'none'}": 0.0,
+    }
 
 
 def gold_against_itself(
@@ -852,6 +758,7 @@ def gold_against_itself(
         "tag": lambda a: f"<think> so </think> <answer> {a} </answer>",
         "line": lambda a: f"So we are done.\nAnswer: {a}",
         "hash": lambda a: f"That is all.\n#### {a}",
+        "closing": lambda a: f"Therefore, the result is\n\\[{a}\\]",
         "number": lambda a: f"This makes {a}",
         "whole": str,
     }
