@@ -96,7 +96,7 @@ def _fraction(r: random.Random) -> Answer:
 
 def _fraction_plain(r: random.Random) -> Answer:
     b = r.choice((3, 7, 9, 11, 13))
-    a = r.choice([k for k in range(1, b)])
+    a = r.randint(1, b - 1)
     shown = f"{a / b:.12f}"
     return (
         Answer(
@@ -557,7 +557,11 @@ def cases(seed: int = 0, each: int = 3, files: Iterable[str | Path] = (), per_fi
     pools: list[Callable[[random.Random], Answer]] = list(ANSWERS)
     from_files: list[Answer] = []
     for file in files:
-        golds = [str(json.loads(line)["answer"]) for line in Path(file).open(encoding="utf-8") if line.strip()]
+        golds = [
+            str(json.loads(line)["answer"])
+            for line in Path(file).read_text(encoding="utf-8").split("\n")
+            if line.strip()
+        ]
         r.shuffle(golds)
         from_files += [a for g in golds[:per_file] if (a := _of_file(g, golds, r)) is not None]
     for held_out, groups in ((False, TUNED), (True, HELD_OUT)):

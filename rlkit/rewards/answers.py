@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import threading
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -27,10 +28,38 @@ MAX_DEPTH = 32  # nested brackets
 MAX_TERMS = 600  # of a polynomial
 MAX_BITS = 20_000  # of an integer (2^{4950} is a reference answer of MATH)
 MAX_DIGITS = 400  # of a literal
+MAX_WORK = (
+    10_000  # steps to read one text or to compare two values, a step being one product of two terms (some microseconds)
+)
 
 
 class Unreadable(ValueError):
     """The text is not an answer this module can read."""
+
+
+class Work(threading.local):
+    """Steps of algebra in this thread: of the present text or pair of values, and of all."""
+
+    now = 0
+    total = 0
+
+    def begin(self) -> None:
+        """Another text or pair of values: it has ``MAX_WORK`` steps, whatever came before."""
+        self.now = 0
+
+    def spend(self, steps: int) -> None:
+        """Counts steps before they are taken.
+
+        Raises:
+            Unreadable: there are more than ``MAX_WORK``.
+        """
+        self.now += steps
+        if self.now > MAX_WORK:
+            raise Unreadable("too much to compute")
+        self.total += steps
+
+
+WORK = Work()
 
 
 # ---------------------------------------------------------------------------------------------------------------- exact arithmetic
@@ -77,6 +106,8 @@ def _mono(powers: dict[Atom, Fraction]) -> tuple[Fraction, Mono]:
 def _poly_mul(a: Poly, b: Poly) -> Poly:
     if len(a) * len(b) > 20 * MAX_TERMS:
         raise Unreadable("too many terms")
+    bits = max((x.numerator.bit_length() + x.denominator.bit_length() for p in (a, b) for x in p.values()), default=0)
+    WORK.spend(len(a) * len(b) * (1 + bits // 1000))
     out: Poly = {}
     for mono_a, x in a.items():
         for mono_b, y in b.items():
@@ -167,9 +198,10 @@ class Expr:
 
     @cached_property
     def key(self) -> str:
+        WORK.spend(len(self.num) + len(self.den))
         lead = Fraction(1) if self.den == ONE else self.den[min(self.den, key=_mono_key)]
         parts = [
-            "+".join(sorted(f"{x / lead}*{_mono_key(mono)}" for mono, x in poly.items()))
+            "+".join(sorted(f"{_digits(x / lead)}*{_mono_key(mono)}" for mono, x in poly.items()))
             for poly in (self.num, self.den)
         ]
         if len(parts[0]) + len(parts[1]) > 4 * MAX_TEXT:
@@ -187,6 +219,12 @@ class Expr:
         if self.den != ONE or not self.num or not all(dict(mono).get(atom) == 1 for mono in self.num):
             return None
         return Expr({tuple(entry for entry in mono if entry[0] != atom): x for mono, x in self.num.items()})
+
+
+def _digits(x: Fraction) -> str:
+    """A rational as text; large ones in hexadecimal, which costs no division and which Python does not refuse."""
+    large = x.numerator.bit_length() + x.denominator.bit_length() > 10_000
+    return f"{x.numerator:x}/{x.denominator:x}h" if large else str(x)
 
 
 def _mono_key(mono: Mono) -> str:
@@ -219,6 +257,7 @@ def function(name: str, *args: Expr) -> Expr:
 
 def _root(n: int, power: Fraction) -> Expr | None:
     """``n ** power`` for an integer n > 0 by its prime factors, or None if it has a large one."""
+    WORK.spend(20)
     powers: dict[Atom, Fraction] = {}
     p = 2
     while p * p <= n and p < 2000:
@@ -315,8 +354,9 @@ def agree(a: Expr, b: Expr) -> bool:
     other: list[bool] = []
     for k, (low, high) in enumerate(((0.31, 2.9), (5.3, 29.0), (-2.9, -0.31)) if names else ((0.0, 1.0),)):
         at = {name: low + (high - low) * _fixed(name, k) for name in names}
+        known: dict[Atom, Any] = {}
         try:
-            x, y = (_value(e, at, context, 0) for e in (a, b))
+            x, y = (_value(e, at, context, 0, known) for e in (a, b))
         except (ArithmeticError, ValueError):
             continue
         if not (context.isfinite(x) and context.isfinite(y)):
@@ -339,7 +379,7 @@ def _vanishes(e: Expr, value: Any, at: dict[str, float], context: Any) -> bool:
         return False
     finer = context.clone()
     finer.dps = 80
-    again = _value(e, at, finer, 0)
+    again = _value(e, at, finer, 0, {})
     return bool(abs(again - value) > abs(value) * finer.mpf(10) ** -10)
 
 
@@ -351,16 +391,20 @@ def _fixed(name: str, k: int) -> float:
     return x
 
 
-def _value(e: Expr, at: dict[str, float], context: Any, depth: int) -> Any:
+def _value(e: Expr, at: dict[str, float], context: Any, depth: int, known: dict[Atom, Any]) -> Any:
+    """The value at a point; ``known`` are the atoms that have been evaluated there."""
     if depth > MAX_DEPTH:
         raise Unreadable("too deeply nested")
+    WORK.spend(2 * (len(e.num) + len(e.den)))
 
     def poly(p: Poly) -> Any:
         total = context.mpf(0)
         for mono, x in p.items():
             term = context.mpf(x.numerator) / x.denominator
             for atom, n in mono:
-                term *= _raise(_atom(atom, at, context, depth), context.mpf(n.numerator) / n.denominator, context)
+                if atom not in known:
+                    known[atom] = _atom(atom, at, context, depth, known)
+                term *= _raise(known[atom], context.mpf(n.numerator) / n.denominator, context)
             total += term
         return total
 
@@ -378,7 +422,8 @@ def _raise(base: Any, n: Any, context: Any) -> Any:
     return base ** (int(n) if context.isint(n) else n)
 
 
-def _atom(atom: Atom, at: dict[str, float], context: Any, depth: int) -> Any:
+def _atom(atom: Atom, at: dict[str, float], context: Any, depth: int, known: dict[Atom, Any]) -> Any:
+    WORK.spend(20)
     kind = atom.kind
     if kind == "symbol":
         return context.mpf(at[atom.key])
@@ -388,7 +433,7 @@ def _atom(atom: Atom, at: dict[str, float], context: Any, depth: int) -> Any:
         return context.mpf(atom.key)
     if kind.startswith("name_"):  # \overline{AB}: a symbol of its own
         return context.mpf(_fixed(atom.key, 0)) + 1
-    args = [_value(a, at, context, depth + 1) for a in atom.args]
+    args = [_value(a, at, context, depth + 1, known) for a in atom.args]
     if kind == "pow":
         return _raise(args[0], args[1], context)
     if any(abs(x) > 10_000 for x in args) and kind not in ("log", "abs", "floor", "ceil"):
@@ -1485,6 +1530,7 @@ class Reader:
 @functools.lru_cache(maxsize=8192)
 def read(text: str, thousands: bool) -> Value | None:
     """The value of a text (``thousands``: 1,234 is one number), or None if it cannot be read."""
+    WORK.begin()
     try:
         return Reader(thousands).read(text)
     except Unreadable:
@@ -1571,6 +1617,7 @@ class _Parser:
 
     def __init__(self, tokens: list[Token]) -> None:
         self.tokens, self.i = tokens, 0
+        self.bars = 0  # absolute values that are open: there a bar closes
 
     def peek(self) -> str:
         return _name_of(self.tokens[self.i]) if self.i < len(self.tokens) else ""
@@ -1646,7 +1693,7 @@ class _Parser:
                 or name in _GREEK
                 or name in _CALLS
             )
-        return t.kind in ("number", "letter", "(", "[", "{")
+        return t.kind in ("number", "letter", "(", "[", "{") or (t.kind == "|" and not self.bars)
 
     def factor(self, depth: int) -> Expr:
         base = self.base(depth)
@@ -1731,7 +1778,9 @@ class _Parser:
             self.take({"(": ")", "[": "]", "{": "}"}[name])
             return value
         if t.kind == "|":
+            self.bars += 1
             value = self.expression(depth + 1)
+            self.bars -= 1
             self.take("|")
             n = value.rational
             return number(abs(n)) if n is not None else function("abs", value)
@@ -1936,7 +1985,7 @@ def _real(e: Expr | None) -> float | None:
     import mpmath
 
     try:
-        value = _value(e, {}, mpmath.mp, 0)
+        value = _value(e, {}, mpmath.mp, 0, {})
         return float(value) if mpmath.im(value) == 0 else None
     except (ArithmeticError, ValueError, TypeError):
         return None

@@ -34,6 +34,8 @@ EXTRACT = ("boxed", "tag", "line", "hash", "closing")
 KINDS = ("boxed", "tag", "line", "hash", "closing", "number", "whole")
 MAX_RESPONSE = 1_000_000  # characters searched, from the end
 TAIL = 8_000  # characters in which formulas and sentences are looked for
+MAX_RUN = 400  # characters of mathematics outside of formulas
+BEFORE = 120  # characters before a value that say what it is
 SENTENCES = 40  # from the end, in which the closing value may stand
 
 
@@ -115,14 +117,42 @@ def _boxed(text: str) -> str | None:
 
 # -------------------------------------------------------------------------------------------------------- formulas, numbers and words
 
-_FORMULA = re.compile(
-    r"\$\$((?:\\.|[^$\\]){1,2000}?)\$\$"
-    r"|\\\[((?:\\[^\]]|[^\\]){1,2000}?)\\\]"
-    r"|\\\(((?:\\[^)]|[^\\]){1,2000}?)\\\)"
-    r"|(?<!\\)\$((?=[^\s$])(?:\\.|[^$\\\n]){1,600}?(?<!\s))\$(?!\d)"
-    r"|(?<!\\)\$[ \t]((?:\\.|[^$\\\n]){1,600}?)[ \t]\$(?!\d)",
-    re.DOTALL,
-)
+_OPENING = re.compile(r"\$\$|(?<!\\)\\[\[(]|(?<!\\)\$")
+_INLINE = re.compile(r"\$(?:(?=\S)((?:\\.|[^$\\\n]){1,600}?)(?<!\s)|[ \t]((?:\\.|[^$\\\n]){1,600}?)[ \t])\$(?!\d)")
+_CLOSED_BY = {"$$": "$$", "\\[": "\\]", "\\(": "\\)"}
+
+
+def _formulas(text: str) -> list[tuple[int, int, str]]:
+    r"""``(start, end, content)`` of what stands in ``$...$``, ``$$...$$``, ``\(...\)`` and ``\[...\]``; $5 is no formula."""
+    out: list[tuple[int, int, str]] = []
+    open_ended: set[str] = set()  # that do not close any more
+    at = 0
+    while (m := _OPENING.search(text, at)) is not None:
+        at = m.end()
+        mark = m[0]
+        if mark == "$":
+            inline = _INLINE.match(text, m.start())
+            if inline is not None:
+                out.append((m.start(), inline.end(), inline[inline.lastindex or 0].strip()))
+                at = inline.end()
+        elif mark not in open_ended:
+            end = text.find(_CLOSED_BY[mark], at)
+            if end < 0:
+                open_ended.add(mark)
+            elif text[at:end].strip():
+                out.append((m.start(), end + 2, text[at:end].strip()))
+                at = end + 2
+    return out
+
+
+def _without_formulas(text: str) -> str:
+    """The same length, with formulas covered."""
+    shadow = text
+    for start, end, _ in _formulas(text):
+        shadow = shadow[:start] + "\x01" * (end - start) + shadow[end:]
+    return shadow
+
+
 _SIGNS = "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞⁰¹²³⁴-⁹ⁿ₀-₉πθαβγλφω"  # letters and digits to Unicode, but no words
 _ENVIRONMENT = r"\\begin\{(?P<env>[A-Za-z]{1,12})\*?\}.{0,600}?\\end\{(?P=env)\*?\}"
 _KEEP = rf"(?P<keep>{_ENVIRONMENT}|\\(?:text|mathrm|mathbf|textbf|mathbb|mbox|operatorname)\s?\{{[^{{}}]{{0,80}}\}}|\\[A-Za-z]+|\\.)"
@@ -214,7 +244,7 @@ class _Reading:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.formulas = [(m.start(), m.end(), m[m.lastindex or 0].strip()) for m in _FORMULA.finditer(text)]
+        self.formulas = _formulas(text)
         shadow = list(text)
         for start, end, _ in self.formulas:
             shadow[start:end] = "\x01" * (end - start)
@@ -329,6 +359,8 @@ def _says(content: str) -> bool:
 def _trimmed(run: str, at: int) -> list[_Group]:
     """The value in a run of mathematics, or nothing: without the punctuation, brackets and articles that belong to the sentence."""
     start, end = 0, len(run)
+    if end > MAX_RUN:
+        return []
     while True:
         before = start, end
         while (
@@ -399,7 +431,11 @@ def _side(text: str) -> str:
 def _bare(phrase: str) -> str:
     """A phrase without emphasis and the marks around formulas."""
     rest = re.sub(r"(?<![\w)}])\*\*|\*\*(?![\w({\\])|(?<!\w)__|__(?!\w)|`", " ", phrase)
-    rest = _FORMULA.sub(lambda m: f" {m[m.lastindex or 0]} ", rest)
+    at, out = 0, []
+    for start, end, content in _formulas(rest):
+        out += [rest[at:start], content]
+        at = end
+    rest = " ".join([*out, rest[at:]])
     return " ".join(rest.split()).strip(" \t:")
 
 
@@ -441,8 +477,9 @@ def value_of(phrase: str) -> str | None:
     )
     reading = _Reading(unwrapped)
     end = len(unwrapped)
-    for g in reversed(reading.groups(0, end)):
-        before = reading.plain[: g.start].replace("\x02", " ")
+    groups = reading.groups(0, end)
+    for g in reversed(groups):
+        before = reading.plain[max(0, g.start - BEFORE) : g.start].replace("\x02", " ")
         after = reading.plain[g.end :].replace("\x02", " ")
         if _DENIED.search(before) or _MONTH.search(before) or _DOUBT.search(after):
             return None
@@ -454,7 +491,7 @@ def value_of(phrase: str) -> str | None:
             or not before.strip()
         ):
             continue
-        if _CONDITION.search(before) and not _COPULA.search(before) and len(reading.groups(0, g.start)) > 0:
+        if _CONDITION.search(before) and not _COPULA.search(before) and g is not groups[0]:
             continue
         if re.search(r"\d|\x01", after):
             continue
@@ -476,19 +513,58 @@ _OPTION = re.compile(r"(?i)\b(?:option|choice|letter|answer)\s*:?\s*$")
 
 # ----------------------------------------------------------------------------------------------------------------------------- ways
 
-_ANSWER = re.compile(
-    r"(?i)(?:\banswers?\b(?:[*_]{1,2}|\s|\b(?:should|must|would|will|to|turns?|comes?|out|therefore|thus|then|here|choice|option|value)\b){0,8}"
-    r"(?:(?:is|are|be|equals)\b|[=:：→])(?:\s*[:：])?"
-    r"|\bcorrect\s+(?:option|choice)\s*(?:is\b|:)"
-    r"|(?:^|\n)[ \t>]*(?:#{1,6}[ \t]*|\*\*|__)(?:the\s+)?(?:(?:final|correct)\s+)?answer[ \t]*(?:\*\*|__)?[ \t]*(?=\n)"
-    r"|\banswer[*_ \t]{0,6}\|"
-    r"|\b(?:réponse|reponse)(?:\s+finale)?(?:[*_]{1,2}|\s)*(?:est\b|:)"
-    r"|\brespuesta(?:\s+final)?(?:[*_]{1,2}|\s)*(?:es\b|:)|\bresposta(?:\s+final)?(?:[*_]{1,2}|\s)*(?:é\b|:)"
-    r"|\brisposta(?:\s+finale)?(?:[*_]{1,2}|\s)*(?:è\b|:)|\b(?:antwort|endergebnis)(?:[*_]{1,2}|\s)*(?:ist\b|lautet\b|:)(?:\s*:)?"
-    r"|\bответ(?:[*_]{1,2}|\s)*(?:[:—–-]|равен\b)|\bodpowiedź(?:[*_]{1,2}|\s)*(?:to\b|:)|\bcevap(?:[*_]{1,2}|\s)*:"
-    r"|(?:最终|最終)?答案(?:[*_]{1,2}|\s)*(?:是|为|為|[:：])+[:：]?|答え(?:[*_]{1,2}|\s)*(?:は|[:：])|정답(?:[*_]{1,2}|\s)*(?:은|[:：])"
-    r"|उत्तर(?:[*_]{1,2}|\s)*(?:है|[:：])|الإجابة(?:[*_]{1,2}|\s)*(?:هي|:))"
-)
+_GAP = r"(?:[*_]{1,2}|\s){0,4}"
+# what the word for an answer has to be followed by so that an answer follows, by word
+_STATES: dict[str, re.Pattern[str]] = {
+    word: re.compile(rest, re.IGNORECASE)
+    for words, rest in (
+        (
+            "answer",
+            r"(?:s?(?:[*_]{1,2}|\s|\b(?:should|must|would|will|to|turns?|comes?|out|therefore|thus|then|here|choice|option|value)\b){0,8}"
+            r"(?:(?:is|are|be|equals)\b|[=:：→])(?:\s*[:：])?|[*_ \t]{0,6}\|)",
+        ),
+        ("option choice", rf"{_GAP}(?:is\b|:)"),
+        ("réponse reponse", rf"(?:\s+finale)?{_GAP}(?:est\b|:)"),
+        ("respuesta resposta risposta", rf"(?:\s+finale?)?{_GAP}(?:(?:es|é|è)(?!\w)|:)"),
+        ("antwort ergebnis", rf"{_GAP}(?:(?:ist|lautet)\b|:)(?:\s*:)?"),
+        ("ответ", rf"{_GAP}(?:[:—–-]|равен\b)"),
+        ("odpowiedź", rf"{_GAP}(?:to\b|:)"),
+        ("cevap", rf"{_GAP}:"),
+        ("答案 答え 正解", rf"{_GAP}(?:是|为|為|は|[:：])+"),
+        ("정답 답", rf"{_GAP}(?:은|:|：)"),
+        ("उत्तर", rf"{_GAP}(?:है|:)"),
+        ("الإجابة", rf"{_GAP}(?:هي|:)"),
+    )
+    for word in words.split()
+}
+_BEFORE_CHOICE = re.compile(r"(?i)\b(?:correct|right)\s+$")
+_HEADING = re.compile(r"(?i)(?:^|\n)[ \t>]*(?:#{1,6}[ \t]*|\*\*|__)(?:the\s+)?(?:(?:final|correct)\s+)?$")
+_HEADED = re.compile(r"[ \t]*(?:\*\*|__)?[ \t]*(?=\n)")
+
+
+def _statements(text: str) -> list[int]:
+    """Where statements of an answer begin: after "Answer:", "the answer is" and the like; the last ones, in order."""
+    lowered = text.lower()
+    if len(lowered) != len(text):  # a letter that gets longer
+        lowered = "".join(c if len(c.lower()) > 1 else c.lower() for c in text)
+    found: set[int] = set()
+    for word, states in _STATES.items():
+        at = len(lowered)
+        for _ in range(_TRIES):
+            at = lowered.rfind(word, 0, at)
+            if at < 0:
+                break
+            if word in ("option", "choice") and not _BEFORE_CHOICE.search(text, max(0, at - 12), at):
+                continue
+            end = at + len(word)
+            m = states.match(text, end)
+            if m is None and word == "answer" and _HEADING.search(text[max(0, at - 40) : at]):
+                m = _HEADED.match(text, end)
+            if m is not None:
+                found.add(m.end())
+    return sorted(found)[-_TRIES:]
+
+
 _STOP = re.compile(
     r"\.(?=\s+[^\sa-z\d])|\.\s*$|[。！]|(?<=[a-z][a-z])!(?=\s|$)|(?i:,?\s+(?:because|since|which|where|as|when)\b)|\n|[✅✓✔🎉]|(?<=\s)\|"
 )
@@ -519,8 +595,7 @@ def _statement(text: str, at: int, complete: bool) -> str | None:
         end = rest.find(r"\]" if r"\[" in display[0] else "$$", display.end())
         return rest[display.end() : end].strip(" \t\n.,") or None if end >= 0 else None
     rest = rest.lstrip().lstrip("|").lstrip()
-    shadow = _FORMULA.sub(lambda m: "\x01" * len(m[0]), rest)
-    found = _STOP.search(shadow)
+    found = _STOP.search(_without_formulas(rest))
     if found is None and not complete:
         return None  # cut off inside the answer: 12 of 123
     if found is not None and not complete and found.end() >= len(rest) and not found[0].startswith("\n"):
@@ -530,8 +605,7 @@ def _statement(text: str, at: int, complete: bool) -> str | None:
 
 def _line(text: str, complete: bool) -> str | None:
     """The value that the last "Answer:" or "answer is" states; a statement that holds no value counts only if there is no other."""
-    starts = [m.end() for m in _ANSWER.finditer(text)][-_TRIES:]
-    for at in reversed(starts):
+    for at in reversed(_statements(text)):
         statement = _statement(text, at, complete)
         if statement is None:
             if not complete:
@@ -568,7 +642,7 @@ def _concluded(statement: str) -> str | None:
 
 def _raw_line(text: str, complete: bool) -> str | None:
     """The last statement of an answer as it stands, where no way finds a value."""
-    starts = [m.end() for m in _ANSWER.finditer(text)]
+    starts = _statements(text)
     statement = _statement(text, starts[-1], complete) if starts else None
     return _bare(statement) or None if statement else None
 
@@ -581,15 +655,18 @@ def _hash(text: str, complete: bool) -> str | None:
     line = line.strip()
     if not line or not (newline or complete):
         return None
-    return (_line(line, True) if _ANSWER.search(line) else None) or value_of(line) or line
+    return _line(line, True) or value_of(line) or line
 
 
-def _tail(text: str) -> str:
-    """The last characters, from the start of a line."""
-    if len(text) <= TAIL:
-        return text
-    tail = text[-TAIL:]
-    return tail[tail.find("\n") + 1 :]
+def _tails(text: str) -> Iterator[str]:
+    """The last characters, few and then more, from the start of a line so that no formula is cut; of one long line only the longer end."""
+    if len(text) > TAIL // 8:
+        short = text[-(TAIL // 8) :]
+        line = short.find("\n", 0, len(short) // 2)
+        if line >= 0:
+            yield short[line + 1 :]
+    long = text[-TAIL:]
+    yield long if len(text) <= TAIL else long[long.find("\n") + 1 :]
 
 
 _MARKS = re.compile(r"\\(?:boxed|fbox)(?=\s*\{)|\\(?:blacksquare|square|Box|qed|checkmark|therefore)(?![A-Za-z])")
@@ -601,18 +678,25 @@ def _unmarked(text: str) -> str:
 
 
 def _closing(text: str, complete: bool) -> str | None:
-    tail = _tail(text)
-    if not complete or (re.search(r"\\(?:boxed|fbox)\s*\{", tail) and not boxes(tail)):
-        return None  # a box that does not close is an answer that was not finished
-    return _last_value(_unmarked(tail), every_number=False)
+    if not complete:
+        return None
+    for tail in _tails(text):
+        if re.search(r"\\(?:boxed|fbox)\s*\{", tail) and not boxes(tail):
+            return None  # a box that does not close is an answer that was not finished
+        value = _last_value(_unmarked(tail), every_number=False)
+        if value is not None:
+            return value
+    return None
 
 
 def _number(text: str, complete: bool) -> str | None:
-    tail = _unmarked(_tail(text))
-    if not complete:
-        tail = tail.rstrip()
-        tail = re.sub(r"[\w.,/\\{}$^%-]{0,400}$", "", tail)  # cut off inside a number
-    return _last_value(tail, every_number=True)
+    for tail in _tails(text):
+        if not complete:  # cut off inside a number
+            tail = re.sub(r"[\w.,/\\{}$^%-]{0,400}$", "", tail.rstrip()[-TAIL:])
+        value = _last_value(_unmarked(tail), every_number=True)
+        if value is not None:
+            return value
+    return None
 
 
 def _last_value(text: str, every_number: bool) -> str | None:
@@ -651,7 +735,7 @@ def _value_in(reading: _Reading, start: int, end: int, concludes: bool, every_nu
     for k in range(len(groups) - 1, -1, -1):
         g = groups[k]
         left = groups[k - 1].end if k else start
-        before = reading.plain[left : g.start].replace("\x02", " ")
+        before = reading.plain[max(left, g.start - BEFORE) : g.start].replace("\x02", " ")
         if _DENIED.search(before):
             continue
         stated = _COPULA.search(before) is not None or not before.strip()

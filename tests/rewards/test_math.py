@@ -522,10 +522,8 @@ def test_the_tier_that_decided() -> None:
         and tier("0.5", r"\frac12") == ("exact", True)
         and tier(r"\sqrt{2}+1", "3") == ("exact", False)
     )
-    assert tier(r"\sin 2x", r"2\sin x\cos x") == ("symbolic", True) and tier(r"\sum_{k=1}^{100} k", "5050") == (
-        "symbolic",
-        True,
-    )
+    assert tier(r"\sin 2x", r"2\sin x\cos x") == ("symbolic", True)
+    assert verify(r"\boxed{\sum_{k=1}^{100} k}", "5050").reason == "unreadable"  # not worked out
     assert tier(r"\frac{1}{300!}", r"\frac{2}{300!}") == ("exact", False) and tier(
         r"\frac{1}{2004!}", r"\frac{2}{2004!}"
     ) == ("symbolic", False)
@@ -652,21 +650,10 @@ def test_one_that_hangs_costs_only_itself() -> None:
     assert len(multiprocessing.active_children()) == before
 
 
-def test_sympy_is_interrupted_in_a_worker_without_killing_it() -> None:
-    code = (
-        "import rlkit.rewards.math as m, sys, time, math_verify; m.SYMPY_SECONDS = 1\n"
-        "def parse(*a, **k):\n    from math_verify.utils import timeout\n    return timeout(k['parsing_timeout'])(lambda: time.sleep(30))()\n"
-        "math_verify.parse = parse\n"
-        "print(m.verify(r'\\boxed{\\sum_{k=1}^{5} k}', '15').reason)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "timeout", done.stderr
-
-
-def test_workers_do_not_import_torch_and_sympy_only_when_needed() -> None:
+def test_workers_import_neither_torch_nor_sympy() -> None:
     code = (
         "import sys; from rlkit.rewards.math import verify\nfrom rlkit.rewards import scoring\n"
-        "verify(r'\\boxed{1/2}', '0.5'); verify(r'\\boxed{\\sin 1}', r'\\cos 1')\nprint('torch' in sys.modules, 'sympy' in sys.modules)"
+        "verify(r'\\boxed{1/2}', '0.5'); verify(r'\\boxed{\\sin 1}', r'\\cos 1'); verify(r'\\boxed{\\int x dx}', '1')\nprint('torch' in sys.modules, 'sympy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout.split() == [
         "False",
