@@ -1,8 +1,9 @@
-"""Verifications per second: through the pool of worker processes, per tier, and beside plain math-verify in the same run.
+"""Verifications per second (through the pool of worker processes, per tier), and agreement on graded answers, both beside math-verify.
 
-    python benchmarks/verifier.py [ROWS]
+    python benchmarks/verifier.py [ROWS]            # speed
+    python benchmarks/verifier.py graded [FILES]    # agreement on benchmarks/graded.py, written to benchmarks/verifier.md
 
-Responses are made from a fixed seed: solutions of some hundred words that end in a box, half of them right; answers as in MATH and GSM8K (65 %
+FILES are data sets with a column "answer" (JSON lines), whose references are then wrapped, too. For the speed, responses are made from a fixed seed: solutions of some hundred words that end in a box, half of them right; answers as in MATH and GSM8K (65 %
 integers, then fractions, decimals, roots, tuples, intervals, polynomials, text, matrices). Every response differs, so no cache helps.
 """
 
@@ -17,10 +18,15 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from graded import Case, cases
+
 from rlkit.rewards import RewardSpec, Scorer
-from rlkit.rewards.math import verify
+from rlkit.rewards.math import EXTRACT, verify
 from rlkit.types import Prompt, Rollout
 
 STEP = "First we write the equation in the form $a^2 + b^2 = c^2$ and note that \\frac{a}{b} is smaller than one, so the second case is left. "
@@ -136,12 +142,6 @@ def main(n: int = 20_000) -> None:
     for gold, found in sines:
         assert verify(rf"\boxed{{{found}}}", gold).tier == "symbolic"
     print(f"tier symbolic, to 50 digits: {len(sines) / (time.perf_counter() - start):,.0f} per second")
-    unread = [(rf"\sum_{{j=1}}^{{{k + 3}}} j", rf"\sum_{{m=1}}^{{{k + 3}}} m") for k in range(50)]
-    verify(rf"\boxed{{{unread[0][1]}}}", unread[0][0])
-    start = time.perf_counter()
-    for gold, found in unread[1:]:
-        verify(rf"\boxed{{{found}}}", gold)
-    print(f"tier symbolic, by sympy: {(len(unread) - 1) / (time.perf_counter() - start):,.0f} per second")
     for workers in dict.fromkeys((1, max(1, os.cpu_count() or 1))):
         rate, wrong = through_pool(pairs, workers)
         print(f"through the pool, {workers} worker{'s' * (workers > 1)}: {rate:,.0f} per second, {wrong} wrong")
@@ -150,5 +150,111 @@ def main(n: int = 20_000) -> None:
     print(f"math-verify alone, in this process: {rate:,.0f} per second, {wrong} of {len(few)} wrong")
 
 
+# ------------------------------------------------------------------------------------------------------------------ graded answers
+
+
+@dataclass
+class Tally:
+    """What one verifier made of some cases."""
+
+    cases: int = 0
+    wrong_ones: int = 0
+    agree: int = 0
+    accepts: int = 0
+    seconds: float = 0.0
+    slowest: float = 0.0
+    failed: int = 0
+
+    def add(self, case: Case, verdict: bool | None, seconds: float) -> None:
+        self.cases += 1
+        self.wrong_ones += not case.right
+        self.agree += verdict is case.right
+        self.accepts += verdict is True and not case.right
+        self.failed += verdict is None
+        self.seconds += seconds
+        self.slowest = max(self.slowest, seconds)
+
+    def cell(self) -> str:
+        return f"{100 * self.agree / self.cases:.1f} %, {self.accepts}"
+
+
+def by_math_verify(text: str, gold: str) -> bool | None:
+    """Its verdict as its documentation has it, or None if it raises."""
+    from math_verify import parse
+    from math_verify import verify as check
+
+    try:
+        return bool(check(parse(f"${gold}$"), parse(text)))
+    except Exception:
+        return None
+
+
+VERIFIERS: dict[str, Callable[[str, str], bool | None]] = {
+    "rlkit": lambda text, gold: verify(text, gold).correct,
+    "rlkit, with `number`": lambda text, gold: verify(text, gold, extract=(*EXTRACT, "number")).correct,
+    "math-verify": by_math_verify,
+}
+
+
+def graded(files: list[str]) -> str:
+    """Tables of agreement and false accepts, in Markdown."""
+    logging.disable(logging.ERROR)
+    tallies: dict[tuple[str, str, str], Tally] = {}
+    verify(r"\boxed{\sin 1}", r"\cos 1")
+    by_math_verify("$1$", "1")  # imports
+    for case in cases(seed=0, files=files):
+        for name, verifier in VERIFIERS.items():
+            start = time.process_time()
+            with contextlib.redirect_stderr(io.StringIO()):
+                verdict = verifier(case.text, case.gold)
+            seconds = time.process_time() - start
+            half = "held out" if case.held_out else "tuned"
+            for group in (f"all, {half} styles", f"answer: {case.kind}", f"style: {case.style} ({half})"):
+                tallies.setdefault((group.partition(":")[0], group, name), Tally()).add(case, verdict, seconds)
+    lines = []
+    for part, title in (("all", "styles"), ("answer", "kind of answer"), ("style", "style")):
+        lines += [
+            "",
+            f"| {title} | cases (wrong ones) | " + " | ".join(VERIFIERS) + " |",
+            "|---|---" + "|---" * len(VERIFIERS) + "|",
+        ]
+        groups = [g for p, g, name in tallies if p.startswith(part) and name == "rlkit"]
+        for group in groups:
+            row = [tallies[p, g, name] for name in VERIFIERS for p, g, n in tallies if g == group and n == name]
+            label = group.partition(": ")[2] or group
+            lines.append(
+                f"| {label} | {row[0].cases} ({row[0].wrong_ones}) | " + " | ".join(t.cell() for t in row) + " |"
+            )
+    lines += ["", "| | " + " | ".join(VERIFIERS) + " |", "|---" + "|---" * len(VERIFIERS) + "|"]
+    totals = {name: [t for (p, _, n), t in tallies.items() if n == name and p.startswith("all")] for name in VERIFIERS}
+    for label, value in (
+        (
+            "answers a second (CPU time, one process)",
+            lambda ts: f"{sum(t.cases for t in ts) / sum(t.seconds for t in ts):,.0f}",
+        ),
+        ("slowest answer", lambda ts: f"{1000 * max(t.slowest for t in ts):.0f} ms"),
+        ("raised an exception", lambda ts: str(sum(t.failed for t in ts))),
+    ):
+        lines.append(f"| {label} | " + " | ".join(value(totals[name]) for name in VERIFIERS) + " |")
+    return "\n".join(lines)
+
+
+def write_graded(files: list[str]) -> None:
+    tables = graded(files)
+    print(tables)
+    sets = f" and the references of {len(files)} data sets" if files else ""
+    Path(__file__).with_suffix(".md").write_text(
+        "# Answers as chat models write them\n\n"
+        f"Made by `python benchmarks/verifier.py graded` from `graded.py` (seed 0){sets}. Each cell: agreement with the known grade, and wrong "
+        "answers that were\naccepted. Held-out styles were written before the verifier was changed and first run at the end.\n"
+        + tables
+        + "\n",
+        encoding="utf-8",
+    )
+
+
 if __name__ == "__main__":
-    main(*(int(x) for x in sys.argv[1:2]))
+    if sys.argv[1:2] == ["graded"]:
+        write_graded(sys.argv[2:])
+    else:
+        main(*(int(x) for x in sys.argv[1:2]))
