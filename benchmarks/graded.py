@@ -2,8 +2,8 @@ r"""Graded answers as chat models write them: what is right is known because it 
 
 An :class:`Answer` is a reference, other ways to write it, and near misses (another number, the opposite sign, the reciprocal, swapped
 entries, the other end of an interval, another unit). A style is how a model writes its last lines. Every case puts one into the other, behind
-a few lines of working that hold other numbers and, where the case is wrong, often the right answer too. ``TUNED`` styles were looked at while
-the verifier was written; ``HELD_OUT`` ones were written first and run at the end.
+a few lines of working that hold other numbers and, where the case is wrong, often the right answer too. ``TUNED`` and ``SECOND`` styles were
+looked at while the verifier was written, the latter only after a first run; ``HELD_OUT`` ones only at the end.
 
     for case in cases(seed=0): ...                       # without files: generic answers
     for case in cases(seed=0, files=["math500.jsonl"]):  # the references of data sets (rows with "answer") as well
@@ -424,7 +424,8 @@ TUNED: dict[str, tuple[str, ...]] = {
     "table": (r"<w>\n\n| quantity | value |\n|---|---|\n| first | <n> |\n| **Answer** | **<p>** |",),
 }
 
-HELD_OUT: dict[str, tuple[str, ...]] = {
+# the first held-out half: on its first run 98.7 % agreed (1 of 1,523 wrong ones accepted, by a mistake of this file); then looked at
+SECOND: dict[str, tuple[str, ...]] = {
     "box": (
         r"Let me work through it.\n\n## Step 1\n<w>\n\n## Step 2\n<w>\n\n$$\\boxed{<a>}$$\n\nLet me know if you need anything else!",
         r"<w>\nThe final answer is: $\\boxed{<a>}$",
@@ -493,6 +494,81 @@ HELD_OUT: dict[str, tuple[str, ...]] = {
         r"<w>\n\nIn summary, we end up with <p>.",
     ),
     "table": (r"<w>\n\n| Step | Value |\n|:--|--:|\n| 1 | <n> |\n| Final answer | <p> |",),
+}
+
+HELD_OUT: dict[str, tuple[str, ...]] = {
+    "box": (
+        r"<w>\n\n**Answer:** $\\boxed{<a>}$\n\n*(If you meant something else by question 7, tell me.)*",
+        r"<w>\nThus, our final answer is \\[ \\boxed{ <a> } . \\] We are done!",
+        r"So <w>\n\n$$\n\\boxed{<a>}\n$$\n\nwhich matches option 3 of the 4 given.",
+        r"<w>\n\\boxed{\\text{Result: }<a>}",
+    ),
+    "box without braces": (r"<w> Thus $$\\boxed <p>$$", r"\\boxed <p>. <w>"),
+    "formula at the end": (
+        r"To solve this, <w>\n\nSo, when everything is combined, you get:\n\n$$<a>$$\n\nThat's it! \U0001f60a",
+        r"<w>\n\nTherefore, the desired quantity is given by $$<a>.$$",
+        r"<w>\nAfter cancelling, the whole thing collapses to $<a>$, and we are done.",
+        r"Step 1: <w>\nStep 2: <w>\nStep 3: Combine. The outcome is \\(<a>\\).",
+        r"Alright, <w>\n\nOur solution: $<a>$",
+        r"<w>\n\n=> $<a>$",
+        r"<w> Consequently the value asked for is $<a>$ (as one sees at once).",
+        r"<w>\n\\begin{align*}\nE &= <n> - 1 \\\\ \n\\end{align*}\nSimplifying, one arrives at $<a>$.",
+        r"<w>\n\n**Conclusion:** the expression evaluates to \\( <a> \\) .\n\n---\n",
+    ),
+    "name and formula": (
+        r"<w>\n\nThus:\n\\[\nk = <a>\n\\]\n",
+        r"<w>\nPutting this back gives us $P = <a>$ as the final value.",
+        r"<w> Finally, $q = <a>$, where the other root was rejected.",
+    ),
+    "bare LaTeX": (r"<w>\n\nThe final value is <a>.", r"<w>\n=> <a>"),
+    "final answer": (
+        r"<w>\n\n**Final answer**: \\(<a>\\).",
+        r"<w>\n\nFinal Answer\n$<a>$",
+        r"<w>\n\n# Answer: $<a>$",
+        r"The answer would be $<a>$. Here's the reasoning: <w>",
+        r"<w>\n\n*Answer:* $$<a>$$",
+        r"<w>\nHence, the answer to the question is $<a>$.",
+    ),
+    "final sentence": (
+        r"<w>\n\nFinal answer: After all is said and done, we end with <p>.",
+        r"<w>\nFinal Answer: The quantity equals <p>",
+        r"<w>\n**Answer:** They should report <p>.",
+        r"<w>\nThe answer, then, is <p>.",
+    ),
+    "bold": (
+        r"<w>\n\nSo in the end we get: **<p>**",
+        r"<w>\n\n\u27a1\ufe0f **<p>**",
+        r"<w>\n\n> **<p>**",
+        r"<w>\n\nThe correct value is therefore ***<p>***.",
+    ),
+    "chat token": (
+        r"<w>\nSo the result is <p>.<|im_end|>\n<|endoftext|>",
+        r"<w>\n\n**Answer:** <p><|END_OF_TURN_TOKEN|>",
+        r"<w>\nThe final result is \\( <a> \\).</s></s>",
+        r"<w>\nFinal answer: <p> <|im_end|>\n<|im_start|>user\nThanks! And what is <n> + 1?",
+    ),
+    "hash": (r"<w>\n####<p>", r"<w>\n#### **<p>**"),
+    "tag": (r"<think><w></think>\n\n<answer>**<p>**</answer>", r"<answer>\\(<a>\\)</answer>"),
+    "thinking": (
+        r"<think>\nHmm. <w>\nSo $<n>$. Wait, no.\n</think>\n\n<w>\n\n**Final Answer**\n$<a>$",
+        r"<think>\n<w> So the answer is <n>?\n</think>\nAfter careful work, the result is <p>.",
+        r"<think>\\boxed{<n>}</think>\n\n### Solution\n<w>\n\nThis yields\n\\[\n<a>\n\\]",
+    ),
+    "other languages": (
+        r"<w>\n\n**Réponse :** $<a>$",
+        r"<w>\n**答案：** $<a>$",
+        r"<w>\nLa respuesta final es <p>.",
+        r"<w>\n\n**Ответ:** <p>",
+        r"<w>\nRisposta: $<a>$",
+        r"<w>\nDaher ist die Antwort: $<a>$.",
+    ),
+    "conclusion": (
+        r"<w>\n\nAs a result, we are looking at <p>.",
+        r"<w>\nOverall, the quantity is <p>.",
+        r"<w>\n\nAnd that's how we get <p>!",
+        r"<w>\nThis means the value is <p>.",
+    ),
+    "table": (r"<w>\n\n| | |\n|---|---|\n| Given | <n> |\n| **Final Answer** | $<a>$ |",),
 }
 
 _WORK = (
@@ -566,7 +642,7 @@ def cases(seed: int = 0, each: int = 3, files: Iterable[str | Path] = (), per_fi
         ]
         r.shuffle(golds)
         from_files += [a for g in golds[:per_file] if (a := _of_file(g, golds, r)) is not None]
-    for held_out, groups in ((False, TUNED), (True, HELD_OUT)):
+    for held_out, groups in ((False, TUNED), (False, SECOND), (True, HELD_OUT)):
         for style_kind, styles in groups.items():
             for make in pools:
                 for _ in range(each):

@@ -439,8 +439,16 @@ def _bare(phrase: str) -> str:
     return " ".join(rest.split()).strip(" \t:")
 
 
+_SENTENCE = re.compile(
+    r"(?i)(?<![\\A-Za-z])(?:it|is|he|she|we|they|you|there|this|that|the|so|be|must|are|was|has|have|had|gets?|gives?|needs?|equals?|comes?)"
+    r"(?![A-Za-z}])(?=.*[\d\\]|\s\(?[A-J]\)?\W*$)"
+)
+
+
 def _wordy(v: Value | None, text: str) -> bool:
     """Whether a text was read as words that say more than a name: "the answer is c"."""
+    if v is None or _SENTENCE.search(text):
+        return True  # "It is 5" is no product of letters
     if isinstance(v, Ratio):
         return re.match(r"[A-Za-z]{2}", text) is not None  # Answer: 5
     if not isinstance(v, Text) and not (isinstance(v, Items) and all(isinstance(x, Text) for x in v.items)):
@@ -751,7 +759,8 @@ def _value_in(reading: _Reading, start: int, end: int, concludes: bool, every_nu
         ends = last and _COPULA.search(before) and "\x00" not in reading.masked[g.end : end]
         if any(c.isdigit() for c in g.text) and (every_number or concludes or marked or ends):
             return _side(reading.with_unit(g, end))
-        if (marked or concludes) and re.fullmatch(r"\(?[A-J]\)?", g.text) and (stated or _OPTION.search(before)):
+        chosen = stated or _OPTION.search(before) or re.search(r"\bwith\s*$", before)
+        if chosen and (marked or concludes or (last and delimited)) and re.fullmatch(r"\(?[A-J]\)?", g.text):
             return g.text
     if bold is not None and _WORDS_ONLY.fullmatch(bold):
         before = reading.plain[start : reading.plain.rfind("\x02\x02" + bold, start, end)].replace("\x02", " ")
