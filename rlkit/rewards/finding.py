@@ -8,7 +8,7 @@ The ways, in the order in which a run tries them (``EXTRACT``); the first that f
    ("Final answer: the number of eggs is 12.") the value in its last words;
 4. ``hash``: what follows the last ``####``;
 5. ``closing``: the last formula of the text, in ``$...$``, ``\(...\)``, ``\[...\]``, ``$$...$$`` or as bare LaTeX; before that a bold value
-   or, in a sentence that concludes (So, Therefore, ...) or ends the text with "is ...", a number or word at its end, if it stands later.
+   or, in a sentence that concludes (So, Therefore, ...) or ends the text, a number or word at its end, if it stands later.
    Names (``$x$``), conditions ("for ``$n > 0$``", "where ``$k = 2$``"), what is denied or bounded ("not 5", "at least 5"), questions and
    checks of the result are not it.
 
@@ -206,15 +206,16 @@ _DENIED = re.compile(
     r"|either|neither|nor|might|could|may|except|unless|without|instead\s+of|up\s+to|unsure)|n['’]t)\b(?:\s+[\w'’]+){0,3}[\s(]*$"
 )
 _CONDITION = re.compile(
-    r"(?i)\b(?:for|when|where|if|since|because|whenever|assuming|provided|given(?!\s+by)|(?<!arrive\s)(?<!arrives\s)at|using|from|in)"
+    r"(?i)\b(?:for|when|where|if|since|because|whenever|assuming|provided|given(?!\s+by))"
     r"(?:\s+[\w'’-]+){0,3}\s*$"
 )
+_PLACE = re.compile(r"(?i)\b(?:at|in|using|from|with|by)\s*$")  # "at x = 2" is a condition, "we arrive at 2" none
 _DOUBT = re.compile(
     r"(?i)\b(?:not|maybe|perhaps|possibly|probably|unsure|sure|wrong|incorrect|either|neither|or|but|if|unless|except)\b|\?"
 )
 _CONCLUDES = re.compile(
     r"(?i)^[\s\W]*(?:so|thus|therefore|hence|consequently|finally|accordingly|overall|ultimately|in\s+(?:conclusion|summary|total|the\s+end|all)"
-    r"|altogether|we\s+(?:conclude|get|find|obtain|have)|this\s+(?:means|gives|leaves|makes|yields)|that\s+(?:means|gives|leaves|makes)|it\s+follows"
+    r"|as\s+a\s+(?:result|consequence)|(?:and\s+)?that(?:['’]s|\s+is)\s+(?:how|why)|altogether|we\s+(?:conclude|get|find|obtain|have)|this\s+(?:means|gives|leaves|makes|yields)|that\s+(?:means|gives|leaves|makes)|it\s+follows"
     r"|final\s+(?:result|value)|the\s+(?:final\s+)?(?:result|solution|total)|result|conclusion|total|solution"
     r"|donc|ainsi|also|daher|folglich|por\s+lo\s+tanto|portanto|quindi|итак|следовательно|因此|所以|故|よって|따라서)\b"
     r"|^\s*[∴⇒→]|^\W*(?:因此|所以|故|よって|したがって|따라서)"
@@ -227,6 +228,10 @@ _UNIT_WORDS = re.compile(
     r"[\s\x02]*((?:[A-Za-z]+\.?(?:\s?\^\s?\{?[23]\}?|²|³)?)(?:[ ]?(?:/|[ ])[ ]?[A-Za-z]+(?:\^\{?[23]\}?|²|³)?){0,3})"
 )
 _END_OF_SENTENCE = re.compile(r"\n|[.!?](?=[\s\"'”’)\x02]|$)|[。！？]")
+
+
+# two stars or underlines that are no power and no part of a word
+_EMPHASIS = re.compile(r"(?<![\w)}*])\*{2,3}|\*{2,3}(?![\w({\\*])|(?<!\w)__|__(?!\w)|`")
 
 
 @dataclass(frozen=True)
@@ -244,15 +249,12 @@ class _Reading:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.formulas = _formulas(text)
+        self.formulas = [(a, b, re.sub(r"(?<!\\)[.,;:\s]+$", "", c)) for a, b, c in _formulas(text)]
         shadow = list(text)
         for start, end, _ in self.formulas:
             shadow[start:end] = "\x01" * (end - start)
         hidden = "".join(shadow)
-        # emphasis: two stars or underlines that are no power and no part of a word
-        self.plain = re.sub(
-            r"(?<![\w)}])\*\*|\*\*(?![\w({\\])|(?<!\w)__|__(?!\w)|`", lambda m: "\x02" * len(m[0]), hidden
-        )
+        self.plain = _EMPHASIS.sub(lambda m: "\x02" * len(m[0]), hidden)
         self.masked = _WORDS.sub(_mask, self.plain)
 
     def sentences(self) -> list[tuple[int, int]]:
@@ -278,7 +280,8 @@ class _Reading:
             begin = start + marker.end()
         found = [_Group(a, b, c, _says(c)) for a, b, c in self.formulas if begin <= a and b <= end]
         for m in _RUN.finditer(self.masked, begin, end):
-            found += _trimmed(m[0], m.start())
+            shout = m.end() == end and m[0].rstrip().endswith("!") and begin < m.start()
+            found += _trimmed(m[0].rstrip(" !") if shout else m[0], m.start())  # "we get 12!" is no factorial
         found.sort(key=lambda g: g.start)
         out: list[_Group] = []
         for g in found:
@@ -305,6 +308,12 @@ class _Reading:
             ):
                 return f"{g.text} {unit}"
         return g.text
+
+    def unit_mask(self, g: _Group, end: int) -> str:
+        """How the unit after a value looks among the masked words; empty if there is none."""
+        unit = self.with_unit(g, end).removeprefix(g.text).strip()
+        at = self.text.find(unit, g.end, end) if unit else -1
+        return self.masked[g.end : at + len(unit)] if at >= 0 else ""
 
     def bold(self, start: int, end: int) -> str | None:
         """The last emphasised words between two positions."""
@@ -430,7 +439,7 @@ def _side(text: str) -> str:
 
 def _bare(phrase: str) -> str:
     """A phrase without emphasis and the marks around formulas."""
-    rest = re.sub(r"(?<![\w)}])\*\*|\*\*(?![\w({\\])|(?<!\w)__|__(?!\w)|`", " ", phrase)
+    rest = _EMPHASIS.sub(" ", phrase)
     at, out = 0, []
     for start, end, content in _formulas(rest):
         out += [rest[at:start], content]
@@ -497,6 +506,7 @@ def value_of(phrase: str) -> str | None:
             or _COPULA.search(before)
             or _OPTION.search(before)
             or not before.strip()
+            or (_CHOICE.fullmatch(g.text) and not after.strip(" .!"))
         ):
             continue
         if _CONDITION.search(before) and not _COPULA.search(before) and g is not groups[0]:
@@ -516,6 +526,7 @@ def value_of(phrase: str) -> str | None:
 _MONTH = re.compile(
     r"(?i)\b(?:january|february|march|april|may|june|july|august|september|october|november|december|base)\s*$"
 )
+_CHOICE = re.compile(r"\(?[A-J]\)?")
 _OPTION = re.compile(r"(?i)\b(?:option|choice|letter|answer)\s*:?\s*$")
 
 
@@ -528,7 +539,7 @@ _STATES: dict[str, re.Pattern[str]] = {
     for words, rest in (
         (
             "answer",
-            r"(?:s?(?:[*_]{1,2}|\s|\b(?:should|must|would|will|to|turns?|comes?|out|therefore|thus|then|here|choice|option|value)\b){0,8}"
+            r"(?:s?(?:[*_]{1,2}|[\s,]|\b(?:should|must|would|will|to|turns?|comes?|out|therefore|thus|then|here|choice|option|value)\b){0,8}"
             r"(?:(?:is|are|be|equals)\b|[=:：→])(?:\s*[:：])?|[*_ \t]{0,6}\|)",
         ),
         ("option choice", rf"{_GAP}(?:is\b|:)"),
@@ -717,10 +728,27 @@ def _last_value(text: str, every_number: bool) -> str | None:
         if sentence.rstrip().endswith("?") or _in_check(reading, spans, k):
             continue
         concludes = _CONCLUDES.search(sentence) is not None
-        value = _value_in(reading, start, end, concludes, every_number, k == len(spans) - 1)
+        value = _value_in(
+            reading,
+            start,
+            end,
+            concludes,
+            every_number,
+            all(_FAREWELL.search(reading.plain[a:b].replace("\x02", " ")) for a, b in spans[k + 1 :]),
+        )
         if value is not None:
             return value
     return None
+
+
+# what models say after the answer
+_FAREWELL = re.compile(
+    r"(?i)\b(?:hope|let\s+me\s+know|feel\s+free|happy\s+to|glad\s+to|thanks?|done|qed|q\.e\.d|that['’]s\s+it|good\s+luck|great|would\s+you|do\s+you)\b"
+    r"|^[^\w\x00\x01]*$"
+)
+_SUBJECT = re.compile(
+    r"(?i)\b(?:result|value|answer|outcome|solution|quantity|total|choice|option)\b[^.:]{0,60}(?:\b(?:is|are|be)\b|:)\s+\S+(?:\s\S+){0,2}[.!\s\x02]*$"
+)
 
 
 def _in_check(reading: _Reading, spans: Sequence[tuple[int, int]], k: int) -> bool:
@@ -746,8 +774,10 @@ def _value_in(reading: _Reading, start: int, end: int, concludes: bool, every_nu
         before = reading.plain[max(left, g.start - BEFORE) : g.start].replace("\x02", " ")
         if _DENIED.search(before):
             continue
-        stated = _COPULA.search(before) is not None or not before.strip()
+        stated = _COPULA.search(before) is not None or not re.search(r"\w", before)
         if _CONDITION.search(before) and not re.search(r"(?i)\b(?:is|are|be|equals?)\s*$|[:=]\s*$", before):
+            continue
+        if "=" in g.text and k and _PLACE.search(before):
             continue
         marked = reading.plain[start : g.start].count("\x02\x02") % 2 == 1
         delimited = reading.plain[g.start : g.start + 1] == "\x01"
@@ -756,19 +786,28 @@ def _value_in(reading: _Reading, start: int, end: int, concludes: bool, every_nu
         )
         if g.formula or (delimited and (alone or any(c.isdigit() for c in g.text) or (stated and concludes))):
             return _side(reading.with_unit(g, end))
-        ends = last and _COPULA.search(before) and "\x00" not in reading.masked[g.end : end]
+        ends = (
+            last
+            and before.strip()
+            and "\x00" not in reading.masked[g.end : end].removeprefix(reading.unit_mask(g, end))
+        )
         if any(c.isdigit() for c in g.text) and (every_number or concludes or marked or ends):
             return _side(reading.with_unit(g, end))
-        chosen = stated or _OPTION.search(before) or re.search(r"\bwith\s*$", before)
-        if chosen and (marked or concludes or (last and delimited)) and re.fullmatch(r"\(?[A-J]\)?", g.text):
+        chosen = concludes or stated or _OPTION.search(before) or re.search(r"\b(?:with|by)\s*$", before)
+        if (
+            chosen
+            and (marked or concludes or (last and (delimited or _SUBJECT.search(reading.plain[start:end]))))
+            and _CHOICE.fullmatch(g.text)
+        ):
             return g.text
     if bold is not None and _WORDS_ONLY.fullmatch(bold):
         before = reading.plain[start : reading.plain.rfind("\x02\x02" + bold, start, end)].replace("\x02", " ")
         if not before.strip(" \t\n#->") or (_COPULA.search(before) and not _DENIED.search(before)):
             return bold if not bold.endswith(":") else None
-    if concludes and not groups:
+    named = last and _SUBJECT.search(reading.plain[start:end]) is not None
+    if (concludes or named) and not groups:
         sentence = reading.text[start:end].strip().rstrip(".!")
-        said = re.split(r"(?i)\b(?:is|are|be|get|equals)\b", sentence)
+        said = re.split(r"(?i)\b(?:is|are|be|get|equals)\b|:\s", sentence)
         words = said[-1].strip(" .,;:!*_\"'")
         if len(said) > 1 and 0 < len(words.split()) <= 3 and not _DOUBT.search(sentence):
             return words
