@@ -21,11 +21,15 @@ EXPLAINED = "rlkit.rewards.math:explained"  # the reward `math` with its reasons
 
 @dataclass(frozen=True)
 class Scored:
-    """One response under one verifier; ``score`` is nan if the verifier failed, then ``reason`` says how."""
+    """One response under one verifier; ``score`` is nan if the verifier failed, then ``reason`` says how.
+
+    Of the reward `math`: ``way`` found the answer, ``tier`` compared it, ``reason`` is why it counts or not.
+    """
 
     score: float
     reason: str = ""
     tier: str = ""
+    way: str = ""
 
     @property
     def correct(self) -> bool | None:
@@ -68,8 +72,12 @@ class Audit:
                 f"{name}: {sum(known)} of {len(known)} correct ({sum(known) / max(1, len(known)):.4f}), "
                 f"{len(self.rows) - len(known)} failed"
             )
-            for what in ("reason", "tier"):
-                counts = Counter(getattr(s, what) for s in self.scored[v] if getattr(s, what))
+            for what, values in (
+                ("reason", [s.reason for s in self.scored[v]]),
+                ("found by", [s.way for s in self.scored[v]]),
+                ("tier", [s.tier for s in self.scored[v]]),
+            ):
+                counts = Counter(value for value in values if value)
                 if counts:
                     lines.append(f"  {what}: " + ", ".join(f"{key} {n}" for key, n in counts.most_common()))
             outcome = self.against_label(v)
@@ -93,8 +101,8 @@ class Audit:
     def _row(self, k: int, verifiers: Sequence[int]) -> str:
         row = self.rows[k]
         verdicts = ", ".join(
-            f"{self.names[v]} {self.scored[v][k].score:g}" + (f" ({r})" if (r := self.scored[v][k].reason) else "")
-            for v in verifiers
+            f"{self.names[v]} {s.score:g}" + (f" ({s.reason}{f', found by {s.way}' * bool(s.way)})" if s.reason else "")
+            for v, s in ((v, self.scored[v][k]) for v in verifiers)
         )
         return f"line {row['line']}: {verdicts}; reference {str(row['answer'])[:60]!r}, response ends {str(row['response'])[-80:]!r}"
 
@@ -207,11 +215,12 @@ def _scored(r: Any) -> Scored:
     found = {
         part.split("/")[1]: part.split("/", 2)[2]
         for part in r.parts
-        if part.count("/") >= 2 and part.split("/")[1] in ("reason", "tier")
+        if part.count("/") >= 2 and part.split("/")[1] in ("reason", "tier", "way")
     }
     if r.error is not None:
         return Scored(math.nan, reason=r.error.split(": ")[1])
-    return Scored(float(r.reward), found.get("reason", ""), found.get("tier", "").replace("none", ""))
+    tier, way = (found.get(what, "").replace("none", "") for what in ("tier", "way"))
+    return Scored(float(r.reward), found.get("reason", ""), tier, way)
 
 
 def audit_command(arguments: Any) -> int:

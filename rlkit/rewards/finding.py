@@ -590,7 +590,7 @@ _STOP = re.compile(
 _HENCE = re.compile(r"(?i),?\s+(?:so|hence|therefore|thus)\b(?!\s+(?:that|far|on)\b)")
 _NO_ANSWERS = re.compile(
     r"(?i)^(?:helpful|correct|right|wrong|clear|useful|verified|consistent|reasonable|obtained|found|given|as follows|below|above|unique|in"
-    r"|an?|just|simply)\b"
+    r"|an?(?=\s)|just|simply)\b"
 )
 _TRIES = 20  # statements of an answer that are looked at, from the end
 
@@ -802,7 +802,7 @@ def _value_in(reading: _Reading, start: int, end: int, concludes: bool, every_nu
             return g.text
     if bold is not None and _WORDS_ONLY.fullmatch(bold):
         before = reading.plain[start : reading.plain.rfind("\x02\x02" + bold, start, end)].replace("\x02", " ")
-        if not before.strip(" \t\n#->") or (_COPULA.search(before) and not _DENIED.search(before)):
+        if not re.search(r"\w", before) or (_COPULA.search(before) and not _DENIED.search(before)):
             return bold if not bold.endswith(":") else None
     named = last and _SUBJECT.search(reading.plain[start:end]) is not None
     if (concludes or named) and not groups:

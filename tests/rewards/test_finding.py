@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+import importlib.util
+import re
+import sys
+from pathlib import Path
 
-from rlkit.rewards.math import extract_answer, verify
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlkit.rewards import answers, finding
+from rlkit.rewards.math import EXTRACT, extract_answer, verify
 
 # response, reference, whether it counts by default
 FOUND = [
@@ -200,3 +208,184 @@ def test_an_answer_is_found_where_models_write_it(response: str, gold: str, righ
 @pytest.mark.parametrize(("response", "want"), NUMBERS)
 def test_a_number_stands_on_its_own(response: str, want: str | None) -> None:
     assert extract_answer(response, ("number",)) == want
+
+
+def test_graded_answers_in_the_styles_of_chat_models() -> None:
+    """The generic half of the benchmark (no data set): nearly all are decided rightly, and no wrong one is accepted."""
+    spec = importlib.util.spec_from_file_location("graded", Path(__file__).parents[2] / "benchmarks" / "graded.py")
+    assert spec is not None and spec.loader is not None
+    graded = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = graded  # dataclasses look their module up
+    spec.loader.exec_module(graded)
+    cases = list(graded.cases(seed=5, each=1))
+    missed = [c for c in cases if verify(c.text, c.gold).correct != c.right]
+    assert len(cases) > 1500 and len(missed) <= 0.008 * len(cases), missed
+    assert [c for c in missed if not c.right] == []
+
+
+def test_an_answer_that_was_cut_off_closes_nothing() -> None:
+    for text in (r"So the area is $12$", r"so it is \frac{12", "Therefore, the total is 12", r"so $\boxed{12"):
+        assert verify(text, "12", finish="length").reason == "truncated", text
+    assert verify("Then 7 and 12", "12", finish="length", extract=("number",)).extracted == "7"
+
+
+def test_what_is_not_worked_out_is_no_answer() -> None:
+    for text in (r"\sum_{k=1}^{100} k", r"\int_0^1 x\,dx", r"\lim_{x\to 0} x", r"\det A"):
+        assert verify(rf"\boxed{{{text}}}", "5050").reason == "unreadable"
+
+
+PIECES = [
+    r"\frac{",
+    r"\sqrt{",
+    r"\sqrt[3]{",
+    r"\boxed{",
+    r"\left(",
+    r"\right)",
+    r"\text{",
+    r"}",
+    r"{",
+    r"(",
+    r")",
+    r"[",
+    r"]",
+    r"^{60}",
+    r"^{",
+    r"_{1}",
+    r"$",
+    r"$$",
+    r"\(",
+    r"\)",
+    r"\[",
+    r"\]",
+    r"**",
+    r"!",
+    r"|",
+    r"+",
+    r"-",
+    r"*",
+    r"/",
+    r"=",
+    r",",
+    r".",
+    r";",
+    r":",
+    r"&",
+    r"\\",
+    r"\sin",
+    r"\log",
+    r"\binom{9}{4}",
+    r"\pm",
+    r"\infty",
+    r"\pi",
+    r"e",
+    r"i",
+    r"x",
+    r"y",
+    r"0",
+    r"1",
+    r"2",
+    r"99999",
+    r"0.5",
+    r"1,000",
+    r"10^{99}",
+    r"400!",
+    r"x2",
+    r"3rd",
+    r"2-step",
+    r"not",
+    r"is",
+    r"So",
+    r"Answer:",
+    r"####",
+    r"<answer>",
+    r"</answer>",
+    r"</think>",
+    r"<|im_end|>",
+    r"\begin{pmatrix}",
+    r"\end{pmatrix}",
+    r"\cup",
+    r"(x+y+1)^{20}",
+    r"(1,2]",
+    r"1e99",
+    r"½",
+    r"√2",
+    r"−",
+    r"答案是",
+]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    st.lists(st.sampled_from(PIECES), max_size=60).map(" ".join),
+    st.lists(st.sampled_from(PIECES), min_size=1, max_size=25).map(lambda p: "5 " + "".join(p)),
+    st.sampled_from([EXTRACT, (*EXTRACT, "number"), ("whole",)]),
+)
+def test_no_text_breaks_the_verifier_or_makes_it_compute_much(
+    response: str, gold: str, extract: tuple[str, ...]
+) -> None:
+    before = answers.WORK.total
+    bare, gold = (
+        re.sub(r"\\boxed\{|####|Answer:", "", text) for text in (response, gold)
+    )  # no solution, but an answer
+    verdict = verify(response, gold, extract=extract)
+    assert verdict.reason in ("equal", "different", "no_answer", "unreadable", "refused")
+    assert verify(rf"\boxed{{{response}}}", "5 " + bare).reason in (
+        "equal",
+        "different",
+        "unreadable",
+        "refused",
+        "no_answer",
+    )
+    assert answers.WORK.total - before <= 12 * answers.MAX_WORK
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        (r"\sin(((x+y+400!)^{5}))", "1"),
+        (r"\binom{|\sqrt{\ln(x)}|}{\lfloor ((99999)^{1000}) \rfloor}", "x"),
+        (r"(\frac{x}{2}+\sqrt{99999}+\tan(400!))^{60}", r"(\frac{x}{2}+\sqrt{99999}+\tan(400!))^{60}+\sin(1)"),
+        (r"(((\binom{7!}{2+7!}+\tan(\tan(a_1))+\pi)^{20})!)!", "5"),
+        ("(x+y+z+1)^{12}(x-y-z+1)^{12}", "(x+y+z+1)^{12}(x-y-z+2)^{12}"),
+    ],
+)
+def test_large_algebra_is_given_up_not_computed(text: str, other: str) -> None:
+    """Of these, some took seconds, and some ended in an exception of Python's for numbers of more than 4,300 digits."""
+    before = answers.WORK.total
+    assert not verify(rf"\boxed{{{text}}}", other).correct
+    assert answers.WORK.total - before <= 6 * answers.MAX_WORK
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "$",
+        "\\[",
+        "\\(",
+        "[",
+        "$ [ ",
+        "answer is ",
+        "So, ",
+        "5 meters ",
+        "check 5. ",
+        "- - ",
+        "**",
+        "1 000 ",
+        "x ",
+        "\\boxed{5 ",
+    ],
+)
+def test_long_texts_are_searched_in_one_pass_and_their_end_in_detail(
+    piece: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sentences are taken apart in the last ``TAIL`` characters only, whatever the length of the text."""
+    seen: list[int] = []
+    reading = finding._Reading.__init__
+
+    def counted(self: finding._Reading, text: str) -> None:
+        seen.append(len(text))
+        reading(self, text)
+
+    monkeypatch.setattr(finding._Reading, "__init__", counted)
+    verify(piece * 20_000, "7", extract=(*EXTRACT, "number"))
+    assert sum(seen) <= 8 * finding.TAIL + 4 * finding._TRIES * answers.MAX_TEXT

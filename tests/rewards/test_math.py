@@ -684,6 +684,8 @@ def test_an_audit_counts_reasons_and_disagreements(tmp_path: Path, capsys: pytes
     assert [s.correct for s in result.scored[2]] == [True, True, True, True, True]
     assert audit_command(SimpleNamespace(file=file, reward="math", against="exact")) == 0
     told = capsys.readouterr().out
+    assert [s.way for s in result.scored[0]] == ["boxed", "boxed", "", "boxed", ""]
+    assert "found by: boxed 3" in told and "(no_answer)" in told
     assert "math: 2 of 5 correct" in told and "truncated 1" in told and "math and exact disagree on 3 of 5" in told
     file.write_text('{"response": "5"}\n')
     with pytest.raises(ValueError, match=r"responses.jsonl:1.*answer"):
