@@ -2,8 +2,8 @@ r"""Graded answers as chat models write them: what is right is known because it 
 
 An :class:`Answer` is a reference, other ways to write it, and near misses (another number, the opposite sign, the reciprocal, swapped
 entries, the other end of an interval, another unit). A style is how a model writes its last lines. Every case puts one into the other, behind
-a few lines of working that hold other numbers and, where the case is wrong, often the right answer too. ``TUNED`` and ``SECOND`` styles were
-looked at while the verifier was written, the latter only after a first run; ``HELD_OUT`` ones only at the end.
+a few lines of working that hold other numbers and, where the case is wrong, often the right answer too. ``TUNED``, ``SECOND`` and ``THIRD``
+styles were looked at while the verifier was written, the latter two after a first run that is noted there; ``HELD_OUT`` ones were not.
 
     for case in cases(seed=0): ...                       # without files: generic answers
     for case in cases(seed=0, files=["math500.jsonl"]):  # the references of data sets (rows with "answer") as well
@@ -424,7 +424,7 @@ TUNED: dict[str, tuple[str, ...]] = {
     "table": (r"<w>\n\n| quantity | value |\n|---|---|\n| first | <n> |\n| **Answer** | **<p>** |",),
 }
 
-# the first held-out half: on its first run 98.7 % agreed (1 of 1,523 wrong ones accepted, by a mistake of this file); then looked at
+# once held out: 98.7 % agreed on the first run (1 of 1,523 wrong ones accepted, by a mistake of this file); then looked at
 SECOND: dict[str, tuple[str, ...]] = {
     "box": (
         r"Let me work through it.\n\n## Step 1\n<w>\n\n## Step 2\n<w>\n\n$$\\boxed{<a>}$$\n\nLet me know if you need anything else!",
@@ -496,7 +496,8 @@ SECOND: dict[str, tuple[str, ...]] = {
     "table": (r"<w>\n\n| Step | Value |\n|:--|--:|\n| 1 | <n> |\n| Final answer | <p> |",),
 }
 
-HELD_OUT: dict[str, tuple[str, ...]] = {
+# once held out, too: 97.6 % agreed on the first run, none of 1,575 wrong ones was accepted
+THIRD: dict[str, tuple[str, ...]] = {
     "box": (
         r"<w>\n\n**Answer:** $\\boxed{<a>}$\n\n*(If you meant something else by question 7, tell me.)*",
         r"<w>\nThus, our final answer is \\[ \\boxed{ <a> } . \\] We are done!",
@@ -571,6 +572,78 @@ HELD_OUT: dict[str, tuple[str, ...]] = {
     "table": (r"<w>\n\n| | |\n|---|---|\n| Given | <n> |\n| **Final Answer** | $<a>$ |",),
 }
 
+HELD_OUT: dict[str, tuple[str, ...]] = {
+    "box": (
+        r"We need to find it. <w>\n\nHence the answer is\n\n$$\\boxed{<a>}.$$\n\nIf $x$ were $<n>$ instead, it would differ.",
+        r"<w>\n\n$$ \\therefore \\quad \\boxed{ <a> } $$",
+        r"<w>\n\nSo:\n\\[\\boxed{\\mathbf{<a>}}\\]",
+    ),
+    "box without braces": (r"<w>\nResult: $\\boxed{}$ hmm, I mean $\\boxed <p>$",),
+    "formula at the end": (
+        r"Great question! <w>\n\nIn other words, it works out to $<a>$. Feel free to ask for more.",
+        r"<w>\nIt is then easy to see that the quantity is \\[<a>\\]\nas claimed.",
+        r"**Step 1.** <w>\n\n**Step 2.** <w>\n\n**Step 3.** We find $<a>$.",
+        r"<w> Substituting everything, we finally arrive at \\(\\displaystyle <a>\\).",
+        r"<w>\n\n$$\\text{Therefore: } <a>$$",
+        r"<w>\nIf you do the sums, what remains is $<a>$",
+        r"- First: <w>\n- Second: $<n> - 1$\n- Together: $<a>$",
+    ),
+    "name and formula": (
+        r"<w>\nSolving for it, we get\n$$\nm = <a>.\n$$\nThat is all.",
+        r"<w> It must be that \\(r = <a>\\).",
+        r"<w>\n\n**Solution:** $d = <a>$",
+    ),
+    "bare LaTeX": (r"<w>\nTherefore the number sought equals <a>.", r"<w>\n\nResult: <a>"),
+    "final answer": (
+        r"<w>\n\n---\n\n### \u2705 Final Answer: $<a>$",
+        r"<w>\nI believe the answer is $<a>$.",
+        r"<w>\n\n## Final Answer\nThe requested value is $<a>$.",
+        r"**Answer:**\n$$<a>$$\n**Why:** <w>",
+        r"<w>\n\nSo the final answer is: \n\n\\(<a>\\)",
+        r"Answer = $<a>$",
+    ),
+    "final sentence": (
+        r"<w>\n\nFinal answer: Therefore, the required result would be <p>.",
+        r"<w>\nFinal Answer: we conclude with <p>!",
+        r"<w>\nAnswer: So that makes <p>.",
+    ),
+    "bold": (
+        r"<w>\n\n**So the result is <p>.**",
+        r"<w>\n\nThe value you're looking for is: **<p>**",
+        r"<w>\n\n* Final result: **<p>**",
+        r"### Result\n\n**<p>**\n\n### Working\n\nSee above.",
+    ),
+    "chat token": (
+        r"<w>\n\nTherefore: <p><end_of_turn>\n<eos>",
+        r"<w>\nThe final answer is $<a>$<|eot_id|>",
+        r"<w>\nAnswer: <p>\n</s>",
+        r"<w> It equals <p>.<|endoftext|>Question: What is <n>?",
+    ),
+    "hash": (r"<w>\n\n#### Answer: <p>", r"<w>\n#### <p>.\n"),
+    "tag": (
+        r"<reasoning><w></reasoning>\n<answer>\n<p>\n</answer>\n",
+        r"<think><w></think><answer>So it is $<a>$.</answer>",
+    ),
+    "thinking": (
+        r"<think>\nLet me see. <w>\nThus $x = <n>$.\n</think>\n\n<w>\n\n$$\n<a>\n$$",
+        r"<think>\n<w>\n**<n>**\n</think>\n\nThe value is **<p>**.",
+    ),
+    "other languages": (
+        r"<w>\nAlso ist die Antwort $<a>$.",
+        r"<w>\n\nDonc, la réponse finale est : $<a>$",
+        r"<w>\n最终答案是 $<a>$。",
+        r"<w>\nPor lo tanto, la respuesta es <p>.",
+        r"<w>\nОтвет: <p>.",
+    ),
+    "conclusion": (
+        r"<w>\nAll in all that comes to <p>.",
+        r"<w>\n\nThat gives us a final value of <p>.",
+        r"<w>\nHence: <p>",
+        r"<w>\nSo the correct number is <p>. Let me know if anything is unclear!",
+    ),
+    "table": (r"<w>\n\n| Quantity | Result |\n|---|---|\n| Start | <n> |\n| Answer | **<p>** |\n",),
+}
+
 _WORK = (
     "We start from the equation $3x + {n} = {m}$ and subtract ${n}$ from both sides.",
     "First, note that there are {n} of them and {m} of the others, so {n} + {m} = {s}.",
@@ -642,7 +715,7 @@ def cases(seed: int = 0, each: int = 3, files: Iterable[str | Path] = (), per_fi
         ]
         r.shuffle(golds)
         from_files += [a for g in golds[:per_file] if (a := _of_file(g, golds, r)) is not None]
-    for held_out, groups in ((False, TUNED), (False, SECOND), (True, HELD_OUT)):
+    for held_out, groups in ((False, TUNED), (False, SECOND), (False, THIRD), (True, HELD_OUT)):
         for style_kind, styles in groups.items():
             for make in pools:
                 for _ in range(each):
