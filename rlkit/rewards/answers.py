@@ -1323,6 +1323,8 @@ class Reader:
     def _approximate(self, tokens: list[Token], depth: int) -> Value | None:
         """a = b ~ c: what stands before the sign is the answer."""
         parts, found = _split(tokens, lambda t: t.kind == "cmd" and t.text == "approx")
+        if len(parts) == 2 and parts[1] and _plain_name(parts[0]):
+            return self.value(parts[1], depth + 1)  # x ~ 5
         return self.value(parts[0], depth + 1) if found and parts[0] else None
 
     def _relation(self, tokens: list[Token], depth: int) -> Value | None:
@@ -1496,7 +1498,7 @@ class Reader:
                 raise Unreadable("words inside a value")
             beside = " ".join(t.text for t in tail)
             plain = words(beside).split()
-            if len(plain) > 5 or any(w in _NO_UNIT for w in plain):
+            if len(plain) > 5 or any(w in _NO_UNIT for w in plain) or plain[:1] in (["squared"], ["cubed"]):
                 raise Unreadable("words beside a value")
             tokens = tokens[:cut]
             if plain and plain[0] in _LARGE:

@@ -209,6 +209,25 @@ _CONDITION = re.compile(
     r"(?i)\b(?:for|when|where|if|since|because|whenever|assuming|provided|given(?!\s+by))"
     r"(?:\s+[\w'’-]+){0,3}\s*$"
 )
+# words that make another number of the one they stand before, behind or between
+_CHANGED = re.compile(
+    r"(?i)\b(?:minus|negative|half|third|quarter|twice|thrice|double|triple|squares?|cubes?|roots?|plus|times|divided|dividing|multiplied|multiply|divide"
+    r"|over|out|per|in|by|choose|mod|modulo|remainder|less|more|fewer|exceeds?|none|log|raised|power|product|but|except)\b"
+)
+_MODIFIED = re.compile(
+    r"(?i)\b(?:minus|negative|half|third|quarter|twice|thrice|double|triple|squares?|cubes?|roots?|plus|times|none|exceeds?|but)\b"
+    r"(?:\s+(?:of|the|than))*\s*$"
+)
+_CHANGED_AFTER = re.compile(
+    r"(?i)^[\s\x02]*(?:squared|cubed|dozen|factorial|times|more|less|fewer|percent\s+of|of\s+the\s*\d|\+)"
+)
+_IS = re.compile(
+    r"(?i)(?:\b(?:is|are|was|were|be|equals?|gets?|gives?|yields?|have|has|had|makes?|means|needs?|takes?|costs?)\b|[:=,])"
+)
+_BY = re.compile(
+    r"(?i)(?<!given)(?<!\bis)\s\bby\s*$|\bfrom\s*$|(?<!up )(?<!left )(?<!conclude )(?<!end )(?<!ends )(?<!\bus )\bwith\s*$"
+    r"|(?:\b(?:factor|multiple|divisor|half|third|quarter|percent|square|root|power)|%)\s+of\s*$|\b(?:which|that)\s+(?:is|are)\s+(?:about|approximately|roughly)\s*$"
+)
 _PLACE = re.compile(r"(?i)\b(?:at|in|using|from|with|by)\s*$")  # "at x = 2" is a condition, "we arrive at 2" none
 _DOUBT = re.compile(
     r"(?i)\b(?:not|maybe|perhaps|possibly|probably|unsure|sure|wrong|incorrect|either|neither|or|but|if|unless|except)\b|\?"
@@ -230,6 +249,9 @@ _UNIT_WORDS = re.compile(
 _END_OF_SENTENCE = re.compile(r"\n|[.!?](?=[\s\"'”’)\x02]|$)|[。！？]")
 
 
+_INTRODUCED = re.compile(
+    r"(?i)^\s*\\(?:text|mbox|textbf|mathrm)\s?\{[^{}]{0,80}?(?:\b(?:is|are|equals)|[:=])\s*\}\s*(?=\S)"
+)
 # two stars or underlines that are no power and no part of a word
 _EMPHASIS = re.compile(r"(?<![\w)}*])\*{2,3}|\*{2,3}(?![\w({\\*])|(?<!\w)__|__(?!\w)|`")
 
@@ -249,7 +271,9 @@ class _Reading:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.formulas = [(a, b, re.sub(r"(?<!\\)[.,;:\s]+$", "", c)) for a, b, c in _formulas(text)]
+        self.formulas = [
+            (a, b, re.sub(r"(?<!\\)[.,;:\s]+$", "", _INTRODUCED.sub("", c))) for a, b, c in _formulas(text)
+        ]
         shadow = list(text)
         for start, end, _ in self.formulas:
             shadow[start:end] = "\x01" * (end - start)
@@ -302,9 +326,13 @@ class _Reading:
         words = after[1].split()
         for n in range(min(3, len(words)), 0, -1):
             unit = " ".join(words[:n]).rstrip(".")
-            if unit in ("percent", "degrees", "degree") or (
-                answers.unit_of(unit.replace("²", "^2").replace("³", "^3")) is not None
-                and not (unit in _NO_SINGLE and n < len(words))
+            if (
+                unit in ("percent", "degrees", "degree")
+                or unit in answers._LARGE
+                or (
+                    answers.unit_of(unit.replace("²", "^2").replace("³", "^3")) is not None
+                    and not (unit in _NO_SINGLE and n < len(words))
+                )
             ):
                 return f"{g.text} {unit}"
         return g.text
@@ -368,7 +396,7 @@ def _says(content: str) -> bool:
 def _trimmed(run: str, at: int) -> list[_Group]:
     """The value in a run of mathematics, or nothing: without the punctuation, brackets and articles that belong to the sentence."""
     start, end = 0, len(run)
-    if end > MAX_RUN:
+    if end > MAX_RUN or re.match(r"[:\s]*[<>]\s?[\d.]", run):
         return []
     while True:
         before = start, end
@@ -465,11 +493,6 @@ def _wordy(v: Value | None, text: str) -> bool:
     return len(text.split()) > 3 or re.search(r"(?i)\b(?:is|are|was|equals?)\b|[A-Za-z]\s*:", text) is not None
 
 
-_INTRODUCED = re.compile(
-    r"(?i)\\(?:text|mbox|textbf|mathrm)\s?\{[^{}]{0,80}?(?:\b(?:is|are|equals)|[:=])\s*\}\s*(?=\S)"
-)
-
-
 def value_of(phrase: str) -> str | None:
     """The value in a phrase that states an answer: itself if it can be read, else what its last words say; None if that is not clear."""
     phrase = phrase.strip()
@@ -482,23 +505,25 @@ def value_of(phrase: str) -> str | None:
     if aside and not _DOUBT.search(aside[0]):
         phrase = phrase[: aside.start()]
     bare = _bare(phrase)
+    if re.match(r"[<>]\s*[-\d.]+$|[\d.,]+\s*\+$", bare):
+        return None  # more than 5
     value = answers.read(bare, True)
     if value is not None and not _wordy(value, bare):
         return bare
     if len(phrase) > answers.MAX_TEXT:
         return None
-    unwrapped = re.sub(
-        r"\\(?:text|mbox|textbf|mathrm)\s?\{([^{}$]{2,200})\}",
-        lambda m: " " + m[1] + " " if _PROSE.search(m[1]) else m[0],
-        phrase,
-    )
+    unwrapped = phrase
+    if not _formulas(phrase):  # as in a box
+        unwrapped = _TEXT.sub(lambda m: f" {m[1]} " if _PROSE.search(m[1]) else m[0], phrase)
     reading = _Reading(unwrapped)
     end = len(unwrapped)
     groups = reading.groups(0, end)
     for g in reversed(groups):
         before = reading.plain[max(0, g.start - BEFORE) : g.start].replace("\x02", " ")
         after = reading.plain[g.end :].replace("\x02", " ")
-        if _DENIED.search(before) or _MONTH.search(before) or _DOUBT.search(after):
+        if _DENIED.search(before) or _MONTH.search(before) or _DOUBT.search(after) or _CHANGED_AFTER.search(after):
+            return None
+        if _CHANGED.search(_IS.split(before)[-1]):
             return None
         if not (
             g.formula
@@ -513,7 +538,7 @@ def value_of(phrase: str) -> str | None:
             continue
         if re.search(r"\d|\x01", after):
             continue
-        if re.search(r"\\[A-Za-z]+$", g.text) and after.strip():
+        if re.search(r"\\[A-Za-z]+$", g.text) and re.match(r"\s*\w", after):
             return None  # a command whose argument is a word
         return _side(reading.with_unit(g, end))
     words = [w for w in re.split(r"(?i)\b(?:is|are|was|be|equals?|gets?|gives?|obtain)\b|:", bare) if w.strip()]
@@ -523,6 +548,7 @@ def value_of(phrase: str) -> str | None:
     return bare if value is not None and len(bare.split()) <= 6 and not _DOUBT.search(bare) else None
 
 
+_TEXT = re.compile(r"\\(?:text|mbox|textbf|mathrm)\s?\{([^{}$]{2,200})\}")
 _MONTH = re.compile(
     r"(?i)\b(?:january|february|march|april|may|june|july|august|september|october|november|december|base)\s*$"
 )
@@ -635,6 +661,8 @@ def _line(text: str, complete: bool) -> str | None:
         value = _concluded(statement)
         if value is not None:
             return value
+        if re.search(r"\d|\\", statement) and (_DOUBT.search(statement) or _DENIED.search(statement)):
+            return _bare(statement)  # stated, but not as one value: nothing else in the text is more of an answer
     return None
 
 
@@ -777,7 +805,7 @@ def _value_in(reading: _Reading, start: int, end: int, concludes: bool, every_nu
         stated = _COPULA.search(before) is not None or not re.search(r"\w", before)
         if _CONDITION.search(before) and not re.search(r"(?i)\b(?:is|are|be|equals?)\s*$|[:=]\s*$", before):
             continue
-        if "=" in g.text and k and _PLACE.search(before):
+        if ("=" in g.text and k and _PLACE.search(before)) or _BY.search(before):
             continue
         marked = reading.plain[start : g.start].count("\x02\x02") % 2 == 1
         delimited = reading.plain[g.start : g.start + 1] == "\x01"
@@ -791,12 +819,23 @@ def _value_in(reading: _Reading, start: int, end: int, concludes: bool, every_nu
             and before.strip()
             and "\x00" not in reading.masked[g.end : end].removeprefix(reading.unit_mask(g, end))
         )
+        if _CHANGED_AFTER.search(reading.plain[g.end : end]):
+            return None
+        # of several plain numbers that follow one another, it is not clear which is meant
+        clear = k == 0 or re.search(
+            r"(?i)\b(?:is|are|be|equals?|gets?)(?:\s+(?:about|only|just))?\s*\$?$|[=:]\s*$", before
+        )
         if any(c.isdigit() for c in g.text) and (every_number or concludes or marked or ends):
-            return _side(reading.with_unit(g, end))
+            modified = _MODIFIED.search(before) is not None
+            return _side(reading.with_unit(g, end)) if every_number or (clear and not modified) else None
         chosen = concludes or stated or _OPTION.search(before) or re.search(r"\b(?:with|by)\s*$", before)
         if (
             chosen
-            and (marked or concludes or (last and (delimited or _SUBJECT.search(reading.plain[start:end]))))
+            and (
+                marked
+                or concludes
+                or (last and (delimited or (_COPULA.search(before) and "\x00" not in reading.masked[g.end : end])))
+            )
             and _CHOICE.fullmatch(g.text)
         ):
             return g.text
