@@ -3,7 +3,8 @@ r"""Graded answers as chat models write them: what is right is known because it 
 An :class:`Answer` is a reference, other ways to write it, and near misses (another number, the opposite sign, the reciprocal, swapped
 entries, the other end of an interval, another unit). A style is how a model writes its last lines. Every case puts one into the other, behind
 a few lines of working that hold other numbers and, where the case is wrong, often the right answer too. ``TUNED``, ``SECOND`` and ``THIRD``
-styles were looked at while the verifier was written, the latter two after a first run that is noted there; ``HELD_OUT`` ones were not.
+styles were looked at while the verifier was written, the latter two after a first run that is noted there; of ``HELD_OUT``, too, the
+first run is what counts (98.9 %, none of 1,495 wrong ones accepted).
 
     for case in cases(seed=0): ...                       # without files: generic answers
     for case in cases(seed=0, files=["math500.jsonl"]):  # the references of data sets (rows with "answer") as well

@@ -245,8 +245,10 @@ def write_graded(files: list[str]) -> None:
     sets = f" and the references of {len(files)} data sets" if files else ""
     Path(__file__).with_suffix(".md").write_text(
         "# Answers as chat models write them\n\n"
-        f"Made by `python benchmarks/verifier.py graded` from `graded.py` (seed 0){sets}. Each cell: agreement with the known grade, and wrong "
-        "answers that were\naccepted. Held-out styles were written before the verifier was changed and first run at the end.\n"
+        f"Made by `python benchmarks/verifier.py graded` from `graded.py` (seed 0){sets}. Each cell: agreement with the\nknown grade, and wrong "
+        "answers that were accepted. math-verify has its defaults and the reference as `$...$`. The verifier was written with the tuned styles in view; the held-out ones were written before they were run, and what "
+        "their first run\nmissed was looked at afterwards. First runs of three such halves: 98.7 % (1 of 1,523 wrong ones accepted, a mistake in the "
+        "wrong answer), 97.6 % (0 of\n1,575), 98.9 % (0 of 1,495). rlkit's second column has warm caches; its speed is in the first.\n"
         + tables
         + "\n",
         encoding="utf-8",
