@@ -4,23 +4,26 @@
 
 Runs the quickstart's stack (vLLM engine, DeepSpeed learner, a Ray of its own) with a tiny model and looks at every process each
 ``--every`` steps. Growth is the least-squares slope over the second half, per 100 steps: start-up and filling caches are not growth.
-The table goes to ``benchmarks/soak.md``, the samples to ``benchmarks/results/soak.jsonl``.
+The samples go to ``benchmarks/results/soak.jsonl`` and the table to ``benchmarks/soak.md``, both after every look: a run that is cut short
+has measured what it did.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-from report import ROOT, Row, append, machine
+from report import RESULTS, ROOT, Row, machine
 
 import rlkit as rk
 
@@ -78,17 +81,18 @@ def store() -> float:
     )
 
 
-def watch(metrics: Path, steps: int, every: int, rows: list[Row], done: threading.Event) -> None:
-    """Takes a row whenever ``every`` more steps are done."""
-    next_at, started = every, time.monotonic()
-    while not done.wait(0.2):
-        step = len(metrics.read_text().splitlines()) if metrics.exists() else 0
-        if step >= next_at:
-            next_at = step + every
-            row = {"step": step, "seconds": round(time.monotonic() - started, 1), **look()}
-            rows.append(row)
-            sizes = ", ".join(f"{k} {v['mib']:.1f}" for k, v in sorted(row["processes"].items()))
-            print(f"  {step}/{steps} after {row['seconds']:.0f} s: MiB {sizes}", flush=True)
+def watch(metrics: Path, every: int, look_at: Callable[[int], None], done: threading.Event) -> None:
+    """Calls ``look_at`` with the step whenever ``every`` more steps are done."""
+    step, next_at = 0, every
+    while not metrics.exists():
+        if done.wait(0.2):
+            return
+    with metrics.open("rb") as f:  # read once: the file as a whole, again and again, would be growth of the driver's
+        while not done.wait(0.2):
+            step += f.read().count(b"\n")
+            if step >= next_at:
+                next_at = step + every
+                look_at(step)
 
 
 def slope(steps: list[float], values: list[float]) -> float:
@@ -99,22 +103,34 @@ def slope(steps: list[float], values: list[float]) -> float:
 
 def table(rows: list[Row]) -> str:
     steps = [float(r["step"]) for r in rows]
-    names = sorted(rows[-1]["processes"])
-    head = "| process | MiB at the first look | at half | at the end | growth per 100 steps, MiB | descriptors | threads |\n|---|---|---|---|---|---|---|\n"
-    lines = []
-    for name in names:
+    lines = [
+        "| | MiB at the first look | at half | at the end | growth per 100 steps, MiB | descriptors | growth per 100 steps | threads | "
+        "growth per 100 steps |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in sorted(rows[-1]["processes"]):
         series = {q: [r["processes"].get(name, {}).get(q, float("nan")) for r in rows] for q in QUANTITIES}
-        mib = series["mib"]
-        lines.append(
-            f"| {name} | {mib[0]:.1f} | {mib[len(mib) // 2]:.1f} | {mib[-1]:.1f} | {slope(steps, mib):+.2f} | "
-            f"{series['descriptors'][0]:.0f} to {series['descriptors'][-1]:.0f} | {series['threads'][0]:.0f} to {series['threads'][-1]:.0f} |"
-        )
+        cells = [_memory(steps, series["mib"])]
+        for q in ("descriptors", "threads"):
+            cells.append(f"{series[q][0]:.0f} to {series[q][-1]:.0f} | {slope(steps, series[q]):+.2f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     for name in rows[-1]["shared"]:
-        values = [r["shared"][name] for r in rows]
-        lines.append(
-            f"| {name} | {values[0]:.1f} | {values[len(values) // 2]:.1f} | {values[-1]:.1f} | {slope(steps, values):+.2f} | | |"
-        )
-    return head + "\n".join(lines) + "\n"
+        lines.append(f"| {name} | {_memory(steps, [r['shared'][name] for r in rows])} | | | | |")
+    return "\n".join(lines) + "\n"
+
+
+def _memory(steps: list[float], mib: list[float]) -> str:
+    return f"{mib[0]:.1f} | {mib[len(mib) // 2]:.1f} | {mib[-1]:.1f} | {slope(steps, mib):+.2f}"
+
+
+def page(rows: list[Row], steps: int, engine: str) -> str:
+    m, last = machine(), rows[-1]
+    return (
+        f"# Soak\n\nWritten by `python benchmarks/soak.py --steps {steps}`: {last['step']} steps in {last['seconds']:.0f} s on Ray with "
+        f"{engine} and ZeRO-1, 32 responses a step. {m['cpu']} ({m['cores']} cores), ray {m.get('ray')}.\n\nMemory is private memory "
+        "(shared pages are not counted), growth the least-squares slope over the second half of the looks.\n\n"
+        + table(rows)
+    )
 
 
 def settings(steps: int, out: str, engine: str) -> dict[str, Any]:
@@ -142,11 +158,26 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=50)
     parser.add_argument("--engine", choices=("vllm", "hf"), default="vllm")
     a = parser.parse_args()
+    if a.steps < 4 * a.every:
+        parser.error(
+            f"--steps {a.steps} is less than four looks, one each --every {a.every} steps: a slope needs two in each half."
+        )
     out = tempfile.mkdtemp(prefix="soak-")
     rows: list[Row] = []
-    done = threading.Event()
+    started, done = time.monotonic(), threading.Event()
+
+    def look_at(step: int) -> None:
+        rows.append({"step": step, "seconds": round(time.monotonic() - started, 1), **look()})
+        sizes = ", ".join(f"{k} {v['mib']:.1f}" for k, v in sorted(rows[-1]["processes"].items()))
+        print(f"  {step}/{a.steps} after {rows[-1]['seconds']:.0f} s: MiB {sizes}", flush=True)
+        RESULTS.mkdir(exist_ok=True)
+        with (RESULTS / "soak.jsonl").open("a") as f:
+            row = {"steps": a.steps, "engine": a.engine, **rows[-1], "machine": machine()}
+            f.write(json.dumps(row) + "\n")
+        (ROOT / "benchmarks" / "soak.md").write_text(page(rows, a.steps, a.engine))
+
     run = rk.load(settings(a.steps, out, a.engine))
-    observer = threading.Thread(target=watch, args=(Path(out) / "soak" / "metrics.jsonl", a.steps, a.every, rows, done))
+    observer = threading.Thread(target=watch, args=(Path(out) / "soak" / "metrics.jsonl", a.every, look_at, done))
     observer.start()
     try:
         rk.train(run, quiet=True)
@@ -154,17 +185,7 @@ def main() -> None:
         done.set()
         observer.join()
         shutil.rmtree(out, ignore_errors=True)
-    for row in rows:
-        append("soak", {"steps": a.steps, "engine": a.engine, **row})
-    m = machine()
-    text = (
-        f"# Soak\n\nWritten by `python benchmarks/soak.py --steps {a.steps}`: {rows[-1]['step']} steps in {rows[-1]['seconds']:.0f} s on Ray "
-        f"with {a.engine} and ZeRO-1, 32 responses a step. {m['cpu']} ({m['cores']} cores), ray {m.get('ray')}.\n\nMemory is private memory "
-        "(shared pages are not counted), growth the least-squares slope over the second half of the looks.\n\n"
-        + table(rows)
-    )
-    (ROOT / "benchmarks" / "soak.md").write_text(text)
-    print("\n" + text)
+    print("\n" + page(rows, a.steps, a.engine))
 
 
 if __name__ == "__main__":

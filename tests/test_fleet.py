@@ -17,13 +17,14 @@ import pytest
 
 from rlkit.cluster import reaper
 from rlkit.cluster.groups import EngineGroup
-from rlkit.cluster.ray import check_shared
+from rlkit.cluster.ray import Asked, RayWorkers, check_shared
 from rlkit.cluster.sync import WeightSync
 from rlkit.cluster.watch import Pulse, Watch
 from rlkit.data.curriculum import Shuffle
 from rlkit.data.statistics import PromptStatistics
 from rlkit.errors import ClusterError, EngineError, WorkerError, WorkerTimeout
 from rlkit.rollout.collector import Collector
+from rlkit.run import Cluster
 from rlkit.types import Prompt, Rollout, Sampling
 
 
@@ -318,3 +319,21 @@ def test_a_run_folder_that_a_learner_does_not_see_is_refused(tmp_path: Path) -> 
     ):
         check_shared(Elsewhere(True, False), tmp_path)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_that_cannot_read_what_a_dead_learner_made_says_that_a_worker_died() -> None:
+    """Ray tells it as the error of the engine's call, whose cause may be wrapped once more."""
+    from ray.exceptions import ActorDiedError, RayTaskError
+
+    engines = RayWorkers(lambda: (None, None), 0, Cluster(), "engine")
+    died: Future[Any] = Future()
+    died.set_exception(RayTaskError("do", "trace", RayTaskError("do", "trace", ActorDiedError())))
+    raised: Future[Any] = Future()
+    raised.set_exception(RayTaskError("do", "trace", RayTaskError("gather", "trace", KeyError("lm_head"))))
+    try:
+        with pytest.raises(WorkerError, match="what engine 1 should have read is lost: The actor died unexpectedly"):
+            engines._answer(Asked(1, None, died))
+        with pytest.raises(KeyError, match="lm_head"):
+            engines._answer(Asked(1, None, raised))
+    finally:
+        engines.close()

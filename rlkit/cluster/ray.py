@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -9,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -222,7 +223,7 @@ class RayWorkers:
 
     def one(self, index: int, method: str, *args: Any) -> Any:
         """For the requests of many threads: they wait in an engine as long as they need, and never keep it from answering ``call``."""
-        return self._answer(self._ask(index, "do", method, *args, group="requests"))
+        return self._answer(self._ask(index, "request", method, *args, group="requests"))
 
     def lost(self, index: int) -> Exception | None:
         return self.watch.lost(index)
@@ -251,19 +252,27 @@ class RayWorkers:
         try:
             return asked.future.result()
         except ray.exceptions.RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, Exception) else error
+            cause: Exception = error
+            while isinstance(cause, ray.exceptions.RayTaskError) and isinstance(cause.cause, Exception):
+                cause = cause.cause
+            if (
+                isinstance(cause, ray.exceptions.RayError) and cause is not error
+            ):  # it came upon it while it read its arguments
+                raise self._unread(asked, cause) from error
             if isinstance(cause, EngineError):  # it lives, but what it is there for does not
                 self._lose(asked, cause)
             raise cause from error
         except ray.exceptions.RayError as error:
             own = (None, asked.actor._actor_id.hex())
             if not isinstance(error, ray.exceptions.RayActorError) or error.actor_id not in own:
-                raise WorkerError(
-                    f"what {self.what} {asked.place} should have read is lost: {one_line(error)}."
-                ) from error
+                raise self._unread(asked, error) from error
             told = WorkerError(f"{self.what} {asked.place} died: {one_line(error)}.")
             self._lose(asked, told)
             raise told from error
+
+    def _unread(self, asked: Asked, error: Exception) -> WorkerError:
+        """Who made it has died, or a machine that held it."""
+        return WorkerError(f"what {self.what} {asked.place} should have read is lost: {one_line(error)}.")
 
     def _lose(self, asked: Asked, error: Exception) -> None:
         with self._places:
@@ -343,11 +352,22 @@ class Host:
 
 
 class EngineHost(Host):
-    """So that lists of processes tell them apart."""
+    """Takes requests of many callers at once.
+
+    Each has a thread while it is worked on, and the next one gets the same thread. Threads of Ray's own would all be there from the start,
+    and take turns: up to ``requests`` of them grow a stack, a heap and a state of Python for requests of which ten run at a time.
+    """
+
+    def __init__(self, requests: int) -> None:
+        super().__init__()
+        self.pool = ThreadPoolExecutor(requests, thread_name_prefix="request")
+
+    async def request(self, method: str, *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self.pool, self.do, method, *args)
 
 
 class LearnerHost(Host):
-    """See :class:`EngineHost`."""
+    """So that lists of processes tell it from an engine."""
 
 
 def make_learner(
@@ -387,12 +407,11 @@ def _make_engines(
     kind = ray.remote(concurrency_groups={"requests": REQUESTS, "pulse": 1})(EngineHost).options(
         num_cpus=cluster.cpus,
         num_gpus=gpus * cluster.tensor_parallel,
-        max_concurrency=2,
         runtime_env={"env_vars": {**_surroundings(cluster), **env}},
     )
 
     def spawn() -> tuple[Any, Any]:
-        actor = kind.remote()
+        actor = kind.remote(REQUESTS)
         return actor, actor.build.remote(make_engine, env, _everywhere(model_path), **args)
 
     return RayWorkers(spawn, cluster.engines, cluster, "engine")

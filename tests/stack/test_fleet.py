@@ -81,8 +81,8 @@ def curve(folder: Path) -> list[list[float]]:
 def shaken(small: dict[str, Any]) -> dict[str, Any]:
     return {
         **small,
-        "steps": 4,
-        "cluster": {"cpus": 0.2, "engines": 2, "timeout": 15.0},
+        "steps": 3,
+        "cluster": {"cpus": 0.2, "engines": 2, "timeout": 8.0},
         "eval": {"prompts": 4, "every": 2},
         "probe": {"every": 1},
         "checkpoint": {"every": 1},
@@ -129,12 +129,11 @@ def test_lost_learners_and_a_lost_ray_go_back_to_the_last_checkpoint(
         {
             ("learner", "step", 1): signal_to(signal.SIGKILL),  # before there is a checkpoint
             ("learner", "step", 3): end_ray,
-            ("learner", "step", 5): signal_to(signal.SIGSTOP),
         },
     )
     folder = train(load(settings))
     told = capsys.readouterr().out
-    assert not left and told.count("start again from the last checkpoint") == 3, told
+    assert not left and told.count("start again from the last checkpoint") == 2, told
     assert curve(folder) == [pytest.approx(row, abs=1e-4) for row in curve(whole)]
 
 
@@ -160,12 +159,12 @@ class Sticky:
 
 
 def test_an_engine_that_is_stuck_or_has_failed_inside_is_started_again(tmp_path: Path, ray_session: None) -> None:
-    cluster = Cluster(cpus=0.2, timeout=10.0, stall=2.0)
+    cluster = Cluster(cpus=0.2, timeout=10.0, stall=1.0)
     said: list[str] = []
     engines = EngineGroup(start_engines(cluster, str(tmp_path / "stuck"), Sticky, {}, {}), 2, said.append)
     try:
         assert engines.generate(Prompt("0", (3,), ""), 1, Sampling()) == "0"  # type: ignore[comparison-overlap]
-        assert "got no further for 2 s (cluster.stall)" in said[0]
+        assert "got no further for 1 s (cluster.stall)" in said[0]
         with pytest.raises(EngineError, match=r"out of memory\. No engine is started again"):
             engines.generate(Prompt("fatal", (3,), ""), 1, Sampling())
         assert len(said) == 2
@@ -180,7 +179,7 @@ from rlkit.run import Cluster
 
 on_ray.connect(Cluster(cpus=0.1))
 import ray
-actor = ray.remote(on_ray.EngineHost).remote()
+actor = ray.remote(on_ray.LearnerHost).remote()
 ray.get(actor.address.remote())
 print(on_ray._own.folder, ray.get_runtime_context().gcs_address, flush=True)
 time.sleep(600)
