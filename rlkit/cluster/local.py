@@ -26,6 +26,8 @@ SETTINGS = {
     # Ray keeps the history of up to 100,000 calls for its dashboard, which is off: 6.5 MB for every 100 steps.
     "task_events_report_interval_ms": 0,
     "enable_metrics_collection": False,
+    # One process for each CPU, started in advance; our workers have environments of their own and use none of them.
+    "prestart_worker_first_driver": False,
 }
 PLACE = 16  # letters of the folder for temporary files beyond which the names of Ray's sockets would be longer than Unix allows
 

@@ -222,23 +222,21 @@ class VLLMEngine:
 
     def _request(self, token_ids: Sequence[int], params: Callable[[], Any]) -> Any:
         future: Future[Any] = Future()
-        name = str(next(self._ids))
-
-        def admit() -> None:
-            if self._updating:  # new requests belong to the new weights
-                self._held.append(admit)
-                return
-            self._waiting[name] = future
-            try:
-                # The salt keeps new requests from blocks of older weights, which running ones still hold under `keep`.
-                self.engine.add_request(
-                    name, {"prompt_token_ids": list(token_ids), "cache_salt": f"v{self.version}"}, params()
-                )
-            except Exception as error:
-                self._waiting.pop(name)
-                future.set_exception(ConfigError(f"vLLM refused the request: {error}"))
-
+        admit = functools.partial(self._admit, str(next(self._ids)), future, list(token_ids), params)
         return self._pending.wait(future, lambda: self._inbox.put(admit))
+
+    # No function within `_request`: one that names itself is a cycle, which keeps its request's output until Python collects garbage.
+    def _admit(self, name: str, future: Future[Any], token_ids: list[int], params: Callable[[], Any]) -> None:
+        if self._updating:  # new requests belong to the new weights
+            self._held.append(functools.partial(self._admit, name, future, token_ids, params))
+            return
+        self._waiting[name] = future
+        try:
+            # The salt keeps new requests from blocks of older weights, which running ones still hold under `keep`.
+            self.engine.add_request(name, {"prompt_token_ids": token_ids, "cache_salt": f"v{self.version}"}, params())
+        except Exception as error:
+            self._waiting.pop(name)
+            future.set_exception(ConfigError(f"vLLM refused the request: {error}"))
 
     def _rollout(self, prompt: Prompt, c: Any, stop: Sequence[str]) -> Rollout:
         tokens = list(c.token_ids)

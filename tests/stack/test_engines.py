@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 import signal
@@ -127,6 +128,20 @@ def test_a_seeded_response_does_not_depend_on_what_it_was_batched_with(engine: A
     for t in threads:
         t.join()
     assert together == alone and len({tuple(x) for group in alone for x in group}) > 4
+
+
+def test_a_request_leaves_nothing_for_the_garbage_collector(vllm: VLLMEngine) -> None:
+    """Outputs that wait for a collection are memory that grows, and holes in it afterwards."""
+    vllm.generate(PROMPTS[0], 2, Sampling(max_tokens=4))
+    gc.collect()
+    gc.disable()
+    try:
+        for prompt in PROMPTS:
+            vllm.generate(prompt, 2, Sampling(max_tokens=4))
+        left = [type(o).__name__ for o in gc.get_objects()]
+    finally:
+        gc.enable()
+    assert left.count("CompletionOutput") <= 2  # of the last request, which the engine's thread still has at hand
 
 
 def test_without_a_seed_a_prompt_gets_other_responses_each_time(engine: Any) -> None:

@@ -108,7 +108,7 @@ def test_a_worker_that_dies_is_reported_with_the_way_to_continue(
         {
             **small,
             "rewards": [],
-            "objective": [{"type": f"{tmp_path}/fatal.py:Fatal"}],
+            "objective": [{"type": f"{tmp_path}/fatal.py:Fatal", "acknowledge": True}],
             "cluster": {"cpus": 0.3, "restarts": 0},
         }
     )
