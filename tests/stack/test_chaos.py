@@ -188,12 +188,16 @@ def tear(folder: Path, draw: random.Random) -> None:
 
 
 def begin(place: Path, settings: dict[str, Any], strikes: list[Strike], resume: bool) -> subprocess.Popen[bytes]:
-    task = place / f"{settings['name']}.json"
+    """Starts a life. What it prints goes through another process into a file, which is no part of its full disk."""
+    task, log = place / f"{settings['name']}.json", place / f"{settings['name']}.log"
     task.write_text(
         json.dumps({"settings": settings, "strikes": [dataclasses.asdict(s) for s in strikes], "resume": resume})
     )
-    with (place / f"{settings['name']}.log").open("ab") as log:
-        return subprocess.Popen([sys.executable, "-m", __spec__.name, "drive", str(task)], stdout=log, stderr=log)
+    tee = subprocess.Popen(["tee", "-a", str(log)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert __spec__ is not None and tee.stdin is not None
+    command = [sys.executable, "-m", __spec__.name, "drive", str(task)]
+    with tee.stdin:
+        return subprocess.Popen(command, stdout=tee.stdin, stderr=subprocess.STDOUT)
 
 
 @contextlib.contextmanager
