@@ -144,7 +144,7 @@ def watched(chaos: Chaos) -> None:
 
     before(Collector, "next", lambda _, version: chaos.begin(version + 1))
     before(RayWorkers, "one", lambda w, i, method, *_: chaos.come(f"{w.what}.{method}", w, i))
-    before(RayWorkers, "some", lambda w, which, method, *_: chaos.come(f"{w.what}.{method}", w, which[0]))
+    before(RayWorkers, "some", lambda w, which, method, *_: which and chaos.come(f"{w.what}.{method}", w, which[0]))
     before(RayWorkers, "call", lambda w, method, *_: chaos.come(f"{w.what}.{method}", w))
     before(RayWorkers, "handles", lambda w, method, *_: chaos.come(f"{w.what}.{method}", w))
     before(RunLog, "rollouts", lambda *_: chaos.come("driver.log"))  # the step's row of metrics is written
@@ -225,7 +225,10 @@ def play(settings: dict[str, Any], place: Path, seed: int, strikes: int, ends: i
         "log": {"tensorboard": False, "rollouts": 1000},
         "rewards": [str(Path("tests/rewards/examples.py").absolute()) + ":varied"],
     }
-    struck = {**settings, "name": "struck", "cluster": {"cpus": 0.2, "engines": 2, "timeout": 6.0, "restarts": 20}}
+    # vLLM takes long to start, so there is one, for whose successor the run waits; of two, the other takes over.
+    engines = 1 if settings["rollout"]["engine"] == "vllm" else 2
+    cluster = {"cpus": 0.2, "engines": engines, "timeout": 6.0, "restarts": 20}
+    struck = {**settings, "name": "struck", "cluster": cluster}
     folder, whole = place / "runs" / "struck", place / "runs" / "whole"
     log, draw = place / "struck.log", random.Random(seed)
     plan = lives(seed, strikes, ends)
@@ -262,7 +265,7 @@ def play(settings: dict[str, Any], place: Path, seed: int, strikes: int, ends: i
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("engine", "seed", "strikes", "ends"), [("hf", 1, 6, 1), ("vllm", 2, 1, 1)])
+@pytest.mark.parametrize(("engine", "seed", "strikes", "ends"), [("hf", 1, 5, 1), ("vllm", 6, 1, 1)])
 def test_a_run_that_is_struck_again_and_again_is_the_undisturbed_one(
     small: dict[str, Any], tmp_path: Path, engine: str, seed: int, strikes: int, ends: int
 ) -> None:
