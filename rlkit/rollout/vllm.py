@@ -39,7 +39,7 @@ def environment() -> dict[str, str]:
     if not torch.cuda.is_available():
         # Compilation costs more than a small model gains from it on a CPU.
         env["TORCHDYNAMO_DISABLE"] = "1"
-        # oneDNN keeps the code that it makes for every size of a batch, 1,024 of them, 0.1 MB and more each. The last few are as fast.
+        # oneDNN keeps the code that it makes for each size of a batch, 1,024 pieces of it. With the last few an engine is as fast.
         env["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "64"
     return env
 
