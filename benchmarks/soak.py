@@ -98,7 +98,9 @@ def watch(metrics: Path, every: int, look_at: Callable[[int], None], done: threa
 def slope(steps: list[float], values: list[float]) -> float:
     """Growth per 100 steps over the second half."""
     half = len(steps) // 2
-    return float(np.polyfit(steps[half:], values[half:], 1)[0] * 100) if len(steps) - half > 1 else float("nan")
+    if len(steps) - half < 2:
+        return float("nan")
+    return round(float(np.polyfit(steps[half:], values[half:], 1)[0]) * 100, 3) + 0.0  # not -0.0
 
 
 def table(rows: list[Row]) -> str:

@@ -109,6 +109,7 @@ class Chaos:
             self.do(strike.act, workers, index)
 
     def do(self, act: str, workers: RayWorkers | None, index: int) -> None:
+        """``flip``: the learner dies, and the checkpoint that it would start from is damaged."""
         if act == "end":
             os.kill(os.getpid(), signal.SIGKILL)
         elif act == "fill":
