@@ -255,10 +255,8 @@ class RayWorkers:
             cause: Exception = error
             while isinstance(cause, ray.exceptions.RayTaskError) and isinstance(cause.cause, Exception):
                 cause = cause.cause
-            if (
-                isinstance(cause, ray.exceptions.RayError) and cause is not error
-            ):  # it came upon it while it read its arguments
-                raise self._unread(asked, cause) from error
+            if isinstance(cause, ray.exceptions.RayError) and cause is not error:
+                raise self._unread(asked, cause) from error  # Ray says so where it gathers the arguments, in the actor
             if isinstance(cause, EngineError):  # it lives, but what it is there for does not
                 self._lose(asked, cause)
             raise cause from error
