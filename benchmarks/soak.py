@@ -82,7 +82,7 @@ def store() -> float:
 
 
 def watch(metrics: Path, every: int, look_at: Callable[[int], None], done: threading.Event) -> None:
-    """Calls ``look_at`` with the step whenever ``every`` more steps are done."""
+    """Calls ``look_at`` with the step whenever a multiple of ``every`` is reached."""
     step, next_at = 0, every
     while not metrics.exists():
         if done.wait(0.2):
@@ -91,7 +91,7 @@ def watch(metrics: Path, every: int, look_at: Callable[[int], None], done: threa
         while not done.wait(0.2):
             step += f.read().count(b"\n")
             if step >= next_at:
-                next_at = step + every
+                next_at = (step // every + 1) * every
                 look_at(step)
 
 
