@@ -47,7 +47,7 @@ from rlkit.objective.oracle import dishonest, examine_all, refuse_nothing
 from rlkit.output import require_folder
 from rlkit.resume import Changes, compare
 from rlkit.rewards import RewardSpec, Scorer
-from rlkit.rollout.collector import Collector
+from rlkit.rollout.collector import Collector, Group
 from rlkit.rollout.interrupt import Interruption
 from rlkit.rollout.lengths import LengthState
 from rlkit.run import Run
@@ -103,6 +103,7 @@ class State:
     step: int
     driver: dict[str, Any]
     statistics: PromptStatistics
+    in_flight: tuple[Group, ...]  # those that finish until it is written are stored with their responses
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ leaves the previous one untouched::
         learner.pt | deepspeed/
         prompts.sqlite      what is known about every prompt
         anchors.pt          the states of reference and teacher
+        ahead.jsonl         prompt groups that were in flight, with the responses that were there
     checkpoints/best.json   which step had the best held-out score
     checkpoints/damaged_00000060/   kept aside by a run that continued from an older one
 
@@ -33,8 +34,8 @@ from typing import Any
 from rlkit.errors import CheckpointError
 from rlkit.files import checksum, reason, replace_file, replace_folder
 
-FORMAT = 4
-READABLE = (3, 4)  # 3 had sizes in place of checksums
+FORMAT = 5
+READABLE = (3, 4, 5)  # 3 had sizes in place of checksums; up to 4 there were no responses of groups in flight
 
 
 class DamagedCheckpoint(CheckpointError):

@@ -15,7 +15,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,13 @@ from rlkit.memory import resident
 from rlkit.objective.corrections import correction_stats, weights
 from rlkit.objective.penalties import with_advantages
 from rlkit.rewards import Scorer
+from rlkit.rollout.collector import Group, read_groups, write_groups
 from rlkit.run import Run
 from rlkit.stopping import Stopped, Stopper
 from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
 
 STATISTICS = "prompts.sqlite"
+AHEAD = "ahead.jsonl"
 
 
 def train(run: Run, *, resume: bool = False, quiet: bool = False) -> Path:
@@ -365,30 +367,37 @@ def sample_and_score(
 def state(p: Parts, step: int) -> State:
     """What the driver knows after ``step`` steps, as values that later work does not change."""
     driver = {
+        "collector": p.collector.state_dict(),
+        "rewards": p.scorer.state_dict(),
+        "skipped": p.learners.skipped,
         "sampler": p.collector.sampler.state_dict(),
         "terms": p.terms.state_dict(),
         "penalties": p.penalties.state_dict(),
-        "dropped": p.collector.dropped,
-        "reasons": p.collector.reasons,
-        "in_flight": p.collector.in_flight(),
-        "groups": p.collector.finished,
         "drift": p.drift.state_dict(),
         "alarms": p.alarms.state_dict(),
         "lengths": p.lengths.state_dict() if p.lengths else None,
         "best": p.best.state_dict(),
     }
-    return State(step, json.loads(json.dumps(driver)), p.statistics.copy())
+    return State(step, json.loads(json.dumps(driver)), p.statistics.copy(), p.collector.in_flight())
 
 
-def save(p: Parts) -> bool:
-    """A checkpoint of the last finished step; whether it is on disk. One that cannot be written is reported, and tried again later."""
+def save(p: Parts, *, complete: bool = True) -> bool:
+    """A checkpoint of the last finished step; whether it is on disk. One that cannot be written is reported, and tried again later.
+
+    It holds the groups that were made ahead. Under ``pause: wait`` their responses are there, and ``complete`` waits for the rewards that
+    are not, so that a resumed run asks none of them again.
+    """
     assert p.state is not None
     now, start = p.state, time.monotonic()
 
     def write(folder: str) -> None:
         p.learners.save(folder)
         now.statistics.save(Path(folder) / STATISTICS)
+        write_groups(Path(folder) / AHEAD, now.in_flight)
 
+    if complete and now.in_flight and p.run.rollout.pause == "wait":
+        with p.stop.interruptible():
+            p.collector.finish_ahead()
     best = p.best.step if p.run.checkpoint.best else -1
     problem = p.log.on_disk()  # rows first: a run that continues from a checkpoint does not make earlier rows again
     if problem is None:
@@ -417,7 +426,7 @@ def kept_when_stopped(p: Parts) -> Iterator[None]:
         yield
     except Stopped as stopped:
         if p.state is not None and p.state.step and p.state.step != p.cadence.saved:
-            save(p)
+            save(p, complete=False)
         if p.cadence.saved >= 0:
             stopped.kept = f"`--resume` continues from step {p.cadence.saved}"
         elif p.state is not None and p.state.step:
@@ -434,10 +443,16 @@ def restore(p: Parts) -> int:
         p.learners.load(str(found.checkpoint))
         p.collector.sampler.load_state_dict(driver["sampler"])
         by_id = {prompt.id: prompt for prompt in p.train_prompts}
-        p.collector.start_at(step, [by_id[i] for i in driver["in_flight"]], driver.get("groups", 0))
-        p.collector.dropped = driver["dropped"]
-        # Checkpoints of format 3 have no "reasons", "groups", "drift", "alarms" and "best".
-        p.collector.reasons.update(driver.get("reasons", {}))
+        if "collector" in driver:
+            p.collector.load_state_dict(driver["collector"], read_groups(found.checkpoint / AHEAD, by_id))
+            p.scorer.load_state_dict(driver["rewards"])
+            p.learners.skipped = driver["skipped"]
+        else:  # formats 3 and 4 know which prompts were in flight only
+            taken = driver.get("groups", 0)
+            in_flight = [Group(taken + k, by_id[i], Future()) for k, i in enumerate(driver["in_flight"])]
+            counts = {"taken": taken, "dropped": driver["dropped"], "reasons": driver.get("reasons", {}), "aborted": 0}
+            p.collector.load_state_dict(counts, in_flight)
+        # Checkpoints of format 3 have no "drift", "alarms" and "best".
         p.drift.load_state_dict(driver.get("drift", []))
         if "alarms" in driver:
             p.alarms.load_state_dict(driver["alarms"])
@@ -466,6 +481,10 @@ def say_resumed(p: Parts, moved: int, aside: Sequence[Path]) -> None:
         p.log.say(f"warning: {why} It is kept as {path.name}; the run continues from the one before it.")
     if found.checkpoint is None:
         p.log.say("note: there is no checkpoint yet: the run starts again from its first step.")
+    if p.collector.again:
+        p.log.say(
+            f"note: {len(p.collector.again)} prompt groups had no rewards yet at the checkpoint: they are asked again, by its weights."
+        )
     if moved:
         p.log.say(f"note: {moved} rows of later steps, which are made again, are kept in {p.folder / REPEATED}/.")
     for key, (old, new) in found.changes.items():

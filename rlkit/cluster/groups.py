@@ -111,7 +111,7 @@ class LearnerGroup:
 
     def __init__(self, workers: Workers, run: Run, needs: frozenset[str]) -> None:
         self.workers, self.run, self.needs = workers, run, needs
-        self._skipped = self._shown = 0  # optimizer steps skipped in a row, and shown in all
+        self.skipped = self._shown = 0  # optimizer steps skipped in a row, and shown in all
         self._buckets: dict[bool, list[tuple[list[str], int]]] = {}
         self.ready: dict[str, Any] = workers.call("ready")[0]
         self.packed = self.ready["layout"] == "packed"
@@ -179,9 +179,9 @@ class LearnerGroup:
 
     def _judge(self, skipped: bool, say: Callable[[str], object]) -> None:
         """What follows from an optimizer step that was skipped."""
-        self._skipped = self._skipped + 1 if skipped else 0
+        self.skipped = self.skipped + 1 if skipped else 0
         limit = self.run.learner.max_skipped
-        if not skipped or (self._shown >= 5 and self._skipped < limit):
+        if not skipped or (self._shown >= 5 and self.skipped < limit):
             return
         self._shown += 1
         places: dict[str, str] = {}
@@ -193,8 +193,8 @@ class LearnerGroup:
             if where
             else ("the gradient is not finite; those of the terms are, so it arose in the model's own backward pass")
         )
-        if self._skipped < limit:
-            say(f"warning: no optimizer step was taken: {text}. ({self._skipped} in a row; at {limit} the run stops.)")
+        if self.skipped < limit:
+            say(f"warning: no optimizer step was taken: {text}. ({self.skipped} in a row; at {limit} the run stops.)")
             return
         remedy = (
             "A cost can be finite where its gradient is not (a root or a logarithm at 0, torch.where around such a number): change the "
@@ -203,7 +203,7 @@ class LearnerGroup:
             else "Lower learner.lr, or continue in float32."
         )
         raise NumericsError(
-            f"{text}. {self._skipped} optimizer steps in a row were skipped (learner.max_skipped: {limit}), so nothing is learned. {remedy}"
+            f"{text}. {self.skipped} optimizer steps in a row were skipped (learner.max_skipped: {limit}), so nothing is learned. {remedy}"
         )
 
     def after_step(self, step: int, stats: Stats) -> None:

@@ -18,7 +18,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -381,6 +381,13 @@ class Scorer:
             "reward/errors": float(self.counts["error"] + self.counts["unscorable"]),
             "reward/timeouts": float(self.counts["timeout"]),
         }
+
+    def state_dict(self) -> dict[str, int]:
+        with self._lock:
+            return dict(self.counts)
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.counts.update(state)
 
     def close(self) -> None:
         """Ends all processes, with what they started. Calls that this cuts off are no failures."""

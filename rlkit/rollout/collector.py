@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from rlkit.errors import RunError
@@ -33,13 +35,43 @@ class Group(NamedTuple):
     prompt: Prompt
     result: Future[tuple[list[Rollout], str | None]]
 
+    @property
+    def finished(self) -> bool:
+        return self.result.done() and self.result.exception() is None
+
+
+ROLLOUT = tuple(f.name for f in dataclasses.fields(Rollout) if f.name != "prompt")
+
+
+def write_groups(path: Path, groups: Iterable[Group]) -> None:
+    """Groups in flight, one JSON object a line: number, prompt and, of those that have finished, the responses with their rewards."""
+    with path.open("w") as f:
+        for g in groups:
+            rollouts, refused = g.result.result() if g.finished else (None, None)
+            row = {"number": g.number, "prompt": g.prompt.id, "refused": refused, "rollouts": rollouts}
+            if rollouts is not None:
+                row["rollouts"] = [{name: getattr(r, name) for name in ROLLOUT} for r in rollouts]
+            f.write(json.dumps(row) + "\n")
+
+
+def read_groups(path: Path, prompts: Mapping[str, Prompt]) -> list[Group]:
+    """What :func:`write_groups` wrote."""
+    out = []
+    for row in map(json.loads, path.read_text().splitlines()):
+        group = Group(row["number"], prompts[row["prompt"]], Future())
+        if row["rollouts"] is not None:
+            group.result.set_result(([Rollout(prompt=group.prompt, **r) for r in row["rollouts"]], row["refused"]))
+        out.append(group)
+    return out
+
 
 class Collector:
     """Keeps prompt groups in flight and hands out ``prompts`` finished ones a step, in the order in which they started.
 
-    Group ``i`` may start once ``i < (version + 1 + max_lag) * prompts + replaced + extra``, where ``extra = ceil(over * prompts)``: with
-    ``max_lag=0`` generation is strictly on-policy, with ``k`` it runs up to ``k`` steps ahead. Groups leave in start order, so that short
-    answers do not win. Rewards are computed in the same thread as their group, while other groups still generate.
+    In a step, groups may start until there are ``(1 + max_lag) * prompts + extra`` more of them than earlier steps took, where ``extra =
+    ceil(over * prompts)``, and one more for each that is replaced: with ``max_lag=0`` generation is strictly on-policy, with ``k`` it runs
+    up to ``k`` steps ahead. Groups leave in start order, so that short answers do not win. Rewards are computed in the same thread as their
+    group, while other groups still generate.
 
     With ``over`` a step takes the first ``prompts`` groups that finish, and the stragglers go on: weight updates do not end them, and a
     later step trains on them. No group is lost, but a step's batch is biased: what is quick to answer, which means short, comes earlier,
@@ -80,38 +112,55 @@ class Collector:
         self.timeline = timeline or (lambda *a, **k: contextlib.nullcontext())
         self.pool = ThreadPoolExecutor(prompts * (1 + max_lag) + self.extra, thread_name_prefix="group")
         self.pending: deque[Group] = deque()
-        self.again: deque[Prompt] = deque()
-        self.started = self.taken = self.replaced = self.dropped = self.base = self.aborted = 0
-        self.earlier = 0  # groups that the run took before this process
+        self.again: list[Group] = []  # in flight at a resumed run's checkpoint, which has no responses of them
+        self.taken = self.dropped = self.aborted = 0
         self.reasons: Counter[str] = Counter()
         self.versions: dict[str, float] = {}
         self.waited = 0.0
 
-    def start_at(self, version: int, in_flight: Sequence[Prompt] = (), earlier: int = 0) -> None:
-        """A resumed run's first step: the ``earlier`` groups need not be made again, those ``in_flight`` at its checkpoint are."""
-        self.base, self.earlier = version, earlier
-        self.again.extend(in_flight)
+    def state_dict(self) -> dict[str, Any]:
+        """What the run has done, but for the groups :meth:`in_flight`."""
+        return {"taken": self.taken, "dropped": self.dropped, "aborted": self.aborted, "reasons": dict(self.reasons)}
 
-    def in_flight(self) -> list[str]:
-        """Prompts that the sampler has given out and that no step has been made of."""
-        return [p.id for p in (*(g.prompt for g in self.pending), *self.again)]
+    def load_state_dict(self, state: Mapping[str, Any], in_flight: Sequence[Group]) -> None:
+        """A resumed run goes on: groups of its checkpoint that had finished are trained on, the others are asked in the next step."""
+        self.taken, self.dropped, self.aborted = state["taken"], state["dropped"], state["aborted"]
+        self.reasons.update(state["reasons"])
+        self.pending.extend(in_flight)
+        self.again = [g for g in in_flight if not g.finished]
+
+    def in_flight(self) -> tuple[Group, ...]:
+        """Groups whose prompts the sampler has given out and that no step has been made of."""
+        return tuple(self.pending)
+
+    def finish_ahead(self) -> None:
+        """Waits until no group is in flight any more; an error of one surfaces when a step takes it."""
+        wait([g.result for g in self.pending if g not in self.again])
 
     @property
-    def finished(self) -> int:
-        """Groups that the run has taken, those of earlier processes included; the next one to be taken has this number."""
-        return self.earlier + self.taken
+    def started(self) -> int:
+        """Groups that the run has started; the next one has this number."""
+        return self.taken + len(self.pending)
 
-    def _admit(self, version: int) -> None:  # the whole staleness rule, with the one of _take
-        while self.started < (version - self.base + 1 + self.max_lag) * self.prompts + self.replaced + self.extra:
-            prompt = self.again.popleft() if self.again else next(self.sampler)
-            number = self.earlier + self.started
-            self.pending.append(Group(number, prompt, self.pool.submit(self._run_group, prompt, number)))
-            self.started += 1
+    def _admit(self, limit: int) -> None:  # the whole staleness rule, with the one of _take
+        while self.started < limit:
+            group = Group(self.started, next(self.sampler), Future())
+            self.pending.append(group)
+            self._start(group)
+
+    def _start(self, group: Group) -> None:
+        def work() -> None:
+            try:
+                group.result.set_result(self._run_group(group.prompt, group.number))
+            except BaseException as error:
+                group.result.set_exception(error)
+
+        self.pool.submit(work)
 
     def _take(self) -> tuple[list[Rollout], str | None]:
         """The oldest group; with ``over`` the oldest that has finished, unless the oldest of all was overtaken often enough."""
         group = self.pending[0]  # all that started before it are gone: the rest that was taken overtook it
-        if self.extra and self.finished - group.number < self.overtake * self.prompts:
+        if self.extra and self.taken - group.number < self.overtake * self.prompts:
             wait([g.result for g in self.pending], return_when=FIRST_COMPLETED)
             group = next(g for g in self.pending if g.result.done())
         self.pending.remove(group)
@@ -158,8 +207,11 @@ class Collector:
         out: list[Rollout] = []
         kept = dropped_now = 0
         start = time.perf_counter()
+        while self.again:
+            self._start(self.again.pop(0))
+        limit = self.taken + (1 + self.max_lag) * self.prompts + self.extra
         while kept + (0 if self.refill else dropped_now) < self.prompts or not kept:
-            self._admit(version)
+            self._admit(limit)
             group, refused = self._take()
             if self.statistics is not None:
                 self.statistics.step = version
@@ -182,7 +234,7 @@ class Collector:
             self.dropped += 1
             dropped_now += 1
             if self.refill or dropped_now >= self.prompts:  # there must be something to train on
-                self.replaced += 1
+                limit += 1
             self.reasons[why] += 1
             if dropped_now > self.max_waste * self.prompts:
                 counts = ", ".join(f"{k}: {v}" for k, v in self.reasons.most_common())

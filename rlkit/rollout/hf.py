@@ -45,6 +45,13 @@ class _Request:
     future: Future[list[Rollout]]
 
 
+class _Update:
+    """A weight update that waits in the inbox: requests before it are answered by the old weights, those after it by the new ones."""
+
+    def __init__(self) -> None:
+        self.begun, self.ended = threading.Event(), threading.Event()
+
+
 def _batches(requests: Sequence[_Request]) -> list[list[_Request]]:
     """Cuts requests into batches of equal sampling settings and similar prompt lengths (padding costs), of at most MAX_ROWS rows each.
 
@@ -80,9 +87,10 @@ class HFEngine:
         self.endings = Endings.of(model, self.tokenizer)
         self.limit, self.version = max_model_len, 0
         self._policy: PolicyModel | None = None
-        self._inbox: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Request | _Update | None] = queue.SimpleQueue()
+        self._update = _Update()
         self._pending = Pending()
-        self._lock = threading.Lock()  # held while a batch runs and during a weight update
+        self._lock = threading.Lock()  # held while a batch runs or is scored, and during a weight update
         self._tokens, self._steps, self._busy, self._started = 0, 0, 0.0, time.perf_counter()
         self._thread = threading.Thread(target=self._loop, name="hf-engine", daemon=True)
         self._thread.start()
@@ -111,13 +119,14 @@ class HFEngine:
 
     def _loop(self) -> None:
         while True:
-            waiting = [self._inbox.get()]
-            while len(waiting) < MAX_ROWS:  # callers of one step arrive together
+            waiting, last = list[_Request](), self._inbox.get()
+            while isinstance(last, _Request):  # callers of one step arrive together
+                waiting.append(last)
                 try:
-                    waiting.append(self._inbox.get(timeout=0.002))
+                    last = self._inbox.get(timeout=0.002 if len(waiting) < MAX_ROWS else 0)
                 except queue.Empty:
                     break
-            for batch in _batches([r for r in waiting if r is not None]):
+            for batch in _batches(waiting):
                 start = time.perf_counter()
                 try:
                     with self._running():
@@ -129,8 +138,11 @@ class HFEngine:
                         r.future.set_exception(error)
                 self._busy += time.perf_counter() - start
             release()  # the cache was this thread's; what trains next allocates in another one
-            if None in waiting:
+            if last is None:
                 return
+            if isinstance(last, _Update):
+                last.begun.set()
+                last.ended.wait()
 
     # -- the token loop ---------------------------------------------------------------------------------------------
 
@@ -240,7 +252,10 @@ class HFEngine:
     # -- weights ----------------------------------------------------------------------------------------------------
 
     def begin_update(self, mode: UpdateMode) -> None:
-        self._lock.acquire()  # a running batch always finishes first
+        self._update = _Update()
+        self._inbox.put(self._update)
+        self._update.begun.wait()  # it cannot stop: what was asked before is answered first, whatever the mode
+        self._lock.acquire()
 
     def load(self, tensors: Mapping[str, Any]) -> None:
         if self.shared:
@@ -253,6 +268,7 @@ class HFEngine:
     def end_update(self, version: int) -> None:
         self.version = version
         self._lock.release()
+        self._update.ended.set()
 
     def ready(self) -> dict[str, Any]:
         return {"engine": "hf", "max_model_len": self.limit}
@@ -270,5 +286,6 @@ class HFEngine:
 
     def close(self) -> None:
         self._inbox.put(None)
+        self._update.ended.set()
         self._thread.join(10)
         self._pending.fail(RuntimeError("the engine was closed"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ import pytest
 from rlkit.config import load
 from rlkit.data.curriculum import Shuffle, ZeroVariance
 from rlkit.data.statistics import PromptStatistics
-from rlkit.rollout.collector import Collector, version_metrics
+from rlkit.rollout.collector import Collector, read_groups, version_metrics, write_groups
 from rlkit.rollout.engine import request_seed
 from rlkit.rollout.hf import _batches, _Request
 from rlkit.types import Prompt, Rollout, Sampling
@@ -74,7 +76,7 @@ def test_a_straggler_is_overtaken_so_often_and_then_waited_for() -> None:
     c = collector(engine, 20, over=0.5, overtake=2)
     assert ids(c.next(0)) == set(first[1:3])  # the step did not wait
     engine.version = 1
-    assert ids(c.next(1)) == set(first[3:5]) and c.in_flight() == [first[0]]
+    assert ids(c.next(1)) == set(first[3:5]) and [g.prompt.id for g in c.in_flight()] == [first[0]]
     with ThreadPoolExecutor(1) as thread:
         engine.version = 2
         third = thread.submit(c.next, 2)
@@ -114,22 +116,52 @@ def test_age_is_bounded_and_every_group_is_trained_on_once(max_lag: int, over: f
         oldest = max(oldest, c.metrics()["rollout/lag_max"])
     assert oldest <= max_lag + (1 if over else 0) + (overtake if over else 0)
     assert max(used.values()) == 1 and sum(used.values()) == 100
-    assert c.started == 100 + c.dropped + len(c.pending) and len(c.pending) == 4 * max_lag + c.extra
-    assert not set(used) & set(c.in_flight())
+    assert c.taken == 100 + c.dropped and len(c.pending) == 4 * max_lag + c.extra
+    assert not set(used) & {g.prompt.id for g in c.in_flight()}
 
 
-def test_what_was_in_flight_at_a_checkpoint_is_asked_again() -> None:
+def continued(c: Collector, new: Collector, path: Path) -> Collector:
+    """``new`` goes on where ``c`` is, by what a checkpoint holds."""
+    write_groups(path, c.in_flight())
+    new.sampler.load_state_dict(c.sampler.state_dict())
+    new.load_state_dict(json.loads(json.dumps(c.state_dict())), read_groups(path, {p.id: p for p in c.sampler.prompts}))
+    return new
+
+
+def test_what_was_in_flight_at_a_checkpoint_is_asked_again(tmp_path: Path) -> None:
     first = order(20)
     c = collector(Engine(held=first[1:2]), 20, over=0.5)
-    assert ids(c.next(0)) == {first[0], first[2]} and c.in_flight() == [first[1]]
-    saved, waiting = c.sampler.state_dict(), c.in_flight()
-    resumed = collector(Engine(), 20, over=0.5)
-    resumed.sampler.load_state_dict(saved)
-    resumed.start_at(1, [Prompt(i, (3,), "") for i in waiting])
-    assert resumed.in_flight() == waiting
-    assert first[1] in ids(resumed.next(1)) | ids(resumed.next(2)) and not {first[0], first[2]} & set(
-        resumed.engine.asked
-    )  # type: ignore[attr-defined]
+    assert ids(c.next(0)) == {first[0], first[2]} and [g.prompt.id for g in c.in_flight()] == [first[1]]
+    resumed = continued(c, collector(Engine(), 20, over=0.5), tmp_path / "ahead.jsonl")
+    assert [(g.number, g.prompt.id) for g in resumed.again] == [(1, first[1])] and not resumed.engine.asked  # type: ignore[attr-defined]
+    assert first[1] in ids(resumed.next(1)) | ids(resumed.next(2))
+    assert not {first[0], first[2]} & set(resumed.engine.asked)  # type: ignore[attr-defined]
+
+
+def test_groups_that_had_finished_at_a_checkpoint_are_not_asked_again(tmp_path: Path) -> None:
+    first = order(20)
+    engine = Engine(held=first[3:4])
+    c = collector(
+        engine, 20, max_lag=1, admit=lambda prompt, ask: "solved" if ask(1, True) and prompt.id == first[2] else None
+    )
+    c.next(0)
+    wait([c.pending[0].result])
+    resumed = continued(c, collector(Engine(), 20, max_lag=1), tmp_path / "ahead.jsonl")
+    engine.held[first[3]].set()
+    assert [g.finished for g in resumed.pending] == [True, False]
+    again: Any = resumed.engine
+    again.version = 1
+    batch = resumed.next(1)
+    assert first[2] not in again.asked and resumed.reasons == {"solved": 1}, "its refusal is known"
+    assert [r.prompt.id for r in batch] == [first[3]] * 2 + [first[4]] * 2
+    assert resumed.metrics()["rollout/lag_max"] == 0, (
+        "what is asked again is of the weights of the checkpoint, and says so"
+    )
+
+    c.finish_ahead()
+    done = continued(c, collector(Engine(), 20, max_lag=1), tmp_path / "ahead.jsonl")
+    assert not done.again and done.pending[1].result.result()[0] == c.pending[1].result.result()[0]
+    assert done.next(1)[0].version == [0] and done.metrics()["rollout/lag_max"] == 1
 
 
 def test_an_error_of_a_straggler_surfaces() -> None:
@@ -207,7 +239,7 @@ def draws(c: Collector, steps: range) -> list[list[int]]:
     return out
 
 
-def test_a_prompt_that_comes_twice_in_a_step_is_answered_anew_and_a_resumed_run_repeats_it() -> None:
+def test_a_prompt_that_comes_twice_in_a_step_is_answered_anew_and_a_resumed_run_repeats_it(tmp_path: Path) -> None:
     c = seeded(size=2, prompts=6)  # every prompt comes three times in each step
     whole = draws(c, range(4))
     assert all(len(set(step)) == 12 for step in whole)
@@ -216,9 +248,7 @@ def test_a_prompt_that_comes_twice_in_a_step_is_answered_anew_and_a_resumed_run_
 
     begun = seeded(size=2, prompts=6)
     assert draws(begun, range(2)) == whole[:2]
-    resumed = seeded(size=2, prompts=6)
-    resumed.sampler.load_state_dict(begun.sampler.state_dict())
-    resumed.start_at(2, earlier=begun.finished)
+    resumed = continued(begun, seeded(size=2, prompts=6), tmp_path / "ahead.jsonl")
     assert draws(resumed, range(2, 4)) == whole[2:]
 
 

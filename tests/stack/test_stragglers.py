@@ -7,7 +7,6 @@ import json
 import shutil
 from typing import Any
 
-from rlkit.checkpoint import Checkpoints
 from rlkit.config import load
 from rlkit.trainer import train
 
@@ -33,7 +32,8 @@ def test_a_run_continues_its_stragglers_and_asks_for_them_again_when_resumed(
         0 <= r["rollout/lag_mean"] <= r["rollout/lag_max"] for r in rows
     )
     assert all(r["batch/sequences"] == 16 and r["mismatch/mean"] < 1 for r in rows)
-    waiting = Checkpoints.read(folder / "checkpoints" / "step_00000002")[1]["in_flight"]
+    ahead = folder / "checkpoints" / "step_00000002" / "ahead.jsonl"
+    waiting = [json.loads(line)["prompt"] for line in ahead.read_text().splitlines()]
     assert len(waiting) == 2  # as many as were started beyond the step
     shutil.rmtree(folder / "checkpoints" / "step_00000004")
     train(run.replace(log=dataclasses.replace(run.log, rollouts=16)), resume=True, quiet=True)
