@@ -105,7 +105,7 @@ def test_older_and_newer_formats(two: Checkpoints) -> None:
     (two.path(2) / "manifest.json").write_text(json.dumps({"format": 3, "step": 2, "files": sizes}))
     assert two.newest_whole() == (two.path(2), {}) and Checkpoints.read(two.path(2)) == (2, {"step": 2})
     (two.path(2) / "manifest.json").write_text(json.dumps({"format": 9, "step": 2, "files": {}}))
-    with pytest.raises(CheckpointError, match="checkpoint format 9, this rlkit reads 3 to 4"):
+    with pytest.raises(CheckpointError, match="checkpoint format 9, this rlkit reads 3 to 5"):
         two.newest_whole()
 
 

@@ -77,6 +77,7 @@ MODES: dict[str, dict[str, Any]] = {
         "objective": [{"type": "PPOClip"}, {"type": "Entropy", "coef": {"type": "EntropyTarget", "target": 3.0}}]
     },
     "rewards that fail": {"rewards": ["tests/rewards/examples.py:fails_at_times"], "on_reward_error": "mask"},
+    "rewards that are late": {"rewards": ["tests/rewards/examples.py:late"], "rollout": {"max_lag": 1}},
 }
 
 

@@ -133,3 +133,8 @@ def fails_at_times(response):
     if len(response) > 1 and ord(response[0]) % 5 == 0:
         raise LookupError("no verdict")
     return varied(response)
+
+
+def late(response):
+    time.sleep(0.03)
+    return varied(response)

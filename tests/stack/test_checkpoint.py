@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
 import resource
 from pathlib import Path
@@ -14,8 +15,11 @@ import torch
 from rlkit.cluster.groups import LearnerGroup, LocalWorkers
 from rlkit.config import load as make_run
 from rlkit.errors import CheckpointError
+from rlkit.learner.backend import free_port, rank_environment
 from rlkit.learner.learner import Learner
+from rlkit.learner.plan import optimizer_steps
 from rlkit.run import Run
+from rlkit.types import Stats
 from tests.stack.test_learner import batch
 
 NEEDS = frozenset({"adv", "old", "ref", "behav"})
@@ -95,3 +99,49 @@ def test_a_deepspeed_checkpoint_is_continued_exactly_and_nothing_in_it_is_run(
 def _saved(x: Any, folder: Path) -> bytes:
     torch.save({"module": x, "optimizer_state_dict": x}, folder / "payload")
     return (folder / "payload").read_bytes()
+
+
+REFERENCES = {
+    0: {"type": "HardReset", "every": 2},
+    1: {"type": "EMA", "decay": 0.5},
+    2: {"type": "EMA", "decay": 0.5},
+    3: {"type": "ElasticReset", "every": 3, "decay": 0.5},
+}
+
+
+def _two_ranks(rank: int, port: int, small: dict[str, Any], tiny: Path, folder: Path) -> None:
+    os.environ.update(rank_environment(rank, 2, "127.0.0.1", port))
+    torch.set_num_threads(1)
+    for stage, reference in REFERENCES.items():
+        given = {**small, "deepspeed": {"zero_optimization": {"stage": stage}}, "reference": reference}
+        run = make_run(given)
+
+        def step(one: Learner, k: int, run: Run = run) -> None:
+            b = batch(k)
+            b = b.with_logp(**one.annotate([b], ("ref", "old")))
+            plan = optimizer_steps(b, run.objective, epochs=1, count=1, ranks=2, max_tokens=40, seed=k)
+            for shards in plan:
+                one.step(shards[rank], (1.0, 0.1))
+            one.after_step(k + 1, Stats())
+
+        at = folder / str(stage)
+        at.mkdir(exist_ok=True)
+        one = Learner(run, str(tiny), NEEDS, rank, 2)
+        for k in range(4):
+            step(one, k)
+            if k == 1:
+                one.save(str(at))
+        again = Learner(run, str(tiny), NEEDS, rank, 2)
+        again.load(str(at))
+        for k in (2, 3):
+            step(again, k)
+        want = weights(one)
+        different = [name for name, value in weights(again).items() if not torch.equal(value, want[name])]
+        (folder / f"different_{stage}_{rank}").write_text(" ".join(different))
+
+
+def test_two_ranks_continue_exactly_at_every_stage_with_references_that_follow(
+    small: dict[str, Any], tiny: Path, tmp_path: Path
+) -> None:
+    torch.multiprocessing.spawn(_two_ranks, (free_port(), small, tiny, tmp_path), nprocs=2)
+    assert [p.read_text() for p in sorted(tmp_path.glob("different_*"))] == [""] * 8
