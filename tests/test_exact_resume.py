@@ -13,8 +13,11 @@ from safetensors.torch import load_file
 
 import rlkit as rk
 from rlkit import build
+from rlkit.config import to_yaml
 from rlkit.data.stored import write_stored
+from rlkit.errors import CheckpointError
 from rlkit.files import read_rows
+from rlkit.resume import compare
 from rlkit.rollout import hf
 from rlkit.types import Prompt, Rollout
 from tests.test_resume import around
@@ -156,3 +159,18 @@ def test_a_killed_and_resumed_run_is_bit_equal(
         whole = rk.train(run, quiet=True)
     resumed = rk.train(run.replace(out=str(tmp_path / "killed")), resume=True, quiet=True)
     same(whole, resumed)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_another_number_of_ranks_is_refused_by_name_where_each_has_shards(
+    small: dict[str, Any], tmp_path: Path, stage: int
+) -> None:
+    def run(ranks: int) -> rk.Run:
+        return rk.load({**small, "cluster": {"learners": ranks}, "deepspeed": {"zero_optimization": {"stage": stage}}})
+
+    (tmp_path / "config.yaml").write_text(to_yaml(run(2)))
+    if stage:
+        with pytest.raises(CheckpointError, match=r"cluster\.learners was 2 and is now 1"):
+            compare(tmp_path, run(1))
+    else:
+        assert compare(tmp_path, run(1)) == {"cluster.learners": (2, 1)}
