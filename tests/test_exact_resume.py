@@ -42,12 +42,15 @@ MODES: dict[str, dict[str, Any]] = {
         "data": {"drop": [{"type": "ZeroVariance"}, {"type": "Overlong", "share": 0.99}]},
     },
     "without refill": {"rollout": {"max_lag": 1}, "data": {"drop": [{"type": "Overlong"}], "refill": False}},
-    "admitted": {"data": {"admit": {"type": "GreedyUnsolved", "solved": 0.9}}},
+    "admitted": {
+        "data": {"admit": {"type": "GreedyUnsolved", "solved": 0.5}},
+        "rewards": ["tests/rewards/examples.py:by_prompt"],
+    },
     "interrupted": {
         "rollout": {"interrupt": {"low": 1, "high": 3, "text": ">", "until": None}},
         "sampling": {"max_tokens": 6},
     },
-    "longer and longer": {"rollout": {"max_lag": 1, "lengths": {"limits": [2, 4, 6], "every": 1, "min_entropy": 0.0}}},
+    "longer and longer": {"rollout": {"max_lag": 1, "lengths": {"limits": [2, 4, 6], "every": 2, "min_entropy": 0.0}}},
     "Shuffle": {"data": {"size": 10, "sampler": {"type": "Shuffle", "retire_above": 0.5}}},
     "GaussianDifficulty": sampler(type="GaussianDifficulty"),
     "Learnability": {**sampler(type="Learnability"), "rollout": {"max_lag": 1}},

@@ -138,3 +138,8 @@ def fails_at_times(response):
 def late(response):
     time.sleep(0.03)
     return varied(response)
+
+
+def by_prompt(response, answer):
+    """As ``varied``; one response is good for some prompts and bad for others."""
+    return varied(response + answer)

@@ -164,6 +164,17 @@ def test_groups_that_had_finished_at_a_checkpoint_are_not_asked_again(tmp_path: 
     assert done.next(1)[0].version == [0] and done.metrics()["rollout/lag_max"] == 1
 
 
+@pytest.mark.parametrize("later", [0, 1, 2])
+def test_another_lag_after_a_resume_loses_and_repeats_no_group(tmp_path: Path, later: int) -> None:
+    first, c = order(40), collector(Engine(), 40, max_lag=1)
+    c.next(0)
+    c.finish_ahead()
+    resumed = continued(c, collector(Engine(), 40, max_lag=later), tmp_path / "ahead.jsonl")
+    taken = [[r.prompt.id for r in resumed.next(step)[::2]] for step in (1, 2, 3)]
+    assert taken == [first[2:4], first[4:6], first[6:8]] and len(resumed.pending) == 2 * later
+    assert sorted(resumed.engine.asked) == sorted(first[4 : 8 + 2 * later])  # type: ignore[attr-defined]
+
+
 def test_an_error_of_a_straggler_surfaces() -> None:
     first = order(20)
 
