@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from rlkit.errors import CheckpointError
 from rlkit.files import read_rows
 from rlkit.resume import compare
 from rlkit.rollout import hf
-from rlkit.types import Prompt, Rollout
+from rlkit.types import Prompt, Rollout, Sampling
 from tests.test_resume import around
 
 LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.5}
@@ -177,3 +179,26 @@ def test_another_number_of_ranks_is_refused_by_name_where_each_has_shards(
             compare(tmp_path, run(1))
     else:
         assert compare(tmp_path, run(1)) == {"cluster.learners": (2, 1)}
+
+
+def test_what_was_asked_before_a_weight_update_is_answered_by_the_old_weights(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf, "MAX_ROWS", 1)  # eight batches, one after the other
+    engine = hf.HFEngine(str(tiny))
+    with ThreadPoolExecutor(10) as threads:
+
+        def ask(k: int) -> Any:
+            return threads.submit(engine.generate, Prompt(str(k), (3, 4), ""), 1, Sampling(seed=0, max_tokens=8))
+
+        with engine._lock:
+            before = [ask(k) for k in range(8)]
+            while len(engine._pending._open) < 8:
+                time.sleep(0.01)
+            update = threads.submit(engine.begin_update, "wait")
+        update.result(30)
+        after = ask(8)
+        engine.end_update(1)
+        versions = [{v for r in x.result(30) for v in r.version} for x in (*before, after)]
+    engine.close()
+    assert versions == [{0}] * 8 + [{1}]

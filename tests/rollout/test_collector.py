@@ -171,6 +171,7 @@ def test_another_lag_after_a_resume_loses_and_repeats_no_group(tmp_path: Path, l
     c.finish_ahead()
     resumed = continued(c, collector(Engine(), 40, max_lag=later), tmp_path / "ahead.jsonl")
     taken = [[r.prompt.id for r in resumed.next(step)[::2]] for step in (1, 2, 3)]
+    resumed.finish_ahead()
     assert taken == [first[2:4], first[4:6], first[6:8]] and len(resumed.pending) == 2 * later
     assert sorted(resumed.engine.asked) == sorted(first[4 : 8 + 2 * later])  # type: ignore[attr-defined]
 
