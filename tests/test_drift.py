@@ -136,11 +136,12 @@ def test_a_run_without_a_reference_measures_it_and_a_resumed_one_goes_on_with_th
     assert 0 < rows[3]["drift/start"] < rows[3]["drift/start_sequence"] < 50
     assert rows[3]["drift/start_sequence_error"] > 0
     driver = json.loads((folder / "checkpoints" / "step_00000002" / "driver.json").read_text())
-    assert 0 < len(driver["drift"]) <= 16 and driver["groups"] == 8
+    assert 0 < len(driver["drift"]) <= 16 and driver["collector"]["taken"] == 8
     shutil.rmtree(folder / "checkpoints" / "step_00000004")
     assert rk.train(rk.load(small), resume=True, quiet=True) == folder
     again = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    timed = ("time/", "speed/", "memory/", "idle/", "sync/", "eval/", "rollout/dropped")
+    # The last digits of an engine's log-probs depend on which requests arrive together.
+    timed = ("time/", "speed/", "memory/", "idle/", "sync/", "eval/", "rollout/dropped", "mismatch/")
     assert [{k: v for k, v in r.items() if not k.startswith(timed)} for r in again] == [
         {k: v for k, v in r.items() if not k.startswith(timed)} for r in rows
     ]
