@@ -25,8 +25,7 @@ from typing import Any
 
 import torch
 
-from rlkit.learner.model import TOLERANCE
-from rlkit.types import Batch, Prompt, Rollout, Sampling
+from rlkit.types import TOLERANCE, Batch, Prompt, Rollout, Sampling
 from tests.models.families import FAMILIES, Family, make
 
 ROOT = Path(__file__).resolve().parents[2]

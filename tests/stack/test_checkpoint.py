@@ -33,7 +33,7 @@ def learner(run: Run, tiny: Path) -> tuple[Learner, LearnerGroup]:
 
 def step(group: LearnerGroup, k: int) -> float:
     b = batch(k)
-    group.annotate(b, ("ref", "old"))
+    b = group.annotate(b, ("ref", "old"))
     return float(group.update(b, (1.0, 0.1), seed=k)["learner/lr"])
 
 
