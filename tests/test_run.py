@@ -47,6 +47,9 @@ def test_a_run_writes_what_a_reader_needs(small: dict[str, Any]) -> None:
     )
     shown = [json.loads(x) for x in (folder / "rollouts.jsonl").read_text().splitlines()]
     assert {"prompt", "response", "reward", "answer", "finish"} <= shown[0].keys()
+    held_out = [json.loads(x) for x in (folder / "eval_samples.jsonl").read_text().splitlines()]
+    asked = [[r["prompt_id"] for r in held_out if r["step"] == step] for step in (0, 3)]
+    assert asked[0] == asked[1] and len(asked[0]) == len(set(asked[0])) > 0
     again = rk.load(folder / "config.yaml")
     assert again.objective == rk.load(small).objective
     environment = json.loads((folder / "environment.jsonl").read_text().splitlines()[0])
