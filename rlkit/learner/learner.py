@@ -70,7 +70,7 @@ class Learner:
                 raise ConfigError(f"learner.packed: {why}. Set learner.packed: false.")
             so_far = f"{self.layout}; " if self.layout.startswith("padded: ") else "padded: "
             self.attention, self.layout = run.model.attention, so_far + why
-        width = sum(m.out_features for m in lm.get_decoder().modules() if isinstance(m, nn.Linear))
+        width = sum(outputs(m) for m in lm.get_decoder().modules())
         self.max_tokens = micro_batch(run.learner.max_tokens, self.device.type, width)
         self.notes = [f"note: micro-batches are {self.layout}."] if ": " in self.layout else []
         self.policy, self.proof, self.exports = self._make_policy(lm)
@@ -406,6 +406,13 @@ class Learner:
             "layout": self.layout,
             "notes": self.notes,
         }
+
+
+def outputs(module: nn.Module) -> int:
+    """How many numbers a linear layer makes of one token, in GPT-2's form too; 0 for other modules."""
+    from transformers.pytorch_utils import Conv1D
+
+    return int(module.nf) if isinstance(module, Conv1D) else module.out_features if isinstance(module, nn.Linear) else 0
 
 
 def choose_attention(run: Run, model_path: str, device: torch.device) -> tuple[str | None, str]:

@@ -185,13 +185,16 @@ def next_token(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling:
     Each key head is multiplied with all of its queries at once: torch's own attention on CPUs repeats keys and values for them.
 
     Shapes:
-        query ``[R, heads, 1, d]``, key and value ``[R, kv_heads, S, d]``, bias ``[R, 1, 1, S]``; returns ``[R, 1, heads, d]``.
+        query ``[R, heads, 1, d]``, key ``[R, kv_heads, S, d]``, value ``[R, kv_heads, S, e]``, bias ``[R, 1, 1, S]``; returns
+        ``[R, 1, heads, e]``.
     """
     (rows, heads, _, d), (kv, seen) = query.shape, key.shape[1:3]
     q = (query * (d**-0.5 if scaling is None else scaling)).reshape(rows * kv, heads // kv, d)
     score = torch.bmm(q, key.flatten(0, 1).transpose(1, 2)).view(rows, heads, 1, seen).add_(bias)
     share = score.softmax(-1, dtype=torch.float32).to(value.dtype)
-    return torch.bmm(share.view(rows * kv, heads // kv, seen), value.flatten(0, 1)).view(rows, 1, heads, d)
+    return torch.bmm(share.view(rows * kv, heads // kv, seen), value.flatten(0, 1)).view(
+        rows, 1, heads, value.shape[-1]
+    )
 
 
 def mask(
