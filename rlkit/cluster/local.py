@@ -55,10 +55,11 @@ class LocalRay:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_AUTH_TOKEN": None,
-            # Ray would end the whole process, without a word of ours, a minute after its control process has died.
-            "RAY_gcs_rpc_server_reconnect_timeout_s": "86400",
         }
         self._before = {name: os.environ.get(name) for name in settings}
+        # Ray would end the whole process, without a word of ours, a minute after its control process has died: also when another Ray has
+        # taken its place by then, so this one stays set.
+        os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "86400"
         _set(settings)
         several = ray_constants.ENABLE_RAY_CLUSTER
         ray_constants.ENABLE_RAY_CLUSTER = False  # Ray's word for the loopback address
