@@ -59,7 +59,7 @@ class LocalRay:
         self._before = {name: os.environ.get(name) for name in settings}
         # Ray would end the whole process, without a word of ours, a minute after its control process has died: also when another Ray has
         # taken its place by then, so this one stays set.
-        os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "86400"
+        os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "86400"  # noqa: SIM112
         _set(settings)
         several = ray_constants.ENABLE_RAY_CLUSTER
         ray_constants.ENABLE_RAY_CLUSTER = False  # Ray's word for the loopback address
