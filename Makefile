@@ -22,7 +22,8 @@ real: install
 	@$(BIN)/python examples/real.py
 
 test: install lint
-	@$(BIN)/python -m pytest --ignore tests/stack/test_fleet.py
+	@$(BIN)/python -m pytest --ignore tests/stack
+	@$(BIN)/python -m pytest tests/stack --ignore tests/stack/test_fleet.py
 	@$(BIN)/python -m pytest tests/stack/test_fleet.py     # kills the Ray of its own process
 
 lint: install
