@@ -17,7 +17,7 @@ install: .venv/.installed
 quickstart: install
 	@$(BIN)/rlkit train configs/quickstart.yaml
 
-# A pretrained chat model that learns on two CPU cores: docs/real.md.
+# A pretrained chat model that learns on two CPU cores (examples/real.py).
 real: install
 	@$(BIN)/python examples/real.py
 
