@@ -191,7 +191,6 @@ def trl_side(name: str, seed: int, folder: str) -> dict[str, Any]:
     from trl import GRPOConfig, GRPOTrainer
 
     import rlkit as rk
-    from rlkit.build import reward_specs
     from rlkit.cluster.groups import EngineGroup, LocalWorkers
     from rlkit.data.prompts import load_prompts
     from rlkit.learner.model import load_tokenizer
@@ -203,7 +202,7 @@ def trl_side(name: str, seed: int, folder: str) -> dict[str, Any]:
     run = rk.load(s.mapping(steps=s.steps, model={"path": str(base(name))}))
     task, tokenizer = run.data.task, load_tokenizer(str(base(name)))
     train, test = (load_prompts(run.data, split, tokenizer) for split in ("train", "test"))
-    scorer = Scorer(reward_specs(run))
+    scorer = Scorer(run.scored_by)
     scorer.check(list(test[0].columns))
 
     def accuracy(model: Any) -> float:

@@ -77,7 +77,6 @@ def curve(folder: Path, points: int = 20) -> list[float]:
 
 def measure(run: Any, model: Path, base: Path, n: int) -> Row:
     """pass@k, KL to the base, entropy, length, and different right answers, from ``n`` responses to each held-out prompt at temperature 1."""
-    from rlkit.build import reward_specs
     from rlkit.cluster.groups import EngineGroup, LocalWorkers
     from rlkit.data.prompts import load_prompts
     from rlkit.evaluation.metrics import pass_at_k, powers_of_two
@@ -88,7 +87,7 @@ def measure(run: Any, model: Path, base: Path, n: int) -> Row:
     from rlkit.types import Sampling
 
     prompts = load_prompts(run.data, "test", load_tokenizer(str(model)))
-    scorer = Scorer(reward_specs(run.replace(rewards=["task"])))
+    scorer = Scorer(run.replace(rewards=["task"]).scored_by)
     scorer.check(list(prompts[0].columns))
     engine, reference = HFEngine(str(model), max_model_len=64), HFEngine(str(base), max_model_len=64)
     try:

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import math
 import os
-import string
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +26,6 @@ from rlkit.data.curriculum import ZeroVariance
 from rlkit.data.prompts import load_prompts, overlap, preview
 from rlkit.data.statistics import PromptStatistics
 from rlkit.data.stored import StoredRows
-from rlkit.data.tasks import TaskReward
 from rlkit.data.tiny import make_tiny, make_tokenizer
 from rlkit.drift import Drift
 from rlkit.errors import ConfigError, InputError
@@ -40,7 +38,6 @@ from rlkit.learner.model import examine, load_tokenizer, same_tokens
 from rlkit.learner.reference import Frozen, Served, Tempered
 from rlkit.log import RunLog, Timeline, environment, lock_folder, new_folder, newest_folder
 from rlkit.masking import mask_values
-from rlkit.objective import is_marking, needs
 from rlkit.objective.advantages import is_group
 from rlkit.objective.coefficients import Coefficients
 from rlkit.objective.oracle import dishonest, examine_all, refuse_nothing
@@ -81,7 +78,6 @@ class Parts:
     checkpoints: Checkpoints
     found: Found
     stop: Stopper
-    before_update: tuple[str, ...]  # log-probs that must be known on the driver before the update
     sampling: Sampling
     started: float  # time.monotonic() when the run began
     lengths: LengthState | None
@@ -120,12 +116,6 @@ class Found:
         return 0 if self.checkpoint is None else int(self.checkpoint.name.removeprefix("step_"))
 
 
-def needed(run: Run) -> frozenset[str]:
-    """What terms, advantage, penalties and correction read on rows that were not stored with their log-probs."""
-    terms = [t for t in run.objective if t.on != "reference"]
-    return needs([*terms, run.advantage, *run.reward_penalties, *([run.correction] if run.correction else [])])
-
-
 def check(run: Run) -> None:
     """Impossible combinations that single sections cannot see, before anything is loaded.
 
@@ -162,12 +152,12 @@ def _anchors(run: Run) -> Iterator[str]:
                 f"{users} compares with anchor {anchor!r}, but {remedy.split(':')[0]} is null. Set {remedy}, or use another "
                 "anchor."
             )
-    if isinstance(run.teacher, Frozen) and run.teacher.path is None and needed(run) & {"teacher", "teacher_full"}:
+    if isinstance(run.teacher, Frozen) and run.teacher.path is None and run.needs & {"teacher", "teacher_full"}:
         yield "teacher has no `path`: it would be the model that training starts from, which is anchor: ref."
 
 
 def _whole_distributions(run: Run) -> Iterator[str]:
-    need = needed(run)
+    need = run.needs
     if need & {"ref_full", "teacher_full"} and (run.sampling.top_p < 1 or run.sampling.top_k):
         yield (
             "FullDivergence compares whole distributions, but sampling.top_p or sampling.top_k cuts them: where one is zero "
@@ -182,7 +172,7 @@ def _whole_distributions(run: Run) -> Iterator[str]:
 
 
 def _values(run: Run) -> Iterator[str]:
-    need = needed(run)
+    need = run.needs
     if run.critic is not None and "value" not in need:
         yield "critic is set, but nothing needs values: set advantage: {type: GAE} and add {type: ValueMSE} to the objective."
     if "value" in run.advantage.needs and "returns" not in need:
@@ -257,7 +247,7 @@ def _rewards(run: Run) -> Iterator[str]:
     if not run.rewards and run.data.task is None:
         yield "rewards is empty. Name a reward, e.g. rewards: [math] or rewards: [my_file.py:my_reward]."
     try:
-        names = [r.label for r in reward_specs(run)]
+        names = [r.label for r in run.scored_by]
     except InputError as error:
         yield str(error)
         return
@@ -280,11 +270,6 @@ CHECKS = (
     _precision,
     _rewards,
 )
-
-
-def is_off_policy(run: Run) -> bool:
-    """Whether some optimizer step sees samples of older weights."""
-    return run.learner.epochs * run.learner.minibatches > 1 or run.rollout.max_lag > 0 or run.rollout.over > 0
 
 
 def stale(run: Run) -> str | None:
@@ -323,11 +308,6 @@ def first_of_each(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
     return kept
 
 
-def alphabet(run: Run) -> str:
-    """The characters of a model that the run makes: those of its task, or printable ASCII."""
-    return string.printable if run.data.task is None else str(run.data.task.alphabet)
-
-
 def prepare_model(run: Run, folder: Path, prompts: Sequence[Prompt], tokenizer: Any, context: int, log: RunLog) -> str:
     """The path of the model to start from; makes and warms it up where the configuration says so."""
     if run.model.path is not None and run.model.warm_up is None:
@@ -340,7 +320,7 @@ def prepare_model(run: Run, folder: Path, prompts: Sequence[Prompt], tokenizer: 
         m = run.model.make
         make_tiny(
             path,
-            alphabet(run),
+            run.alphabet,
             family=m.family,
             hidden=m.hidden,
             layers=m.layers,
@@ -397,21 +377,6 @@ def generation_notes(path: str, tokenizer: Any, sampling: Sampling) -> list[str]
     return notes
 
 
-def reward_specs(run: Run) -> tuple[RewardSpec, ...]:
-    """The run's rewards; ``task``, which is also the default, stands for the verifier of ``data.task``."""
-    task = run.data.task
-    if task is None:
-        if any(r.fn == "task" for r in run.rewards):
-            raise ConfigError(
-                "rewards: `task` is the verifier of data.task, which is not set. Name another reward, e.g. math."
-            )
-        return run.rewards
-    return tuple(
-        dataclasses.replace(r, fn=TaskReward(task)) if r.fn == "task" else r
-        for r in run.rewards or (RewardSpec("task"),)
-    )
-
-
 def self_test(specs: Sequence[RewardSpec], prompts: Sequence[Prompt]) -> list[str]:
     """What the reward ``math`` says of reference answers that it would not accept from a model: such rows can only teach wrongly."""
     spec = next((s for s in specs if s.is_math), None)
@@ -444,11 +409,6 @@ def model_config(path: str, where: str, remedy: str = "") -> Any:
         raise ConfigError(f"{where}: {path!r} is not a model: {said} {remedy}".rstrip()) from error
 
 
-def columns(run: Run) -> list[str]:
-    """Numeric data columns that some term reads (``needs`` has ``col:NAME``)."""
-    return sorted(n[4:] for n in needed(run) if n.startswith("col:"))
-
-
 def check_columns(run: Run, prompts: Sequence[Prompt]) -> None:
     """Raises ValueError for a prompt without a number in a column that some term reads."""
 
@@ -458,7 +418,7 @@ def check_columns(run: Run, prompts: Sequence[Prompt]) -> None:
         except (TypeError, ValueError):
             return False
 
-    for name in columns(run):
+    for name in run.columns:
         bad = [p for p in prompts if not is_number(p.columns.get(name))]
         if bad:
             parts: tuple[Any, ...] = (*run.objective, run.advantage, *run.reward_penalties)
@@ -554,8 +514,8 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False, stop: Stopper 
         run = run.replace(model=dataclasses.replace(run.model, path=str(locate(run.model.path, run.base))))
         model_config(str(run.model.path), "model.path")
     findings = examine_all(run.objective, run.reward_penalties)
-    refuse_nothing(findings, is_off_policy(run))
-    need = needed(run)
+    refuse_nothing(findings, run.off_policy)
+    need = run.needs
     found = Found(resume)
     if not resume:
         require_folder(Path(run.out) / run.name, "out")
@@ -565,13 +525,13 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False, stop: Stopper 
             stack.callback(lock_folder(folder).release)
             changes = compare(folder, run)
             found = Found(True, *_checkpoints(run, folder).newest_whole(), changes)
-        specs = reward_specs(run)
+        specs = run.scored_by
         scorer = Scorer(
             specs, on_error=run.on_reward_error, workers=max(1, (os.cpu_count() or 2) // 2), base=Path(run.base)
         )
         stack.callback(scorer.close)
         # Everything that can be wrong is found before the run folder is made: a run that cannot start leaves nothing behind.
-        tokenizer = make_tokenizer(alphabet(run)) if run.model.make is not None else load_tokenizer(str(run.model.path))
+        tokenizer = make_tokenizer(run.alphabet) if run.model.make is not None else load_tokenizer(str(run.model.path))
         notes = [] if run.model.path is None else generation_notes(run.model.path, tokenizer, run.sampling)
         train_prompts = load_prompts(run.data, "train", tokenizer, notes.append, run.base)
         test_prompts = first_of_each(
@@ -617,7 +577,7 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False, stop: Stopper 
         stack.callback(log.close)
         log.say(f"rlkit: {run.name}, {run.steps} steps, in {folder}" + (f", from step {found.step}" if resume else ""))
         scorer.report = log.say
-        for finding in dishonest(findings, is_off_policy(run)):
+        for finding in dishonest(findings, run.off_policy):
             notes.append(f"note: {finding.sentence} (rlkit check; acknowledge: true silences this)")
         for warning in (stale(run), without_dropout(run)):
             if warning is not None:
@@ -679,7 +639,6 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False, stop: Stopper 
             _checkpoints(run, folder),
             found,
             stop,
-            before_update(run, need),
             sampling,
             started,
             LengthState(run.rollout.lengths) if run.rollout.lengths else None,
@@ -697,26 +656,6 @@ def _checkpoints(run: Run, folder: Path) -> Checkpoints:
     section = run.checkpoint
     limit = None if section.max_gib is None else int(section.max_gib * 2**30)
     return Checkpoints(folder / "checkpoints", section.keep, limit)
-
-
-def before_update(run: Run, need: frozenset[str]) -> tuple[str, ...]:
-    """Log-probs and values to compute before the update, and no others.
-
-    With one optimizer step a batch, the learner's log-probs in that step *are* the old ones: no extra pass. Penalties, corrections and
-    terms that mark tokens read them on the driver, and several steps need those from before the first.
-    """
-    several = run.learner.epochs * run.learner.minibatches > 1
-    on_driver = bool(run.reward_penalties) or run.correction is not None or any(is_marking(t) for t in run.objective)
-    old = ("old",) if on_driver or (several and "old" in need) else ()
-    return (*old, *(name for name in ("ref", "teacher", "value") if name in need))
-
-
-def shares_weights(run: Run) -> bool:
-    """Whether engine and learner use one copy of the weights: in one process, where the model that is trained can generate as it is.
-
-    An adapter is merged for engines, because it would cost every token of every response.
-    """
-    return run.cluster is None and run.rollout.engine == "hf" and run.deepspeed is None and run.peft is None
 
 
 def _workers(
@@ -741,7 +680,7 @@ def _workers(
 
         log.say(f"Starting in this process: {run.rollout.engine} engine, {trainer} learner ...")
         learner = Learner(run, model_path, need)
-        lm = learner.policy.base if shares_weights(run) else None
+        lm = learner.policy.base if run.shares_weights else None
         engine = make_engine(model_path, **options, lm=lm)
         groups = LearnerGroup(LocalWorkers(learner), run, need), EngineGroup(LocalWorkers(engine))
     else:

@@ -346,7 +346,7 @@ def train(a: argparse.Namespace) -> None:
 
 
 def show(a: argparse.Namespace) -> None:
-    from rlkit.build import before_update, check, needed
+    from rlkit.build import check
     from rlkit.config import describe, load_with_origins
 
     run, origins = load_with_origins(a.config, a.overrides)
@@ -356,20 +356,18 @@ def show(a: argparse.Namespace) -> None:
         print(f"{t.name:<29} {', '.join(sorted(t.needs)) or '-':<29} {t.reduce:<7} {t.coef}")
     for penalty in run.reward_penalties:
         print(f"{penalty.name:<29} {', '.join(sorted(penalty.needs)):<29} {'reward':<7} {penalty.coef}")
-    passes = before_update(run, needed(run))
-    print(f"\nforward passes before each update: {', '.join(passes) if passes else 'none'}")
+    print(f"\nforward passes before each update: {', '.join(run.passes) or 'none'}")
     check(run)
 
 
 def check(a: argparse.Namespace) -> int:
     from rlkit.build import check as check_run
-    from rlkit.build import is_off_policy
     from rlkit.config import load
     from rlkit.objective.oracle import dishonest, examine_all
 
     run = load(a.config, a.overrides)
     check_run(run)
-    off_policy = is_off_policy(run)
+    off_policy = run.off_policy
     found = examine_all(run.objective, run.reward_penalties)
     print(f"{'part':<28} {'sampled':<19} {'cosine':>7} {'norm':>7} {'noise':>7}   follows the gradient of")
     for f in found:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import string
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from rlkit.bounds import Bound, Bounded, Count, Decay, Name, Natural, NonNegative, Positive, Seed, Share
 from rlkit.data import Data
+from rlkit.data.tasks import TaskReward
 from rlkit.errors import ConfigError
 from rlkit.learner.reference import Frozen, Reference
-from rlkit.objective import Term
+from rlkit.objective import Term, is_marking, needs
 from rlkit.objective.advantages import Advantage, GroupNorm
 from rlkit.objective.corrections import Correction
 from rlkit.objective.penalties import Penalty
@@ -306,6 +308,69 @@ class Run(Bounded):
     def probe_tolerance(self) -> float:
         """``probe.tolerance``, or what it stands for."""
         return TOLERANCE[self.model.dtype] if self.probe.tolerance is None else self.probe.tolerance
+
+    # -- facts that follow from several sections ----------------------------------------------------------------------
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What terms, advantage, penalties and correction read on rows that were not stored with their log-probs."""
+        terms = [t for t in self.objective if t.on != "reference"]
+        return needs([*terms, self.advantage, *self.reward_penalties, *([self.correction] if self.correction else [])])
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """Log-probs and values to compute before the update, and no others.
+
+        With one optimizer step a batch, the learner's log-probs in that step *are* the old ones: no extra pass. Penalties, corrections and
+        terms that mark tokens read them on the driver, and several steps need those from before the first.
+        """
+        need, several = self.needs, self.learner.epochs * self.learner.minibatches > 1
+        on_driver = bool(self.reward_penalties) or self.correction is not None or any(map(is_marking, self.objective))
+        old = ("old",) if on_driver or (several and "old" in need) else ()
+        return (*old, *(name for name in ("ref", "teacher", "value") if name in need))
+
+    @property
+    def off_policy(self) -> bool:
+        """Whether some optimizer step sees samples of older weights."""
+        section = self.rollout
+        return self.learner.epochs * self.learner.minibatches > 1 or section.max_lag > 0 or section.over > 0
+
+    @property
+    def columns(self) -> list[str]:
+        """Numeric data columns that some term reads (``needs`` has ``col:NAME``)."""
+        return sorted(n[4:] for n in self.needs if n.startswith("col:"))
+
+    @property
+    def alphabet(self) -> str:
+        """The characters of a model that the run makes: those of its task, or printable ASCII."""
+        return string.printable if self.data.task is None else str(self.data.task.alphabet)
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether engine and learner use one copy of the weights: in one process, where the model that is trained can generate as it is.
+
+        An adapter is merged for engines, because it would cost every token of every response.
+        """
+        return self.cluster is None and self.rollout.engine == "hf" and self.deepspeed is None and self.peft is None
+
+    @property
+    def scored_by(self) -> tuple[RewardSpec, ...]:
+        """``rewards``, where ``task``, which is also the default, stands for the verifier of ``data.task``.
+
+        Raises:
+            ConfigError: ``task`` is a reward, but the data has none.
+        """
+        task = self.data.task
+        if task is None:
+            if any(r.fn == "task" for r in self.rewards):
+                raise ConfigError(
+                    "rewards: `task` is the verifier of data.task, which is not set. Name another reward, e.g. math."
+                )
+            return self.rewards
+        return tuple(
+            dataclasses.replace(r, fn=TaskReward(task)) if r.fn == "task" else r
+            for r in self.rewards or (RewardSpec("task"),)
+        )
 
     def replace(self, **changes: Any) -> Run:
         """A copy with other values; plain functions are accepted as ``rewards``."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.breakdown import gradient_shares, kl_breakdown, kl_tokens
-from rlkit.build import Parts, State, build, columns, record
+from rlkit.build import Parts, State, build, record
 from rlkit.checkpoint import Checkpoints
 from rlkit.cluster.groups import EngineGroup
 from rlkit.cluster.sync import probe_export, probe_parity, probe_reference
@@ -79,7 +79,7 @@ def train_once(run: Run, *, resume: bool, quiet: bool, stop: Stopper) -> Path:
         step = restore(p)
         p.sync.publish(step)
         probe(p, step)
-        if step == 0 and starts_at_reference(run) and "ref" in p.before_update:
+        if step == 0 and starts_at_reference(run) and "ref" in run.passes:
             probe_reference(p.learners, sampled(p), run.probe_tolerance)
         evaluate_when_due(p, step)
         while step < run.steps and not stalled(p):
@@ -91,8 +91,8 @@ def train_once(run: Run, *, resume: bool, quiet: bool, stop: Stopper) -> Path:
                     rollouts = p.collector.next(step)
                 with clock("annotate"):
                     extra = p.stored.draw(step, run.rollout.prompts) if p.stored is not None else []
-                    batch = Batch.from_rollouts([*rollouts, *extra], columns(run))
-                    batch = p.learners.annotate(batch, p.before_update)
+                    batch = Batch.from_rollouts([*rollouts, *extra], run.columns)
+                    batch = p.learners.annotate(batch, run.passes)
                     if step == 0:
                         p.drift.begin(p.learners.uncut_logprobs)
                     batch = with_advantages(batch, run.advantage, run.reward_penalties, p.penalties.values())

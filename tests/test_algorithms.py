@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import rlkit as rk
-from rlkit.build import is_off_policy
 from rlkit.cli import main
 from rlkit.objective.oracle import dishonest, examine_all
 
@@ -92,7 +91,7 @@ def test_algorithm(path: Path, tmp_path: Path, grpo: Path) -> None:
         )
     if path.stem == "erpd_teacher":  # as published one big batch and many updates
         run = rk.load(path, [*overrides, "rollout.prompts=8", "learner.minibatches=2", "learner.epochs=2"])
-    assert not dishonest(examine_all(run.objective, run.reward_penalties), is_off_policy(run))
+    assert not dishonest(examine_all(run.objective, run.reward_penalties), run.off_policy)
     rows = [json.loads(line) for line in (rk.train(run, quiet=True) / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2 and all(math.isfinite(r["loss/total"]) for r in rows) and rows[0]["learner/grad_norm"] > 0
 

@@ -159,7 +159,7 @@ def test_a_killed_and_resumed_run_is_bit_equal(
     monkeypatch.setattr(hf, "MAX_ROWS", 1)  # each request is a batch: what is computed does not depend on others
     monkeypatch.setattr(build, "CHECKS", ())  # they refuse to run ahead in one process: there is nothing to gain
     if run.rollout.max_lag:
-        monkeypatch.setattr(build, "shares_weights", lambda run: False)  # an engine that runs ahead has its own
+        monkeypatch.setattr(rk.Run, "shares_weights", False)  # an engine that runs ahead has its own
     with killed_at(5, tmp_path / "killed" / "small"):
         whole = rk.train(run, quiet=True)
     resumed = rk.train(run.replace(out=str(tmp_path / "killed")), resume=True, quiet=True)

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
 import rlkit as rk
-from rlkit.build import check, context_length, is_off_policy, needed, reward_specs
+from rlkit.build import check, context_length
 from rlkit.cluster.ray import check_resources
 from rlkit.data.curriculum import ZeroVariance
 from rlkit.data.render import load_template
@@ -84,7 +84,7 @@ def test_it_loads_says_what_it_is_and_passes_the_checks(path: Path) -> None:
         assert isinstance(source, str) and (
             source.endswith(".jsonl") or (is_named(source) and find_set(source, "data"))
         )
-    assert not dishonest(examine_all(run.objective, run.reward_penalties), is_off_policy(run))
+    assert not dishonest(examine_all(run.objective, run.reward_penalties), run.off_policy)
     published_rows = sum(
         find_set(s, "data")[1].size[1] or 0
         for s in (run.data.test if isinstance(run.data.test, tuple) else (run.data.test,))
@@ -132,7 +132,7 @@ def test_it_fits_the_real_model_and_the_hardware(path: Path, tmp_path: Path) -> 
     assert run.deepspeed is not None
     whole = {1: 4, 2: 2, 3: 0}[run.deepspeed["zero_optimization"]["stage"]]
     state = parameters * (whole + (16 - whole) / cluster.learners)
-    on_card = state + (2 * parameters if "ref" in needed(run) and not getattr(run.reference, "offload", False) else 0)
+    on_card = state + (2 * parameters if "ref" in run.needs and not getattr(run.reference, "offload", False) else 0)
     assert on_card < 55, f"{on_card:.0f} GB of 80"
 
 
@@ -257,7 +257,7 @@ def test_a_rung_is_the_algorithm_of_its_name(rung: str, algorithm: str) -> None:
 )
 def test_dynamic_sampling_looks_at_correctness_where_length_is_punished(path: Path) -> None:
     run = rk.load(path)
-    assert [rule.of for rule in run.data.drop if isinstance(rule, ZeroVariance)] == [reward_specs(run)[0].label] * bool(
+    assert [rule.of for rule in run.data.drop if isinstance(rule, ZeroVariance)] == [run.scored_by[0].label] * bool(
         run.data.drop
     )
 

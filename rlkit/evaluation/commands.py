@@ -37,13 +37,13 @@ def running(
     run: Any, path: str, prompts: Sequence[Prompt], engines: int = 1, address: str | None = None
 ) -> Iterator[tuple[Any, Any]]:
     """``(engines, scorer)`` for a model and the rewards of a run: one engine in this process, or several on Ray."""
-    from rlkit.build import context_length, make_engine, reward_specs
+    from rlkit.build import context_length, make_engine
     from rlkit.cluster.groups import EngineGroup, LocalWorkers
     from rlkit.rewards import Scorer
     from rlkit.run import Cluster
 
     with contextlib.ExitStack() as stack:
-        scorer = Scorer(reward_specs(run), on_error=run.on_reward_error, base=Path(run.base))
+        scorer = Scorer(run.scored_by, on_error=run.on_reward_error, base=Path(run.base))
         stack.callback(scorer.close)
         scorer.check(list(prompts[0].columns))
         for note in scorer.trial(prompts[0]):
@@ -73,9 +73,8 @@ def running(
 
 def voter(run: Any) -> Callable[[Rollout], str | None]:
     """How a response votes: its final answer where the first reward is ``math``, else its whole text."""
-    from rlkit.build import reward_specs
 
-    first = reward_specs(run)[0]
+    first = run.scored_by[0]
     if not first.is_math:
         return lambda r: r.text.strip() or None
     from rlkit.rewards.math import EXTRACT, extract_answer, vote_key
@@ -90,7 +89,7 @@ def voter(run: Any) -> Callable[[Rollout], str | None]:
 
 
 def evaluate(a: argparse.Namespace) -> None:
-    from rlkit.build import first_of_each, quiet_libraries, reward_specs
+    from rlkit.build import first_of_each, quiet_libraries
     from rlkit.config import load
     from rlkit.data.prompts import load_prompts
     from rlkit.learner.model import load_tokenizer
@@ -112,7 +111,7 @@ def evaluate(a: argparse.Namespace) -> None:
         )
     prompts = first_of_each(prompts, run.eval.prompts)
     temperatures = a.temperature or [run.sampling.temperature if run.eval.temperature is None else run.eval.temperature]
-    specs = reward_specs(run)
+    specs = run.scored_by
     sampling = dataclasses.replace(run.sampling, seed=run.seed if run.sampling.seed is None else run.sampling.seed)
     settings = {
         "model": str(Path(path).resolve() if Path(path).exists() else path),

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from rlkit.build import shares_weights
 from rlkit.learner.head import CPU_ELEMENTS
 from rlkit.learner.learner import BUCKET_BYTES
 from rlkit.learner.plan import micro_batch
@@ -241,7 +240,7 @@ def _engine(p: Planner, size: int, rows: float) -> dict[str, dict[str, float]]:
     """What an engine always holds, and what generating adds."""
     s, run = p.shape, p.run
     length = p.prompt + p.limit
-    always = {"engine's weights": 0.0 if shares_weights(run) else float(size * s.parameters)}
+    always = {"engine's weights": 0.0 if run.shares_weights else float(size * s.parameters)}
     if run.rollout.engine == "vllm":
         always["engine's KV cache"] = float(run.vllm.get("kv_cache_memory_bytes", 64 << 20))
         return {"always": always, "generate": {"logits and probabilities": 4 * 4.0 * rows * s.vocab}}

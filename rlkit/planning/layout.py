@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rlkit.build import alphabet, before_update, needed
 from rlkit.config import locate
 from rlkit.data.prompts import load_prompts
 from rlkit.data.tiny import make_tiny, make_tokenizer
@@ -120,7 +119,7 @@ class Planner:
         assumptions: Assumptions,
     ) -> None:
         self.run, self.gpu, self.per_node, self.a = run, gpu, gpus_per_node, assumptions
-        need = needed(run)
+        need = run.needs
         own = self._own_config() if config is None else config
         self.shape = shape(own, run.peft, "value" in need)
         plain = self.shape if run.peft is None else shape(own)
@@ -140,7 +139,7 @@ class Planner:
         self.entropy = "entropy" in need
         self.whole = any(isinstance(t, FullDivergence) for t in run.objective)
         self.anchors: dict[str, tuple[Shape, bool]] = {}
-        before = before_update(run, need)
+        before = run.passes
         self._found: dict[tuple[int, bool], tuple[Estimate | None, Estimate]] = {}
         self.passes = 1.0 if {"old", "value"} & set(before) else 0.0
         for name, spec in (("ref", run.reference), ("teacher", run.teacher)):
@@ -170,7 +169,7 @@ class Planner:
         with tempfile.TemporaryDirectory() as folder:
             make_tiny(
                 folder,
-                alphabet(run),
+                run.alphabet,
                 family=m.family,
                 hidden=m.hidden,
                 layers=m.layers,
@@ -354,7 +353,7 @@ def prompt_lengths(run: Run) -> list[int]:
     data = dataclasses.replace(run.data, size=min(run.data.size or FIRST_ROWS, FIRST_ROWS))
     try:
         tokenizer = (
-            make_tokenizer(alphabet(run))
+            make_tokenizer(run.alphabet)
             if run.model.path is None
             else load_tokenizer(str(locate(run.model.path, run.base)))
         )

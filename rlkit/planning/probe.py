@@ -21,21 +21,20 @@ def probe(run: Run) -> str:
     """
     import torch
 
-    from rlkit.build import alphabet, before_update, needed
     from rlkit.config import locate
     from rlkit.data.tiny import make_tiny
     from rlkit.learner.learner import Learner
     from rlkit.objective import normalise
     from rlkit.types import Batch, Prompt, Rollout
 
-    need = needed(run)
+    need = run.needs
     with tempfile.TemporaryDirectory() as folder:
         if run.model.path is None:
             m = run.model.make
             assert m is not None
             make_tiny(
                 Path(folder),
-                alphabet(run),
+                run.alphabet,
                 family=m.family,
                 hidden=m.hidden,
                 layers=m.layers,
@@ -81,7 +80,7 @@ def probe(run: Run) -> str:
     times: dict[str, float] = {}
     for _ in range(2):  # the second one is without the start's one-time work
         start = time.perf_counter()
-        found = learner.annotate([batch], sorted({*before_update(run, need), "old"} - {"value"}))
+        found = learner.annotate([batch], sorted({*run.passes, "old"} - {"value"}))
         batch = batch.with_logp(**found)
         times["annotate"], start = time.perf_counter() - start, time.perf_counter()
         micro = batch.replace(norm=normalise(run.objective, batch))

@@ -11,7 +11,6 @@ from torch import nn
 from transformers import LlamaConfig
 
 import rlkit as rk
-from rlkit.build import needed
 from rlkit.cli import main
 from rlkit.cluster.groups import LearnerGroup, LocalWorkers
 from rlkit.learner.learner import Learner
@@ -113,8 +112,8 @@ def test_learners_cut_what_suits_their_device_and_model(small: dict[str, Any], s
     assert micro_batch(None, "cpu", width) == KEPT // (8 * 30 * (576 + 2 * 192 + 576 + 2 * 1536 + 576)) == 647
     for given in (None, 99):
         run = rk.load({**small, "learner": {"max_tokens": given}})
-        learner = Learner(run, str(run.model.path), needed(run))
+        learner = Learner(run, str(run.model.path), run.needs)
         outputs = shape(str(run.model.path)).width  # the planner's count is the model's
-        assert LearnerGroup(LocalWorkers(learner), run, needed(run)).max_tokens == micro_batch(given, "cpu", outputs)
+        assert LearnerGroup(LocalWorkers(learner), run, run.needs).max_tokens == micro_batch(given, "cpu", outputs)
         counted = sum(m.out_features for m in learner.policy.base.get_decoder().modules() if isinstance(m, nn.Linear))
         assert outputs == counted

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import rlkit as rk
-from rlkit.build import build, shares_weights
+from rlkit.build import build
 from rlkit.learner import packed
 from rlkit.objective.penalties import with_advantages
 from rlkit.rollout.hf import HFEngine
@@ -49,7 +49,7 @@ def test_a_learner_and_an_engine_share_one_model(small: dict[str, Any]) -> None:
             assert learner.policy.lm.training and {v for r in rollouts for v in r.version} == {version - 1}
             for mine, its in zip(rollouts, p.learners.logprobs(rollouts), strict=True):
                 assert mine.logp == pytest.approx(its, abs=1e-5)
-            batch = p.learners.annotate(Batch.from_rollouts(rollouts), p.before_update)
+            batch = p.learners.annotate(Batch.from_rollouts(rollouts), p.run.passes)
             batch = with_advantages(batch, p.run.advantage, p.run.reward_penalties, p.penalties.values())
             before = learner.policy.base.get_input_embeddings().weight.detach().clone()
             p.learners.update(batch, p.terms.values(), seed=version)
@@ -61,7 +61,7 @@ def test_a_learner_and_an_engine_share_one_model(small: dict[str, Any]) -> None:
     "other", [{"peft": {"r": 2, "target_modules": "all-linear"}}, {"cluster": {}}, {"deepspeed": {}}]
 )
 def test_an_engine_has_weights_of_its_own_elsewhere(small: dict[str, Any], other: dict[str, Any]) -> None:
-    assert shares_weights(rk.load(small)) and not shares_weights(rk.load({**small, **other}))
+    assert rk.load(small).shares_weights and not rk.load({**small, **other}).shares_weights
 
 
 def test_a_token_attends_to_what_its_row_holds_and_to_no_padding() -> None:
