@@ -124,7 +124,7 @@ def without_attention() -> None:
     import torch
     from torch import Tensor, nn
 
-    from rlkit.learner import packed
+    from rlkit.model import packed
 
     def sums(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return query + (key.mean(2, True) + value.mean(2, True)).repeat_interleave(query.shape[1] // key.shape[1], 1)
@@ -247,8 +247,8 @@ def driver_curve() -> list[dict[str, Any]]:
     import torch
 
     from rlkit.config import load
-    from rlkit.learner import packed
     from rlkit.learner.plan import optimizer_steps
+    from rlkit.model import packed
     from rlkit.objective.advantages import GroupNorm
     from rlkit.types import Batch
 

@@ -63,7 +63,7 @@ def rlkit_step(folder: str, data: list[dict[str, Any]]) -> tuple[Any, Any]:
 
     import rlkit as rk
     from rlkit.learner.learner import Learner
-    from rlkit.learner.model import evaluate_new
+    from rlkit.model.policy import evaluate_new
     from rlkit.objective import loss, normalise
     from rlkit.types import Batch, Prompt, Rollout
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from report import RESULTS, append, page, peak_during, plot, process, read, table
 
-from rlkit.learner import head
+from rlkit.model import head
 
 NAME = "logprob"
 H, LENGTH = 896, 256  # hidden size of Qwen2.5-0.5B

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from rlkit.config import load
-from rlkit.data.tiny import make_tiny
 from rlkit.learner.learner import Learner
+from rlkit.model.tiny import make_tiny
 from rlkit.objective import normalise
 from rlkit.types import Batch, Prompt, Rollout
 

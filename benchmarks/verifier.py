@@ -26,8 +26,9 @@ from typing import Any
 from graded import Case, cases
 
 from rlkit.rewards import RewardSpec, Scorer
-from rlkit.rewards.math import EXTRACT, verify
 from rlkit.types import Prompt, Rollout
+from rlkit.verifier.finding import EXTRACT
+from rlkit.verifier.verify import verify
 
 STEP = "First we write the equation in the form $a^2 + b^2 = c^2$ and note that \\frac{a}{b} is smaller than one, so the second case is left. "
 

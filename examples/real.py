@@ -47,7 +47,7 @@ def before_and_after(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    from rlkit.breakdown import plot_run
+    from rlkit.record.plots import plot_run
 
     run = rk.load(ROOT / "configs" / "real.yaml", sys.argv[1:])
     if run.model.path == "HuggingFaceTB/SmolLM2-135M-Instruct":

@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlkit.alarms import Alarms
-from rlkit.checkpoint import Cadence, Checkpoints
 from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers
 from rlkit.cluster.sync import WeightSync, probe_parity
 from rlkit.config import locate, plain, to_yaml
@@ -26,22 +24,24 @@ from rlkit.data.curriculum import ZeroVariance
 from rlkit.data.prompts import load_prompts, overlap, preview
 from rlkit.data.statistics import PromptStatistics
 from rlkit.data.stored import StoredRows
-from rlkit.data.tiny import make_tiny, make_tokenizer
-from rlkit.drift import Drift
 from rlkit.errors import ConfigError, InputError
 from rlkit.files import Appender, replace_file, sync_tree, told
-from rlkit.hub import require_model
 from rlkit.learner.backend import check_deepspeed_options
-from rlkit.learner.endings import Endings
-from rlkit.learner.generation import eos_tokens, load_settings, settled
-from rlkit.learner.model import examine, load_tokenizer, same_tokens
-from rlkit.learner.reference import Frozen, Served, Tempered
-from rlkit.log import RunLog, Timeline, environment, lock_folder, new_folder, newest_folder
-from rlkit.masking import mask_values
+from rlkit.model.endings import Endings
+from rlkit.model.generation import eos_tokens, load_settings, settled
+from rlkit.model.hub import require_model
+from rlkit.model.policy import examine, load_tokenizer, same_tokens
+from rlkit.model.reference import Frozen, Served, Tempered
+from rlkit.model.tiny import make_tiny, make_tokenizer
 from rlkit.objective.advantages import is_group
 from rlkit.objective.coefficients import Coefficients
 from rlkit.objective.oracle import dishonest, examine_all, refuse_nothing
-from rlkit.output import require_folder
+from rlkit.record.alarms import Alarms
+from rlkit.record.checkpoint import Cadence, Checkpoints
+from rlkit.record.drift import Drift
+from rlkit.record.log import RunLog, Timeline, environment, lock_folder, new_folder, newest_folder
+from rlkit.record.masking import mask_values
+from rlkit.record.output import require_folder
 from rlkit.resume import Changes, compare
 from rlkit.rewards import RewardSpec, Scorer
 from rlkit.rollout.collector import Collector, Group
@@ -382,7 +382,7 @@ def self_test(specs: Sequence[RewardSpec], prompts: Sequence[Prompt]) -> list[st
     spec = next((s for s in specs if s.is_math), None)
     if spec is None:
         return []
-    from rlkit.rewards.math import gold_against_itself
+    from rlkit.verifier.verify import gold_against_itself
 
     rows = [{"id": p.id, "answer": p.answer} for p in prompts if p.answer is not None]
     bad = gold_against_itself(rows, **{k: v for k, v in spec.args.items() if k in ("mode", "extract")})

@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 from rlkit.bounds import Bound
 from rlkit.errors import ConfigError, DataError, InputError, RlkitError
 from rlkit.files import replace_file, told
-from rlkit.output import require_file
 from rlkit.reading import printable, shown
+from rlkit.record.output import require_file
 from rlkit.stopping import Stopped
 
 
@@ -396,7 +396,7 @@ def _score_training(a: argparse.Namespace) -> tuple[Any, Any, list[Any], list[An
     from rlkit.config import load
     from rlkit.data.prompts import load_prompts
     from rlkit.evaluation.commands import model_folder, running
-    from rlkit.learner.model import load_tokenizer
+    from rlkit.model.policy import load_tokenizer
     from rlkit.trainer import sample_and_score
 
     quiet_libraries()
@@ -522,7 +522,7 @@ def sample(a: argparse.Namespace) -> None:
 
 
 def plot(a: argparse.Namespace) -> None:
-    from rlkit.breakdown import plot_run
+    from rlkit.record.plots import plot_run
 
     print(plot_run(Path(a.run_folder)))
 

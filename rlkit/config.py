@@ -45,7 +45,7 @@ NAMESPACES: dict[str, tuple[str, ...]] = {  # the annotation's name -> where its
     "DropRule": ("rlkit.data.curriculum",),
     "AdmitRule": ("rlkit.data.curriculum",),
     "Task": ("rlkit.data.tasks",),
-    "Reference": ("rlkit.learner.reference",),
+    "Reference": ("rlkit.model.reference",),
     "Generator": (),  # of a divergence: by name, or the user's own
 }
 FITS: dict[str, Callable[[type], bool]] = {  # which classes of a module that serves several annotations

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from rlkit import config
 from rlkit.errors import CheckpointError, ConfigError
-from rlkit.masking import MASK
+from rlkit.record.masking import MASK
 from rlkit.run import Run
 
 FREE = (

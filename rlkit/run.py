@@ -11,7 +11,7 @@ from rlkit.bounds import Bound, Bounded, Count, Decay, Name, Natural, NonNegativ
 from rlkit.data import Data
 from rlkit.data.tasks import TaskReward
 from rlkit.errors import ConfigError
-from rlkit.learner.reference import Frozen, Reference
+from rlkit.model.reference import Frozen, Reference
 from rlkit.objective import Term, is_marking, needs
 from rlkit.objective.advantages import Advantage, GroupNorm
 from rlkit.objective.corrections import Correction
@@ -122,7 +122,7 @@ class LearnerSection(Bounded):
         epochs, minibatches: optimizer steps a rollout batch = epochs * minibatches.
         max_tokens: tokens of one micro-batch on one rank, padding included; changes memory and speed, never the result. null: 16,384 on
             GPUs, and on CPUs, which are nearly as fast with few, as many of them as keep about 768 MiB for the backward pass.
-        packed: micro-batches without padding, with prompts shared by their responses (:mod:`rlkit.learner.packed`). null: on CPUs, where it
+        packed: micro-batches without padding, with prompts shared by their responses (:mod:`rlkit.model.packed`). null: on CPUs, where it
             was measured to be faster, if the model allows it.
         max_skipped: a gradient that is not finite skips its optimizer step; so many in a row end the run.
     """
@@ -255,7 +255,7 @@ class LogSection(Bounded):
     Attributes:
         rollouts: sampled responses kept per step, and of the same held-out prompts at every evaluation.
         breakdown: every so many steps, where KL and gradients come from (0: never).
-        drift: every so many steps, how far the policy is from the start model (0: never; :mod:`rlkit.drift`).
+        drift: every so many steps, how far the policy is from the start model (0: never; :mod:`rlkit.record.drift`).
         trace: write ``trace.json``, a timeline of stages and prompt groups for Chrome's trace viewer.
     """
 

@@ -19,9 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from rlkit.breakdown import gradient_shares, kl_breakdown, kl_tokens
 from rlkit.build import Parts, State, build, record
-from rlkit.checkpoint import Checkpoints
 from rlkit.cluster.groups import EngineGroup
 from rlkit.cluster.sync import probe_export, probe_parity, probe_reference
 from rlkit.errors import CheckpointError, WorkerError
@@ -29,11 +27,13 @@ from rlkit.evaluation.compare import mcnemar
 from rlkit.evaluation.metrics import pass_at_k, powers_of_two
 from rlkit.evaluation.samples import correctness, dataset_of
 from rlkit.files import read_rows, reason, replace_file, replace_folder, told
-from rlkit.learner.reference import starts_at_reference
-from rlkit.log import REPEATED, Timeline, duration
-from rlkit.memory import resident
+from rlkit.model.reference import starts_at_reference
 from rlkit.objective.corrections import correction_stats, weights
+from rlkit.objective.diagnostics import gradient_shares, kl_breakdown, kl_tokens
 from rlkit.objective.penalties import with_advantages
+from rlkit.record.checkpoint import Checkpoints
+from rlkit.record.log import REPEATED, Timeline, duration
+from rlkit.record.memory import resident
 from rlkit.rewards import Scorer
 from rlkit.rollout.collector import Group, read_groups, write_groups
 from rlkit.run import Run

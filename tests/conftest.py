@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rlkit.data.tasks import Sorting
-from rlkit.data.tiny import make_tiny
+from rlkit.model.tiny import make_tiny
 
 
 @pytest.fixture(scope="session")

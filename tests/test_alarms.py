@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from rlkit.alarms import ALARMS, LONG, READ, SHORT, WINDOW, Alarms
 from rlkit.build import stale
 from rlkit.config import load as make_run
+from rlkit.record.alarms import ALARMS, LONG, READ, SHORT, WINDOW, Alarms
 
 Row = dict[str, float]
 BY_NAME = {a.name: a for a in ALARMS}

@@ -307,7 +307,7 @@ def test_check_tells_everything_at_once() -> None:
 
 
 def test_names_that_are_patterns_are_found_again(tmp_path: Path) -> None:
-    from rlkit.log import new_folder, newest_folder
+    from rlkit.record.log import new_folder, newest_folder
 
     run = rk.load(yaml.safe_load(GOOD) | {"name": "a[1]*", "out": str(tmp_path)})
     (tmp_path / "a[1]*").mkdir()

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import rlkit as rk
-from rlkit.breakdown import add_gram, gradient_shares, kl_breakdown, kl_tokens
 from rlkit.cli import main
+from rlkit.objective.diagnostics import add_gram, gradient_shares, kl_breakdown, kl_tokens
 from rlkit.types import Batch, Stats
 
 

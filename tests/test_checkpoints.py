@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from rlkit.checkpoint import Cadence, Checkpoints, folder_bytes, read_tensors, write_tensors
 from rlkit.data.statistics import PromptStatistics
 from rlkit.errors import CheckpointError, ConfigError
+from rlkit.record.checkpoint import Cadence, Checkpoints, folder_bytes, read_tensors, write_tensors
 from rlkit.run import CheckpointSection
 from rlkit.types import Prompt
 from tests.test_files import largest_file

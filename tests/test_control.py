@@ -12,9 +12,7 @@ import pytest
 import torch
 
 from rlkit.data.tasks import Sorting
-from rlkit.data.tiny import make_tiny
-from rlkit.rollout.control import (
-    DeRaEngine,
+from rlkit.evaluation.selection import (
     acceptance,
     best_of_n,
     best_of_n_distribution,
@@ -22,13 +20,14 @@ from rlkit.rollout.control import (
     best_of_n_kl_bound,
     best_of_n_win_rate_bound,
     constrain,
-    dera_logits,
     frontier,
     importance_resample,
     rejection_sample,
     rso_sample,
     tilt_weights,
 )
+from rlkit.model.tiny import make_tiny
+from rlkit.rollout.dera import DeRaEngine, dera_logits
 from rlkit.rollout.hf import HFEngine
 from rlkit.types import Prompt, Rollout, Sampling
 from tests.objective.world import World

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import rlkit as rk
-from rlkit.drift import ROWS, TOKENS, Drift, ratio
+from rlkit.record.drift import ROWS, TOKENS, Drift, ratio
 from rlkit.types import Prompt, Rollout
 
 V, T, END = 3, 3, 0

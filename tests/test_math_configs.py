@@ -21,8 +21,8 @@ from rlkit.cluster.ray import check_resources
 from rlkit.data.curriculum import ZeroVariance
 from rlkit.data.render import load_template
 from rlkit.data.sets import find_set, is_named
-from rlkit.data.tiny import make_tiny
 from rlkit.learner.plan import micro_batch
+from rlkit.model.tiny import make_tiny
 from rlkit.objective.oracle import dishonest, examine_all
 from rlkit.types import Prompt
 from tests.data.tables import TABLES

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from rlkit.memory import CLEAR, Peaks, resident
+from rlkit.record.memory import CLEAR, Peaks, resident
 
 
 @pytest.mark.skipif(not os.access(CLEAR, os.W_OK), reason="this system cannot reset the peak of a process")

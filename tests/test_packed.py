@@ -11,12 +11,12 @@ import torch
 
 import rlkit as rk
 from rlkit.data.tasks import Sorting
-from rlkit.data.tiny import make_tiny
-from rlkit.learner import packed
-from rlkit.learner.adapter import add_adapter
 from rlkit.learner.learner import Learner
-from rlkit.learner.model import PolicyModel, ValueModel, evaluate_new, load_lm
 from rlkit.learner.plan import cut, pack_groups
+from rlkit.model import packed
+from rlkit.model.adapter import add_adapter
+from rlkit.model.policy import PolicyModel, ValueModel, evaluate_new, load_lm
+from rlkit.model.tiny import make_tiny
 from rlkit.types import Batch, Prompt, Rollout, Sampling
 
 packed.register()

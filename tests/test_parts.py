@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from rlkit.checkpoint import Checkpoints
 from rlkit.data.curriculum import Shuffle, ZeroVariance
 from rlkit.data.statistics import PromptStatistics
 from rlkit.learner.plan import minibatches, pack
+from rlkit.record.checkpoint import Checkpoints
 from rlkit.rollout.collector import Collector
 from rlkit.rollout.interrupt import Interrupt, Interruption
 from rlkit.rollout.lengths import Lengths, LengthState

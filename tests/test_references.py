@@ -11,9 +11,9 @@ import torch
 
 import rlkit as rk
 from rlkit.data.tasks import Sorting
-from rlkit.data.tiny import make_tiny
 from rlkit.learner.learner import Learner
-from rlkit.learner.model import load_lm
+from rlkit.model.policy import load_lm
+from rlkit.model.tiny import make_tiny
 from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
 
 NEEDS = frozenset({"ref"})
@@ -179,7 +179,7 @@ def test_the_full_reverse_kl_is_the_mean_of_the_sampled_one(small: dict[str, Any
             if "lora_B" in n:
                 p.normal_(std=0.5, generator=torch.Generator().manual_seed(0))
     b = batch()
-    from rlkit.learner.model import evaluate_new
+    from rlkit.model.policy import evaluate_new
 
     new = evaluate_new(
         learner.backend,

@@ -23,11 +23,11 @@ from safetensors.torch import load_file
 
 import rlkit as rk
 from rlkit import trainer
-from rlkit.checkpoint import Checkpoints
 from rlkit.cli import main
 from rlkit.errors import CheckpointError, RunError
 from rlkit.files import read_rows
-from rlkit.log import lock_folder
+from rlkit.record.checkpoint import Checkpoints
+from rlkit.record.log import lock_folder
 from rlkit.resume import difference, is_free
 from rlkit.stopping import TIME_LIMIT, Best, Stopped
 from tests.conftest import settings_of_small

@@ -21,7 +21,7 @@ from typing import Any
 from rlkit.data.files import is_file_of_rows
 from rlkit.data.tasks import Row, Split
 from rlkit.errors import DataError
-from rlkit.rewards.math import last_boxed
+from rlkit.verifier.finding import last_boxed
 
 
 def plain(x: Any) -> str:

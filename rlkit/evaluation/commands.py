@@ -19,8 +19,8 @@ from rlkit.evaluation.metrics import summarize
 from rlkit.evaluation.samples import SampleFile, dataset_of, draw, read_samples, tenths
 from rlkit.evaluation.voting import temperature_vote, weighted_vote
 from rlkit.files import replace_file, told
-from rlkit.hub import require_model
-from rlkit.output import require_file, require_folder
+from rlkit.model.hub import require_model
+from rlkit.record.output import require_file, require_folder
 from rlkit.types import Prompt, Rollout, Sampling
 
 
@@ -77,7 +77,8 @@ def voter(run: Any) -> Callable[[Rollout], str | None]:
     first = run.scored_by[0]
     if not first.is_math:
         return lambda r: r.text.strip() or None
-    from rlkit.rewards.math import EXTRACT, extract_answer, vote_key
+    from rlkit.verifier.finding import EXTRACT, extract_answer
+    from rlkit.verifier.verify import vote_key
 
     places = tuple(first.args.get("extract", EXTRACT))
 
@@ -92,7 +93,7 @@ def evaluate(a: argparse.Namespace) -> None:
     from rlkit.build import first_of_each, quiet_libraries
     from rlkit.config import load
     from rlkit.data.prompts import load_prompts
-    from rlkit.learner.model import load_tokenizer
+    from rlkit.model.policy import load_tokenizer
 
     quiet_libraries()
     if a.out:
@@ -354,16 +355,16 @@ def sample(a: argparse.Namespace) -> None:
     """``rlkit sample``: responses of a model or of a realigned one, all of them, the best, or those that rejection keeps."""
     from rlkit.build import make_engine, quiet_libraries
     from rlkit.data.render import Encoder
-    from rlkit.learner.model import load_tokenizer
-    from rlkit.rewards import RewardSpec, Scorer
-    from rlkit.rollout.control import (
-        DeRaEngine,
+    from rlkit.evaluation.selection import (
         best_of_n,
         best_of_n_kl,
         best_of_n_kl_bound,
         frontier,
         rejection_sample,
     )
+    from rlkit.model.policy import load_tokenizer
+    from rlkit.rewards import RewardSpec, Scorer
+    from rlkit.rollout.dera import DeRaEngine
 
     if (a.reference is None) != (a.realign is None):
         raise ConfigError(

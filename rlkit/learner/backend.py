@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rlkit.checkpoint import read_tensors, write_tensors
 from rlkit.errors import ConfigError, NumericsError
+from rlkit.record.checkpoint import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from rlkit.run import LearnerSection

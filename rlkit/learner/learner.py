@@ -19,19 +19,17 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from rlkit.breakdown import add_gram, bad_gradients
-from rlkit.checkpoint import read_tensors, write_tensors
-from rlkit.cluster.wire import pack
 from rlkit.config import locate
 from rlkit.errors import ConfigError, ModelError, NumericsError
-from rlkit.learner import packed
-from rlkit.learner.adapter import Proof, add_adapter, hints, probe, prove
 from rlkit.learner.backend import DeepSpeedBackend, TorchBackend, free_port, in_buckets, rank_environment
-from rlkit.learner.endings import Endings
-from rlkit.learner.export import Export, exported, numel, stored
-from rlkit.learner.generation import load_settings, settled
-from rlkit.learner.head import truncate
-from rlkit.learner.model import (
+from rlkit.learner.plan import micro_batch
+from rlkit.model import packed
+from rlkit.model.adapter import Proof, add_adapter, hints, probe, prove
+from rlkit.model.endings import Endings
+from rlkit.model.export import Export, exported, numel, stored
+from rlkit.model.generation import load_settings, settled
+from rlkit.model.head import truncate
+from rlkit.model.policy import (
     PolicyModel,
     ValueModel,
     evaluate_new,
@@ -41,11 +39,13 @@ from rlkit.learner.model import (
     load_tokenizer,
     prove_logprobs,
 )
-from rlkit.learner.plan import micro_batch
-from rlkit.learner.reference import ReferenceState
-from rlkit.memory import Peaks
+from rlkit.model.reference import ReferenceState
+from rlkit.model.wire import pack
 from rlkit.objective import loss
+from rlkit.objective.diagnostics import add_gram, bad_gradients
 from rlkit.objective.full_vocab import FullDivergence
+from rlkit.record.checkpoint import read_tensors, write_tensors
+from rlkit.record.memory import Peaks
 from rlkit.types import SOURCES, TOLERANCE, Batch, New, Stats
 
 if TYPE_CHECKING:
@@ -282,7 +282,7 @@ class Learner:
     def gather(self, names: Sequence[str]) -> dict[str, Any] | None:
         """One bucket of whole tensors as numpy arrays on rank 0 (None elsewhere). A collective.
 
-        Weights travel in their own type (see :mod:`rlkit.cluster.wire`).
+        Weights travel in their own type (see :mod:`rlkit.model.wire`).
         """
         with self.peaks("sync"), self._whole(names) as exports:
             return {e.name: pack(e.value()) for e in exports} if self.rank == 0 else None

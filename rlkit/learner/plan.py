@@ -62,7 +62,7 @@ def pack(length: Tensor, ranks: int, max_tokens: int) -> list[list[list[int]]]:
 
 
 def pack_groups(length: Tensor, prompt: Tensor, group: Tensor, ranks: int, max_tokens: int) -> list[list[list[int]]]:
-    """As :func:`pack` for the layout of :mod:`rlkit.learner.packed`: no padding, and a prompt counts once for its responses.
+    """As :func:`pack` for the layout of :mod:`rlkit.model.packed`: no padding, and a prompt counts once for its responses.
 
     Groups stay whole where they fit; the largest go first, each into the lightest of as few micro-batches as hold all.
     """

@@ -12,9 +12,9 @@ import torch
 
 from rlkit.errors import NumericsError
 from rlkit.learner.backend import TorchBackend
-from rlkit.learner.endings import Endings
-from rlkit.learner.model import PolicyModel, evaluate_new, load_for
 from rlkit.learner.plan import MOST_TOKENS, optimizer_steps
+from rlkit.model.endings import Endings
+from rlkit.model.policy import PolicyModel, evaluate_new, load_for
 from rlkit.objective import loss
 from rlkit.objective.losses import NLL
 from rlkit.run import LearnerSection, WarmUp

@@ -120,7 +120,7 @@ def loss(
 ) -> tuple[Tensor, Stats]:
     """This shard's share of the loss, and what each term contributed; shares add up over micro-batches and ranks.
 
-    ``parts`` receives each term's share with its coefficient, for :mod:`rlkit.breakdown`.
+    ``parts`` receives each term's share with its coefficient, for :mod:`rlkit.objective.diagnostics`.
     """
     assert b.norm is not None, "normalise() fills batch.norm before the batch is cut"
     total = new.logp.sum() * 0.0

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import torch
 
-from rlkit.learner.head import CPU_ELEMENTS
 from rlkit.learner.learner import BUCKET_BYTES
 from rlkit.learner.plan import micro_batch
-from rlkit.memory import resident
+from rlkit.model.head import CPU_ELEMENTS
 from rlkit.planning.layout import Planner
 from rlkit.planning.memory import (
     BYTES,
@@ -28,6 +27,7 @@ from rlkit.planning.memory import (
     states,
 )
 from rlkit.planning.speed import GPUS, Assumptions, forward_flops, update_flops
+from rlkit.record.memory import resident
 from rlkit.rollout.hf import MAX_ROWS
 from rlkit.run import Run
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from rlkit.config import locate
 from rlkit.data.prompts import load_prompts
-from rlkit.data.tiny import make_tiny, make_tokenizer
 from rlkit.errors import ConfigError, InputError
-from rlkit.learner.model import load_tokenizer
 from rlkit.learner.plan import micro_batch
-from rlkit.learner.reference import Frozen, Served
+from rlkit.model.policy import load_tokenizer
+from rlkit.model.reference import Frozen, Served
+from rlkit.model.tiny import make_tiny, make_tokenizer
 from rlkit.objective.full_vocab import FullDivergence
 from rlkit.planning import speed
 from rlkit.planning.memory import GIB, Budget, Shape, Sharding, engine_memory, learner_memory, shape

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlkit.errors import ConfigError
-from rlkit.learner.head import CHUNK_ELEMENTS
 from rlkit.learner.learner import BUCKET_BYTES
+from rlkit.model.head import CHUNK_ELEMENTS
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -74,7 +74,7 @@ def shape(config: Any, peft: Mapping[str, Any] | None = None, value_head: bool =
     import torch
     from transformers import AutoModelForCausalLM
 
-    from rlkit.learner.adapter import add_adapter
+    from rlkit.model.adapter import add_adapter
 
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         try:

@@ -22,8 +22,8 @@ def probe(run: Run) -> str:
     import torch
 
     from rlkit.config import locate
-    from rlkit.data.tiny import make_tiny
     from rlkit.learner.learner import Learner
+    from rlkit.model.tiny import make_tiny
     from rlkit.objective import normalise
     from rlkit.types import Batch, Prompt, Rollout
 

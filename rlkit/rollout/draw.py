@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rlkit.learner.head import CHUNK_ELEMENTS, truncate
+from rlkit.model.head import CHUNK_ELEMENTS, truncate
 from rlkit.types import Sampling
 
 

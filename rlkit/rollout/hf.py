@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlkit.cluster.wire import unpack
-from rlkit.learner import packed
-from rlkit.learner.endings import Endings
-from rlkit.learner.export import stored
-from rlkit.learner.head import CHUNK_ELEMENTS
-from rlkit.learner.model import PolicyModel, evaluate_new, load_for, load_tokenizer
-from rlkit.memory import peak, release
+from rlkit.model import packed
+from rlkit.model.endings import Endings
+from rlkit.model.export import stored
+from rlkit.model.head import CHUNK_ELEMENTS
+from rlkit.model.policy import PolicyModel, evaluate_new, load_for, load_tokenizer
+from rlkit.model.wire import unpack
+from rlkit.record.memory import peak, release
 from rlkit.rollout.cache import make_cache
 from rlkit.rollout.draw import sample
 from rlkit.rollout.engine import Pending, UpdateMode, check_length, request_seed

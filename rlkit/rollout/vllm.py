@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from rlkit.cluster.wire import unpack
 from rlkit.errors import ConfigError, EngineError
-from rlkit.learner.endings import Endings
-from rlkit.learner.model import load_tokenizer
-from rlkit.memory import peak
+from rlkit.model.endings import Endings
+from rlkit.model.policy import load_tokenizer
+from rlkit.model.wire import unpack
+from rlkit.record.memory import peak
 from rlkit.rollout.engine import Aborted, Pending, UpdateMode, check_length, request_seed
 from rlkit.types import Prompt, Rollout, Sampling
 

@@ -14,8 +14,8 @@ import pytest
 from rlkit.data import Data
 from rlkit.data.prompts import load_prompts
 from rlkit.data.stored import Stored, StoredRows
-from rlkit.data.tiny import make_tokenizer
 from rlkit.errors import DataError
+from rlkit.model.tiny import make_tokenizer
 from rlkit.types import Prompt
 
 GOOD = b'{"prompt": "1", "answer": "2"}\n'

@@ -17,7 +17,7 @@ from rlkit.data.prompts import load_prompts
 from rlkit.data.render import Renderer, load_template
 from rlkit.data.sets import SETS, after_marks, boxed, integer, normalised, plain, read_set, several
 from rlkit.data.statistics import PromptStatistics
-from rlkit.data.tiny import make_tokenizer
+from rlkit.model.tiny import make_tokenizer
 from tests.data.tables import DAPO, TABLES
 
 Asked = list[tuple[str, str | None, str, str | None]]

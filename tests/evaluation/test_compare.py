@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from rlkit.data.tasks import Sorting
-from rlkit.data.tiny import make_tiny
 from rlkit.evaluation import compare, forgetting, forgetting_fit, forgetting_of, mcnemar, permutation_test
+from rlkit.model.tiny import make_tiny
 from rlkit.rollout.hf import HFEngine
 from rlkit.types import Prompt, Sampling
 from tests.objective.world import T, V, World

@@ -12,13 +12,13 @@ from transformers import AutoModelForCausalLM
 
 import rlkit as rk
 from rlkit.data.tasks import Sorting
-from rlkit.data.tiny import make_tiny
 from rlkit.errors import ModelError
-from rlkit.learner import adapter
-from rlkit.learner.export import Export
 from rlkit.learner.learner import Learner
-from rlkit.learner.model import PolicyModel, load_lm
-from rlkit.learner.reference import AdapterOff, OwnWeights
+from rlkit.model import adapter
+from rlkit.model.export import Export
+from rlkit.model.policy import PolicyModel, load_lm
+from rlkit.model.reference import AdapterOff, OwnWeights
+from rlkit.model.tiny import make_tiny
 from rlkit.types import Batch, Prompt, Rollout, Sampling
 from tests.models.families import FAMILIES, make
 

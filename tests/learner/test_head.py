@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlkit.learner import head as module
-from rlkit.learner.head import LMHead, truncate
+from rlkit.model import head as module
+from rlkit.model.head import LMHead, truncate
 
 N, H, V = 23, 8, 37
 TILES = {"one tile": (1 << 22, 1 << 24), "many tiles": (64, 5 * V)}  # elements of a tile, and of a chunk of whole rows

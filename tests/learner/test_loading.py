@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 import rlkit as rk
 from rlkit.data.tasks import Sorting
-from rlkit.data.tiny import make_tiny, make_tokenizer
 from rlkit.errors import ModelError
-from rlkit.learner import packed
 from rlkit.learner.learner import Learner
-from rlkit.learner.model import PolicyModel, examine, load_for, load_lm, prove_logprobs
+from rlkit.model import packed
+from rlkit.model.policy import PolicyModel, examine, load_for, load_lm, prove_logprobs
+from rlkit.model.tiny import make_tiny, make_tokenizer
 from tests.models.families import FAMILIES, make
 
 WEIGHT = "model.layers.1.mlp.up_proj.weight"

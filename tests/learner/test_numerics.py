@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlkit.breakdown import bad_gradients
 from rlkit.cluster.groups import LearnerGroup, LocalWorkers
 from rlkit.config import load as make_run
 from rlkit.errors import ConfigError, NumericsError
 from rlkit.learner.backend import check_deepspeed_options, free_port, rank_environment
 from rlkit.learner.learner import Learner
-from rlkit.learner.model import load_tokenizer
 from rlkit.learner.plan import optimizer_steps
 from rlkit.learner.warm_up import warm_up
+from rlkit.model.policy import load_tokenizer
 from rlkit.objective import Term, normalise
+from rlkit.objective.diagnostics import bad_gradients
 from rlkit.objective.losses import Entropy, PPOClip
 from rlkit.run import Run, WarmUp
 from rlkit.types import Batch, New, Prompt, Rollout

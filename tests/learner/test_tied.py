@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlkit.data.tiny import make_tiny
-from rlkit.learner import packed
-from rlkit.learner.model import PolicyModel, evaluate_new, load_lm
+from rlkit.model import packed
+from rlkit.model.policy import PolicyModel, evaluate_new, load_lm
+from rlkit.model.tiny import make_tiny
 from rlkit.types import Batch, Prompt, Rollout, Sampling
 
 PAD = 0

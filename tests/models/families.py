@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.data.tasks import Sorting
-from rlkit.data.tiny import make_tokenizer
+from rlkit.model.tiny import make_tokenizer
 
 HEAD = 32  # vLLM's CPU attention has no smaller one
 BASE: dict[str, Any] = {

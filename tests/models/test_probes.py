@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import rlkit as rk
 from rlkit.learner.learner import Learner
-from rlkit.learner.reference import OwnWeights
+from rlkit.model.reference import OwnWeights
 
 
 def test_an_export_that_is_not_the_trained_model_ends_in_an_error(

@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
-from rlkit.learner.adapter import add_adapter
 from rlkit.learner.backend import TorchBackend
-from rlkit.learner.head import CHUNK_ELEMENTS
-from rlkit.learner.model import PolicyModel
+from rlkit.model.adapter import add_adapter
+from rlkit.model.head import CHUNK_ELEMENTS
+from rlkit.model.policy import PolicyModel
 from rlkit.planning import Sharding, engine_memory, learner_memory, shape
 from rlkit.planning.memory import activations, head_bytes, layer_backward, states
 from rlkit.run import LearnerSection

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlkit.rewards import answers, finding
-from rlkit.rewards.math import EXTRACT, extract_answer, verify
+from rlkit.verifier import answers, finding
+from rlkit.verifier.finding import EXTRACT, extract_answer
+from rlkit.verifier.verify import verify
 
 # response, reference, whether it counts by default
 FOUND = [

@@ -12,10 +12,10 @@ from transformers import GenerationConfig
 
 import rlkit as rk
 from rlkit.errors import ModelError
-from rlkit.learner.endings import Endings, chat_end
-from rlkit.learner.generation import load_settings, settled
-from rlkit.learner.model import load_tokenizer
 from rlkit.learner.warm_up import warm_up
+from rlkit.model.endings import Endings, chat_end
+from rlkit.model.generation import load_settings, settled
+from rlkit.model.policy import load_tokenizer
 from rlkit.rollout.hf import HFEngine
 from rlkit.run import WarmUp
 from rlkit.types import Prompt, Sampling

@@ -11,7 +11,7 @@ import torch
 
 import rlkit as rk
 from rlkit.build import build
-from rlkit.learner import packed
+from rlkit.model import packed
 from rlkit.objective.penalties import with_advantages
 from rlkit.rollout.hf import HFEngine
 from rlkit.types import Batch, Prompt, Rollout, Sampling

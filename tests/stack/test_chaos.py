@@ -33,13 +33,13 @@ from typing import Any
 import pytest
 
 from rlkit import trainer
-from rlkit.checkpoint import Checkpoints
 from rlkit.cluster.ray import RayWorkers
 from rlkit.config import load
 from rlkit.data.tasks import Sorting
-from rlkit.data.tiny import make_tiny
 from rlkit.files import read_rows
-from rlkit.log import RunLog
+from rlkit.model.tiny import make_tiny
+from rlkit.record.checkpoint import Checkpoints
+from rlkit.record.log import RunLog
 from rlkit.rollout.collector import Collector
 from tests.conftest import settings_of_small
 from tests.test_checkpoints import flip

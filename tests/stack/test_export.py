@@ -14,9 +14,9 @@ from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers
 from rlkit.cluster.sync import WeightSync
 from rlkit.config import load as make_run
 from rlkit.data.tasks import Sorting
-from rlkit.data.tiny import make_tiny
 from rlkit.learner.learner import Learner
-from rlkit.learner.model import PolicyModel, evaluate_new, load_lm
+from rlkit.model.policy import PolicyModel, evaluate_new, load_lm
+from rlkit.model.tiny import make_tiny
 from rlkit.rollout.vllm import VLLMEngine
 from rlkit.types import Batch, Prompt, Rollout, Sampling
 

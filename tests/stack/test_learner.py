@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from rlkit.breakdown import gradient_shares
 from rlkit.cluster.groups import LearnerGroup, LocalWorkers
 from rlkit.config import load as make_run
 from rlkit.learner.learner import Learner
-from rlkit.learner.model import PolicyModel, evaluate_new, load_lm
+from rlkit.model.policy import PolicyModel, evaluate_new, load_lm
 from rlkit.objective import loss, normalise
+from rlkit.objective.diagnostics import gradient_shares
 from rlkit.objective.divergences import KL
 from rlkit.objective.losses import Entropy, PPOClip
 from rlkit.run import Run

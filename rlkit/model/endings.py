@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.errors import ModelError
-from rlkit.learner.generation import eos_tokens, load_settings
+from rlkit.model.generation import eos_tokens, load_settings
 
 
 @dataclass(frozen=True)

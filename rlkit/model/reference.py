@@ -20,8 +20,8 @@ from torch import Tensor
 from rlkit.bounds import Bounded, Count, Decay, Natural, NonNegative, Positive, Share
 from rlkit.config import locate
 from rlkit.errors import ModelError
-from rlkit.learner.export import stored
-from rlkit.learner.model import PolicyModel, evaluate_new, load_for, load_lm, prove_logprobs
+from rlkit.model.export import stored
+from rlkit.model.policy import PolicyModel, evaluate_new, load_for, load_lm, prove_logprobs
 from rlkit.objective.full_vocab import CHUNK_ELEMENTS, Head
 from rlkit.types import TOLERANCE, Batch, Sampling, Stats
 

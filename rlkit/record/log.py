@@ -19,7 +19,7 @@ from typing import Any
 
 from rlkit.errors import CheckpointError, ConfigError
 from rlkit.files import Appender, FolderLock, move_rows, reason
-from rlkit.masking import mask_command
+from rlkit.record.masking import mask_command
 from rlkit.run import Run
 from rlkit.types import Rollout
 

@@ -27,8 +27,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rlkit.errors import ConfigError
-from rlkit.rewards import answers
-from rlkit.rewards.answers import Items, Ratio, Scalar, Text, Value
+from rlkit.verifier import answers
+from rlkit.verifier.answers import Items, Ratio, Scalar, Text, Value
 
 EXTRACT = ("boxed", "tag", "line", "hash", "closing")
 KINDS = ("boxed", "tag", "line", "hash", "closing", "number", "whole")

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from rlkit.errors import ModelError
-from rlkit.learner.export import Export, wrappers
-from rlkit.learner.model import PolicyModel, probe_tokens, sentence
+from rlkit.model.export import Export, wrappers
+from rlkit.model.policy import PolicyModel, probe_tokens, sentence
 from rlkit.types import Sampling
 
 DATA_DRIVEN = ("eva", "corda", "lora_ga")  # initialisations that want a pass over data before training

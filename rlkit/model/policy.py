@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from rlkit.errors import ModelError
-from rlkit.learner import packed
-from rlkit.learner.head import LMHead
+from rlkit.model import packed
+from rlkit.model.head import LMHead
 from rlkit.objective.full_vocab import Head
 from rlkit.types import Batch, New, Sampling
 
@@ -340,7 +340,7 @@ def padded(decoder: Any, ids: Tensor, length: Tensor, embed: Embed | None = None
 def hidden_states(
     decoder: Any, ids: Tensor, length: Tensor, action: Tensor, group: Tensor, embed: Embed | None = None
 ) -> Tensor:
-    """Last hidden states ``[L, H]``: packed (:mod:`rlkit.learner.packed`) if the model was loaded for it, else padded.
+    """Last hidden states ``[L, H]``: packed (:mod:`rlkit.model.packed`) if the model was loaded for it, else padded.
 
     ``embed`` takes the place of the decoder's own embedding.
     """

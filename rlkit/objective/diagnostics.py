@@ -1,17 +1,14 @@
-"""Where a run's KL and its gradients come from: numbers every ``log.breakdown`` steps, and the curves of a finished run."""
+"""Where a run's KL and its gradients come from: numbers every ``log.breakdown`` steps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlkit.errors import ConfigError
-from rlkit.files import read_rows
 from rlkit.objective import Term, loss
 from rlkit.types import Batch, New, Stats
 
@@ -113,54 +110,4 @@ def gradient_shares(stats: Stats, names: Sequence[str]) -> dict[str, float]:
         for c in names[i + 1 :]:
             if norm[a] > 0 and norm[c] > 0:
                 out[f"gradient/cosine/{a}/{c}"] = stats.get(f"gram/{a}/{c}", 0.0) / (norm[a] * norm[c])
-    return out
-
-
-def plot_run(folder: Path) -> Path:
-    """``curves.png`` of a run: reward, held-out score, KL, entropy, length, and reward against the square root of the KL.
-
-    Raises:
-        ValueError: no run there, or matplotlib is missing.
-    """
-    try:
-        import matplotlib
-
-        matplotlib.use("agg")
-        import matplotlib.pyplot as plt
-    except ImportError:
-        raise ConfigError("rlkit plot needs matplotlib. Install it with: pip install matplotlib") from None
-    if not (folder / "metrics.jsonl").is_file():
-        raise ConfigError(f"{folder} is not a run folder: it has no metrics.jsonl.")
-    rows, scores = read_rows(folder / "metrics.jsonl", print), read_rows(folder / "eval.jsonl", print)
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6.2))
-
-    def draw(axis: Any, name: str, title: str) -> None:
-        points = [(r["step"], r[name]) for r in rows if r.get(name) is not None]
-        axis.plot(*zip(*points, strict=True), linewidth=1) if points else axis.text(0.5, 0.5, f"no {name}", ha="center")
-        axis.set(title=title, xlabel="step")
-
-    draw(axes[0, 0], "reward/mean", "reward")
-    if scores:
-        points = [(s["step"], s["score"]) for s in scores if s.get("score") is not None]
-        axes[0, 0].plot([x for x, _ in points], [y for _, y in points], "o", label="held out")
-        axes[0, 0].legend()
-    draw(axes[0, 1], "kl/ref", "KL to the reference, nats per token")
-    draw(axes[0, 2], "entropy/sampled", "entropy, nats per token")
-    draw(axes[1, 0], "length/mean", "response length, tokens")
-    draw(axes[1, 1], "mismatch/mean", "engine against learner, mean difference in nats")
-    pairs = [
-        (math.sqrt(max(0.0, r["kl/ref_sequence"])), r["reward/mean"])
-        for r in rows
-        if r.get("kl/ref_sequence") is not None
-    ]
-    if pairs:
-        axes[1, 2].scatter(*zip(*pairs, strict=True), c=range(len(pairs)), s=8)
-    axes[1, 2].set(title="reward against sqrt(KL)", xlabel="sqrt of nats per response")
-    for axis in axes.flat:
-        axis.grid(alpha=0.3)
-    figure.suptitle(folder.name)
-    figure.tight_layout()
-    out = folder / "curves.png"
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
     return out

@@ -1,0 +1,1 @@
+"""One rank that trains: the backend, the cutting of batches, the update, the warm-up."""
