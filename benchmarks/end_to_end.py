@@ -158,7 +158,7 @@ def widen(model: Path, folder: Path, vocabulary: int) -> Path:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from rlkit.model.policy import load_tokenizer
+    from rlkit.model.load import load_tokenizer
 
     torch.manual_seed(0)
     lm = AutoModelForCausalLM.from_pretrained(model)
@@ -193,7 +193,7 @@ def trl_side(name: str, seed: int, folder: str) -> dict[str, Any]:
     import rlkit as rk
     from rlkit.cluster.groups import EngineGroup, LocalWorkers
     from rlkit.data.prompts import load_prompts
-    from rlkit.model.policy import load_tokenizer
+    from rlkit.model.load import load_tokenizer
     from rlkit.rewards import Scorer
     from rlkit.rollout.hf import HFEngine
     from rlkit.trainer import sample_and_score

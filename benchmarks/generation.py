@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlkit.model.policy import load_lm, load_tokenizer
+from rlkit.model.load import load_lm, load_tokenizer
 from rlkit.model.tiny import make_tokenizer
 from rlkit.rollout.hf import HFEngine
 from rlkit.types import Prompt, Sampling

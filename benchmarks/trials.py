@@ -80,7 +80,7 @@ def measure(run: Any, model: Path, base: Path, n: int) -> Row:
     from rlkit.cluster.groups import EngineGroup, LocalWorkers
     from rlkit.data.prompts import load_prompts
     from rlkit.evaluation.metrics import pass_at_k, powers_of_two
-    from rlkit.model.policy import load_tokenizer
+    from rlkit.model.load import load_tokenizer
     from rlkit.rewards import Scorer
     from rlkit.rollout.hf import HFEngine
     from rlkit.trainer import sample_and_score

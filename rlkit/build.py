@@ -30,7 +30,7 @@ from rlkit.learner.backend import check_deepspeed_options
 from rlkit.model.endings import Endings
 from rlkit.model.generation import eos_tokens, load_settings, settled
 from rlkit.model.hub import require_model
-from rlkit.model.policy import examine, load_tokenizer, same_tokens
+from rlkit.model.load import examine, load_tokenizer, same_tokens
 from rlkit.model.reference import Frozen, Served, Tempered
 from rlkit.model.tiny import make_tiny, make_tokenizer
 from rlkit.objective.advantages import is_group

@@ -396,7 +396,7 @@ def _score_training(a: argparse.Namespace) -> tuple[Any, Any, list[Any], list[An
     from rlkit.config import load
     from rlkit.data.prompts import load_prompts
     from rlkit.evaluation.commands import model_folder, running
-    from rlkit.model.policy import load_tokenizer
+    from rlkit.model.load import load_tokenizer
     from rlkit.trainer import sample_and_score
 
     quiet_libraries()

@@ -15,7 +15,8 @@ from rlkit.learner.learner import Learner
 from rlkit.learner.plan import cut, pack_groups
 from rlkit.model import packed
 from rlkit.model.adapter import add_adapter
-from rlkit.model.policy import PolicyModel, ValueModel, evaluate_new, load_lm
+from rlkit.model.load import load_lm
+from rlkit.model.policy import PolicyModel, ValueModel, evaluate_new
 from rlkit.model.tiny import make_tiny
 from rlkit.types import Batch, Prompt, Rollout, Sampling
 

@@ -12,7 +12,7 @@ import torch
 import rlkit as rk
 from rlkit.data.tasks import Sorting
 from rlkit.learner.learner import Learner
-from rlkit.model.policy import load_lm
+from rlkit.model.load import load_lm
 from rlkit.model.tiny import make_tiny
 from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
 

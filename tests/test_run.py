@@ -325,7 +325,7 @@ def test_what_filter_prints_reads_its_file_back(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     from rlkit.data.prompts import load_prompts
-    from rlkit.model.policy import load_tokenizer
+    from rlkit.model.load import load_tokenizer
 
     small["rewards"] = [str(Path("tests/rewards/examples.py").absolute()) + ":often"]
     if rows:

@@ -93,7 +93,7 @@ def evaluate(a: argparse.Namespace) -> None:
     from rlkit.build import first_of_each, quiet_libraries
     from rlkit.config import load
     from rlkit.data.prompts import load_prompts
-    from rlkit.model.policy import load_tokenizer
+    from rlkit.model.load import load_tokenizer
 
     quiet_libraries()
     if a.out:
@@ -362,7 +362,7 @@ def sample(a: argparse.Namespace) -> None:
         frontier,
         rejection_sample,
     )
-    from rlkit.model.policy import load_tokenizer
+    from rlkit.model.load import load_tokenizer
     from rlkit.rewards import RewardSpec, Scorer
     from rlkit.rollout.dera import DeRaEngine
 

@@ -29,16 +29,8 @@ from rlkit.model.endings import Endings
 from rlkit.model.export import Export, exported, numel, stored
 from rlkit.model.generation import load_settings, settled
 from rlkit.model.head import truncate
-from rlkit.model.policy import (
-    PolicyModel,
-    ValueModel,
-    evaluate_new,
-    first_of,
-    load_for,
-    load_lm,
-    load_tokenizer,
-    prove_logprobs,
-)
+from rlkit.model.load import first_of, load_for, load_lm, load_tokenizer
+from rlkit.model.policy import PolicyModel, ValueModel, evaluate_new, prove_logprobs
 from rlkit.model.reference import ReferenceState
 from rlkit.model.wire import pack
 from rlkit.objective import loss

@@ -14,7 +14,8 @@ from rlkit.errors import NumericsError
 from rlkit.learner.backend import TorchBackend
 from rlkit.learner.plan import MOST_TOKENS, optimizer_steps
 from rlkit.model.endings import Endings
-from rlkit.model.policy import PolicyModel, evaluate_new, load_for
+from rlkit.model.load import load_for
+from rlkit.model.policy import PolicyModel, evaluate_new
 from rlkit.objective import loss
 from rlkit.objective.losses import NLL
 from rlkit.run import LearnerSection, WarmUp

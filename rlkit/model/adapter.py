@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_leaves
 
 from rlkit.errors import ModelError
 from rlkit.model.export import Export, wrappers
-from rlkit.model.policy import PolicyModel, probe_tokens, sentence
+from rlkit.model.load import sentence
+from rlkit.model.policy import PolicyModel, probe_tokens
 from rlkit.types import Sampling
 
 DATA_DRIVEN = ("eva", "corda", "lora_ga")  # initialisations that want a pass over data before training

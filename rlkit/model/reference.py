@@ -21,7 +21,8 @@ from rlkit.bounds import Bounded, Count, Decay, Natural, NonNegative, Positive, 
 from rlkit.config import locate
 from rlkit.errors import ModelError
 from rlkit.model.export import stored
-from rlkit.model.policy import PolicyModel, evaluate_new, load_for, load_lm, prove_logprobs
+from rlkit.model.load import load_for, load_lm
+from rlkit.model.policy import PolicyModel, evaluate_new, prove_logprobs
 from rlkit.objective.full_vocab import CHUNK_ELEMENTS, Head
 from rlkit.types import TOLERANCE, Batch, Sampling, Stats
 

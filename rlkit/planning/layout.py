@@ -15,7 +15,7 @@ from rlkit.config import locate
 from rlkit.data.prompts import load_prompts
 from rlkit.errors import ConfigError, InputError
 from rlkit.learner.plan import micro_batch
-from rlkit.model.policy import load_tokenizer
+from rlkit.model.load import load_tokenizer
 from rlkit.model.reference import Frozen, Served
 from rlkit.model.tiny import make_tiny, make_tokenizer
 from rlkit.objective.full_vocab import FullDivergence

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlkit.errors import ConfigError
-from rlkit.model.policy import load_for, load_tokenizer
+from rlkit.model.load import load_for, load_tokenizer
 from rlkit.rollout.cache import make_cache
 from rlkit.rollout.hf import HFEngine
 from rlkit.types import Rollout

@@ -25,7 +25,8 @@ from rlkit.model import packed
 from rlkit.model.endings import Endings
 from rlkit.model.export import stored
 from rlkit.model.head import CHUNK_ELEMENTS
-from rlkit.model.policy import PolicyModel, evaluate_new, load_for, load_tokenizer
+from rlkit.model.load import load_for, load_tokenizer
+from rlkit.model.policy import PolicyModel, evaluate_new
 from rlkit.model.wire import unpack
 from rlkit.record.memory import peak, release
 from rlkit.rollout.cache import make_cache

@@ -19,7 +19,7 @@ from typing import Any
 
 from rlkit.errors import ConfigError, EngineError
 from rlkit.model.endings import Endings
-from rlkit.model.policy import load_tokenizer
+from rlkit.model.load import load_tokenizer
 from rlkit.model.wire import unpack
 from rlkit.record.memory import peak
 from rlkit.rollout.engine import Aborted, Pending, UpdateMode, check_length, request_seed

@@ -25,7 +25,7 @@ from rlkit.data.curriculum import (
 from rlkit.data.prompts import load_prompts
 from rlkit.data.statistics import COLUMNS, PromptStatistics
 from rlkit.data.tasks import Arithmetic, Countdown, Modular, Sorting, WordProblems
-from rlkit.model.policy import load_tokenizer
+from rlkit.model.load import load_tokenizer
 from rlkit.model.tiny import make_tiny, make_tokenizer
 from rlkit.types import Prompt, Rollout
 

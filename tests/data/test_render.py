@@ -17,7 +17,7 @@ from rlkit.data.prompts import load_prompts
 from rlkit.data.render import Encoder, Renderer
 from rlkit.data.stored import Stored, StoredRows
 from rlkit.errors import DataError
-from rlkit.model.policy import load_tokenizer
+from rlkit.model.load import load_tokenizer
 from rlkit.types import Prompt
 from tests.scripted import make_scripted
 from tests.tokenizers import CHAT, ids, make

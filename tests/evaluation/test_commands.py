@@ -13,7 +13,7 @@ import yaml
 import rlkit as rk
 from rlkit.cli import main
 from rlkit.evaluation.samples import read_samples
-from rlkit.model.policy import load_lm
+from rlkit.model.load import load_lm
 from rlkit.rollout.hf import HFEngine
 from rlkit.types import Prompt, Sampling
 

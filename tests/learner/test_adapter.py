@@ -16,7 +16,8 @@ from rlkit.errors import ModelError
 from rlkit.learner.learner import Learner
 from rlkit.model import adapter
 from rlkit.model.export import Export
-from rlkit.model.policy import PolicyModel, load_lm
+from rlkit.model.load import load_lm
+from rlkit.model.policy import PolicyModel
 from rlkit.model.reference import AdapterOff, OwnWeights
 from rlkit.model.tiny import make_tiny
 from rlkit.types import Batch, Prompt, Rollout, Sampling

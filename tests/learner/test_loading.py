@@ -18,7 +18,8 @@ from rlkit.data.tasks import Sorting
 from rlkit.errors import ModelError
 from rlkit.learner.learner import Learner
 from rlkit.model import packed
-from rlkit.model.policy import PolicyModel, examine, load_for, load_lm, prove_logprobs
+from rlkit.model.load import examine, load_for, load_lm
+from rlkit.model.policy import PolicyModel, prove_logprobs
 from rlkit.model.tiny import make_tiny, make_tokenizer
 from tests.models.families import FAMILIES, make
 

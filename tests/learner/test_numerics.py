@@ -20,7 +20,7 @@ from rlkit.learner.backend import check_deepspeed_options, free_port, rank_envir
 from rlkit.learner.learner import Learner
 from rlkit.learner.plan import optimizer_steps
 from rlkit.learner.warm_up import warm_up
-from rlkit.model.policy import load_tokenizer
+from rlkit.model.load import load_tokenizer
 from rlkit.objective import Term, normalise
 from rlkit.objective.diagnostics import bad_gradients
 from rlkit.objective.losses import Entropy, PPOClip

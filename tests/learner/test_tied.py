@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlkit.model import packed
-from rlkit.model.policy import PolicyModel, evaluate_new, load_lm
+from rlkit.model.load import load_lm
+from rlkit.model.policy import PolicyModel, evaluate_new
 from rlkit.model.tiny import make_tiny
 from rlkit.types import Batch, Prompt, Rollout, Sampling
 

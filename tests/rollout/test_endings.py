@@ -15,7 +15,7 @@ from rlkit.errors import ModelError
 from rlkit.learner.warm_up import warm_up
 from rlkit.model.endings import Endings, chat_end
 from rlkit.model.generation import load_settings, settled
-from rlkit.model.policy import load_tokenizer
+from rlkit.model.load import load_tokenizer
 from rlkit.rollout.hf import HFEngine
 from rlkit.run import WarmUp
 from rlkit.types import Prompt, Sampling

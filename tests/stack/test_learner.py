@@ -14,7 +14,8 @@ import torch
 from rlkit.cluster.groups import LearnerGroup, LocalWorkers
 from rlkit.config import load as make_run
 from rlkit.learner.learner import Learner
-from rlkit.model.policy import PolicyModel, evaluate_new, load_lm
+from rlkit.model.load import load_lm
+from rlkit.model.policy import PolicyModel, evaluate_new
 from rlkit.objective import loss, normalise
 from rlkit.objective.diagnostics import gradient_shares
 from rlkit.objective.divergences import KL

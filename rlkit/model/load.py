@@ -1,0 +1,263 @@
+"""Models and tokenizers from folders or the hub, whole or not at all, with an attention that computes what their own code does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlkit.errors import ModelError
+from rlkit.model import packed
+from rlkit.model.policy import hidden_states, padded, probe_tokens
+
+
+def examine(path: str | Path, where: str = "model.path") -> Any:
+    """The configuration of a model that rlkit can train, from its files' headers alone: no weight is read.
+
+    Raises:
+        ModelError: it is not a causal language model, or its files do not hold all of its tensors, with the reason.
+    """
+    config, options = _read_config(path, where), {"device_map": "meta"}
+    _, told = _read(path, where, **options)
+    _complete(told, path, where)
+    return config
+
+
+def load_lm(
+    path: str | Path,
+    dtype: torch.dtype = torch.float32,
+    attention: str | None = None,
+    where: str = "model.path",
+) -> Any:
+    """Loads a causal LM from a folder or from the hub, whole, or not at all. ``where`` names the setting that gave the path.
+
+    Raises:
+        ModelError: the path is not such a model, or a tensor of it is missing, of another size, or not finite.
+    """
+    _read_config(path, where)
+    lm, told = _read(path, where, dtype=dtype, **({} if attention is None else {"attn_implementation": attention}))
+    _complete(told, path, where)
+    bad = [name for name, p in lm.named_parameters() if not bool(torch.isfinite(torch.stack(p.aminmax())).all())]
+    if bad:
+        raise ModelError(
+            f"{where}: {first_of(bad, 'tensor')} of {path} hold{'s' if len(bad) == 1 else ''} NaN or infinite numbers. Take another copy "
+            "of the model, or an earlier checkpoint."
+        )
+    if not isinstance(lm.get_output_embeddings(), nn.Linear):
+        raise ModelError(f"{where}: {path} has no linear output layer; rlkit computes log-probabilities from one.")
+    lm.config.use_cache = False
+    return lm
+
+
+def load_for(
+    path: str | Path, dtype: torch.dtype, attention: str | None, where: str = "model.path"
+) -> tuple[Any, str | None]:
+    """Like :func:`load_lm`, with an attention that computes what the model's own code does.
+
+    Of the fast implementations some leave out what a few models need (caps, sinks, windows) without a word. ``attention``, rlkit's packed
+    one or the library's choice (None) is held against the plainest, ``eager``, which takes its place if they differ; the second result then
+    says why.
+
+    Raises:
+        ModelError: also if the user's own choice of an attention differs.
+    """
+    lm = load_lm(path, dtype, None if attention == packed.NAME else attention, where)
+    most, why = (0.05 if dtype == torch.bfloat16 else 1e-4), None
+    chosen = lm.config._attn_implementation
+    if attention == packed.NAME:
+        why = packed.supported(lm.config)
+        if why is None:
+            lm.set_attn_implementation(packed.NAME)
+            gap = attention_gap(lm)
+            if gap <= most:
+                return lm, None
+            lm.set_attn_implementation(chosen)
+            why = f"this model's code gives other hidden states for packed sequences (relative difference {gap:.2g})"
+    gap = attention_gap(lm)
+    if not gap <= most:
+        if attention not in (None, packed.NAME):
+            raise ModelError(
+                f"model.attention: {attention} gives other hidden states than {type(lm).__name__}'s own code (relative difference "
+                f"{gap:.2g}). Set model.attention: eager."
+            )
+        lm.set_attn_implementation("eager")
+        other = f"{chosen} attention gives other hidden states than its own code (relative difference {gap:.2g}), so eager is used"
+        why = other if why is None else f"{why}; {other}"
+    return lm, why
+
+
+def attention_gap(lm: Any) -> float:
+    """How far the model's hidden states are from those of its plainest attention: 0 if they agree."""
+    decoder, chosen = lm.get_decoder(), lm.config._attn_implementation
+    ids = probe_tokens(lm, 50)
+    ids[17:21], ids[33:37] = ids[:4], ids[:4]  # two rows of one prompt and one of another
+    length = ids.new_tensor([17, 16, 17])
+    action = ids.new_tensor([*range(4, 17), *range(21, 33), *range(36, 50)])
+    with torch.no_grad():
+        one = hidden_states(decoder, ids, length, action, ids.new_tensor([0, 0, 1])).float()
+        lm.set_attn_implementation("eager")
+        two = padded(decoder, ids, length).float()
+        lm.set_attn_implementation(chosen)
+    return float((one - two).norm() / two.norm().clamp(min=1e-9))
+
+
+def first_of(names: Sequence[str], what: str) -> str:
+    """``tensor a.weight``, or ``tensors a.weight and 3 others``."""
+    others = f" and {len(names) - 1} other{'s' if len(names) > 2 else ''}" if len(names) > 1 else ""
+    return f"{what}{'s' if others else ''} {names[0]}{others}"
+
+
+def _read_config(path: str | Path, where: str) -> Any:
+    """The configuration of a causal language model; refuses every other kind by what it says of itself."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = Path(path)
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{where}: {path} holds an adapter, not a whole model. Merge it into its base model first (PEFT: merge_and_unload, "
+            "save_pretrained) and give that folder; to go on training an adapter of rlkit, give the run's final/ folder."
+        )
+    try:
+        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+    except Exception as error:  # whatever transformers makes of somebody's file
+        raise ModelError(f"{where}: {str(path)!r} is not a model: {sentence(error)}") from error
+    kind = config.model_type
+    if config.is_encoder_decoder:
+        raise ModelError(
+            f"{where}: {path} is an encoder-decoder ({kind}); rlkit trains decoder-only language models, which continue their prompt."
+        )
+    if config.get_text_config() is not config:
+        raise ModelError(
+            f"{where}: {path} is a model of text and other inputs ({kind}); rlkit trains language models alone. Save its language "
+            "model as a folder of its own and give that."
+        )
+    causal: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    if causal is None:
+        raise ModelError(f"{where}: {path} is a {kind}, which transformers knows no causal language model of.")
+    saved = config.architectures or [causal.__name__]
+    if causal.__name__ not in saved:
+        raise ModelError(
+            f"{where}: {path} was saved as {saved[0]}, not as a causal language model ({causal.__name__}): its output layer is another "
+            "one. Give the language model that it was made from."
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"{where}: {path} has quantized weights, which cannot be trained. Give the model before quantization, or dequantize it "
+            "and save it."
+        )
+    return config
+
+
+def _read(path: str | Path, where: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """The model, and what transformers missed when it was read."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        read: Any = AutoModelForCausalLM.from_pretrained(
+            str(path),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # or nobody would be told which tensor it is
+            trust_remote_code=False,
+            **options,
+        )
+    except Exception as error:  # whatever transformers and safetensors make of somebody's files
+        raise ModelError(
+            f"{where}: {str(path)!r} could not be loaded as a causal language model: {_damaged(Path(path)) or sentence(error)}"
+        ) from error
+    lm, told = read
+    return lm, told
+
+
+def sentence(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _damaged(folder: Path) -> str | None:
+    """Which of a folder's files is cut off, empty or missing."""
+    from safetensors import SafetensorError, safe_open
+
+    index = folder / "model.safetensors.index.json"
+    try:
+        parts = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{index} is damaged. Copy the model again."
+    for file in sorted({folder / part for part in parts} | set(folder.glob("*.safetensors"))):
+        if not file.is_file():
+            return f"{file} is missing; {index.name} names it. Copy the model again."
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            return f"{file} is damaged ({sentence(error)}). Copy the model again."
+    return None
+
+
+def _complete(told: dict[str, Any], path: str | Path, where: str) -> None:
+    """Refuses a model of which something would start from random numbers, or of which a part would be left out."""
+    if told["mismatched_keys"]:
+        name, found, wanted = sorted(told["mismatched_keys"])[0]
+        raise ModelError(
+            f"{where}: tensor {name} of {path} has the size {list(found)}, but its config.json describes {list(wanted)}. The "
+            "configuration and the weights are of two models."
+        )
+    if told["missing_keys"]:
+        raise ModelError(
+            f"{where}: {first_of(sorted(told['missing_keys']), 'tensor')} {'is' if len(told['missing_keys']) == 1 else 'are'} missing in "
+            f"{path}: training would start from random numbers there. Copy the model again, or save it whole."
+        )
+    strange = sorted(k for k in told["unexpected_keys"] if any(part.isdigit() for part in k.split(".")))
+    if strange:
+        raise ModelError(
+            f"{where}: {path} holds {first_of(strange, 'tensor')}, which the model of its config.json has no place for: a part of the "
+            "model would be left out. The configuration and the weights are of two models."
+        )
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """The tokenizer of a model folder or hub name, as it was saved.
+
+    ``AutoTokenizer`` takes the class from the *model's* type for some families (Qwen2), whatever the folder says; a folder that names the
+    plain class holds a tokenizer of its own, which another class would split differently without a word. And ``add_bos_token: true`` of
+    ``tokenizer_config.json`` counts, which transformers 5 passes over where ``tokenizer.json`` says nothing of it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    saved = Path(path) / "tokenizer_config.json"
+    try:
+        plain = saved.is_file() and json.loads(saved.read_text(encoding="utf-8-sig")).get("tokenizer_class") in (
+            "TokenizersBackend",
+            "PreTrainedTokenizerFast",
+        )
+        kind: Any = PreTrainedTokenizerFast if plain else AutoTokenizer
+        tokenizer = kind.from_pretrained(path, trust_remote_code=False)
+        asked = get_tokenizer_config(str(path)).get("add_bos_token") and tokenizer.bos_token_id is not None
+        if asked and tokenizer("a")["input_ids"][0] != tokenizer.bos_token_id:
+            tokenizer.add_bos_token = True
+        return tokenizer
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"model.path: no tokenizer could be loaded from {str(path)!r}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def same_tokens(path: str | Path, where: str, tokenizer: Any) -> None:
+    """Refuses a model whose folder has a tokenizer that gives other ids than ``tokenizer``; a folder without one is taken at its word."""
+    try:
+        theirs = load_tokenizer(path).get_vocab()
+    except ModelError:
+        return
+    ours = tokenizer.get_vocab()
+    differ = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+    if differ:
+        raise ModelError(
+            f"{where}: the tokenizer of {path} gives other ids than the policy's to {len(differ)} tokens ({differ[0]!r}, ...). Models are "
+            "compared token by token: use one with the same tokenizer."
+        )
