@@ -1,78 +1,35 @@
-"""rlkit: KL-regularized RL post-training of language models."""
+"""rlkit: KL-regularized RL post-training of language models.
+
+The public names stand in ``__init__.pyi``, where editors and type checkers read them. The same file says where each comes from, so that
+``import rlkit`` costs nothing: a name is imported when it is first asked for.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import ast
+import importlib
+from pathlib import Path
+from typing import Any
 
 __version__ = "0.1.0"
 
-_HOMES = {  # public name -> module; imported when first used
-    "load": "rlkit.config",
-    "to_yaml": "rlkit.config",
-    "ConfigError": "rlkit.errors",
-    "train": "rlkit.trainer",
-    "Run": "rlkit.run",
-    "Batch": "rlkit.types",
-    "New": "rlkit.types",
-    "Prompt": "rlkit.types",
-    "Rollout": "rlkit.types",
-    "Sampling": "rlkit.types",
-    "Term": "rlkit.objective",
-    **dict.fromkeys(
-        (
-            "PPOClip",
-            "ISGradient",
-            "Reinforce",
-            "CISPO",
-            "GSPO",
-            "SAPO",
-            "GMPO",
-            "DPPO",
-            "RPG",
-            "PMD",
-            "AStar",
-            "REBEL",
-            "NLL",
-            "Entropy",
-            "ValueMSE",
-        ),
-        "rlkit.objective.losses",
-    ),
-    **dict.fromkeys(("Divergence", "KL", "Mixture"), "rlkit.objective.divergences"),
-    "FullDivergence": "rlkit.objective.full_vocab",
-    **dict.fromkeys(
-        ("Plain", "GroupMean", "GroupNorm", "RLOO", "ReinforcePlusPlus", "LogMeanExp", "GAE", "TokenKL"),
-        "rlkit.objective.advantages",
-    ),
-    **dict.fromkeys(
-        (
-            "Constant",
-            "Linear",
-            "Cosine",
-            "Step",
-            "AdaptiveKL",
-            "KLBudget",
-            "DualAscent",
-            "EntropyTarget",
-            "AccuracyScaled",
-            "DifficultyWeighted",
-            "RewardMasked",
-        ),
-        "rlkit.objective.coefficients",
-    ),
-    **dict.fromkeys(("KLReward", "DivergenceReward"), "rlkit.objective.penalties"),
-    "RewardSpec": "rlkit.rewards",
+_STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+_HOMES = {  # public name -> the module it is imported from, and what it is called there
+    alias.asname or alias.name: (node.module, alias.name)
+    for node in _STUB.body
+    if isinstance(node, ast.ImportFrom) and node.module
+    for alias in node.names
 }
 __all__ = [*_HOMES, "__version__"]
-
-if TYPE_CHECKING:
-    from rlkit.config import load as load
-    from rlkit.trainer import train as train
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'rlkit' has no attribute {name!r}")
-    import importlib
+    module, called = _HOMES[name]
+    home = vars(importlib.import_module(module))
+    return home[called] if called in home else importlib.import_module(f"{module}.{called}")
 
-    return getattr(importlib.import_module(_HOMES[name]), name)
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -25,7 +25,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import yaml
 
@@ -33,6 +33,9 @@ from rlkit.bounds import Bound, FolderName
 from rlkit.errors import ConfigError, InputError
 from rlkit.place import by_value, load_user_file, user_file
 from rlkit.reading import LARGEST, Loader, Located, located, override, printable, read, shown
+
+if TYPE_CHECKING:
+    from rlkit.run import Run
 
 TERMS = ("rlkit.objective.losses", "rlkit.objective.divergences", "rlkit.objective.full_vocab")
 NAMESPACES: dict[str, tuple[str, ...]] = {  # the annotation's name -> where its classes live
@@ -377,7 +380,7 @@ def build(cls: Any, tree: Located, base: Path | None = None) -> Any:
     return out
 
 
-def load(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Any:
+def load(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Run:
     """The :class:`rlkit.run.Run` of a YAML file, or of the same keys as a mapping.
 
     ``overrides`` are like ``["steps=200", "learner.lr=1e-5"]``.
@@ -388,7 +391,7 @@ def load(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) 
     return load_with_origins(source, overrides)[0]
 
 
-def load_with_origins(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> tuple[Any, Located]:
+def load_with_origins(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> tuple[Run, Located]:
     from rlkit.run import Run
 
     if isinstance(source, Mapping):

@@ -1,0 +1,204 @@
+# ruff: noqa: RUF022  (the list below is in groups, for readers)
+"""What ``import rlkit as rk`` offers. ``__init__.py`` reads this file, so that what editors see and what Python finds is the same."""
+
+from rlkit import errors, rewards, verifier
+from rlkit.config import load, to_yaml
+from rlkit.data import Data, tasks
+from rlkit.data import curriculum as samplers
+from rlkit.errors import (
+    CheckpointError,
+    ClusterError,
+    ConfigError,
+    DataError,
+    EngineError,
+    InputError,
+    ModelError,
+    NumericsError,
+    RewardError,
+    RlkitError,
+    RunError,
+    WorkerError,
+    WorkerTimeout,
+)
+from rlkit.model import reference as references
+from rlkit.objective import (
+    Term,
+    advantages,
+    coefficients,
+    corrections,
+    divergences,
+    losses,
+    penalties,
+)
+from rlkit.objective.advantages import (
+    GAE,
+    RLOO,
+    GroupMean,
+    GroupNorm,
+    LogMeanExp,
+    Plain,
+    ReinforcePlusPlus,
+    TokenKL,
+)
+from rlkit.objective.coefficients import (
+    AccuracyScaled,
+    AdaptiveKL,
+    Constant,
+    Cosine,
+    DifficultyWeighted,
+    DualAscent,
+    EntropyTarget,
+    KLBudget,
+    Linear,
+    RewardMasked,
+    Step,
+)
+from rlkit.objective.divergences import KL, Divergence, Mixture
+from rlkit.objective.full_vocab import FullDivergence
+from rlkit.objective.losses import (
+    CISPO,
+    DPPO,
+    GMPO,
+    GSPO,
+    NLL,
+    PMD,
+    REBEL,
+    RPG,
+    SAPO,
+    AStar,
+    Entropy,
+    ISGradient,
+    PPOClip,
+    Reinforce,
+    ValueMSE,
+)
+from rlkit.objective.penalties import DivergenceReward, KLReward
+from rlkit.rewards import RewardSpec
+from rlkit.run import (
+    CheckpointSection,
+    Cluster,
+    Critic,
+    EvalSection,
+    LearnerSection,
+    LogSection,
+    Model,
+    Probe,
+    RolloutSection,
+    Run,
+    TinyModel,
+    WarmUp,
+)
+from rlkit.trainer import train
+from rlkit.types import (
+    Batch,
+    New,
+    Prompt,
+    Rollout,
+    Sampling,
+    Stats,
+)
+
+__version__: str
+
+__all__ = [
+    # commands, each with a result that has a type
+    "load",
+    "to_yaml",
+    "train",
+    # a run, and the sections of a configuration
+    "Run",
+    "Model",
+    "TinyModel",
+    "WarmUp",
+    "Data",
+    "RewardSpec",
+    "Sampling",
+    "RolloutSection",
+    "LearnerSection",
+    "Critic",
+    "Cluster",
+    "Probe",
+    "EvalSection",
+    "CheckpointSection",
+    "LogSection",
+    # the data that flows
+    "Batch",
+    "New",
+    "Prompt",
+    "Rollout",
+    "Stats",
+    # what a class of your own is a subclass of
+    "Term",
+    # loss terms
+    "PPOClip",
+    "ISGradient",
+    "Reinforce",
+    "CISPO",
+    "GSPO",
+    "SAPO",
+    "GMPO",
+    "DPPO",
+    "RPG",
+    "PMD",
+    "AStar",
+    "REBEL",
+    "NLL",
+    "Entropy",
+    "ValueMSE",
+    "KL",
+    "Divergence",
+    "FullDivergence",
+    "Mixture",
+    # advantages
+    "Plain",
+    "GroupMean",
+    "GroupNorm",
+    "RLOO",
+    "ReinforcePlusPlus",
+    "LogMeanExp",
+    "GAE",
+    "TokenKL",
+    # coefficients
+    "Constant",
+    "Linear",
+    "Cosine",
+    "Step",
+    "AdaptiveKL",
+    "KLBudget",
+    "DualAscent",
+    "EntropyTarget",
+    "AccuracyScaled",
+    "DifficultyWeighted",
+    "RewardMasked",
+    # penalties in the reward
+    "KLReward",
+    "DivergenceReward",
+    # everything else by where it belongs: rk.losses.ClipCov, rk.samplers.Pools, rk.references.EMA
+    "losses",
+    "divergences",
+    "advantages",
+    "coefficients",
+    "corrections",
+    "penalties",
+    "references",
+    "samplers",
+    "tasks",
+    "rewards",
+    "verifier",
+    # what is raised
+    "errors",
+    "RlkitError",
+    "InputError",
+    "ConfigError",
+    "DataError",
+    "ModelError",
+    "CheckpointError",
+    "ClusterError",
+    "RunError",
+    "NumericsError",
+    "RewardError",
+    "EngineError",
+    "WorkerError",
+    "WorkerTimeout",
+    "__version__",
+]
