@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlkit.cluster.local import LocalRay, is_open
+from rlkit.cluster.section import Cluster
 from rlkit.cluster.watch import Pulse, Watch, one_line
 from rlkit.errors import ClusterError, EngineError, RunError, WorkerError, WorkerTimeout
 from rlkit.learner.backend import free_port, rank_environment
-from rlkit.run import Cluster, Run
+from rlkit.run import Run
 
 REQUESTS = 1024  # groups that an engine works on at the same time; vLLM runs at most so many responses by default
 

@@ -12,16 +12,14 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rlkit.errors import ConfigError, NumericsError
+from rlkit.learner.section import LearnerSection
 from rlkit.record.checkpoint import read_tensors, write_tensors
-
-if TYPE_CHECKING:
-    from rlkit.run import LearnerSection
 
 OURS = {
     "train_batch_size",

@@ -13,12 +13,13 @@ import torch
 from rlkit.errors import NumericsError
 from rlkit.learner.backend import TorchBackend
 from rlkit.learner.plan import MOST_TOKENS, optimizer_steps
+from rlkit.learner.section import LearnerSection
 from rlkit.model.endings import Endings
 from rlkit.model.load import load_for
 from rlkit.model.policy import PolicyModel, evaluate_new
+from rlkit.model.section import WarmUp
 from rlkit.objective import loss
 from rlkit.objective.losses import NLL
-from rlkit.run import LearnerSection, WarmUp
 from rlkit.types import Batch, Prompt, Rollout, Sampling
 
 

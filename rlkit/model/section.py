@@ -1,0 +1,56 @@
+"""The section `model`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rlkit.bounds import Bounded, Count, Natural, NonNegative
+from rlkit.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyModel(Bounded):
+    """A small random model with a character tokenizer for the task's alphabet: what runs without any download."""
+
+    family: Literal["qwen2", "qwen3", "llama"] = "qwen2"
+    hidden: Count = 128
+    layers: Count = 4
+    heads: Count = 4
+    kv_heads: Count = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hidden % self.heads or self.hidden // self.heads not in (32, 64, 96, 128) or self.heads % self.kv_heads:
+            raise ConfigError(
+                f"model.make: hidden {self.hidden} / heads {self.heads} must be a head size of 32, 64, 96 or 128 (vLLM's "
+                f"CPU attention has no other), and kv_heads ({self.kv_heads}) must divide heads."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmUp(Bounded):
+    """Supervised training on the task's demonstrations before RL starts. ``batch`` is in sequences."""
+
+    steps: Natural = 200
+    batch: Count = 64
+    lr: NonNegative = 2e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Where training starts: a folder or hub name (``path``), or a tiny model that the run makes (``make``)."""
+
+    path: str | None = None
+    make: TinyModel | None = None
+    warm_up: WarmUp | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: str | None = None
+    fp32_head: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.make is None):
+            raise ConfigError(
+                "model needs exactly one of `path` (a folder or hub name) and `make` (a tiny model "
+                "that the run makes itself)."
+            )

@@ -1,0 +1,55 @@
+"""The section `rollout`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rlkit.bounds import Bounded, Count, Natural, NonNegative, Share
+from rlkit.errors import ConfigError
+from rlkit.rollout.engine import UpdateMode
+from rlkit.rollout.interrupt import Interrupt
+from rlkit.rollout.lengths import Lengths
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSection(Bounded):
+    """How responses are collected.
+
+    Attributes:
+        engine: ``vllm``, or ``hf`` (transformers only; for debuggers and machines without vLLM).
+        prompts: prompt groups a step. n: responses a prompt.
+        max_lag: steps that generation may run ahead of training; 0 is strictly on-policy.
+        pause: what a weight update does to running requests: ``wait`` for them; ``continue`` them under the new weights, which compute the
+            tokens so far once more; ``keep`` them going with what the old weights have cached, which costs nothing and is less exact; or
+            ``abort`` them and ask again. Each token carries the version that sampled it. ``engine: hf`` always waits.
+        over: share of ``prompts`` that is started beyond them, so that a step need not wait for its longest responses: it takes the groups
+            that finish first, and the others are continued for a later one (:class:`rlkit.rollout.collector.Collector` says what this
+            does to the batch). overtake: steps' worth of younger groups that may go before an older one.
+        seeded: every request has a seed of its own, so that its tokens depend neither on the batch nor on the number of engines, and a
+            resumed run repeats them. For that, vLLM draws request by request and not with its fused samplers; false lets it use them.
+        max_waste: groups that may be dropped and replaced in one step, as a multiple of ``prompts``.
+        lengths: a curriculum over ``sampling.max_tokens``.
+        interrupt: responses that take too long are told to answer.
+    """
+
+    engine: Literal["vllm", "hf"] = "vllm"
+    prompts: Count = 32
+    n: Count = 8
+    max_lag: Natural = 0
+    pause: UpdateMode = "wait"
+    over: Share = 0.0
+    overtake: Count = 1
+    seeded: bool = True
+    max_waste: NonNegative = 10.0
+    max_model_len: Count | None = None
+    lengths: Lengths | None = None
+    interrupt: Interrupt | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.over and (self.pause not in ("continue", "keep") or self.engine == "hf"):
+            raise ConfigError(
+                f"rollout.over is {self.over}, but engine: {self.engine} with pause: {self.pause} waits for stragglers or "
+                "loses them at every weight update. Set rollout.engine: vllm and rollout.pause: continue (or keep)."
+            )
