@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rlkit.verifier.comparison import Mode
 from rlkit.verifier.finding import EXTRACT, KINDS, extract_answer, final_answer, last_boxed
-from rlkit.verifier.verify import Mode, Verdict, gold_against_itself, same_answer, verify, vote_key
+from rlkit.verifier.verify import Verdict, gold_against_itself, same_answer, verify, vote_key
 
 __all__ = [
     "EXTRACT",

@@ -27,8 +27,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rlkit.errors import ConfigError
-from rlkit.verifier import answers
-from rlkit.verifier.answers import Items, Ratio, Scalar, Text, Value
+from rlkit.verifier.algebra import MAX_TEXT
+from rlkit.verifier.reader import read
+from rlkit.verifier.units import LARGE, UNITS, unit_of
+from rlkit.verifier.values import Items, Ratio, Scalar, Text, Value
 
 EXTRACT = ("boxed", "tag", "line", "hash", "closing")
 KINDS = ("boxed", "tag", "line", "hash", "closing", "number", "whole")
@@ -91,11 +93,11 @@ def boxes(text: str) -> list[tuple[int, int, str]]:
         if m[1]:
             open_braces.append((m.start(), m.end()))
         elif m[2]:
-            out.append((m.start(), m.end(), m[2][: 8 * answers.MAX_TEXT]))
+            out.append((m.start(), m.end(), m[2][: 8 * MAX_TEXT]))
         elif m[0] == "{":
             open_braces.append(None)
         elif m[0] == "}" and open_braces and (box := open_braces.pop()) is not None:
-            out.append((box[0], m.end(), text[box[1] : m.start()].strip()[: 8 * answers.MAX_TEXT]))
+            out.append((box[0], m.end(), text[box[1] : m.start()].strip()[: 8 * MAX_TEXT]))
     return sorted(out, reverse=True)
 
 
@@ -328,9 +330,9 @@ class _Reading:
             unit = " ".join(words[:n]).rstrip(".")
             if (
                 unit in ("percent", "degrees", "degree")
-                or unit in answers._LARGE
+                or unit in LARGE
                 or (
-                    answers.unit_of(unit.replace("²", "^2").replace("³", "^3")) is not None
+                    unit_of(unit.replace("²", "^2").replace("³", "^3")) is not None
                     and not (unit in _NO_SINGLE and n < len(words))
                 )
             ):
@@ -374,9 +376,9 @@ def _mask(m: re.Match[str]) -> str:
             or after[0].isdigit()
         ):
             return "\x00" * len(whole)
-        if len(after) <= 2 and after.isascii() and after.lower() not in answers._UNITS:
+        if len(after) <= 2 and after.isascii() and after.lower() not in UNITS:
             return whole  # 3x, 2ab
-        if after.lower() in answers._UNITS or not after.isascii():
+        if after.lower() in UNITS or not after.isascii():
             return m["digits"] + "\x00" * len(after)  # 5cm: the unit is read from the text
         return "\x00" * len(whole)
     letters = m["letters"]
@@ -507,10 +509,10 @@ def value_of(phrase: str) -> str | None:
     bare = _bare(phrase)
     if re.match(r"[<>]\s*[-\d.]+$|[\d.,]+\s*\+$", bare):
         return None  # more than 5
-    value = answers.read(bare, True)
+    value = read(bare, True)
     if value is not None and not _wordy(value, bare):
         return bare
-    if len(phrase) > answers.MAX_TEXT:
+    if len(phrase) > MAX_TEXT:
         return None
     unwrapped = phrase
     if not _formulas(phrase):  # as in a box
@@ -629,12 +631,12 @@ def _tag(text: str, complete: bool) -> str | None:
     inner = text[start + len("<answer>") : end if end >= 0 else None].strip()
     if not inner:
         return None
-    return _boxed(inner) or _line(inner, True) or value_of(inner[: 2 * answers.MAX_TEXT]) or inner
+    return _boxed(inner) or _line(inner, True) or value_of(inner[: 2 * MAX_TEXT]) or inner
 
 
 def _statement(text: str, at: int, complete: bool) -> str | None:
     """What follows "Answer:", to the end of its sentence; None if it was cut off."""
-    rest = text[at : at + 2 * answers.MAX_TEXT].lstrip(" \t*_:：")
+    rest = text[at : at + 2 * MAX_TEXT].lstrip(" \t*_:：")
     display = re.match(r"\s*(?:\\\[|\$\$)\s*", rest)
     if display:
         end = rest.find(r"\]" if r"\[" in display[0] else "$$", display.end())
@@ -671,12 +673,8 @@ def _concluded(statement: str) -> str | None:
     parts = [p for p in _HENCE.split(statement) if p.strip()]
     if len(parts) > 1:
         first = _bare(parts[0])
-        if (
-            answers.read(first, True) is not None
-            and re.search(r"\d|\\", first)
-            and not _wordy(answers.read(first, True), first)
-        ):
-            unit = answers.read(first, True)
+        if read(first, True) is not None and re.search(r"\d|\\", first) and not _wordy(read(first, True), first):
+            unit = read(first, True)
             if not isinstance(unit, Scalar) or len(unit.unit.split()) < 3:
                 return first
         for part in reversed(parts):
@@ -698,7 +696,7 @@ def _hash(text: str, complete: bool) -> str | None:
     at = text.rfind("####")
     if at < 0:
         return None
-    line, newline, _ = text[at + 4 : at + 4 + answers.MAX_TEXT].lstrip("# ").partition("\n")
+    line, newline, _ = text[at + 4 : at + 4 + MAX_TEXT].lstrip("# ").partition("\n")
     line = line.strip()
     if not line or not (newline or complete):
         return None

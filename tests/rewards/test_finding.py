@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlkit.verifier import answers, finding
+from rlkit.verifier import finding
+from rlkit.verifier.algebra import MAX_TEXT, MAX_WORK, WORK
 from rlkit.verifier.finding import EXTRACT, extract_answer
 from rlkit.verifier.verify import verify
 
@@ -462,7 +463,7 @@ PIECES = [
 def test_no_text_breaks_the_verifier_or_makes_it_compute_much(
     response: str, gold: str, extract: tuple[str, ...]
 ) -> None:
-    before = answers.WORK.total
+    before = WORK.total
     bare, gold = (
         re.sub(r"\\boxed\{|####|Answer:", "", text) for text in (response, gold)
     )  # no solution, but an answer
@@ -475,7 +476,7 @@ def test_no_text_breaks_the_verifier_or_makes_it_compute_much(
         "refused",
         "no_answer",
     )
-    assert answers.WORK.total - before <= 12 * answers.MAX_WORK
+    assert WORK.total - before <= 12 * MAX_WORK
 
 
 @pytest.mark.parametrize(
@@ -490,9 +491,9 @@ def test_no_text_breaks_the_verifier_or_makes_it_compute_much(
 )
 def test_large_algebra_is_given_up_not_computed(text: str, other: str) -> None:
     """Of these, some took seconds, and some ended in an exception of Python's for numbers of more than 4,300 digits."""
-    before = answers.WORK.total
+    before = WORK.total
     assert not verify(rf"\boxed{{{text}}}", other).correct
-    assert answers.WORK.total - before <= 6 * answers.MAX_WORK
+    assert WORK.total - before <= 6 * MAX_WORK
 
 
 @pytest.mark.parametrize(
@@ -527,4 +528,4 @@ def test_long_texts_are_searched_in_one_pass_and_their_end_in_detail(
 
     monkeypatch.setattr(finding._Reading, "__init__", counted)
     verify(piece * 20_000, "7", extract=(*EXTRACT, "number"))
-    assert sum(seen) <= 8 * finding.TAIL + 4 * finding._TRIES * answers.MAX_TEXT
+    assert sum(seen) <= 8 * finding.TAIL + 4 * finding._TRIES * MAX_TEXT
