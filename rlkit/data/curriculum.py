@@ -10,16 +10,14 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from rlkit.bounds import Bounded, Count, Decay, NonNegative, Positive, Share
 from rlkit.data.statistics import PromptStatistics, pass_rate
 from rlkit.errors import ConfigError
-
-if TYPE_CHECKING:
-    from rlkit.types import Prompt, Rollout  # types only: a reward's process must not import torch
+from rlkit.samples import Prompt, Rollout
 
 
 class SamplerState(Protocol):

@@ -16,7 +16,7 @@ from rlkit.data.render import Encoder, Renderer
 from rlkit.data.sets import is_named, load_table, normalised, read_set
 from rlkit.data.tasks import Row, Split
 from rlkit.errors import DataError
-from rlkit.types import Prompt
+from rlkit.samples import Prompt
 
 
 def load_prompts(

@@ -12,15 +12,13 @@ import math
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from rlkit.errors import DataError
 from rlkit.files import replace_file
-
-if TYPE_CHECKING:
-    from rlkit.types import Prompt, Rollout  # types only: a reward's process must not import torch
+from rlkit.samples import Prompt, Rollout
 
 COLUMNS = (
     "groups",

@@ -13,7 +13,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rlkit.bounds import Bounded, Count
 from rlkit.config import locate
@@ -21,9 +21,7 @@ from rlkit.data.files import parse, read_lines
 from rlkit.data.render import Encoder
 from rlkit.errors import DataError
 from rlkit.files import replace_file, told
-
-if TYPE_CHECKING:
-    from rlkit.types import Rollout  # types only: a reward's process must not import torch
+from rlkit.samples import Prompt, Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,6 @@ class StoredRows:
 
     def __init__(self, spec: Stored, tokenizer: Any, seed: int, base: str | Path | None = None) -> None:
         """Raises ValueError for a missing file, and for a malformed row with its line."""
-        from rlkit.types import Prompt, Rollout
 
         self.spec, self.seed, self.rows = spec, seed, list[Rollout]()
         path = locate(spec.path, base)

@@ -21,7 +21,7 @@ from rlkit.evaluation.voting import temperature_vote, weighted_vote
 from rlkit.files import replace_file, told
 from rlkit.model.hub import require_model
 from rlkit.record.output import require_file, require_folder
-from rlkit.types import Prompt, Rollout, Sampling
+from rlkit.samples import Prompt, Rollout, Sampling
 
 
 def model_folder(name: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlkit.errors import ConfigError
 from rlkit.evaluation.metrics import Group, group_samples
-from rlkit.types import Rollout
+from rlkit.samples import Rollout
 
 Array = NDArray[np.float64]
 MAX_STATES, MAX_WORK = 4_000_000, 500_000_000  # the exact permutation test: sums to tell apart, and additions

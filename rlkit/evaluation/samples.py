@@ -25,7 +25,7 @@ from typing import Any
 from rlkit.errors import ConfigError, RunError
 from rlkit.evaluation.voting import should_stop
 from rlkit.files import Appender, read_rows, reason
-from rlkit.types import Prompt, Rollout, Sampling
+from rlkit.samples import Prompt, Rollout, Sampling
 
 Record = dict[str, Any]
 ROUND = 16  # samples of one request; further rounds have seeds of their own, so that more samples keep the earlier ones

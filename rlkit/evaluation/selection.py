@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from rlkit.errors import ConfigError
-from rlkit.types import Rollout
+from rlkit.samples import Rollout
 
 Array = NDArray[np.float64]
 

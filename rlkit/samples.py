@@ -1,0 +1,70 @@
+"""Prompts, how they are sampled, and the responses: the data that flows, as far as it needs no torch (:mod:`rlkit.types` has the rest)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from rlkit.bounds import Bound, Bounded, Count, Natural, NonNegative, Seed
+from rlkit.errors import ConfigError
+
+Source = Literal["policy", "reference", "dataset"]
+Finish = Literal["stop", "length", "abort"]
+SOURCES: tuple[Source, ...] = ("policy", "reference", "dataset")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One row of a prompt data set, rendered and tokenized.
+
+    ``id`` is stable over runs: the curriculum and every error message use it. ``columns`` holds every other
+    column of the row; rewards read them by name.
+    """
+
+    id: str
+    token_ids: tuple[int, ...]
+    text: str
+    answer: Any = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sampling(Bounded):
+    """How responses are drawn. ``temperature: 0`` is greedy, ``top_k: 0`` switches top-k off; ``seed`` makes a request reproducible."""
+
+    temperature: NonNegative = 1.0
+    top_p: Annotated[float, Bound(above=0, at_most=1)] = 1.0
+    top_k: Natural = 0
+    max_tokens: Count = 256
+    stop: tuple[str, ...] = ()
+    seed: Seed | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(self.stop):
+            raise ConfigError("sampling.stop has an empty text, which every response contains; leave it out.")
+
+
+@dataclass(slots=True)
+class Rollout:
+    """One sampled response: plain data, picklable, one line of ``rollouts.jsonl``. ``T`` is its length in tokens.
+
+    A record that is filled in as the response travels: the engine writes its tokens, then the scorer its reward, then the collector its
+    group. Each has one owner at a time, and once a :class:`rlkit.types.Batch` was made of it nothing is written any more.
+    """
+
+    prompt: Prompt
+    tokens: list[int]  # [T] response tokens, tool tokens included
+    sampled: list[bool]  # [T] True where the policy produced the token; only these are trained
+    logp: list[float]  # [T] log mu(token), nats
+    version: list[int]  # [T] weight version that sampled it
+    finish: Finish
+    text: str = ""
+    source: Source = "policy"
+    group: int = 0
+    reward: float = math.nan
+    parts: dict[str, float] = field(default_factory=dict)  # named reward components
+    error: str | None = None  # why there is no reward (a verifier that raised or timed out)
+    ref_logp: list[float] | None = None  # [T] stored reference log-probs
