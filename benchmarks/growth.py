@@ -105,8 +105,8 @@ def learners(curve: str, folder: str) -> Iterator[Any]:
 
         yield LearnerGroup(LocalWorkers(Learner(run, folder, needs)), run, needs)
         return
-    from rlkit.build import make_engine
     from rlkit.cluster import ray
+    from rlkit.session import make_engine
 
     ray.connect(run.cluster)
     options = {"kind": "hf", "seed": 0, "dtype": "float32", "max_model_len": 8, "options": {}, "tensor_parallel": 1}

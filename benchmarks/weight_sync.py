@@ -91,10 +91,10 @@ def started(run: Any, folder: str) -> Iterator[tuple[Any, Any, Callable[[], floa
     """(learners, engines, how many MiB all of their processes hold, and how many Ray's object store has ever held)."""
     import psutil
 
-    from rlkit.build import make_engine
     from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers
     from rlkit.learner.learner import Learner
     from rlkit.rollout.vllm import environment
+    from rlkit.session import make_engine
 
     options = {
         "kind": run.rollout.engine,

@@ -346,7 +346,7 @@ def train(a: argparse.Namespace) -> None:
 
 
 def show(a: argparse.Namespace) -> None:
-    from rlkit.build import check
+    from rlkit.checks import check
     from rlkit.config import describe, load_with_origins
 
     run, origins = load_with_origins(a.config, a.overrides)
@@ -361,7 +361,7 @@ def show(a: argparse.Namespace) -> None:
 
 
 def check(a: argparse.Namespace) -> int:
-    from rlkit.build import check as check_run
+    from rlkit.checks import check as check_run
     from rlkit.config import load
     from rlkit.objective.oracle import dishonest, examine_all
 
@@ -392,11 +392,11 @@ def _score_training(a: argparse.Namespace) -> tuple[Any, Any, list[Any], list[An
     """The run, the tokenizer, the training prompts, and ``a.n`` scored responses to each of them, in order."""
     import dataclasses
 
-    from rlkit.build import quiet_libraries
     from rlkit.config import load
     from rlkit.data.prompts import load_prompts
     from rlkit.evaluation.commands import model_folder, running
     from rlkit.model.load import load_tokenizer
+    from rlkit.session import quiet_libraries
     from rlkit.trainer import sample_and_score
 
     quiet_libraries()
@@ -528,11 +528,11 @@ def plot(a: argparse.Namespace) -> None:
 
 
 def plan(a: argparse.Namespace) -> int:
-    from rlkit.build import quiet_libraries
     from rlkit.config import load
     from rlkit.planning import HerePlan, Plan, local_gpus, plan_here
     from rlkit.planning import plan as make_plan
     from rlkit.planning.probe import probe
+    from rlkit.session import quiet_libraries
 
     quiet_libraries()
     run = load(a.config, a.overrides)

@@ -19,7 +19,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from rlkit.build import Parts, State, build, record
 from rlkit.cluster.groups import EngineGroup
 from rlkit.cluster.sync import probe_export, probe_parity, probe_reference
 from rlkit.errors import CheckpointError, WorkerError
@@ -37,6 +36,7 @@ from rlkit.record.memory import resident
 from rlkit.rewards import Scorer
 from rlkit.rollout.collector import Group, read_groups, write_groups
 from rlkit.run import Run
+from rlkit.session import Parts, State, build, record
 from rlkit.stopping import Stopped, Stopper
 from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
 

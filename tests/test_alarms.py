@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rlkit.build import stale
+from rlkit.checks import stale
 from rlkit.config import load as make_run
 from rlkit.record.alarms import ALARMS, LONG, READ, SHORT, WINDOW, Alarms
 

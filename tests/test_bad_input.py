@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 import rlkit as rk
-from rlkit.build import check as check_run
+from rlkit.checks import check as check_run
 from rlkit.cli import main
 from rlkit.config import NAMESPACES, build, known
 from rlkit.data.prompts import load_prompts

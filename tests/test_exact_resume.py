@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import rlkit as rk
-from rlkit import build
+from rlkit import checks
 from rlkit.config import to_yaml
 from rlkit.data.stored import write_stored
 from rlkit.errors import CheckpointError
@@ -157,7 +157,7 @@ def test_a_killed_and_resumed_run_is_bit_equal(
 ) -> None:
     run = rk.load(settings(small, MODES[mode], tmp_path))
     monkeypatch.setattr(hf, "MAX_ROWS", 1)  # each request is a batch: what is computed does not depend on others
-    monkeypatch.setattr(build, "CHECKS", ())  # they refuse to run ahead in one process: there is nothing to gain
+    monkeypatch.setattr(checks, "CHECKS", ())  # they refuse to run ahead in one process: there is nothing to gain
     if run.rollout.max_lag:
         monkeypatch.setattr(rk.Run, "shares_weights", False)  # an engine that runs ahead has its own
     with killed_at(5, tmp_path / "killed" / "small"):

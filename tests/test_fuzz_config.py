@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import rlkit as rk
-from rlkit.build import check
+from rlkit.checks import check
 from rlkit.errors import ConfigError, InputError
 from rlkit.reading import read
 

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
 import rlkit as rk
-from rlkit.build import check, context_length
+from rlkit.checks import check, context_length
 from rlkit.cluster.ray import check_resources
 from rlkit.data.curriculum import ZeroVariance
 from rlkit.data.render import load_template

@@ -13,8 +13,8 @@ import torch
 import yaml
 
 import rlkit as rk
-from rlkit.build import build
 from rlkit.cli import main
+from rlkit.session import build
 from tests.rewards.examples import correct
 
 
@@ -263,7 +263,7 @@ def test_the_core_imports_with_torch_and_transformers_alone() -> None:
     code = (
         "import sys\nclass Block:\n    def find_spec(self, name, path=None, target=None):\n"
         f"        if name.split('.')[0] in {heavy}: raise ImportError(name)\nsys.meta_path.insert(0, Block())\n"
-        "import rlkit, rlkit.trainer, rlkit.build, rlkit.cluster.ray, rlkit.rollout.vllm, rlkit.learner.learner, rlkit.cli\n"
+        "import rlkit, rlkit.trainer, rlkit.session, rlkit.cluster.ray, rlkit.rollout.vllm, rlkit.learner.learner, rlkit.cli\n"
         "[getattr(rlkit, n) for n in rlkit.__all__]"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -200,3 +201,14 @@ def preview(prompts: Sequence[Prompt], tokenizer: Any) -> str:
     pieces = tokenizer.convert_ids_to_tokens(list(p.token_ids[:48]))
     more = "" if len(p.token_ids) <= 48 else f" ... ({len(p.token_ids)} tokens)"
     return f"first prompt ({p.id}): {p.text!r}\n  tokens: {' '.join(map(repr, pieces))}{more}\n  answer: {p.answer!r}"
+
+
+def first_of_each(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
+    """The first ``n`` prompts of each data set."""
+    seen: Counter[Any] = Counter()
+    kept = []
+    for p in prompts:
+        seen[p.columns.get("dataset")] += 1
+        if seen[p.columns.get("dataset")] <= n:
+            kept.append(p)
+    return kept

@@ -37,10 +37,11 @@ def running(
     run: Any, path: str, prompts: Sequence[Prompt], engines: int = 1, address: str | None = None
 ) -> Iterator[tuple[Any, Any]]:
     """``(engines, scorer)`` for a model and the rewards of a run: one engine in this process, or several on Ray."""
-    from rlkit.build import context_length, make_engine
+    from rlkit.checks import context_length
     from rlkit.cluster.groups import EngineGroup, LocalWorkers
     from rlkit.rewards import Scorer
     from rlkit.run import Cluster
+    from rlkit.session import make_engine
 
     with contextlib.ExitStack() as stack:
         scorer = Scorer(run.scored_by, on_error=run.on_reward_error, base=Path(run.base))
@@ -90,10 +91,10 @@ def voter(run: Any) -> Callable[[Rollout], str | None]:
 
 
 def evaluate(a: argparse.Namespace) -> None:
-    from rlkit.build import first_of_each, quiet_libraries
     from rlkit.config import load
-    from rlkit.data.prompts import load_prompts
+    from rlkit.data.prompts import first_of_each, load_prompts
     from rlkit.model.load import load_tokenizer
+    from rlkit.session import quiet_libraries
 
     quiet_libraries()
     if a.out:
@@ -177,7 +178,7 @@ def _write_json(path: Path, content: Any) -> None:
 
 def forgets(run: Any, base: str, path: str, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """KL(base‖model) on one response of the base model to each prompt (RL's Razor), printed and returned."""
-    from rlkit.build import context_length
+    from rlkit.checks import context_length
     from rlkit.rollout.hf import HFEngine
 
     base = model_folder(base)
@@ -353,7 +354,6 @@ def renderer(model: str, tokenizer: Any, template: str | None) -> Any:
 
 def sample(a: argparse.Namespace) -> None:
     """``rlkit sample``: responses of a model or of a realigned one, all of them, the best, or those that rejection keeps."""
-    from rlkit.build import make_engine, quiet_libraries
     from rlkit.data.render import Encoder
     from rlkit.evaluation.selection import (
         best_of_n,
@@ -365,6 +365,7 @@ def sample(a: argparse.Namespace) -> None:
     from rlkit.model.load import load_tokenizer
     from rlkit.rewards import RewardSpec, Scorer
     from rlkit.rollout.dera import DeRaEngine
+    from rlkit.session import make_engine, quiet_libraries
 
     if (a.reference is None) != (a.realign is None):
         raise ConfigError(

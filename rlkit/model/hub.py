@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from rlkit.config import locate
-from rlkit.errors import ModelError
+from rlkit.errors import ConfigError, ModelError
 
 PATIENCE = 10.0  # seconds
 
@@ -26,6 +27,20 @@ def require_model(name: str, where: str, base: str | Path | None = None, remedy:
     told = _missing(name, locate(name, base))
     if told is not None:
         raise ModelError(f"{where}: {name[:200]!r} {told} {remedy}".rstrip())
+
+
+def model_config(path: str, where: str, remedy: str = "") -> Any:
+    """The configuration of a model folder or hub name, which costs next to nothing; raises ValueError if there is none."""
+    from transformers import AutoConfig
+
+    require_model(path, where, remedy=remedy)
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # whatever transformers makes of somebody's file
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if "trust_remote_code" in str(error):
+            said = "it needs code of its own, which rlkit does not execute. Use a model that transformers knows."
+        raise ConfigError(f"{where}: {path!r} is not a model: {said} {remedy}".rstrip()) from error
 
 
 def _missing(name: str, place: Path) -> str | None:

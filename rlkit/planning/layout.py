@@ -15,15 +15,14 @@ from rlkit.config import locate
 from rlkit.data.prompts import load_prompts
 from rlkit.errors import ConfigError, InputError
 from rlkit.learner.plan import micro_batch
-from rlkit.model.load import load_tokenizer
 from rlkit.model.reference import Frozen, Served
-from rlkit.model.tiny import make_tiny, make_tokenizer
 from rlkit.objective.full_vocab import FullDivergence
 from rlkit.planning import speed
 from rlkit.planning.memory import GIB, Budget, Shape, Sharding, engine_memory, learner_memory, shape
 from rlkit.planning.simulate import EngineModel, LearnerModel, LogNormal, Trace, Workload, simulate
 from rlkit.planning.speed import Assumptions, Gpu, find_gpu
 from rlkit.run import Run
+from rlkit.start import made, tokenizer_of
 
 SIZES = tuple(2**k for k in range(11))
 FIRST_ROWS = 256  # prompts whose lengths are measured
@@ -164,18 +163,8 @@ class Planner:
             return str(locate(run.model.path, run.base))
         from transformers import AutoConfig
 
-        m = run.model.make
-        assert m is not None
         with tempfile.TemporaryDirectory() as folder:
-            make_tiny(
-                folder,
-                run.alphabet,
-                family=m.family,
-                hidden=m.hidden,
-                layers=m.layers,
-                heads=m.heads,
-                kv_heads=m.kv_heads,
-            )
+            made(run, folder)
             return AutoConfig.from_pretrained(folder)
 
     def known(self, prompt_tokens: float | None) -> str:
@@ -352,11 +341,7 @@ def prompt_lengths(run: Run) -> list[int]:
     """Tokens of the first prompts; none where the tokenizer or the data cannot be had from here."""
     data = dataclasses.replace(run.data, size=min(run.data.size or FIRST_ROWS, FIRST_ROWS))
     try:
-        tokenizer = (
-            make_tokenizer(run.alphabet)
-            if run.model.path is None
-            else load_tokenizer(str(locate(run.model.path, run.base)))
-        )
+        tokenizer = tokenizer_of(run)
         return [len(p.token_ids) for p in load_prompts(data, "train", tokenizer, base=run.base)]
     except (InputError, OSError):
         return []

@@ -14,6 +14,7 @@ from typing import Any
 from rlkit.errors import ConfigError
 from rlkit.learner.learner import BUCKET_BYTES
 from rlkit.model.head import CHUNK_ELEMENTS
+from rlkit.model.hub import model_config
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -68,8 +69,6 @@ def shape(config: Any, peft: Mapping[str, Any] | None = None, value_head: bool =
         ValueError: not a model, or one whose configuration lacks a size that is needed.
     """
     if isinstance(config, str):
-        from rlkit.build import model_config
-
         config = model_config(config, "model.path")
     import torch
     from transformers import AutoModelForCausalLM

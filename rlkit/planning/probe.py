@@ -6,9 +6,15 @@ import dataclasses
 import random
 import tempfile
 import time
-from pathlib import Path
 
+import torch
+
+from rlkit.config import locate
+from rlkit.learner.learner import Learner
+from rlkit.objective import normalise
 from rlkit.run import Run
+from rlkit.start import made
+from rlkit.types import Batch, Prompt, Rollout
 
 
 def probe(run: Run) -> str:
@@ -19,28 +25,10 @@ def probe(run: Run) -> str:
     Raises:
         ValueError: a model that cannot be loaded.
     """
-    import torch
-
-    from rlkit.config import locate
-    from rlkit.learner.learner import Learner
-    from rlkit.model.tiny import make_tiny
-    from rlkit.objective import normalise
-    from rlkit.types import Batch, Prompt, Rollout
-
     need = run.needs
     with tempfile.TemporaryDirectory() as folder:
         if run.model.path is None:
-            m = run.model.make
-            assert m is not None
-            make_tiny(
-                Path(folder),
-                run.alphabet,
-                family=m.family,
-                hidden=m.hidden,
-                layers=m.layers,
-                heads=m.heads,
-                kv_heads=m.kv_heads,
-            )
+            made(run, folder)
         path = str(locate(run.model.path, run.base)) if run.model.path is not None else folder
         cluster = None if run.cluster is None else dataclasses.replace(run.cluster, learners=1)
         learner = Learner(run.replace(cluster=cluster, model=dataclasses.replace(run.model, warm_up=None)), path, need)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlkit.build import without_dropout
+from rlkit.checks import without_dropout
 from rlkit.config import load as make_run
 from rlkit.learner.learner import Learner
 from rlkit.learner.plan import optimizer_steps

@@ -83,11 +83,11 @@ class Training:
     """One learner with one engine, three publishes, and two steps that move every trained tensor."""
 
     def __init__(self, path: Path, engine: str, peft: dict[str, Any] | None, dtype: str = "float32") -> None:
-        from rlkit.build import make_engine
         from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers
         from rlkit.cluster.sync import WeightSync, probe_parity
         from rlkit.config import load
         from rlkit.learner.learner import Learner
+        from rlkit.session import make_engine
 
         run: dict[str, Any] = {
             "model": {"path": str(path), "dtype": dtype},
@@ -205,7 +205,7 @@ def label(family: Family, tie: bool) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from rlkit.build import quiet_libraries
+    from rlkit.session import quiet_libraries
 
     quiet_libraries()
     yield

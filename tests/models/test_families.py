@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rlkit.build import quiet_libraries
+from rlkit.session import quiet_libraries
 from tests.models.families import FAMILIES, Family, make
 from tests.models.table import BOUND, COLUMNS, PAGE, RESULTS, Training, cell, label, measure, read, rows
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import rlkit as rk
-from rlkit.build import build
 from rlkit.model import packed
 from rlkit.objective.penalties import with_advantages
 from rlkit.rollout.hf import HFEngine
+from rlkit.session import build
 from rlkit.types import Batch, Prompt, Rollout, Sampling
 
 PROMPTS = [Prompt(str(i), tuple(range(3, 4 + size)), "") for i, size in enumerate((0, 1, 9, 5))]  # padded by 0 to 9

@@ -166,8 +166,8 @@ def test_sharded_adapters_reach_an_engine_on_ray(small: dict[str, Any], tiny: Pa
     """Two ranks under ZeRO-3: what is merged is whole only while it is gathered."""
     import ray
 
-    from rlkit.build import make_engine
     from rlkit.cluster import ray as on_ray
+    from rlkit.session import make_engine
 
     run = make_run(
         {

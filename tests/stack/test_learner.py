@@ -161,7 +161,7 @@ def test_two_sharded_ranks_on_ray_train_as_one_process_does(
         }
     )
     run = dataclasses.replace(run, cluster=dataclasses.replace(run.cluster, timeout=200.0))
-    from rlkit.build import make_engine
+    from rlkit.session import make_engine
 
     options = {"kind": "hf", "seed": 0, "dtype": "float32", "max_model_len": 64, "options": {}, "tensor_parallel": 1}
     learners, engines = on_ray.start(run, str(tiny), NEEDS, make_engine, {}, options)

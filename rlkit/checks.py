@@ -1,0 +1,292 @@
+"""What no section of a configuration can see alone: each check looks at one thing, and all that is wrong is said at once.
+
+A check yields sentences: where, what, and what to do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rlkit.data.curriculum import ZeroVariance
+from rlkit.errors import ConfigError, InputError
+from rlkit.learner.backend import check_deepspeed_options
+from rlkit.model.endings import Endings
+from rlkit.model.generation import load_settings, settled
+from rlkit.model.hub import model_config
+from rlkit.model.reference import Frozen, Served, Tempered
+from rlkit.objective.advantages import is_group
+from rlkit.rewards import RewardSpec
+from rlkit.run import Run
+from rlkit.types import Prompt, Sampling
+from rlkit.verifier.verify import gold_against_itself
+
+
+def check(run: Run) -> None:
+    """Impossible combinations that single sections cannot see, before anything is loaded.
+
+    Raises:
+        ConfigError: every reason with its remedy, one a line.
+    """
+    found = [sentence for one in CHECKS for sentence in one(run)]
+    if found:
+        raise ConfigError("\n".join(found))
+
+
+def _stored_rows(run: Run) -> Iterator[str]:
+    stored = [t for t in run.objective if t.on == "reference"]
+    if stored and run.data.stored is None:
+        yield (
+            f"{stored[0].name} reads stored rows of the reference (on: reference), but data.stored is not set. Make them "
+            "with: rlkit filter CONFIG --model MODEL --low 1 --out kept.jsonl --responses stored.jsonl, then data.stored: "
+            "{path: stored.jsonl}."
+        )
+    strange = [n for t in stored for n in t.needs if n not in ("ref", "behav", "old", "entropy")]
+    if strange:
+        yield f"{stored[0].name} needs {strange[0]!r}, which stored rows do not have; they have ref, behav, old and entropy."
+
+
+def _anchors(run: Run) -> Iterator[str]:
+    parts: tuple[Any, ...] = (*(t for t in run.objective if t.on != "reference"), *run.reward_penalties, run.advantage)
+    for anchor, spec, remedy in (
+        ("ref", run.reference, "reference: {type: Frozen}"),
+        ("teacher", run.teacher, "teacher: {type: Frozen, path: FOLDER_OR_HUB_NAME}"),
+    ):
+        users = ", ".join(type(t).__name__ for t in parts if t.needs & {anchor, f"{anchor}_full"})
+        if users and spec is None:
+            yield (
+                f"{users} compares with anchor {anchor!r}, but {remedy.split(':')[0]} is null. Set {remedy}, or use another "
+                "anchor."
+            )
+    if isinstance(run.teacher, Frozen) and run.teacher.path is None and run.needs & {"teacher", "teacher_full"}:
+        yield "teacher has no `path`: it would be the model that training starts from, which is anchor: ref."
+
+
+def _whole_distributions(run: Run) -> Iterator[str]:
+    need = run.needs
+    if need & {"ref_full", "teacher_full"} and (run.sampling.top_p < 1 or run.sampling.top_k):
+        yield (
+            "FullDivergence compares whole distributions, but sampling.top_p or sampling.top_k cuts them: where one is zero "
+            "and the other is not, the divergence is infinite. Set sampling.top_p: 1.0 and sampling.top_k: 0."
+        )
+    for section, anchor, spec in (("reference", "ref_full", run.reference), ("teacher", "teacher_full", run.teacher)):
+        if anchor in need and isinstance(spec, Served | Tempered):
+            yield (
+                f"FullDivergence needs the whole distributions of {section}, which type: {type(spec).__name__} does not give. "
+                "Use type: Frozen, or a sampled Divergence."
+            )
+
+
+def _values(run: Run) -> Iterator[str]:
+    need = run.needs
+    if run.critic is not None and "value" not in need:
+        yield "critic is set, but nothing needs values: set advantage: {type: GAE} and add {type: ValueMSE} to the objective."
+    if "value" in run.advantage.needs and "returns" not in need:
+        yield (
+            f"advantage {type(run.advantage).__name__} needs a value function, but nothing trains it: add {{type: ValueMSE, "
+            "coef: 0.5} to the objective."
+        )
+    if "returns" in need and "value" not in run.advantage.needs:
+        yield "ValueMSE trains a value function that nothing uses: set advantage: {type: GAE}."
+
+
+def _batches(run: Run) -> Iterator[str]:
+    if run.learner.minibatches > run.rollout.prompts:
+        yield (
+            f"learner.minibatches is {run.learner.minibatches}, but a step has only {run.rollout.prompts} prompt groups "
+            "(rollout.prompts), which are never split. Lower it, or raise rollout.prompts."
+        )
+    if is_group(run.advantage) and run.rollout.n < 2:
+        yield (
+            f"advantage {type(run.advantage).__name__} compares the responses of one prompt, but rollout.n is "
+            f"{run.rollout.n}. Set rollout.n to 2 or more, or use advantage: Plain, ReinforcePlusPlus or GAE."
+        )
+
+
+def _sampling(run: Run) -> Iterator[str]:
+    if run.rollout.interrupt is not None and run.rollout.lengths is not None:
+        yield "rollout.interrupt and rollout.lengths both decide when a response ends: use one of them."
+    if run.sampling.temperature == 0:
+        yield "sampling.temperature is 0: greedy responses of one prompt are all equal and teach nothing. Use 1.0."
+    if run.cluster is None and run.rollout.max_lag and run.rollout.engine == "hf":
+        yield "rollout.max_lag above 0 needs an engine of its own to overlap with: set cluster: {} or rollout.engine: vllm."
+
+
+def _ranks(run: Run) -> Iterator[str]:
+    if run.cluster is None or run.cluster.learners == 1:
+        return
+    if run.deepspeed is None:
+        yield (
+            f"cluster.learners is {run.cluster.learners}, but deepspeed is null: several ranks need DeepSpeed. Add "
+            "deepspeed: {zero_optimization: {stage: 1}}."
+        )
+    if any(t.whole_groups for t in run.objective):
+        yield "a term compares the responses of a prompt (REBEL): it needs cluster.learners: 1."
+
+
+def _precision(run: Run) -> Iterator[str]:
+    if run.model.dtype == "bfloat16" and run.deepspeed is None:
+        yield (
+            "model.dtype: bfloat16 needs DeepSpeed, which keeps float32 master weights. Add deepspeed: "
+            "{zero_optimization: {stage: 1}}, or set model.dtype: float32."
+        )
+    if run.deepspeed is None:
+        return
+    zero = run.deepspeed.get("zero_optimization", {})
+    stage = zero.get("stage", 0) if isinstance(zero, dict) else None
+    if stage not in (0, 1, 2, 3):
+        yield f"deepspeed.zero_optimization is {zero!r:.100}; it must be a mapping with stage 0, 1, 2 or 3."
+    elif run.model.dtype == "bfloat16" and not stage:
+        yield (
+            "model.dtype: bfloat16 needs deepspeed.zero_optimization.stage 1, 2 or 3: DeepSpeed refuses float32 gradient sums "
+            "under stage 0."
+        )
+    try:
+        check_deepspeed_options(run.deepspeed)
+    except InputError as error:
+        yield str(error)
+
+
+def _rewards(run: Run) -> Iterator[str]:
+    if run.model.warm_up is not None and run.data.task is None:
+        yield "model.warm_up learns from a task's demonstrations, but data has no `task`."
+    if not run.rewards and run.data.task is None:
+        yield "rewards is empty. Name a reward, e.g. rewards: [math] or rewards: [my_file.py:my_reward]."
+    try:
+        names = [r.label for r in run.scored_by]
+    except InputError as error:
+        yield str(error)
+        return
+    for rule in run.data.drop:
+        if isinstance(rule, ZeroVariance) and rule.of is not None and rule.of.split("/")[0] not in names:
+            yield (
+                f"data.drop: ZeroVariance looks at the reward {rule.of!r}, but the rewards are {', '.join(names)}. Name one "
+                "of them in `of`, or give a reward that name (name: ...)."
+            )
+
+
+CHECKS = (
+    _stored_rows,
+    _anchors,
+    _whole_distributions,
+    _values,
+    _batches,
+    _sampling,
+    _ranks,
+    _precision,
+    _rewards,
+)
+
+
+# -- what needs data or a model's files ----------------------------------------------------------------------------------
+
+
+def check_columns(run: Run, prompts: Sequence[Prompt]) -> None:
+    """Raises ValueError for a prompt without a number in a column that some term reads."""
+
+    def is_number(x: Any) -> bool:
+        try:
+            return math.isfinite(float(x))
+        except (TypeError, ValueError):
+            return False
+
+    for name in run.columns:
+        bad = [p for p in prompts if not is_number(p.columns.get(name))]
+        if bad:
+            parts: tuple[Any, ...] = (*run.objective, run.advantage, *run.reward_penalties)
+            users = ", ".join(type(t).__name__ for t in parts if f"col:{name}" in t.needs)
+            make = (
+                "Make it with: rlkit filter CONFIG --model MODEL --soft-value 0.5 --out rows.jsonl, then data.train: rows.jsonl."
+                if name == "v_star"
+                else "Add it to the data."
+            )
+            raise ConfigError(
+                f"{users} reads the column {name!r}, but {len(bad)} of {len(prompts)} prompts have no number there (the "
+                f"first: {bad[0].id}). {make}"
+            )
+
+
+def context_length(run: Run, prompts: Sequence[Prompt], model: str | None, at_least: int = 0) -> int:
+    """Room for the longest prompt and its response (``at_least`` tokens); ``model`` must offer that much (None: it is made to measure).
+
+    Raises:
+        ValueError: the longest prompt and its response do not fit.
+    """
+    longest = max(prompts, key=lambda p: len(p.token_ids))
+    response = run.sampling.max_tokens if run.rollout.lengths is None else run.rollout.lengths.limits[-1]
+    needed = len(longest.token_ids) + response
+    asked = run.rollout.max_model_len
+    limits = {} if asked is None else {"rollout.max_model_len": asked}
+    if model is not None:
+        config = model_config(model, "model.path")
+        limits["the model's context"] = getattr(config, "max_position_embeddings", None) or needed
+    for what, limit in limits.items():
+        if needed > limit:
+            raise ConfigError(
+                f"prompt {longest.id} has {len(longest.token_ids)} tokens; with sampling.max_tokens = "
+                f"{response} that makes {needed}, and {what} is {limit}. Lower sampling.max_tokens or "
+                "data.max_prompt_tokens."
+            )
+    needed = max(needed, at_least)
+    return asked or min(needed + 8, limits.get("the model's context", needed + 8))
+
+
+# -- what a run says when it starts --------------------------------------------------------------------------------------
+
+
+def stale(run: Run) -> str | None:
+    """A warning for samples of two or more versions ago that nothing corrects: the ratio to ``old`` does not see their age."""
+    section = run.rollout
+    lag = section.max_lag + (math.ceil(section.over) + section.overtake if section.over else 0)
+    blind = [t.name for t in run.objective if "adv" in t.needs and "behav" not in t.needs]
+    if lag < 2 or run.correction is not None or not blind:
+        return None
+    return (
+        f"warning: tokens may be {lag} steps old when they are trained on (rollout.max_lag: {section.max_lag}, over: {section.over:g}), "
+        f"and {', '.join(blind)} does not see their age: it compares with the learner's own log-probs. Set correction: {{type: "
+        "TruncatedIS}, a loss against the engine's log-probs (CISPO, DPPO, ISGradient), or a lag of at most 1."
+    )
+
+
+def without_dropout(run: Run) -> str | None:
+    """A note for an adapter that asks for dropout."""
+    share = (run.peft or {}).get("lora_dropout", 0)
+    if not share:
+        return None
+    return (
+        f"note: peft.lora_dropout is {share}, but rlkit trains without dropout: the log-probs before and after an update must be of one "
+        "network, or every importance ratio is wrong. Leave it out."
+    )
+
+
+def generation_notes(path: str, tokenizer: Any, sampling: Sampling) -> list[str]:
+    """What should be known of a model's generation settings before it is trained; raises ModelError for unusable ones."""
+    ends = Endings.of(path, tokenizer).ids
+    _, changed = settled(load_settings(path), ends)
+    notes = (
+        [f"note: {path}: generation settings: {'; '.join(changed)} (in the trained model's file)."] if changed else []
+    )
+    if not ends and not sampling.stop:
+        notes.append(
+            f"warning: {path} names no EOS token: nothing but sampling.max_tokens ends a response. Set eos_token in its "
+            "tokenizer_config.json, or sampling.stop."
+        )
+    return notes
+
+
+def self_test(specs: Sequence[RewardSpec], prompts: Sequence[Prompt]) -> list[str]:
+    """What the reward ``math`` says of reference answers that it would not accept from a model: such rows can only teach wrongly."""
+    spec = next((s for s in specs if s.is_math), None)
+    if spec is None:
+        return []
+
+    rows = [{"id": p.id, "answer": p.answer} for p in prompts if p.answer is not None]
+    bad = gold_against_itself(rows, **{k: v for k, v in spec.args.items() if k in ("mode", "extract")})
+    if not bad:
+        return []
+    found = ", ".join(f"{b['id']} ({str(b['answer'])[:40]!r}: {b['reason']})" for b in bad[:5])
+    return [
+        f"warning: {len({b['id'] for b in bad})} of {len(rows)} reference answers are not accepted by the reward `math` when a model "
+        f"gives them: {found}{', ...' if len(bad) > 5 else ''}. Correct or remove these rows."
+    ]

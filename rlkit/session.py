@@ -1,0 +1,364 @@
+"""A run's parts, started in the order of their price and closed whatever happens.
+
+Checks come first: the configuration by itself, rewards and data, the cluster, and only then models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlkit.checks import check, check_columns, context_length, generation_notes, self_test, stale, without_dropout
+from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers
+from rlkit.cluster.sync import WeightSync, probe_parity
+from rlkit.config import locate, plain, to_yaml
+from rlkit.data.prompts import first_of_each, load_prompts, overlap, preview
+from rlkit.data.statistics import PromptStatistics
+from rlkit.data.stored import StoredRows
+from rlkit.files import Appender, replace_file, told
+from rlkit.model.hub import model_config, require_model
+from rlkit.model.load import examine, same_tokens
+from rlkit.objective.coefficients import Coefficients
+from rlkit.objective.oracle import dishonest, examine_all, refuse_nothing
+from rlkit.record.alarms import Alarms
+from rlkit.record.checkpoint import Cadence, Checkpoints
+from rlkit.record.drift import Drift
+from rlkit.record.log import RunLog, Timeline, environment, lock_folder, new_folder, newest_folder
+from rlkit.record.masking import mask_values
+from rlkit.record.output import require_folder
+from rlkit.resume import Changes, compare
+from rlkit.rewards import Scorer
+from rlkit.rollout.collector import Collector, Group
+from rlkit.rollout.interrupt import Interruption
+from rlkit.rollout.lengths import LengthState
+from rlkit.run import Run
+from rlkit.start import start_model, tokenizer_of
+from rlkit.stopping import Best, Stopper
+from rlkit.types import Prompt, Sampling
+
+FIRST_TRAIN = (
+    "Give a model folder or a hub name, or train one first, e.g. rlkit train configs/algorithms/grpo.yaml, which leaves "
+    "runs/grpo/final."
+)
+
+
+@dataclass
+class Parts:
+    """Everything that :func:`rlkit.trainer.train` drives."""
+
+    run: Run
+    folder: Path
+    log: RunLog
+    tokenizer: Any
+    train_prompts: list[Prompt]
+    test_prompts: list[Prompt]
+    scorer: Scorer
+    learners: LearnerGroup
+    engines: EngineGroup
+    sync: WeightSync
+    collector: Collector
+    statistics: PromptStatistics
+    terms: Coefficients
+    penalties: Coefficients
+    checkpoints: Checkpoints
+    found: Found
+    stop: Stopper
+    sampling: Sampling
+    started: float  # time.monotonic() when the run began
+    lengths: LengthState | None
+    stored: StoredRows | None
+    correct: str  # the reward that says whether a response is right: the first one
+    timeline: Timeline
+    drift: Drift
+    alarms: Alarms
+    cadence: Cadence
+    best: Best
+    new_score: float | None = None  # the last held-out score, until a step has reported it
+    state: State | None = None  # of the last finished step: what a checkpoint holds beside the learners' part
+
+
+@dataclass(frozen=True)
+class State:
+    """What the driver puts in a checkpoint, taken between two steps."""
+
+    step: int
+    driver: dict[str, Any]
+    statistics: PromptStatistics
+    in_flight: tuple[Group, ...]  # those that finish until it is written are stored with their responses
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a resumed run continues from. ``checkpoint``: None if there is none yet, or if the run is new."""
+
+    resume: bool
+    checkpoint: Path | None = None
+    damaged: Mapping[Path, str] = field(default_factory=dict)  # newer checkpoints, and what is wrong with them
+    changes: Changes = field(default_factory=dict)  # of the configuration
+
+    @property
+    def step(self) -> int:
+        return 0 if self.checkpoint is None else int(self.checkpoint.name.removeprefix("step_"))
+
+
+def make_engine(
+    model_path: str,
+    *,
+    kind: str,
+    seed: int,
+    dtype: str,
+    max_model_len: int,
+    options: dict[str, Any],
+    tensor_parallel: int,
+    lm: Any = None,
+) -> Any:
+    """``lm``: a learner's model in this process, which a Hugging Face engine generates with."""
+    if kind == "hf":
+        from rlkit.rollout.hf import HFEngine
+
+        return HFEngine(model_path, dtype=dtype, max_model_len=max_model_len, lm=lm)
+    from rlkit.rollout.vllm import VLLMEngine
+
+    return VLLMEngine(
+        model_path,
+        seed=seed,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        options=options,
+        tensor_parallel=tensor_parallel,
+    )
+
+
+def record(run: Run, folder: Path, found: Found) -> None:
+    """Writes down what the run is: ``config.yaml``, and a line of ``environment.jsonl`` for every start, with what it changed."""
+    replace_file(folder / "config.yaml", to_yaml(mask_values(plain(run))))
+    stamp = environment()
+    if found.resume:
+        stamp |= {"from_step": found.step, "changed": mask_values({k: list(v) for k, v in found.changes.items()})}
+    starts = Appender(folder / "environment.jsonl")
+    starts.add(json.dumps(stamp) + "\n")
+    if starts.error is not None:
+        raise starts.error
+
+
+@contextlib.contextmanager
+def build(run: Run, *, resume: bool = False, quiet: bool = False, stop: Stopper | None = None) -> Iterator[Parts]:
+    """All parts of a run; closes them at the end, whatever happens.
+
+    With ``resume`` nothing on disk changes here: :func:`rlkit.trainer.restore` writes when the checkpoint has been loaded.
+    """
+    started = time.monotonic()
+    quiet_libraries()
+    stop = stop or Stopper()
+    check(run)
+    if run.model.path is not None:
+        require_model(run.model.path, "model.path", run.base)
+        run = run.replace(model=dataclasses.replace(run.model, path=str(locate(run.model.path, run.base))))
+        model_config(str(run.model.path), "model.path")
+    findings = examine_all(run.objective, run.reward_penalties)
+    refuse_nothing(findings, run.off_policy)
+    need = run.needs
+    found = Found(resume)
+    if not resume:
+        require_folder(Path(run.out) / run.name, "out")
+    with contextlib.ExitStack() as stack:
+        if resume:
+            folder = newest_folder(run)
+            stack.callback(lock_folder(folder).release)
+            changes = compare(folder, run)
+            found = Found(True, *_checkpoints(run, folder).newest_whole(), changes)
+        specs = run.scored_by
+        scorer = Scorer(
+            specs, on_error=run.on_reward_error, workers=max(1, (os.cpu_count() or 2) // 2), base=Path(run.base)
+        )
+        stack.callback(scorer.close)
+        # Everything that can be wrong is found before the run folder is made: a run that cannot start leaves nothing behind.
+        tokenizer = tokenizer_of(run)
+        notes = [] if run.model.path is None else generation_notes(run.model.path, tokenizer, run.sampling)
+        train_prompts = load_prompts(run.data, "train", tokenizer, notes.append, run.base)
+        test_prompts = first_of_each(
+            load_prompts(run.data, "test", tokenizer, notes.append, run.base), run.eval.prompts
+        )
+        notes += filter(None, [overlap(train_prompts, test_prompts)])
+        scorer.check(list(train_prompts[0].columns))
+        notes += self_test(specs, [*train_prompts, *test_prompts])
+        check_columns(run, train_prompts)
+        rows = StoredRows(run.data.stored, tokenizer, run.seed, run.base) if run.data.stored else None
+        interrupt = (
+            Interruption(run.rollout.interrupt, tokenizer, run.sampling.max_tokens) if run.rollout.interrupt else None
+        )
+        for anchor, where, spec in (("ref", "reference", run.reference), ("teacher", "teacher", run.teacher)):
+            if need & {anchor, f"{anchor}_full"}:
+                for path in filter(None, getattr(spec, "paths", (getattr(spec, "path", None),))):
+                    require_model(path, f"{where}.path", run.base, FIRST_TRAIN)
+                    model_config(
+                        str(locate(path, run.base)),
+                        f"{where}.path",
+                        FIRST_TRAIN,
+                    )
+                    examine(str(locate(path, run.base)), f"{where}.path")
+                    same_tokens(str(locate(path, run.base)), f"{where}.path", tokenizer)
+        if run.critic is not None and run.critic.path is not None:
+            examine(str(locate(run.critic.path, run.base)), "critic.path")
+            same_tokens(str(locate(run.critic.path, run.base)), "critic.path", tokenizer)
+        if run.model.path is not None:
+            examine(run.model.path)
+        context = context_length(run, [*train_prompts, *test_prompts], run.model.path, rows.longest if rows else 0)
+        notes += scorer.trial(train_prompts[0])
+        if run.cluster is not None:
+            from rlkit.cluster.ray import connect
+
+            connect(run.cluster, say=notes.append)
+            stop.install()  # Ray has set handlers of its own
+        if not resume:
+            folder, lock = new_folder(run)
+            stack.callback(lock.release)
+            with told("the run folder"):
+                record(run, folder, found)
+        log = RunLog(run, folder, quiet)
+        stack.callback(log.close)
+        log.say(f"rlkit: {run.name}, {run.steps} steps, in {folder}" + (f", from step {found.step}" if resume else ""))
+        scorer.report = log.say
+        for finding in dishonest(findings, run.off_policy):
+            notes.append(f"note: {finding.sentence} (rlkit check; acknowledge: true silences this)")
+        for warning in (stale(run), without_dropout(run)):
+            if warning is not None:
+                notes.append(warning)
+        for line in (*notes, preview(train_prompts, tokenizer)):
+            log.say(line)
+        model_path = start_model(run, folder, train_prompts, tokenizer, context, log.say)
+        own_seeds = run.rollout.seeded and run.sampling.seed is None
+        sampling = dataclasses.replace(run.sampling, seed=run.seed) if own_seeds else run.sampling
+        learners, engines = _workers(run, model_path, need, context, folder, log)
+        stack.callback(learners.close)
+        stack.callback(engines.close)
+        statistics = PromptStatistics(train_prompts)
+        timeline = Timeline(folder / "trace.json" if run.log.trace else None)
+        sampler = run.data.sampler.build(train_prompts, run.seed, statistics)
+        drift = Drift(run.log.drift)
+        collector = Collector(
+            engines,
+            scorer,
+            sampler,
+            prompts=run.rollout.prompts,
+            n=run.rollout.n,
+            sampling=sampling,
+            max_lag=run.rollout.max_lag,
+            over=run.rollout.over,
+            overtake=run.rollout.overtake,
+            drop=run.data.drop,
+            refill=run.data.refill,
+            admit=run.data.admit,
+            max_waste=run.rollout.max_waste,
+            interrupt=interrupt,
+            statistics=statistics,
+            timeline=timeline,
+            witness=drift.see,
+        )
+        stack.callback(collector.close)
+        yield Parts(
+            run,
+            folder,
+            log,
+            tokenizer,
+            train_prompts,
+            test_prompts,
+            scorer,
+            learners,
+            engines,
+            WeightSync(
+                learners,
+                engines,
+                run.rollout.pause,
+                lambda engine, version: probe_parity(
+                    learners, engines, train_prompts[:2], sampling, run.probe_tolerance, version, [engine]
+                ),
+            ),
+            collector,
+            statistics,
+            Coefficients(run.objective),
+            Coefficients(run.reward_penalties),
+            _checkpoints(run, folder),
+            found,
+            stop,
+            sampling,
+            started,
+            LengthState(run.rollout.lengths) if run.rollout.lengths else None,
+            rows,
+            specs[0].label,
+            timeline,
+            drift,
+            Alarms(),
+            Cadence(run.checkpoint.every, run.checkpoint.seconds),
+            Best(),
+        )
+
+
+def _checkpoints(run: Run, folder: Path) -> Checkpoints:
+    section = run.checkpoint
+    limit = None if section.max_gib is None else int(section.max_gib * 2**30)
+    return Checkpoints(folder / "checkpoints", section.keep, limit)
+
+
+def _workers(
+    run: Run, model_path: str, need: frozenset[str], max_model_len: int, folder: Path, log: RunLog
+) -> tuple[LearnerGroup, EngineGroup]:
+    options: dict[str, Any] = {
+        "kind": run.rollout.engine,
+        "seed": run.seed,
+        "dtype": run.model.dtype,
+        "max_model_len": max_model_len,
+        "options": run.vllm,
+        "tensor_parallel": run.cluster.tensor_parallel if run.cluster else 1,
+    }
+    start = time.monotonic()
+    trainer = (
+        "torch"
+        if run.deepspeed is None
+        else f"DeepSpeed ZeRO-{run.deepspeed.get('zero_optimization', {}).get('stage', 0)}"
+    )
+    if run.cluster is None:
+        from rlkit.learner.learner import Learner
+
+        log.say(f"Starting in this process: {run.rollout.engine} engine, {trainer} learner ...")
+        learner = Learner(run, model_path, need)
+        lm = learner.policy.base if run.shares_weights else None
+        engine = make_engine(model_path, **options, lm=lm)
+        groups = LearnerGroup(LocalWorkers(learner), run, need), EngineGroup(LocalWorkers(engine))
+    else:
+        from rlkit.cluster.ray import check_shared
+        from rlkit.cluster.ray import start as start_on_ray
+        from rlkit.rollout.vllm import environment as vllm_environment
+
+        log.say(
+            f"Starting on Ray: {run.cluster.engines} {run.rollout.engine} engine(s), {run.cluster.learners} {trainer} learner(s) ..."
+        )
+        env = vllm_environment() if run.rollout.engine == "vllm" else {}
+        learner_actors, engine_actors = start_on_ray(run, model_path, need, make_engine, env, options)
+        groups = LearnerGroup(learner_actors, run, need), EngineGroup(engine_actors, run.cluster.restarts, log.say)
+        check_shared(learner_actors, folder)
+    log.say(f"  ready in {time.monotonic() - start:.0f} s")
+    for note in groups[0].ready["notes"]:
+        log.say(note)
+    return groups
+
+
+def quiet_libraries() -> None:
+    """No progress bars and no advice from libraries between the rows of the table."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed says so on every import
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
