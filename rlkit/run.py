@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import string
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from rlkit.bounds import Bound, Bounded, Name, Seed
@@ -80,6 +81,11 @@ class Run(Bounded):
         super().__post_init__()
         if not self.objective:
             raise ConfigError("objective is empty: name at least one loss term, e.g. objective: [{type: PPOClip}].")
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes; where one of its name has been, that with the next free number."""
+        return Path(self.out) / self.name
 
     @property
     def probe_tolerance(self) -> float:

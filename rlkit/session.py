@@ -170,7 +170,7 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False, stop: Stopper 
         require_folder(Path(run.out) / run.name, "out")
     with contextlib.ExitStack() as stack:
         if resume:
-            folder = newest_folder(run)
+            folder = newest_folder(run.folder)
             stack.callback(lock_folder(folder).release)
             changes = compare(folder, run)
             found = Found(True, *_checkpoints(run, folder).newest_whole(), changes)
@@ -218,11 +218,11 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False, stop: Stopper 
             connect(run.cluster, say=notes.append)
             stop.install()  # Ray has set handlers of its own
         if not resume:
-            folder, lock = new_folder(run)
+            folder, lock = new_folder(run.folder)
             stack.callback(lock.release)
             with told("the run folder"):
                 record(run, folder, found)
-        log = RunLog(run, folder, quiet)
+        log = RunLog(run.log, run.steps, folder, quiet)
         stack.callback(log.close)
         log.say(f"rlkit: {run.name}, {run.steps} steps, in {folder}" + (f", from step {found.step}" if resume else ""))
         scorer.report = log.say

@@ -312,8 +312,8 @@ def test_names_that_are_patterns_are_found_again(tmp_path: Path) -> None:
     run = rk.load(yaml.safe_load(GOOD) | {"name": "a[1]*", "out": str(tmp_path)})
     (tmp_path / "a[1]*").mkdir()
     (tmp_path / "a[1]*" / "config.yaml").touch()
-    assert newest_folder(run) == tmp_path / "a[1]*"
-    assert new_folder(run)[0] == tmp_path / "a[1]*-2"
+    assert newest_folder(run.folder) == tmp_path / "a[1]*"
+    assert new_folder(run.folder)[0] == tmp_path / "a[1]*-2"
 
 
 def test_a_bug_of_the_users_own_keeps_its_traceback(tmp_path: Path) -> None:

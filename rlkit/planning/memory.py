@@ -13,6 +13,7 @@ from typing import Any
 
 from rlkit.errors import ConfigError
 from rlkit.learner.learner import BUCKET_BYTES
+from rlkit.model.adapter import add_adapter
 from rlkit.model.head import CHUNK_ELEMENTS
 from rlkit.model.hub import model_config
 
@@ -72,8 +73,6 @@ def shape(config: Any, peft: Mapping[str, Any] | None = None, value_head: bool =
         config = model_config(config, "model.path")
     import torch
     from transformers import AutoModelForCausalLM
-
-    from rlkit.model.adapter import add_adapter
 
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         try:

