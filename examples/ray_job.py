@@ -6,9 +6,9 @@ python examples/ray_job.py http://127.0.0.1:8265 examples/own_data.yaml steps=2 
 
 import sys
 
-from rlkit.cluster.submit import submit_job
+import rlkit as rk
 
 if __name__ == "__main__":
     address, config, *overrides = sys.argv[1:]
-    job = submit_job(config, overrides, address)
+    job = rk.submit(config, overrides, address=address)
     print(f"{job} is done; its run folder is on the cluster")

@@ -2,6 +2,15 @@
 """What ``import rlkit as rk`` offers. ``__init__.py`` reads this file, so that what editors see and what Python finds is the same."""
 
 from rlkit import errors, rewards, verifier
+from rlkit.commands.audit import audit
+from rlkit.commands.check import check
+from rlkit.commands.evaluate import evaluate
+from rlkit.commands.filter import filter
+from rlkit.commands.metrics import compare, metrics
+from rlkit.commands.plan import plan
+from rlkit.commands.sample import sample
+from rlkit.commands.show import show
+from rlkit.commands.submit import submit
 from rlkit.config import load, to_yaml
 from rlkit.data import Data, tasks
 from rlkit.data import curriculum as samplers
@@ -20,6 +29,8 @@ from rlkit.errors import (
     WorkerError,
     WorkerTimeout,
 )
+from rlkit.evaluation.report import Report
+from rlkit.evaluation.scaling import fit_runs
 from rlkit.model import reference as references
 from rlkit.objective import (
     Term,
@@ -73,6 +84,8 @@ from rlkit.objective.losses import (
     ValueMSE,
 )
 from rlkit.objective.penalties import DivergenceReward, KLReward
+from rlkit.planning.probe import probe
+from rlkit.record.plots import plot_run
 from rlkit.rewards import RewardSpec
 from rlkit.run import (
     CheckpointSection,
@@ -88,23 +101,30 @@ from rlkit.run import (
     TinyModel,
     WarmUp,
 )
+from rlkit.samples import Prompt, Rollout, Sampling
 from rlkit.trainer import train
-from rlkit.types import (
-    Batch,
-    New,
-    Prompt,
-    Rollout,
-    Sampling,
-    Stats,
-)
+from rlkit.types import Batch, New, Stats
 
 __version__: str
 
 __all__ = [
     # commands, each with a result that has a type
     "load",
-    "to_yaml",
+    "show",
+    "check",
+    "plan",
+    "probe",
     "train",
+    "evaluate",
+    "metrics",
+    "compare",
+    "filter",
+    "sample",
+    "audit",
+    "fit_runs",
+    "plot_run",
+    "submit",
+    "to_yaml",
     # a run, and the sections of a configuration
     "Run",
     "Model",
@@ -127,6 +147,7 @@ __all__ = [
     "Prompt",
     "Rollout",
     "Stats",
+    "Report",
     # what a class of your own is a subclass of
     "Term",
     # loss terms

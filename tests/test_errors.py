@@ -40,7 +40,7 @@ def test_exit_codes_and_a_foreign_error_keeps_its_traceback(
         def load(*args: object) -> None:
             raise error
 
-        monkeypatch.setattr("rlkit.config.load_with_origins", load)
+        monkeypatch.setattr("rlkit.commands.show.load_with_origins", load)
         return main(["show", "x.yaml"])
 
     assert fails(errors.DataError("rows.jsonl:3: no answer.")) == 2

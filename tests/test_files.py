@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
+from rlkit.commands.audit import read_responses
 from rlkit.errors import CheckpointError, RunError
 from rlkit.evaluation.samples import SampleFile, read_samples
 from rlkit.evaluation.scaling import read_curve
 from rlkit.files import Appender, FolderLock, move_rows, read_rows, replace_file, told
 from rlkit.record.log import Timeline, lock_folder
 from rlkit.record.masking import mask_command, mask_values
-from rlkit.rewards.audit import read_responses
 
 
 @contextlib.contextmanager

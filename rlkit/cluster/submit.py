@@ -1,80 +1,12 @@
-"""``rlkit submit``: the same ``rlkit train`` as a job on a Ray cluster, with the folder of the configuration as its files."""
+"""The name by which scripts know :func:`rlkit.submit` from before the commands had functions."""
 
 from __future__ import annotations
 
-import shlex
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-from rlkit.config import load
-from rlkit.errors import ClusterError, RunError
-
-SKIP = ["runs/", "**/.git/", "**/.venv/", "**/__pycache__/", "*.safetensors", "*.pt"]
+from rlkit.commands.submit import submit
 
 
 def submit_job(config: str, overrides: Sequence[str], address: str, wait: bool = True) -> str:
-    """Sends the job and, with ``wait``, prints its log until it ends; returns the job's id.
-
-    The working folder of the job is the current folder (without runs and weights), so paths in the configuration mean the same there.
-    rlkit must be installed on the cluster.
-
-    Raises:
-        ValueError: a mistake in the configuration, or no Ray dashboard at ``address``.
-        RuntimeError: the job failed.
-    """
-    load(config, overrides)  # a typo is found here, not on the cluster
-    folder = Path.cwd()
-    path = Path(config).resolve()
-    if not path.is_relative_to(folder):
-        raise ClusterError(
-            f"{config} is not below the current folder {folder}, which is what the job gets. Run rlkit submit from the "
-            "project's folder."
-        )
-    try:
-        from ray.job_submission import JobStatus, JobSubmissionClient
-    except ImportError:
-        raise ClusterError(
-            "rlkit submit needs ray. Install it with: pip install 'rlkit[cpu]' (or rlkit[gpu])"
-        ) from None
-    try:
-        client = JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
-        raise ClusterError(
-            f"no Ray dashboard answers at {address} ({str(error).splitlines()[0]}). Start one with `ray start --head "
-            "--dashboard-host 0.0.0.0`; its default port is 8265."
-        ) from None
-    joins = [] if any(o.startswith("cluster.address=") for o in overrides) else ["cluster.address=auto"]
-    command = shlex.join(["rlkit", "train", str(path.relative_to(folder)), *overrides, *joins])
-    job = _accepted(
-        lambda: client.submit_job(entrypoint=command, runtime_env={"working_dir": str(folder), "excludes": SKIP})
-    )
-    print(f"job {job}: {command}")
-    if not wait:
-        print(f"  follow it with: ray job logs {job} --address {address} --follow")
-        return job
-    shown = 0
-    while True:
-        done = client.get_job_status(job) in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
-        log = client.get_job_logs(job)
-        print(log[shown:], end="", flush=True)
-        shown = len(log)
-        if done:
-            break
-        time.sleep(2)
-    status = client.get_job_status(job)
-    if status != JobStatus.SUCCEEDED:
-        raise RunError(f"job {job} ended as {status}: {client.get_job_info(job).message or 'see its log above'}")
-    return job
-
-
-def _accepted(send: Callable[[], str], patience: float = 150.0) -> str:
-    """A cluster that has just started answers before it can run jobs: ask again for a while."""
-    end = time.monotonic() + patience
-    while True:
-        try:
-            return send()
-        except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > end:
-                raise
-            time.sleep(2)
+    """The same as ``rk.submit(config, overrides, address=address, wait=wait)``."""
+    return submit(config, overrides, address=address, wait=wait)

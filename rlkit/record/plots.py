@@ -10,12 +10,13 @@ from rlkit.errors import ConfigError
 from rlkit.files import read_rows
 
 
-def plot_run(folder: Path) -> Path:
+def plot_run(folder: str | Path) -> Path:
     """``curves.png`` of a run: reward, held-out score, KL, entropy, length, and reward against the square root of the KL.
 
     Raises:
         ValueError: no run there, or matplotlib is missing.
     """
+    folder = Path(folder)
     try:
         import matplotlib
 

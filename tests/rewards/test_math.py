@@ -10,12 +10,12 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
+from rlkit.cli import main
+from rlkit.commands.audit import audit, read_responses
 from rlkit.rewards import RewardSpec, Scorer
-from rlkit.rewards.audit import audit, audit_command, read_responses
 from rlkit.rewards.math import final_answer, gold_against_itself, last_boxed, reward, same_answer, verify, vote_key
 from rlkit.types import Prompt, Rollout
 
@@ -682,7 +682,7 @@ def test_an_audit_counts_reasons_and_disagreements(tmp_path: Path, capsys: pytes
     assert [s.tier for s in result.scored[0]] == ["string", "exact", "", "exact", ""] and result.disagreements() == [4]
     assert result.against_label() == {"agree": [0, 2, 3], "false_positive": [], "false_negative": [1, 4], "failed": []}
     assert [s.correct for s in result.scored[2]] == [True, True, True, True, True]
-    assert audit_command(SimpleNamespace(file=file, reward="math", against="exact")) == 0
+    assert main(["audit-reward", str(file), "--against", "exact"]) == 0
     told = capsys.readouterr().out
     assert [s.way for s in result.scored[0]] == ["boxed", "boxed", "", "boxed", ""]
     assert "found by: boxed 3" in told and "(no_answer)" in told

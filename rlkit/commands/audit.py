@@ -1,4 +1,7 @@
-"""One verifier, or two, over stored responses: what they decide and why, where they disagree, and how often the stored label is met."""
+"""``rlkit audit-reward``: one verifier, or two, over stored responses.
+
+What they decide and why, where they disagree, and how often a stored label is met.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +111,7 @@ class Audit:
         return f"line {row['line']}: {verdicts}; reference {str(row['answer'])[:60]!r}, response ends {str(row['response'])[-80:]!r}"
 
 
-def read_responses(file: str | Path) -> list[dict[str, Any]]:
+def read_responses(file: str | Path, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
     """Rows of a JSONL file with "response" and "answer", each with its "line".
 
     Raises:
@@ -127,7 +130,7 @@ def read_responses(file: str | Path) -> list[dict[str, Any]]:
                 row = json.loads(text)
             except ValueError as error:
                 if k > 1 and not line.endswith(b"\n"):
-                    print(f"note: {path}:{k}: the last line was cut off and is left out.")
+                    say(f"note: {path}:{k}: the last line was cut off and is left out.")
                     break
                 if isinstance(error, UnicodeDecodeError):
                     raise ConfigError(f"{path}:{k}: not UTF-8 ({error.reason} at byte {error.start}).") from None
@@ -157,7 +160,12 @@ def _label(row: dict[str, Any]) -> bool | None:
 
 
 def audit(
-    file: str | Path, verifiers: Sequence[str | RewardSpec], *, workers: int | None = None, base: Path | None = None
+    file: str | Path,
+    verifiers: Sequence[str | RewardSpec],
+    *,
+    workers: int | None = None,
+    base: Path | None = None,
+    say: Callable[[str], None] = print,
 ) -> Audit:
     """Runs verifiers over the responses of a JSONL file, in the same worker processes and with the same time-outs as in a run.
 
@@ -167,7 +175,7 @@ def audit(
     Raises:
         ValueError: the file or a verifier cannot be read.
     """
-    rows = read_responses(file)
+    rows = read_responses(file, say)
     names: list[str] = []
     scored: list[tuple[Scored, ...]] = []
     taken = {"response", "answer", "finish", "tokens", "id", "prompt"}
@@ -210,7 +218,7 @@ def audit(
     return Audit(tuple(names), tuple(rows), tuple(_label(row) for row in rows), tuple(scored))
 
 
-def _scored(r: Any) -> Scored:
+def _scored(r: Rollout) -> Scored:
     found = {
         part.split("/")[1]: part.split("/", 2)[2]
         for part in r.parts
@@ -220,15 +228,3 @@ def _scored(r: Any) -> Scored:
         return Scored(math.nan, reason=r.error.split(": ")[1])
     tier, way = (found.get(what, "").replace("none", "") for what in ("tier", "way"))
     return Scored(float(r.reward), found.get("reason", ""), tier, way)
-
-
-def audit_command(arguments: Any) -> int:
-    """``rlkit audit-reward FILE --reward math --against my.py:fn``: prints the report.
-
-    Reads ``file``, ``reward`` and, where they are there, ``against``, ``workers`` and ``show`` of the parsed arguments. Returns 0.
-    """
-    against = getattr(arguments, "against", None)
-    verifiers = [arguments.reward, *([against] if isinstance(against, str) else against or [])]
-    result = audit(arguments.file, verifiers, workers=getattr(arguments, "workers", None))
-    print(result.report(getattr(arguments, "show", None) or 5))
-    return 0

@@ -1,0 +1,464 @@
+"""The commands of the program: for each one what it takes, and the call of the function that does it, whose result is printed.
+
+A command is a class: its docstring is what ``--help`` says, ``arguments`` what it takes, ``run`` makes the call, as any other program would
+through ``import rlkit as rk``, and returns the exit code. So nothing is imported for ``--help`` or a mistake in an option.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import shlex
+import sys
+from argparse import Namespace
+from typing import Any, ClassVar
+
+import rlkit as rk
+from rlkit.cli.parser import Parser, count, not_negative, positive, seed, share
+from rlkit.errors import ConfigError
+from rlkit.record.output import require_file
+
+
+class Command:
+    """Base of the commands."""
+
+    name: ClassVar[str]
+
+    @classmethod
+    def add_to(cls, commands: Any) -> Parser:
+        """The command's own parser, below that of the program."""
+        text = " ".join((cls.__doc__ or "").split())
+        p: Parser = commands.add_parser(cls.name, help=text, description=text)
+        p.set_defaults(run=cls.run)
+        cls.arguments(p)
+        return p
+
+    @staticmethod
+    def arguments(p: Parser) -> None:
+        raise NotImplementedError
+
+    @staticmethod
+    def run(a: Namespace) -> int:
+        raise NotImplementedError
+
+
+def configuration(p: Parser, example: str | None = None) -> None:
+    """The arguments of :func:`rlkit.load`."""
+    p.add_argument("config")
+    p.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=example)
+
+
+class Train(Command):
+    """Train as a configuration says."""
+
+    name = "train"
+
+    @staticmethod
+    def arguments(p: Parser) -> None:
+        configuration(p, "e.g. steps=200 learner.lr=1e-5 objective.1.coef=0.02")
+        p.add_argument(
+            "--resume", action="store_true", help="continue the newest run of this name from its last checkpoint"
+        )
+
+    @staticmethod
+    def run(a: Namespace) -> int:
+        rk.train(rk.load(a.config, a.overrides), resume=a.resume)
+        return 0
+
+
+class Show(Command):
+    """Print the resolved configuration, where each value came from, and what each term needs."""
+
+    name = "show"
+
+    @staticmethod
+    def arguments(p: Parser) -> None:
+        configuration(p)
+
+    @staticmethod
+    def run(a: Namespace) -> int:
+        found = rk.show(a.config, a.overrides)
+        print(found)
+        if found.problems:
+            raise ConfigError("\n".join(found.problems))
+        return 0
+
+
+class Check(Command):
+    """Say what each term of the objective really optimises, by exact enumeration; exit code 1 if a name promises something else."""
+
+    name = "check"
+
+    @staticmethod
+    def arguments(p: Parser) -> None:
+        configuration(p)
+
+    @staticmethod
+    def run(a: Namespace) -> int:
+        found = rk.check(rk.load(a.config, a.overrides))
+        print(found)
+        return 1 if found.dishonest else 0
+
+
+class Eval(Command):
+    """Measure a model on the held-out prompts of a configuration: avg@n, pass@k, maj@k, with intervals."""
+
+    name = "eval"
+
+    @staticmethod
+    def arguments(p: Parser) -> None:
+        configuration(p, "e.g. data.test=[math500,aime24] eval.prompts=500 sampling.top_p=0.95")
+        p.add_argument("--model", required=True, help="a model folder, a hub name, or a run folder")
+        p.add_argument("-n", type=count, default=1, help="responses a prompt (default 1)")
+        p.add_argument(
+            "--out", metavar="FOLDER", help="keep every response there; the same command goes on after an interruption"
+        )
+        p.add_argument(
+            "--temperature",
+            type=not_negative,
+            action="append",
+            default=[],
+            help="may be repeated: votes over several temperatures",
+        )
+        p.add_argument(
+            "--adaptive", action="store_true", help="stop sampling a prompt when its majority answer is settled"
+        )
+        p.add_argument(
+            "--self-certainty",
+            action="store_true",
+            help="also vote weighed by self-certainty (one more pass over each response)",
+        )
+        p.add_argument("--forgetting", metavar="BASE", help="also KL(BASE‖model) on responses of BASE")
+        p.add_argument("--engines", type=count, default=1, help="engines; more than one run on Ray")
+        p.add_argument("--address", help="a Ray cluster (auto, or host:port)")
+
+    @staticmethod
+    def run(a: Namespace) -> int:
+        report = rk.evaluate(
+            rk.load(a.config, a.overrides),
+            a.model,
+            n=a.n,
+            out=a.out,
+            temperatures=a.temperature,
+            adaptive=a.adaptive,
+            self_certainty=a.self_certainty,
+            forgetting=a.forgetting,
+            engines=a.engines,
+            address=a.address,
+        )
+        print(report)
+        if a.out:
+            print(
+                f"\n{a.out}/: samples.jsonl (every response), report.json (every metric with its interval). Again without a model: rlkit "
+                f"metrics {a.out}"
+            )
+        return 0
+
+
+class Metrics(Command):
+    """Every metric again from stored samples, or a paired comparison of two models."""
+
+    name = "metrics"
+
+    @staticmethod
+    def arguments(p: Parser) -> None:
+        p.add_argument("samples", help="what `rlkit eval --out` wrote")
+        p.add_argument("--against", metavar="SAMPLES", help="those of another model on the same prompts")
+        p.add_argument(
+            "-k", type=count, action="append", help="k of pass@k and maj@k; may be repeated (default: powers of two)"
+        )
+        p.add_argument("--out", help="write the report as JSON")
+
+    @staticmethod
+    def run(a: Namespace) -> int:
+        if a.out:
+            require_file(a.out, "--out")
+        found = rk.metrics(a.samples, ks=a.k) if a.against is None else rk.compare(a.samples, a.against)
+        print(found)
+        if a.out:
+            found.write(a.out)
+        return 0
+
+
+class Fit(Command):
+    """Fit scaling curves to runs: ScaleRL's sigmoid to each, or one power law over model sizes."""
+
+    name = "fit"
+
+    @staticmethod
+    def arguments(p: Parser) -> None:
+        p.add_argument("runs", nargs="+", help="run folders")
+        p.add_argument("--law", choices=("sigmoid", "power"), default="sigmoid")
+        p.add_argument(
+            "--unit", choices=("tokens", "seconds", "step"), default="tokens", help="what compute is measured in"
+        )
+        p.add_argument(
+            "--sizes", type=positive, nargs="+", default=(), help="parameters of each run's model (power law)"
+        )
+        p.add_argument("--skip", type=not_negative, default=0.0, help="leave out points before this much compute")
+        p.add_argument(
+            "--until",
+            type=positive,
+            default=math.inf,
+            help="fit points up to this much compute only: the rest tests the prediction",
+        )
+        p.add_argument("--ceiling", type=positive, default=1.0, help="the largest possible reward")
+        p.add_argument("--extrapolate", type=positive, default=4.0, help="predict at so many times the compute spent")
+        p.add_argument("--out", default="fit.png", help="the picture (default fit.png)")
+
+    @staticmethod
+    def run(a: Namespace) -> int:
+        require_file(a.out, "--out")
+        report = rk.fit_runs(
+            a.runs,
+            law=a.law,
+            unit=a.unit,
+            sizes=a.sizes,
+            skip=a.skip,
+            until=a.until,
+            ceiling=a.ceiling,
+            extrapolate=a.extrapolate,
+        )
+        print(report.table())
+        print(f"drawn in {report.plot(a.out)}")
+        return 0
+
+
+class AuditReward(Command):
+    """Run a verifier, or two, over stored responses: what they decide, why, and where they disagree."""
+
+    name = "audit-reward"
+
+    @staticmethod
+    def arguments(p: Parser) -> None:
+        p.add_argument(
+            "file",
+            help="JSONL with response and answer, and perhaps correct (a label) and finish; `rlkit eval` writes such files",
+        )
+        p.add_argument("--reward", default="math", help="a built-in name or my_file.py:function (default math)")
+        p.add_argument("--against", help="another one to compare with")
+        p.add_argument("--show", type=count, default=5, help="examples of each kind of difference (default 5)")
+
+    @staticmethod
+    def run(a: Namespace) -> int:
+        print(rk.audit(a.file, [x for x in (a.reward, a.against) if x]).report(a.show))
+        return 0
+
+
+class Filter(Command):
+    """Keep the training prompts that a model sometimes solves (offline learnability filter, RIF-RFT)."""
+
+    name = "filter"
+
+    @staticmethod
+    def arguments(p: Parser) -> None:
+        configuration(p)
+        p.add_argument("--model", required=True, help="a model folder, a hub name, or a run folder")
+        p.add_argument("-n", type=count, default=8, help="responses a prompt (default 8)")
+        p.add_argument("--low", type=share, default=0.0, help="lowest pass rate (0, the default: at least one success)")
+        p.add_argument("--high", type=share, default=1.0, help="highest pass rate (default 1)")
+        p.add_argument("--out", required=True, help="the JSONL file to write")
+        p.add_argument(
+            "--soft-value",
+            type=positive,
+            metavar="BETA",
+            help="also write v_star = BETA log mean exp(reward / BETA) (A*-PO)",
+        )
+        p.add_argument(
+            "--responses", help="also store one solved response of each kept prompt with its log-probs (data.stored)"
+        )
+
+    @staticmethod
+    def run(a: Namespace) -> int:
+        for option, path in (("--out", a.out), ("--responses", a.responses)):
+            if path is not None:
+                require_file(path, option)
+        run = rk.load(a.config, a.overrides)
+        found = rk.filter(run, a.model, n=a.n, low=a.low, high=a.high, soft_value=a.soft_value)
+        found.write(a.out)
+        if not found.prompts:
+            raise ConfigError(
+                f"none of {found.asked} prompts has a pass rate in the range; {a.out} is empty. Raise -n, or widen --low and "
+                "--high."
+            )
+        if a.responses:
+            found.write_solved(a.responses)
+            print(f"{a.responses}: {len(found.solved)} solved responses with their log-probs")
+        print(
+            f"{a.out}: {len(found.prompts)} of {found.asked} prompts kept (pass rate of {a.n} responses "
+            f"{'above' if a.low == 0 else 'from'} {a.low:g} to {a.high:g}). Train on them with:\n"
+            f"  rlkit train {' '.join(map(shlex.quote, [a.config, *a.overrides]))} {_typed(found.settings(a.out))}"
+        )
+        if run.data.task is not None and (not run.rewards or any(spec.fn == "task" for spec in run.rewards)):
+            print("and another reward than `task`, which needs data.task, e.g. rewards=[exact].")
+        return 0
+
+
+def _typed(settings: dict[str, Any]) -> str:
+    """Settings of the section ``data`` as they are typed in a shell."""
+
+    def yaml(x: Any) -> str:
+        if isinstance(x, dict):
+            return "{" + ", ".join(f"{k}: {v}" for k, v in x.items()) + "}"
+        return "null" if x is None else str(x)
+
+    return " ".join(shlex.quote(f"data.{k}={yaml(v)}") for k, v in settings.items())
+
+
+class Plot(Command):
+    """Draw the curves of a run, reward against sqrt(KL) among them."""
+
+    name = "plot"
+
+    @staticmethod
+    def arguments(p: Parser) -> None:
+        p.add_argument("run_folder", help="a run folder")
+
+    @staticmethod
+    def run(a: Namespace) -> int:
+        print(rk.plot_run(a.run_folder))
+        return 0
+
+
+class Sample(Command):
+    """Sample responses of a model, or of what decoding makes of it: DeRa, best of n, rejection sampling."""
+
+    name = "sample"
+
+    @staticmethod
+    def arguments(p: Parser) -> None:
+        p.add_argument("model", help="a model folder, a hub name, or a run folder")
+        p.add_argument("--prompt", action="append", required=True, help="may be repeated")
+        p.add_argument(
+            "--template",
+            metavar="NAME",
+            help="plain, chat, chat:NAME, ... (default: what the run trained with; of a model that is not of a run, plain)",
+        )
+        p.add_argument("-n", type=count, default=4)
+        p.add_argument("--temperature", type=not_negative, default=1.0)
+        p.add_argument("--top-p", type=share, default=1.0)
+        p.add_argument("--max-tokens", type=count, default=64)
+        p.add_argument("--seed", type=seed, default=0)
+        p.add_argument("--engine", choices=("vllm", "hf"), default="hf")
+        p.add_argument(
+            "--reference", metavar="MODEL", help="mix with this model at every token (DeRa); needs --realign"
+        )
+        p.add_argument(
+            "--realign",
+            type=not_negative,
+            metavar="LAMBDA",
+            help="0 is the reference, 1 the model, above 1 goes further (a weaker KL)",
+        )
+        p.add_argument(
+            "--reward", metavar="FN", help="score responses: my_file.py:fn of (prompt, response), or a built-in name"
+        )
+        p.add_argument(
+            "--answer",
+            action="append",
+            default=[],
+            help="the reference answer of each prompt, where the reward reads one",
+        )
+        p.add_argument(
+            "--best", action="store_true", help="show the best of the n by --reward, and the KL that selecting costs"
+        )
+        p.add_argument(
+            "--tilt",
+            type=positive,
+            metavar="BETA",
+            help="keep responses by rejection, towards model * exp(reward / BETA)",
+        )
+
+    @staticmethod
+    def run(a: Namespace) -> int:
+        found = rk.sample(
+            a.model,
+            a.prompt,
+            n=a.n,
+            sampling=rk.Sampling(temperature=a.temperature, top_p=a.top_p, max_tokens=a.max_tokens, seed=a.seed),
+            template=a.template,
+            engine=a.engine,
+            reference=a.reference,
+            realign=a.realign,
+            reward=a.reward,
+            answers=a.answer,
+            best=a.best,
+            tilt=a.tilt,
+            say=functools.partial(print, file=sys.stderr),
+        )
+        for one in found:
+            print(one)
+        return 0
+
+
+class Plan(Command):
+    """What a run needs before it starts: memory of every role, seconds, the layout that fits, growth with GPUs."""
+
+    name = "plan"
+
+    @staticmethod
+    def arguments(p: Parser) -> None:
+        configuration(p)
+        p.add_argument(
+            "--gpu", help="H100, H200, A100-80GB, A100-40GB, L40S, RTX4090, or a size like 80GB (default: this machine)"
+        )
+        p.add_argument("--nodes", type=count, default=1)
+        p.add_argument("--gpus-per-node", type=count, default=8)
+        p.add_argument("--prompt-tokens", type=positive, help="mean tokens of a prompt, where known")
+        p.add_argument("--mean-length", type=positive, help="mean tokens of a response, where known")
+        p.add_argument("--no-growth", action="store_true", help="leave out the simulation of 1 to 1,024 GPUs")
+        p.add_argument(
+            "--probe",
+            action="store_true",
+            help="also run one worst-case learner step here, with dummy data, and measure it",
+        )
+
+    @staticmethod
+    def run(a: Namespace) -> int:
+        run = rk.load(a.config, a.overrides)
+        found = rk.plan(
+            run,
+            a.gpu,
+            a.nodes,
+            a.gpus_per_node,
+            prompt_tokens=a.prompt_tokens,
+            mean_length=a.mean_length,
+            growth=not a.no_growth,
+        )
+        print(found)
+        if a.probe:
+            print(f"\n{rk.probe(run)}")
+        return 0 if found.fits else 1
+
+
+class Submit(Command):
+    """Send `rlkit train CONFIG` to a Ray cluster as a job."""
+
+    name = "submit"
+
+    @staticmethod
+    def arguments(p: Parser) -> None:
+        configuration(p)
+        p.add_argument("--address", required=True, help="the Ray dashboard, e.g. http://head:8265")
+        p.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
+
+    @staticmethod
+    def run(a: Namespace) -> int:
+        say = functools.partial(print, flush=True)
+        rk.submit(a.config, a.overrides, address=a.address, wait=not a.no_wait, say=say)
+        return 0
+
+
+COMMANDS: tuple[type[Command], ...] = (
+    Train,
+    Show,
+    Check,
+    Eval,
+    Metrics,
+    Fit,
+    AuditReward,
+    Filter,
+    Plot,
+    Sample,
+    Plan,
+    Submit,
+)

@@ -1,0 +1,75 @@
+"""What commands that sample have in common: a model that is there, engines for it, and the rewards of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from rlkit.checks import context_length
+from rlkit.cluster.groups import EngineGroup, LocalWorkers
+from rlkit.model.hub import require_model
+from rlkit.rewards import Scorer
+from rlkit.run import Cluster, Run
+from rlkit.samples import Prompt, Rollout
+from rlkit.session import make_engine
+from rlkit.verifier.finding import EXTRACT, extract_answer
+from rlkit.verifier.verify import vote_key
+
+
+def model_folder(model: str | Path) -> str:
+    """A run folder stands for its final model; refuses what is no model at once."""
+    final = Path(model) / "final"
+    path = str(final) if os.path.isdir(final) else str(model)
+    require_model(path, "--model")
+    return path
+
+
+@contextlib.contextmanager
+def running(
+    run: Run, path: str, prompts: Sequence[Prompt], engines: int = 1, address: str | None = None
+) -> Iterator[tuple[EngineGroup, Scorer]]:
+    """``(engines, scorer)`` for a model and the rewards of a run: one engine in this process, or several on Ray."""
+    with contextlib.ExitStack() as stack:
+        scorer = Scorer(run.scored_by, on_error=run.on_reward_error, base=Path(run.base))
+        stack.callback(scorer.close)
+        scorer.check(list(prompts[0].columns))
+        for note in scorer.trial(prompts[0]):
+            scorer.report(note)
+        cluster = run.cluster or Cluster()
+        options = {
+            "kind": run.rollout.engine,
+            "seed": run.seed,
+            "dtype": run.model.dtype,
+            "options": run.vllm,
+            "max_model_len": context_length(run, prompts, path),
+            "tensor_parallel": cluster.tensor_parallel,
+        }
+        if engines == 1 and address is None:
+            group = EngineGroup(LocalWorkers(make_engine(path, **options)))
+        else:
+            from rlkit.cluster.ray import connect, start_engines
+            from rlkit.rollout.vllm import environment
+
+            cluster = dataclasses.replace(cluster, engines=engines, address=address or cluster.address)
+            connect(cluster, learners=0)
+            env = environment() if run.rollout.engine == "vllm" else {}
+            group = EngineGroup(start_engines(cluster, path, make_engine, env, options), cluster.restarts)
+        stack.callback(group.close)
+        yield group, scorer
+
+
+def voter(run: Run) -> Callable[[Rollout], str | None]:
+    """How a response votes: its final answer where the first reward is ``math``, else its whole text."""
+    first = run.scored_by[0]
+    if not first.is_math:
+        return lambda r: r.text.strip() or None
+    places = tuple(first.args.get("extract", EXTRACT))
+
+    def key(r: Rollout) -> str | None:
+        found = extract_answer(r.text, places, r.finish)
+        return None if found is None else vote_key(found)
+
+    return key

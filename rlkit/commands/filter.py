@@ -1,0 +1,119 @@
+"""``rlkit filter``: the training prompts that a model sometimes solves (offline learnability filter, RIF-RFT)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlkit.commands.engines import model_folder, running
+from rlkit.data.prompts import load_prompts
+from rlkit.data.stored import write_stored
+from rlkit.errors import ConfigError, DataError
+from rlkit.files import replace_file, told
+from rlkit.model.load import load_tokenizer
+from rlkit.run import Run
+from rlkit.samples import Prompt, Rollout
+from rlkit.session import quiet_libraries
+from rlkit.trainer import sample_and_score
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """The prompts that were kept, of ``asked`` prompts.
+
+    Attributes:
+        prompts: those kept, in their order. rows: the same as rows of data, each with its ``pass_rate`` (and ``v_star``).
+        solved: one response with a reward of at least 1 for each kept prompt that has one, with its log-probs.
+    """
+
+    run: Run
+    tokenizer: Any
+    asked: int
+    prompts: tuple[Prompt, ...]
+    rows: tuple[dict[str, Any], ...]
+    solved: tuple[Rollout, ...]
+
+    def write(self, path: str | Path) -> None:
+        """The rows as a JSONL file."""
+        with told("the rows that are kept", "Make room, or give another --out."):
+            replace_file(Path(path), "".join(json.dumps(row, default=str) + "\n" for row in self.rows))
+
+    def write_solved(self, path: str | Path) -> None:
+        """The solved responses as a file for ``data.stored``."""
+        write_stored(path, self.solved)
+
+    def settings(self, path: str | Path) -> dict[str, Any]:
+        """What of the section ``data`` has to change so that the written file gives these prompts again.
+
+        Whether its texts are rendered once more depends on where they came from, so it is tried.
+        """
+        data, kept = self.run.data, self.prompts
+        column = "messages" if any("messages" in p.columns for p in kept) else "question"
+        columns = {"prompt": column, **({"answer": "answer"} if "answer" in data.columns else {})}
+        plain: dict[str, Any] = {"columns": {}, "template": "plain"}
+        plain |= {"system": None} if data.system is not None else {}
+        plain |= {"chat_template_kwargs": {}} if data.chat_template_kwargs else {}
+        changes: dict[str, Any] = {}
+        for changes in ({}, {"columns": columns}, plain):
+            read = dataclasses.replace(data, task=None, train=str(path), **changes)
+            try:
+                again = load_prompts(read, "train", self.tokenizer, base=self.run.base)
+            except DataError:
+                continue  # a column that this file does not have
+            if [(p.id, p.token_ids) for p in again] == [(p.id, p.token_ids) for p in kept]:
+                break
+        return {**({"task": None} if data.task is not None else {}), "train": str(path), **changes}
+
+
+def filter(
+    run: Run,
+    model: str | Path,
+    *,
+    n: int = 8,
+    low: float = 0.0,
+    high: float = 1.0,
+    soft_value: float | None = None,
+    say: Callable[[str], None] = print,
+) -> Filtered:
+    """The prompts of ``run.data.train`` that ``model`` solves in a share of ``n`` responses between ``low`` and ``high``.
+
+    Args:
+        low: 0 means at least one success. soft_value: beta of ``v_star = beta log mean exp(reward / beta)`` in each row (A*-PO).
+
+    Raises:
+        ConfigError: no model, no prompts, or an empty range.
+    """
+    if low > high:
+        raise ConfigError(f"--low is {low} and --high is {high}: the lowest pass rate is above the highest.")
+    quiet_libraries()
+    path = model_folder(model)
+    tokenizer = load_tokenizer(path)
+    prompts = load_prompts(run.data, "train", tokenizer, say, run.base)
+    with running(run, path, prompts) as (engines, scorer):
+        scorer.report = say
+        rollouts = sample_and_score(engines, scorer, prompts, n, dataclasses.replace(run.sampling, seed=run.seed))
+    kept, rows, solved = list[Prompt](), list[dict[str, Any]](), list[Rollout]()
+    for i, p in enumerate(prompts):
+        group = rollouts[i * n : (i + 1) * n]
+        rewards = [r.reward for r in group if not math.isnan(r.reward)]
+        rate = sum(min(1.0, max(0.0, x)) for x in rewards) / len(rewards) if rewards else None
+        if rate is None or not (low < rate <= high if low == 0 else low <= rate <= high):
+            continue
+        kept.append(p)
+        solved += [r for r in group if r.reward >= 1][:1]
+        row = {"id": p.id, "prompt": p.text, "answer": p.answer, **p.columns, "pass_rate": rate}
+        if soft_value is not None:
+            row["v_star"] = _soft_value(rewards, soft_value)
+        rows.append(row)
+    return Filtered(run, tokenizer, len(prompts), tuple(kept), tuple(rows), tuple(solved))
+
+
+def _soft_value(rewards: Sequence[float], beta: float) -> float:
+    """``beta log mean exp(reward / beta)``, from the largest reward, so that nothing overflows."""
+    top = max(rewards)
+    return top + beta * math.log(sum(math.exp((x - top) / beta) for x in rewards) / len(rewards))
