@@ -7,6 +7,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rlkit.checks import context_length
 from rlkit.cluster.groups import EngineGroup, LocalWorkers
@@ -39,7 +40,7 @@ def running(
         for note in scorer.trial(prompts[0]):
             scorer.report(note)
         cluster = run.cluster or Cluster()
-        options = {
+        options: dict[str, Any] = {
             "kind": run.rollout.engine,
             "seed": run.seed,
             "dtype": run.model.dtype,
