@@ -19,13 +19,8 @@ OPTIONAL = {"rlkit.rollout.vllm_weights"}
 UPWARD = {
     "rlkit.cluster.groups -> run",
     "rlkit.cluster.ray -> run",
+    "rlkit.cluster.submit -> commands",  # a name that scripts import
     "rlkit.config -> run",
-    "rlkit.evaluation.commands -> session",
-    "rlkit.evaluation.commands -> checks",
-    "rlkit.evaluation.commands -> cluster",
-    "rlkit.evaluation.commands -> model",
-    "rlkit.evaluation.commands -> rollout",
-    "rlkit.evaluation.commands -> run",
     "rlkit.learner.learner -> run",
     "rlkit.model.reference -> learner",
     "rlkit.model.reference -> run",
@@ -36,17 +31,6 @@ IN_FUNCTIONS = {
     "rlkit.session -> rollout",
     "rlkit.cluster.ray -> learner",
     "rlkit.config -> run",
-    "rlkit.evaluation.commands -> session",
-    "rlkit.evaluation.commands -> checks",
-    "rlkit.evaluation.commands -> cluster",
-    "rlkit.evaluation.commands -> config",
-    "rlkit.evaluation.commands -> data",
-    "rlkit.evaluation.commands -> evaluation",
-    "rlkit.evaluation.commands -> model",
-    "rlkit.evaluation.commands -> rewards",
-    "rlkit.evaluation.commands -> rollout",
-    "rlkit.evaluation.commands -> run",
-    "rlkit.evaluation.commands -> verifier",
 }
 # Rooms, not modules, of each circle: they all pass through `config.load`, which makes a Run.
 CIRCLES = {"config data learner model rewards run"}
