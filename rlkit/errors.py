@@ -75,3 +75,9 @@ class WorkerError(RunError):
 
 class WorkerTimeout(WorkerError, TimeoutError):
     """A worker gives no sign of life, or gets no further."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception of somebody else's says, for a sentence of ours; its class where it says nothing."""
+    text = str(error.strerror) if isinstance(error, OSError) and error.strerror else str(error)
+    return next(iter(text.strip().splitlines()), type(error).__name__)

@@ -12,6 +12,7 @@ import pytest
 import rlkit
 from rlkit import errors
 from rlkit.cli import main
+from rlkit.errors import first_line
 
 TREE = [c for c in vars(errors).values() if inspect.isclass(c) and issubclass(c, errors.RlkitError)]
 
@@ -48,3 +49,9 @@ def test_exit_codes_and_a_foreign_error_keeps_its_traceback(
     assert capsys.readouterr().err == "error: rows.jsonl:3: no answer.\nerror: the loss is not finite.\n"
     with pytest.raises(ValueError, match="of the user's own"):
         fails(ValueError("of the user's own"))
+
+
+def test_the_first_line_of_what_others_say_is_never_missing() -> None:
+    assert first_line(ValueError("\n  no such model\nTraceback")) == "no such model"
+    assert first_line(KeyError()) == "KeyError" and first_line(RuntimeError("\n")) == "RuntimeError"
+    assert first_line(FileNotFoundError(2, "No such file or directory", "a")) == "No such file or directory"

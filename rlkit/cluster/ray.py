@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from rlkit.cluster.local import LocalRay, is_open
 from rlkit.cluster.section import Cluster
 from rlkit.cluster.watch import Pulse, Watch, one_line
-from rlkit.errors import ClusterError, EngineError, RunError, WorkerError, WorkerTimeout
+from rlkit.errors import ClusterError, EngineError, RunError, WorkerError, WorkerTimeout, first_line
 from rlkit.learner.backend import free_port, rank_environment
 from rlkit.run import Run
 
@@ -74,7 +74,7 @@ def connect(cluster: Cluster, learners: int | None = None, say: Callable[[str], 
             except (ConnectionError, OSError, ValueError, RuntimeError) as error:
                 raise ClusterError(
                     f"cluster.address: no Ray cluster answers at {cluster.address!r} "
-                    f"({str(error).splitlines()[0]}). Start one with `ray start --head`, correct the "
+                    f"({first_line(error)}). Start one with `ray start --head`, correct the "
                     "address, or set cluster.address: null to start a local one."
                 ) from error
     address = ray.get_runtime_context().gcs_address

@@ -14,7 +14,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from rlkit.errors import WorkerError, WorkerTimeout
+from rlkit.errors import WorkerError, WorkerTimeout, first_line
 
 START = 60.0  # seconds that the first sign of life may take in any case: a process has to start and to import
 
@@ -162,4 +162,4 @@ class Watch:
 
 def one_line(error: BaseException) -> str:
     """The first line of a message that may be long, without the full stop."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return first_line(error).rstrip(".")

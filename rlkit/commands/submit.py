@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rlkit.config import load
-from rlkit.errors import ClusterError, RunError
+from rlkit.errors import ClusterError, RunError, first_line
 
 SKIP = ["runs/", "**/.git/", "**/.venv/", "**/__pycache__/", "*.safetensors", "*.pt"]
 
@@ -48,7 +48,7 @@ def submit(
         client = JobSubmissionClient(address)
     except (ConnectionError, RuntimeError) as error:
         raise ClusterError(
-            f"no Ray dashboard answers at {address} ({str(error).splitlines()[0]}). Start one with `ray start --head "
+            f"no Ray dashboard answers at {address} ({first_line(error)}). Start one with `ray start --head "
             "--dashboard-host 0.0.0.0`; its default port is 8265."
         ) from None
     joins = [] if any(o.startswith("cluster.address=") for o in overrides) else ["cluster.address=auto"]

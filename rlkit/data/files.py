@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from rlkit.data.tasks import Row
-from rlkit.errors import DataError
+from rlkit.errors import DataError, first_line
 
 MARK = b"\xef\xbb\xbf"  # what some programs write in front of UTF-8
 FOREIGN = {
@@ -78,13 +78,7 @@ def _decoded(path: Path) -> Iterator[tuple[int, str]]:
                         "of the line). Save it as UTF-8."
                     ) from None
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: the file cannot be read ({reason(error)}).") from error
-
-
-def reason(error: BaseException) -> str:
-    """The first line of what an exception says."""
-    text = str(getattr(error, "strerror", None) or error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+        raise DataError(f"{path}: the file cannot be read ({first_line(error)}).") from error
 
 
 def _open(path: Path) -> BinaryIO:
@@ -193,7 +187,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
                     yield f"{path}[{i}]", row
                     i += 1
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}[{i}]: not a readable Parquet file ({reason(error)}).") from error
+        raise DataError(f"{path}[{i}]: not a readable Parquet file ({first_line(error)}).") from error
 
 
 READERS: dict[str, Callable[[Path], Iterable[tuple[str, Row]]]] = {

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from rlkit.config import locate
-from rlkit.errors import DataError
+from rlkit.errors import DataError, first_line
 
 TEMPLATES = Path(__file__).parent / "templates"
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -165,7 +165,7 @@ class Renderer:
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             roles = ", ".join(m["role"] for m in messages)
             raise DataError(
-                f"{where}: the tokenizer's chat template refuses this chat of {roles}: {str(error).splitlines()[0]}"
+                f"{where}: the tokenizer's chat template refuses this chat of {roles}: {first_line(error)}"
                 + (" Leave data.system out." if self.system is not None and first != "system" else "")
             ) from error
 

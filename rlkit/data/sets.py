@@ -20,7 +20,7 @@ from typing import Any
 
 from rlkit.data.files import is_file_of_rows
 from rlkit.data.tasks import Row, Split
-from rlkit.errors import DataError
+from rlkit.errors import DataError, first_line
 from rlkit.verifier.finding import last_boxed
 
 
@@ -307,9 +307,8 @@ def load_table(hub: str, config: str | None, split: str, file: str | None = None
     try:
         return load_dataset(hub, config, data_files=file, split="train" if file else split)
     except Exception as error:  # the hub client raises many kinds; all mean that the set is not there
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"{hub!r} could not be loaded from the hub ({reason}). Check the name and the network, or put the rows into a "
+            f"{hub!r} could not be loaded from the hub ({first_line(error)}). Check the name and the network, or put the rows into a "
             ".jsonl, .csv or .parquet file."
         ) from error
 

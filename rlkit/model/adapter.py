@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from rlkit.errors import ModelError
+from rlkit.errors import ModelError, first_line
 from rlkit.model.export import Export, wrappers
-from rlkit.model.load import sentence
 from rlkit.model.policy import PolicyModel, probe_tokens
 from rlkit.types import Sampling
 
@@ -66,7 +65,7 @@ def add_adapter(lm: Any, options: dict[str, Any], seed: int) -> Any:
     except ModelError:
         raise
     except Exception as error:  # whatever peft makes of somebody's options
-        raise ModelError(f"peft: {sentence(error)}") from error
+        raise ModelError(f"peft: {first_line(error)}") from error
 
 
 def hints(options: dict[str, Any], lm: Any, lr: float) -> list[str]:
@@ -122,7 +121,7 @@ def prove(policy: PolicyModel, start: Tensor, exports: Iterable[Export]) -> Proo
     try:
         moved = float((probe(policy) - start).abs().mean())
     except Exception as error:  # whatever peft makes of somebody's options
-        raise ModelError(f"peft: the model does not run with this adapter: {sentence(error)}") from error
+        raise ModelError(f"peft: the model does not run with this adapter: {first_line(error)}") from error
     if not moved <= MOVED:
         raise ModelError(
             f"peft: this adapter changes the model by {moved:.2g} nats per token before anything is trained, so that training would not "
@@ -196,7 +195,7 @@ def _compared(policy: PolicyModel, exports: Iterable[Export]) -> Iterator[None]:
         except (RuntimeError, ValueError, NotImplementedError, AttributeError) as error:
             raise ModelError(
                 f"peft: what {type(wrapper).__name__} trains cannot be merged into the weights of {name}, and engines know no adapters: "
-                f"{sentence(error)}"
+                f"{first_line(error)}"
             ) from error
         now, own = numbers(output), numbers(plain(*args, **kwargs))
         merged = numbers(torch.func.functional_call(plain, values, args, kwargs))

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rlkit.errors import ModelError
+from rlkit.errors import ModelError, first_line
 
 SAMPLING = {  # what only sampling reads, each with the value that has no effect
     "temperature": 1.0,
@@ -39,7 +39,7 @@ def load_settings(model: str | Path) -> Any:
             return GenerationConfig.from_model_config(AutoConfig.from_pretrained(str(model)))
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"model.path: the generation settings of {str(model)!r} cannot be used: {str(error).splitlines()[0]} Mend or remove "
+            f"model.path: the generation settings of {str(model)!r} cannot be used: {first_line(error)} Mend or remove "
             "its generation_config.json."
         ) from error
 
@@ -73,7 +73,7 @@ def settled(given: Any, ends: Iterable[int]) -> tuple[Any, list[str]]:
             made.validate(strict=True)
         except ValueError as last:
             raise ModelError(
-                f"model.path: the generation settings contradict each other ({str(last).splitlines()[0]}), and the trained model "
+                f"model.path: the generation settings contradict each other ({first_line(last)}), and the trained model "
                 "could not be saved with them. Mend its generation_config.json."
             ) from last
     return made, said

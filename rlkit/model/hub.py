@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.config import locate
-from rlkit.errors import ConfigError, ModelError
+from rlkit.errors import ConfigError, ModelError, first_line
 
 PATIENCE = 10.0  # seconds
 
@@ -37,7 +37,7 @@ def model_config(path: str, where: str, remedy: str = "") -> Any:
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # whatever transformers makes of somebody's file
-        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        said = first_line(error)
         if "trust_remote_code" in str(error):
             said = "it needs code of its own, which rlkit does not execute. Use a model that transformers knows."
         raise ConfigError(f"{where}: {path!r} is not a model: {said} {remedy}".rstrip()) from error
@@ -68,7 +68,7 @@ def _missing(name: str, place: Path) -> str | None:
     except RepositoryNotFoundError:
         return "is no folder, and the hub has no model of that name that you may read."
     except HfHubHTTPError as error:
-        return f"is no folder, and the hub does not give it: {str(error).splitlines()[0]}."
+        return f"is no folder, and the hub does not give it: {first_line(error)}."
     except Exception as error:  # the client's own kinds of "no connection", which changed with its versions
         return (
             f"is no folder, it is not in the hub's cache, and the hub does not answer ({type(error).__name__}). Give the path of a model "

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlkit.errors import ModelError
+from rlkit.errors import ModelError, first_line
 from rlkit.model import packed
 from rlkit.model.policy import hidden_states, padded, probe_tokens
 
@@ -124,7 +124,7 @@ def _read_config(path: str | Path, where: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
     except Exception as error:  # whatever transformers makes of somebody's file
-        raise ModelError(f"{where}: {str(path)!r} is not a model: {sentence(error)}") from error
+        raise ModelError(f"{where}: {str(path)!r} is not a model: {first_line(error)}") from error
     kind = config.model_type
     if config.is_encoder_decoder:
         raise ModelError(
@@ -166,14 +166,10 @@ def _read(path: str | Path, where: str, **options: Any) -> tuple[Any, dict[str, 
         )
     except Exception as error:  # whatever transformers and safetensors make of somebody's files
         raise ModelError(
-            f"{where}: {str(path)!r} could not be loaded as a causal language model: {_damaged(Path(path)) or sentence(error)}"
+            f"{where}: {str(path)!r} could not be loaded as a causal language model: {_damaged(Path(path)) or first_line(error)}"
         ) from error
     lm, told = read
     return lm, told
-
-
-def sentence(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _damaged(folder: Path) -> str | None:
@@ -192,7 +188,7 @@ def _damaged(folder: Path) -> str | None:
             with safe_open(file, "pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            return f"{file} is damaged ({sentence(error)}). Copy the model again."
+            return f"{file} is damaged ({first_line(error)}). Copy the model again."
     return None
 
 
@@ -243,9 +239,7 @@ def load_tokenizer(path: str | Path) -> Any:
             tokenizer.add_bos_token = True
         return tokenizer
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"model.path: no tokenizer could be loaded from {str(path)!r}: {str(error).splitlines()[0]}"
-        ) from error
+        raise ModelError(f"model.path: no tokenizer could be loaded from {str(path)!r}: {first_line(error)}") from error
 
 
 def same_tokens(path: str | Path, where: str, tokenizer: Any) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlkit.errors import ConfigError
+from rlkit.errors import ConfigError, first_line
 from rlkit.learner.learner import BUCKET_BYTES
 from rlkit.model.adapter import add_adapter
 from rlkit.model.head import CHUNK_ELEMENTS
@@ -79,8 +79,7 @@ def shape(config: Any, peft: Mapping[str, Any] | None = None, value_head: bool =
             lm = AutoModelForCausalLM.from_config(config)
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                "model.path: no causal language model can be made from this configuration: "
-                f"{str(error).splitlines()[0]}"
+                f"model.path: no causal language model can be made from this configuration: {first_line(error)}"
             ) from error
         base = lm
         if peft is not None:
