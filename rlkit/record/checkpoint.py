@@ -316,7 +316,8 @@ def read_tensors(path: Path, allowed: Iterable[type] = ()) -> Any:
 
 
 class Cadence:
-    """When a checkpoint is due: every so many steps, or so many seconds after the last; after a failure not before ten times its seconds.
+    """When a checkpoint is due: every so many steps, or so many seconds after the last; after a failure not before ten times its seconds,
+    and ten of them at least, because each failure prints a line.
 
     ``clock``: where the time is from.
     """
@@ -337,4 +338,4 @@ class Cadence:
         self.last, self.saved, self.owed = self.clock(), step, False
 
     def failed(self, took: float) -> None:
-        self.not_before, self.owed = self.clock() + 10 * took, True
+        self.not_before, self.owed = self.clock() + 10 * max(took, 1.0), True
