@@ -2,6 +2,7 @@
 
     pip install 'rlkit[cpu,bench]'
     python benchmarks/learner_step.py               # continues where it stopped; --fresh starts again
+    python benchmarks/learner_step.py --real        # and SmolLM2-135M-Instruct with the batch of configs/real.yaml
 
 Each side runs in processes of its own with one thread, in turns. Time is that of forward and backward (the minimum over repeats), memory the
 peak that a step adds to the process after one pass without gradient. GRPO (2402.03300): PPO clip, k3 to a reference whose log-probs are given,
@@ -14,11 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import tempfile
 import time
 from typing import Any
 
-from report import RESULTS, append, page, peak_during, plot, process, random_model, read, table
+from report import RESULTS, ROOT, append, page, peak_during, plot, process, random_model, read, table
 
 G = 8
 MODEL = {
@@ -36,6 +38,7 @@ CASES = [  # vocabulary, prompts, tokens of a prompt, shortest and longest respo
     {"vocab": 1000, "prompts": 2, "prompt": 512, "low": 32, "high": 256},
     {"vocab": 1000, "prompts": 2, "prompt": 32, "low": 256, "high": 256},
 ]  # the last: no padding, hardly a prompt to share
+REAL = {"vocab": 49152, "prompts": 12, "prompt": 48, "low": 8, "high": 20}  # SmolLM2-135M-Instruct
 
 
 def rows(case: dict[str, int]) -> list[dict[str, Any]]:
@@ -174,14 +177,20 @@ def trl_step(folder: str, data: list[dict[str, Any]]) -> tuple[Any, Any]:
     return step, model
 
 
+def real_model() -> str:
+    sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "examples")]
+    import real
+
+    return str(real.model("HuggingFaceTB/SmolLM2-135M-Instruct"))
+
+
 def worker(side: str, case: dict[str, int], repeats: int, out: str) -> None:
     import torch
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        step, model = (rlkit_step if side == "rlkit" else trl_step)(
-            random_model(folder, vocab_size=case["vocab"], **MODEL), rows(case)
-        )
+        path = real_model() if case == REAL else random_model(folder, vocab_size=case["vocab"], **MODEL)
+        step, model = (rlkit_step if side == "rlkit" else trl_step)(path, rows(case))
         added = peak_during(step)
         times = []
         for _ in range(repeats):
@@ -258,8 +267,8 @@ def write(found: list[dict[str, Any]]) -> None:
         "learner_step",
         "One learner step against TRL",
         [
-            "Forward and backward of GRPO with k3, 8 responses a prompt, a Qwen2 model of 4 layers and hidden size 256, tied embeddings, float32, one CPU",
-            "thread. TRL with its default settings. Above 1: rlkit needs less.",
+            "Forward and backward of GRPO with k3, 8 responses a prompt, a Qwen2 model of 4 layers and hidden size 256 (49,152: SmolLM2-135M-Instruct), tied",
+            "embeddings, float32, one CPU thread. TRL with its default settings. Above 1: rlkit needs less.",
             "",
             *table(found, columns),
         ],
@@ -270,6 +279,7 @@ def write(found: list[dict[str, Any]]) -> None:
 def main() -> None:
     p = argparse.ArgumentParser()
     p.add_argument("--fresh", action="store_true")
+    p.add_argument("--real", action="store_true", help="a real model, too (TRL needs 15 GB)")
     p.add_argument("--worker", choices=("rlkit", "trl"))
     p.add_argument("--case", type=json.loads)
     p.add_argument("--out")
@@ -280,10 +290,12 @@ def main() -> None:
         return
     if a.fresh:
         (RESULTS / "learner_step.jsonl").unlink(missing_ok=True)
-    for case in CASES:
+    cases = [*CASES, REAL] if a.real else CASES
+    for case in cases:
         if not any(case.items() <= r.items() for r in read("learner_step")):
             append("learner_step", compare(case))
-    write(sorted(read("learner_step"), key=lambda r: CASES.index({k: r[k] for k in CASES[0]})))
+    order = [*CASES, REAL]
+    write(sorted(read("learner_step"), key=lambda r: order.index({k: r[k] for k in REAL})))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 make real                                                                            # one process
 python examples/real.py rollout.engine=vllm cluster={} deepspeed={zero_optimization:{stage:1}}   # vLLM, DeepSpeed and Ray
-python examples/real.py peft={r:32,lora_alpha:64,target_modules:all-linear} learner.lr=1e-4      # LoRA
+python examples/real.py peft={r:32,lora_alpha:64,target_modules:all-linear} learner.lr=2e-4      # LoRA
 """
 
 import dataclasses

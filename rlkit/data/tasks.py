@@ -280,8 +280,8 @@ THINGS = ("apples", "books", "coins", "pens", "cards", "shells")
 class WordProblems(_Leveled):
     """Short problems for a chat model: ``Tom has 3 apples and gets 4 more. How many apples does Tom have now?``
 
-    Level 1: one step with numbers up to 9; level 2: one step up to 99; level 3: two steps up to 99. The last whole number of a response is
-    its answer.
+    Level 1: one step with numbers up to 9, in two wordings; level 2: one step up to 99, in six; level 3: two steps up to 99. The last whole
+    number of a response is its answer.
 
     Attributes:
         levels: which levels rows come from.
@@ -307,17 +307,17 @@ class WordProblems(_Leveled):
 
     def _question(self, rng: random.Random, dataset: str = "same") -> tuple[str, str, int]:
         level = rng.choice(self.levels)
-        top = 9 if level == 1 else 99
+        top, wordings = (9, 1) if level == 1 else (99, len(GAINS))
         low, high, other = (top + 1, 10 * top, False) if dataset == "larger" else (1, top, dataset == "wordings")
         a, b = rng.randint(low, high), rng.randint(low, high)
         c = rng.randint(1, min(high, a + b))
         if level == 3:
             text, answer = rng.choice(OTHER_CHAINS if other else CHAINS), a + b - c
         elif rng.random() < 0.5:
-            text, answer = rng.choice(OTHER_GAINS if other else GAINS), a + b
+            text, answer = rng.choice(OTHER_GAINS if other else GAINS[:wordings]), a + b
         else:
             a, b = max(a, b) + rng.randint(0, high // 2), min(a, b)
-            text, answer = rng.choice(OTHER_LOSSES if other else LOSSES), a - b
+            text, answer = rng.choice(OTHER_LOSSES if other else LOSSES[:wordings]), a - b
         return text.format(n=rng.choice(NAMES), t=rng.choice(THINGS), a=a, b=b, c=c), str(answer), level
 
     def rows(self, split: Split, n: int) -> list[Row]:

@@ -1,0 +1,313 @@
+"""A real pretrained model, from its file to a better model, on CPUs: three seeds, one process and the whole stack, full and LoRA, and TRL.
+
+    pip install 'rlkit[cpu,bench]'
+    python benchmarks/real_model.py                       # continues where it stopped; --fresh starts again
+    python benchmarks/real_model.py --runs one-process trl --seeds 1
+
+SmolLM2-135M-Instruct answers word problems with `configs/real.yaml` as it is; `stack` adds vLLM, Ray and DeepSpeed, `lora` an adapter. Held-out score:
+100 problems that no training row has, one response each, at the temperature of training. `road` is a longer run on problems of two steps with
+numbers up to 99, by KL strength and divergence, and what is forgotten elsewhere (capitals that the start model knows).
+
+TRL's GRPOTrainer gets the same model, prompts, reward, batch, clip, learning rate and AdamW, and a k3 KL with the same coefficient (it has no k2). Its
+held-out score is measured by rlkit's engine outside the clock. Each run is a process of its own. Seconds are those of training steps; `whole` is from
+start to end, with loading and held-out scores. Peak memory is that of all processes of the run, without what they share, looked at 5 times a second.
+Results: benchmarks/results/real_model.jsonl, benchmarks/real_model.md, docs/real.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+import psutil
+import report
+
+sys.path[:0] = [str(report.ROOT / "scripts"), str(report.ROOT / "examples")]
+
+LORA = ["peft={r:32,lora_alpha:64,target_modules:all-linear}", "learner.lr=2e-4"]
+STACK = ["rollout.engine=vllm", "cluster={cpus:0.5}", "deepspeed={zero_optimization:{stage:1}}"]
+RUNS: Mapping[str, Sequence[str]] = {
+    "one-process": [],
+    "stack": STACK,
+    "lora": LORA,
+    "lora-stack": [*LORA, *STACK],
+    "trl": [],
+}
+STEPS = 16
+TARGET = 0.9
+
+
+def settings(folder: str, seed: int) -> list[str]:
+    import real
+
+    return [
+        f"model.path={real.model('HuggingFaceTB/SmolLM2-135M-Instruct')}",
+        f"out={folder}",
+        f"seed={seed}",
+        "eval.every=2",
+        "log.tensorboard=false",
+        "checkpoint.every=0",
+    ]
+
+
+def rlkit_side(name: str, seed: int, folder: str) -> report.Row:
+    import rlkit as rk
+
+    run = rk.load(report.ROOT / "configs" / "real.yaml", [*settings(folder, seed), *RUNS[name]])
+    done = rk.train(run, quiet=True)
+    metrics = [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
+    answers = [json.loads(line) for line in (done / "eval_samples.jsonl").read_text().splitlines()]
+    return {
+        "seconds": [m["time/step"] for m in metrics],
+        "generate": [m["time/generate"] for m in metrics],
+        "scores": {r["step"]: r["score"] for r in map(json.loads, (done / "eval.jsonl").read_text().splitlines())},
+        **{key: [m.get(name) for m in metrics] for key, name in CURVES.items()},
+        "answers": [
+            {k: r[k] for k in ("step", "question", "answer", "response", "reward")}
+            for r in answers
+            if r["step"] in (0, STEPS)
+        ],
+    }
+
+
+CURVES = {"reward": "reward/mean", "kl": "kl/ref", "entropy": "entropy/sampled", "length": "length/mean"}
+
+
+def trl_side(seed: int, folder: str, steps: int, parts: int) -> report.Row:
+    """``parts``: micro-batches of a step; with one TRL is fastest and needs the most memory."""
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    import rlkit as rk
+    from rlkit.build import reward_specs
+    from rlkit.cluster.groups import EngineGroup, LocalWorkers
+    from rlkit.data.prompts import load_prompts
+    from rlkit.rewards import Scorer
+    from rlkit.rollout.hf import HFEngine
+    from rlkit.trainer import sample_and_score
+
+    run = rk.load(report.ROOT / "configs" / "real.yaml", settings(folder, seed))
+    tokenizer, task = AutoTokenizer.from_pretrained(run.model.path), run.data.task
+    train, test = (load_prompts(run.data, split, tokenizer) for split in ("train", "test"))
+    scorer = Scorer(reward_specs(run))
+    scorer.check(list(test[0].columns))
+    model = AutoModelForCausalLM.from_pretrained(run.model.path, dtype=torch.float32)
+    seconds: list[float] = []
+    curves: dict[str, list[float]] = {"reward": [], "kl": [], "length": []}
+    logged = {"reward": "reward", "kl": "kl", "length": "completions/mean_length"}
+
+    def accuracy() -> float:
+        model.save_pretrained(f"{folder}/m")
+        tokenizer.save_pretrained(f"{folder}/m")
+        engine = HFEngine(f"{folder}/m")
+        try:
+            group = EngineGroup(LocalWorkers(engine))
+            return mean(r.reward for r in sample_and_score(group, scorer, test, 1, run.sampling))
+        finally:
+            engine.close()
+
+    scores = {0: accuracy()}
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.start = time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **__: Any) -> None:
+            seconds.append(time.perf_counter() - self.start)
+            for key, name in logged.items():
+                curves[key].append(trainer._metrics["train"][name][-1])
+            if state.global_step % 2 == 0:
+                scores[state.global_step] = accuracy()
+
+    def reward(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
+        return [float(task.verify(c[0]["content"], {"answer": a})) for c, a in zip(completions, answer, strict=True)]
+
+    prompts, n = run.rollout.prompts, run.rollout.n
+    clip, kl = run.objective
+    args = GRPOConfig(
+        output_dir=folder,
+        per_device_train_batch_size=prompts * n // parts,
+        gradient_accumulation_steps=parts,
+        num_generations=n,
+        max_completion_length=run.sampling.max_tokens,
+        temperature=run.sampling.temperature,
+        max_steps=steps,
+        learning_rate=run.learner.lr,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=run.learner.warmup_steps,
+        adam_beta2=0.95,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        beta=kl.coef,
+        epsilon=clip.eps_low,
+        epsilon_high=clip.eps_high,
+        loss_type="dapo",
+        use_cpu=not torch.cuda.is_available(),
+        bf16=False,
+        gradient_checkpointing=False,
+        seed=seed,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=reward,
+        args=args,
+        processing_class=tokenizer,
+        callbacks=[Clock()],
+        train_dataset=Dataset.from_list(
+            [{"prompt": [{"role": "user", "content": p.columns["prompt"]}], "answer": p.answer} for p in train]
+        ),
+    )
+    trainer.train()
+    scorer.close()
+    return {"seconds": seconds, "scores": scores, **curves}
+
+
+def peak_of_children(done: threading.Event, peak: list[float]) -> None:
+    """The largest memory, in GiB, of all processes that this one started: what each has for itself, and once what it shares with others."""
+    me = psutil.Process()
+    while not done.wait(0.2):
+        total = 0
+        for process in me.children(recursive=True):
+            try:
+                info = process.memory_info()
+            except psutil.NoSuchProcess:
+                continue
+            total += info.rss - info.shared
+        peak[0] = max(peak[0], total / 2**30)
+
+
+def measure(name: str, seed: int, threads: int, steps: int, parts: int) -> report.Row:
+    done, peak, start = threading.Event(), [0.0], time.perf_counter()
+    watcher = threading.Thread(target=peak_of_children, args=(done, peak))
+    watcher.start()
+    try:
+        worker = ["--worker", name, str(seed), "--steps", str(steps), "--parts", str(parts)]
+        row = report.process(__file__, *worker, threads=threads)
+    finally:
+        done.set()
+        watcher.join()
+    whole = time.perf_counter() - start
+    return {
+        "run": name,
+        "seed": seed,
+        "threads": threads,
+        **({"parts": parts} if name == "trl" else {}),
+        "whole": whole,
+        "peak_gib": peak[0],
+        "seconds_to_target": reaches(row, TARGET),
+        **row,
+    }
+
+
+def reaches(row: Mapping[str, Any], target: float) -> float | None:
+    """Training seconds until the first held-out score of at least ``target``."""
+    scores = sorted((int(k), v) for k, v in row["scores"].items())
+    return next((sum(row["seconds"][:step]) for step, score in scores if score >= target), None)
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and standard error over seeds."""
+    if len(values) < 2:
+        return f"{values[0]:.2f}"
+    m = mean(values)
+    return f"{m:.2f} ± {(sum((v - m) ** 2 for v in values) / (len(values) - 1) / len(values)) ** 0.5:.2f}"
+
+
+def write(rows: list[report.Row]) -> None:
+    for r in rows:
+        r["scores"] = {int(k): v for k, v in r["scores"].items()}
+
+    def line(rows: list[report.Row]) -> list[str]:
+        first, last = ([list(r["scores"].values())[i] for r in rows] for i in (0, -1))
+        reached = [f"{r['seconds_to_target']:.0f}" if r["seconds_to_target"] else "not" for r in rows]
+        steps = [mean(r["seconds"]) for r in rows]
+        return [
+            rows[0]["run"],
+            str(len(rows)),
+            interval(first),
+            interval(last),
+            ", ".join(reached),
+            f"{mean(steps):.1f}",
+            f"{mean(r['whole'] for r in rows) / 60:.1f}",
+            f"{max(r['peak_gib'] for r in rows):.1f}",
+        ]
+
+    titles = [
+        "run",
+        "seeds",
+        "before",
+        f"after {STEPS} steps",
+        f"seconds to {TARGET}",
+        "seconds a step",
+        "minutes in all",
+        "peak, GiB",
+    ]
+    groups = [g for name in RUNS if (g := [r for r in rows if r["run"] == name])]
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    lines += ["| " + " | ".join(line(g)) + " |" for g in groups]
+
+    def draw(axes: Any) -> None:
+        panels = [("score", "held-out score"), ("kl", "KL to the start model, nats per token")]
+        panels += [("entropy", "entropy, nats per token"), ("length", "response length, tokens")]
+        for axis, (key, title) in zip(axes.flat, panels, strict=True):
+            for color, group in enumerate(groups):
+                for k, r in enumerate(group):
+                    xs, ys = (
+                        zip(*sorted(r["scores"].items()), strict=True)
+                        if key == "score"
+                        else (range(1, len(r["seconds"]) + 1), r.get(key))
+                    )
+                    if ys is not None:
+                        axis.plot(xs, ys, color=f"C{color}", alpha=0.8, linewidth=1, label=r["run"] if k == 0 else None)
+            axis.set(title=title, xlabel="step")
+        axes.flat[0].legend(fontsize=7)
+
+    report.save(report.ROOT / "docs" / "real.svg", draw, nrows=2, ncols=2, figsize=(9.2, 6.4))
+    report.page("real_model", "A real model on CPUs", lines, rows)
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--worker", nargs=2, metavar=("RUN", "SEED"), help=argparse.SUPPRESS)
+    p.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
+    p.add_argument("--seeds", type=int, default=3)
+    p.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    p.add_argument("--steps", type=int, default=STEPS, help="of TRL")
+    p.add_argument("--parts", type=int, default=1, help="micro-batches of TRL's step")
+    p.add_argument("--fresh", action="store_true")
+    a = p.parse_args()
+    if a.worker:
+        name, seed = a.worker
+        with tempfile.TemporaryDirectory() as folder:
+            row = (
+                trl_side(int(seed), folder, a.steps, a.parts) if name == "trl" else rlkit_side(name, int(seed), folder)
+            )
+        print(json.dumps(row))
+        return
+    if a.fresh:
+        (report.RESULTS / "real_model.jsonl").unlink(missing_ok=True)
+    rows = report.read("real_model")
+    for name in a.runs:
+        for seed in range(a.seeds):
+            if not any((r["run"], r["seed"]) == (name, seed) for r in rows):
+                rows.append(report.append("real_model", measure(name, seed, a.threads, a.steps, a.parts)))
+                write(rows)
+    write(rows)
+
+
+if __name__ == "__main__":
+    main()
