@@ -89,7 +89,6 @@ def trl_side(seed: int, folder: str, steps: int, parts: int) -> report.Row:
     from trl import GRPOConfig, GRPOTrainer
 
     import rlkit as rk
-    from rlkit.build import reward_specs
     from rlkit.cluster.groups import EngineGroup, LocalWorkers
     from rlkit.data.prompts import load_prompts
     from rlkit.rewards import Scorer
@@ -99,7 +98,7 @@ def trl_side(seed: int, folder: str, steps: int, parts: int) -> report.Row:
     run = rk.load(report.ROOT / "configs" / "real.yaml", settings(folder, seed))
     tokenizer, task = AutoTokenizer.from_pretrained(run.model.path), run.data.task
     train, test = (load_prompts(run.data, split, tokenizer) for split in ("train", "test"))
-    scorer = Scorer(reward_specs(run))
+    scorer = Scorer(run.scored_by)
     scorer.check(list(test[0].columns))
     model = AutoModelForCausalLM.from_pretrained(run.model.path, dtype=torch.float32)
     seconds: list[float] = []

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 def model(name: str) -> str:
     """The model's hub name where a hub or its cache has it, else a folder made from a package of the Python index."""
     from rlkit.errors import ModelError
-    from rlkit.hub import require_model
+    from rlkit.model.hub import require_model
 
     try:
         require_model(name, "model.path")
