@@ -55,3 +55,11 @@ def test_the_first_line_of_what_others_say_is_never_missing() -> None:
     assert first_line(ValueError("\n  no such model\nTraceback")) == "no such model"
     assert first_line(KeyError()) == "KeyError" and first_line(RuntimeError("\n")) == "RuntimeError"
     assert first_line(FileNotFoundError(2, "No such file or directory", "a")) == "No such file or directory"
+
+
+def test_the_page_on_errors_is_what_the_classes_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend("scripts")
+    import error_page
+
+    assert error_page.PAGE.read_text() == error_page.page(), "run: python scripts/error_page.py"
+    assert all(f"`{cls.__name__}`" in error_page.page() for cls in TREE)
