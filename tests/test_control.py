@@ -15,15 +15,10 @@ from rlkit.data.tasks import Sorting
 from rlkit.evaluation.selection import (
     acceptance,
     best_of_n,
-    best_of_n_distribution,
     best_of_n_kl,
     best_of_n_kl_bound,
-    best_of_n_win_rate_bound,
-    constrain,
     frontier,
-    importance_resample,
     rejection_sample,
-    rso_sample,
     tilt_weights,
 )
 from rlkit.model.tiny import make_tiny
@@ -37,6 +32,18 @@ REF, ALIGNED = torch.tensor([2.0, 1, 0, -1]), torch.tensor([1.0, 1.5, -0.5, 0.25
 
 def kl(p: np.ndarray, q: np.ndarray) -> float:
     return float(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0))
+
+
+def best_of_n_distribution(p: np.ndarray, reward: np.ndarray, n: int) -> np.ndarray:
+    """``pi_n(y) = F(y)^n - F^-(y)^n``: how often each of finitely many responses is chosen, ``[Y]``.
+
+    ``F`` is the CDF of the reward under ``p``. Ties are broken by a fixed order: of equal rewards the earlier entry wins.
+    """
+    order = np.lexsort((-np.arange(len(p)), reward))  # worst first; of equal ones the later entry is the worse
+    upto = p[order].cumsum() / p.sum()
+    out = np.empty_like(p)
+    out[order] = upto**n - np.r_[0.0, upto[:-1]] ** n
+    return out
 
 
 # -- DeRa -----------------------------------------------------------------------------------------------------------
@@ -183,20 +190,17 @@ def test_best_of_n_estimator_at_its_ends() -> None:
 def test_the_chosen_distribution_by_enumeration() -> None:
     rng = np.random.default_rng(0)
     p, reward, n = rng.dirichlet(np.ones(4)), np.array([0.5, 1.0, 0.5, -1.0]), 3
-    want, wins = np.zeros(4), 0.0
+    want = np.zeros(4)
     for draw in itertools.product(range(4), repeat=n):
         rollouts = [
             Rollout(PROMPTS[0], [i], [True], [0.0], [0], "stop", reward=reward[i], group=i) for i in sorted(draw)
         ]  # of equal rewards the lower index is first
-        chosen, chance = best_of_n(rollouts)[0].group, p[list(draw)].prod()
-        want[chosen] += chance
-        wins += chance * sum(p[j] * ((reward[chosen], -chosen) > (reward[j], -j)) for j in range(4))
+        want[best_of_n(rollouts)[0].group] += p[list(draw)].prod()
     got = best_of_n_distribution(p, reward, n)
     assert (
         got == pytest.approx(want)
         and kl(got, p) <= best_of_n_kl_bound(n) <= kl(got, p) + 2 * n * (n - 1) * (p**2).sum()
     )
-    assert wins <= best_of_n_win_rate_bound(n) == 0.75
 
 
 def test_one_response_for_each_prompt() -> None:
@@ -231,12 +235,12 @@ def test_accepted_samples_follow_the_tilted_policy(beta: float) -> None:
     assert tilt_weights(r, beta) * p / (tilt_weights(r, beta) * p).sum() == pytest.approx(optimum)
 
 
-def test_rejection_and_resampling_draw_as_they_say() -> None:
+def test_rejection_draws_as_it_says() -> None:
     reward = np.array([0.0, 1.0, 2.0] * 20_000)
     chance = np.exp([-1.0, -0.5, 0.0])
-    for kept in (rejection_sample(reward, 2.0, r_max=2.0), importance_resample(reward, 2.0, 30_000, seed=3)):
-        share = np.bincount(reward[kept].astype(int)) / len(kept)
-        assert share == pytest.approx(chance / chance.sum(), abs=0.01)
+    kept = rejection_sample(reward, 2.0, r_max=2.0)
+    share = np.bincount(reward[kept].astype(int)) / len(kept)
+    assert share == pytest.approx(chance / chance.sum(), abs=0.01)
     assert len(rejection_sample(reward, 2.0)) == pytest.approx(20_000 * chance.sum(), rel=0.02)
     with pytest.raises(ValueError, match=r"a reward is 2.0, above r_max = 1.5"):
         acceptance(reward, 1.0, 1.5)
@@ -245,19 +249,6 @@ def test_rejection_and_resampling_draw_as_they_say() -> None:
             tilt_weights([1.0], beta)
     with pytest.raises(ValueError, match="rewards must be finite"):
         acceptance([math.nan], 1.0)
-
-
-def test_rso_takes_different_samples_and_ends() -> None:
-    assert sorted(rso_sample([0.1, 3, 2, 0.5], 1e-6, 2)) == [1, 2] and sorted(rso_sample([0.1, 3, 2, 0.5], 1.0, 4)) == [
-        0,
-        1,
-        2,
-        3,
-    ]
-    first = np.mean([rso_sample([0.0, 1.0], 1.0, 1, seed=s) == [0] for s in range(4000)])
-    assert first == pytest.approx(math.exp(-1), abs=0.03)
-    with pytest.raises(ValueError, match="keep is 3, but there are 2"):
-        rso_sample([0.0, 1.0], 1.0, 3)
 
 
 def test_the_frontier() -> None:
@@ -284,32 +275,3 @@ def test_the_frontier() -> None:
     assert both.kl == pytest.approx((parts[0].kl + parts[1].kl) / 2) and both.ess == min(x.ess for x in parts)
     sharp = frontier(np.arange(64.0), [0.01])[0]
     assert sharp.valid == 0 and sharp.kl == pytest.approx(math.log(64)) and sharp.reward == pytest.approx(63)
-
-
-# -- banned tokens --------------------------------------------------------------------------------------------------
-
-
-def test_banned_tokens_and_what_they_cost() -> None:
-    ban = torch.tensor([True, False, False, False])
-    logp, paid = constrain(ALIGNED, ban)
-    assert logp[1:].tolist() == pytest.approx([-0.351952, -2.351952, -1.601952], abs=1e-6) and logp[0] == -torch.inf
-    p = ALIGNED.double().softmax(-1)
-    q = logp.exp().double()
-    assert float(paid) == pytest.approx(-math.log1p(-float(p[0])), abs=1e-6) == kl(q.numpy(), p.numpy())
-    many, cost = constrain(torch.stack([ALIGNED, REF]), ban)
-    assert many.shape == (2, 4) and cost.shape == (2,) and torch.equal(many[0], logp)
-    for other in torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).softmax(
-        -1
-    ):  # no other policy is closer
-        assert kl(np.r_[0, other.numpy()], p.numpy()) >= float(paid)
-
-
-def test_nearly_everything_is_banned() -> None:
-    logp, paid = constrain(torch.tensor([60.0, 0.0, -1.0]), torch.tensor([True, False, False]))
-    assert logp[1:].exp().tolist() == pytest.approx([1 / (1 + math.exp(-1)), 1 / (1 + math.e)]) and float(
-        paid
-    ) == pytest.approx(60 - math.log1p(math.exp(-1)), rel=1e-6)
-    with pytest.raises(ValueError, match="every token of some position is banned"):
-        constrain(ALIGNED, torch.ones(4, dtype=torch.bool))
-    with pytest.raises(ValueError, match="must be a bool mask"):
-        constrain(ALIGNED, torch.tensor([0]))

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "rlkit"
-# What these use is imported when it is used, so that `import rlkit` and `rlkit --help` take no time.
-FACES = {"cli", "commands"}
+# What the program uses is imported when it is used, so that `rlkit --help` takes no time.
+FACES = {"cli"}
 # These need a library at their top that is not installed everywhere.
 OPTIONAL = {"rlkit.rollout.vllm_weights"}
 
@@ -30,6 +30,8 @@ IN_FUNCTIONS = {
     "rlkit.session -> learner",
     "rlkit.session -> rollout",
     "rlkit.cluster.ray -> learner",
+    "rlkit.commands.engines -> cluster",
+    "rlkit.commands.engines -> rollout",
     "rlkit.config -> run",
 }
 # Rooms, not modules, of each circle: they all pass through `config.load`, which makes a Run.

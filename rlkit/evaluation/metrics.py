@@ -37,23 +37,11 @@ def powers_of_two(n: int) -> list[int]:
     return [1 << i for i in range(max(0, n).bit_length())]
 
 
-def avg_at_k(correct: Sequence[float], k: int) -> float:
-    """avg@k: the mean score of ``k`` samples; its unbiased value is the mean of all of them, whatever ``k`` is."""
-    _check(len(correct), 0, k)
-    return math.fsum(correct) / len(correct)
-
-
 def pass_at_k(n: int, c: int, k: int) -> float:
     """``1 - C(n-c, k) / C(n, k)``: at least one of ``k`` samples is correct; unbiased (arXiv 2107.03374)."""
     _check(n, c, k)
     total = math.comb(n, k)
     return (total - math.comb(n - c, k)) / total
-
-
-def pass_hat_k(n: int, c: int, k: int) -> float:
-    """pass^k, ``C(c, k) / C(n, k)``: all ``k`` samples are correct."""
-    _check(n, c, k)
-    return math.comb(c, k) / math.comb(n, k)
 
 
 def _at_least(n: int, c: int, k: int, m: int) -> float:

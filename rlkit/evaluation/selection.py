@@ -1,4 +1,4 @@
-"""What can be had from samples of a model without training it: best-of-n, rejection and importance sampling, the frontier, banned tokens.
+"""What can be had from samples of a model without training it: best of n, rejection, the frontier of reward against KL.
 
 ``beta`` is the coefficient of the KL throughout: the optimum of ``E r - beta KL(pi || pi_ref)`` is ``pi_ref exp(r / beta) / Z``.
 """
@@ -10,9 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from rlkit.errors import ConfigError
 from rlkit.samples import Rollout
@@ -50,20 +48,6 @@ def best_of_n(
     return [r for _, r in best.values() if r is not None]
 
 
-def best_of_n_distribution(p: ArrayLike, reward: ArrayLike, n: int) -> Array:
-    """``pi_n(y) = F(y)^n - F^-(y)^n``: how often each of finitely many responses is chosen, ``[Y]``.
-
-    ``F`` is the CDF of the reward under ``p``. Ties are broken by a fixed order: of equal rewards the earlier entry wins.
-    """
-    _check_n(n)
-    p, reward = np.asarray(p, dtype=np.float64), np.asarray(reward, dtype=np.float64)
-    order = np.lexsort((-np.arange(len(p)), reward))  # worst first; of equal ones the later entry is the worse
-    upto = p[order].cumsum() / p.sum()
-    out = np.empty_like(p)
-    out[order] = upto**n - np.r_[0.0, upto[:-1]] ** n
-    return out
-
-
 def best_of_n_kl_bound(n: int) -> float:
     """``log n - (n - 1) / n`` nats, an upper bound of ``KL(best of n || base)``; tight only if every response is improbable."""
     _check_n(n)
@@ -89,12 +73,6 @@ def best_of_n_kl(logp: ArrayLike, n: int) -> Array:
         chosen = -np.expm1(n * log_rest)
         second = np.where(chosen > 0, chosen * (np.log(chosen) - logp), 0.0)  # e underflows: chosen * log n -> 0
     return first + second
-
-
-def best_of_n_win_rate_bound(n: int) -> float:
-    """``n / (n + 1)``: the largest probability that the best of n beats one more sample of the base model."""
-    _check_n(n)
-    return n / (n + 1)
 
 
 def _check_n(n: int) -> None:
@@ -144,42 +122,12 @@ def rejection_sample(
     return [int(i) for i in np.flatnonzero(np.random.default_rng(seed).random(probability.shape) < probability)]
 
 
-def rso_sample(reward: ArrayLike, beta: float, keep: int, *, seed: int | np.random.Generator = 0) -> list[int]:
-    """Statistical rejection sampling (RSO, arXiv 2309.06657, [memory]): ``keep`` different indices of one prompt's samples.
-
-    Passes over the pool accept with ``exp((r - r_max) / beta)`` where ``r_max`` is the largest reward still in it, and take out what was
-    accepted, until there are enough. Each pass accepts at least one, so it ends; the more passes, the farther it is from the tilted
-    distribution. The samples are taken in their order, which must not depend on the reward.
-    """
-    _check_beta(beta)
-    r = _rewards(reward)
-    if not 1 <= keep <= len(r):
-        raise ConfigError(
-            f"rso_sample: keep is {keep}, but there are {len(r)} samples; it must be between 1 and {len(r)}."
-        )
-    rng, pool, kept = np.random.default_rng(seed), list(range(len(r))), list[int]()
-    while len(kept) < keep:
-        chance = acceptance(r[pool], beta)
-        taken = [i for i, u, a in zip(pool, rng.random(len(pool)), chance, strict=True) if u < a][: keep - len(kept)]
-        kept += taken
-        pool = [i for i in pool if i not in set(taken)]
-    return kept
-
-
 def tilt_weights(reward: ArrayLike, beta: float) -> Array:
     """Self-normalised importance weights ``exp(r / beta) / sum exp(r / beta)`` of samples of ``pi_ref``, over the last axis."""
     _check_beta(beta)
     r = _rewards(reward)
     w = np.exp((r - r.max(-1, keepdims=True)) / beta)
     return w / w.sum(-1, keepdims=True)
-
-
-def importance_resample(
-    reward: ArrayLike, beta: float, count: int, *, seed: int | np.random.Generator = 0
-) -> list[int]:
-    """``count`` indices, with replacement, drawn with :func:`tilt_weights`: close to ``pi_ref exp(r / beta) / Z`` for many samples."""
-    w = tilt_weights(reward, beta)
-    return [int(i) for i in np.random.default_rng(seed).choice(len(w), size=count, p=w)]
 
 
 # -- the frontier ---------------------------------------------------------------------------------------------------
@@ -229,31 +177,3 @@ def frontier(reward: ArrayLike, betas: Sequence[float], *, min_ess: float = 20.0
             )
         )
     return points
-
-
-# -- banned tokens --------------------------------------------------------------------------------------------------
-
-
-def constrain(logits: Tensor, banned: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probs of ``argmin KL(q || p) s.t. q(banned) = 0``, and that KL: ``log p - log(1 - p(B))`` and ``-log(1 - p(B))``.
-
-    ``-inf`` on banned tokens. Mask after temperature and penalties, so that the log-probs are those of what is sampled; a ratio of policies
-    needs the constrained log-probs on both sides. Everything is summed over the allowed tokens, so it keeps its digits where nearly all the
-    probability is banned. (G-I-DLE.)
-
-    Shapes:
-        logits ``[..., V]`` of any normalisation; banned bool, broadcast to it. Returns ``[..., V]`` and the KL paid ``[...]``, nats.
-
-    Raises:
-        ValueError: no token is left somewhere.
-    """
-    if banned.dtype != torch.bool:
-        raise ConfigError(f"constrain: banned has dtype {banned.dtype}; it must be a bool mask over the vocabulary.")
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    allowed = logits.masked_fill(banned, -torch.inf)
-    rest = allowed.logsumexp(-1, keepdim=True)
-    if bool((rest == -torch.inf).any()):
-        raise ConfigError(
-            "constrain: every token of some position is banned or has probability zero; allow at least one."
-        )
-    return allowed - rest, logits.logsumexp(-1) - rest[..., 0]

@@ -161,11 +161,6 @@ def temperature_vote(
     )
 
 
-def solved_at_any(correct: Mapping[float, Sequence[float]]) -> bool:
-    """Pass@All: whether some sample at some temperature is correct."""
-    return any(bool(c) for given in correct.values() for c in given)
-
-
 # -- when to stop ---------------------------------------------------------------------------------------------------
 
 

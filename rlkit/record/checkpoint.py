@@ -135,10 +135,6 @@ class Checkpoints:
         """Folders of finished checkpoints, oldest first."""
         return sorted(p.parent for p in self.folder.glob("step_*/manifest.json"))
 
-    def latest(self) -> Path | None:
-        found = self.complete()
-        return found[-1] if found else None
-
     def newest_whole(self) -> tuple[Path | None, dict[Path, str]]:
         """The newest checkpoint that is whole, and those after it that are not, each with what is wrong. Changes nothing.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlkit.verifier.comparison import Mode
-from rlkit.verifier.finding import EXTRACT, KINDS, extract_answer, final_answer, last_boxed
+from rlkit.verifier.finding import EXTRACT, KINDS, extract_answer, last_boxed
 from rlkit.verifier.verify import Verdict, gold_against_itself, same_answer, verify, vote_key
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "Verdict",
     "explained",
     "extract_answer",
-    "final_answer",
     "gold_against_itself",
     "last_boxed",
     "reward",

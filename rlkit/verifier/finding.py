@@ -894,8 +894,3 @@ def extract_answer(response: str, extract: Sequence[str] = EXTRACT, finish: str 
     """The text that :func:`find` finds."""
     found = find(response, extract, finish)
     return found.text if found is not None else None
-
-
-def final_answer(response: str) -> str | None:
-    """What the response commits to, in a run's order of ways."""
-    return extract_answer(response)

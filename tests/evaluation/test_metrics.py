@@ -13,7 +13,6 @@ import pytest
 
 from rlkit.evaluation import (
     auroc,
-    avg_at_k,
     brier,
     distinct_answers,
     ece,
@@ -22,7 +21,6 @@ from rlkit.evaluation import (
     maj_at_k,
     mg_pass_at_k,
     pass_at_k,
-    pass_hat_k,
     powers_of_two,
     risk_coverage_area,
     summarize,
@@ -35,7 +33,6 @@ def test_every_draw_of_k_samples_is_counted(n: int, k: int) -> None:
     for c in range(n + 1):
         hits = [sum(i < c for i in draw) for draw in itertools.combinations(range(n), k)]
         assert pass_at_k(n, c, k) == pytest.approx(np.mean([h >= 1 for h in hits]), abs=1e-15)
-        assert pass_hat_k(n, c, k) == pytest.approx(np.mean([h == k for h in hits]), abs=1e-15)
         for tau in (0.0, 0.25, 0.5, 0.6, 1.0):
             assert g_pass_at_k(n, c, k, tau) == pytest.approx(
                 np.mean([h >= max(math.ceil(tau * k - 1e-9), 1) for h in hits]), abs=1e-15
@@ -48,13 +45,7 @@ def test_published_values() -> None:
     assert pass_at_k(48, 4, 16) == pytest.approx(0.8152, abs=5e-5)
     assert (g_pass_at_k(48, 24, 16, 0.5), mg_pass_at_k(48, 24, 16)) == pytest.approx((0.6199, 0.07996), abs=5e-5)
     assert (g_pass_at_k(48, 40, 16, 1.0), mg_pass_at_k(48, 40, 16)) == pytest.approx((0.027874, 0.66667), abs=5e-6)
-    assert (
-        pass_at_k(48, 48, 16)
-        == pass_hat_k(48, 48, 16)
-        == mg_pass_at_k(48, 48, 16)
-        == g_pass_at_k(48, 48, 16, 0.75)
-        == 1
-    )
+    assert pass_at_k(48, 48, 16) == mg_pass_at_k(48, 48, 16) == g_pass_at_k(48, 48, 16, 0.75) == 1
     assert (pass_at_k(16, 4, 8), pass_at_k(10, 3, 5)) == pytest.approx((0.961538, 0.916667), abs=5e-7)
     conf, correct = (0.95, 0.9, 0.8, 0.65, 0.55, 0.35), (1, 1, 0, 1, 0, 0)
     assert (ece(conf, correct), brier(conf, correct)) == pytest.approx((0.366667, 0.2), abs=5e-7)
@@ -69,14 +60,13 @@ def test_the_share_is_rounded_up_without_rounding_errors() -> None:
 
 
 def test_more_draws_than_samples_are_refused() -> None:
-    for metric in (pass_at_k, pass_hat_k, mg_pass_at_k):
+    for metric in (pass_at_k, mg_pass_at_k):
         with pytest.raises(ValueError, match="k is 9, but there are 8 samples"):
             metric(8, 2, 9)
     with pytest.raises(ValueError, match="k is 0"):
         g_pass_at_k(8, 2, 0, 0.5)
     with pytest.raises(ValueError, match="5 of 4 samples"):
         pass_at_k(4, 5, 2)
-    assert avg_at_k([1, 0, 0.5], 2) == 0.5
 
 
 def test_simple_statistics() -> None:

@@ -12,7 +12,6 @@ from rlkit.evaluation import (
     majority,
     majority_probability,
     should_stop,
-    solved_at_any,
     tally,
     temperature_vote,
     weighted_vote,
@@ -69,7 +68,6 @@ def test_temperatures_must_be_confident_and_agree() -> None:
     assert temperature_vote({0.2: sure, 0.6: other, 1.0: ["a"] * 5}, cross=2 / 3).stop
     v = temperature_vote({1.0: unsure})
     assert not v.stop and v.confident == {} and v.agreement == 0 and v.answer == "a"
-    assert solved_at_any({0.0: [0, 0], 1.0: [0, 1]}) and not solved_at_any({0.0: [0]})
 
 
 def test_sampling_stops_when_the_majority_is_settled() -> None:

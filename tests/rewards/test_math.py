@@ -16,7 +16,7 @@ import pytest
 from rlkit.cli import main
 from rlkit.commands.audit import audit, read_responses
 from rlkit.rewards import RewardSpec, Scorer
-from rlkit.rewards.math import final_answer, gold_against_itself, last_boxed, reward, same_answer, verify, vote_key
+from rlkit.rewards.math import extract_answer, gold_against_itself, last_boxed, reward, same_answer, verify, vote_key
 from rlkit.types import Prompt, Rollout
 
 HERE = Path(__file__).parent
@@ -468,7 +468,7 @@ def test_what_is_the_same_answer(mode: str) -> None:
     ],
 )
 def test_what_a_response_commits_to(response: str, want: str | None) -> None:
-    assert final_answer(response) == want
+    assert extract_answer(response) == want
 
 
 def test_the_ways_to_extract_are_a_choice() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlkit.rewards import RewardError, RewardSpec, Scorer
-from rlkit.rewards.math import final_answer, reward
+from rlkit.rewards.math import extract_answer, reward
 from rlkit.types import Prompt, Rollout
 
 HERE = Path(__file__).parent
@@ -171,7 +171,7 @@ def test_math(response: str, answer: str, want: float) -> None:
 def test_math_needs_a_reference_answer() -> None:
     with pytest.raises(ValueError, match="reference answer"):
         reward(r"\boxed{1}", None)
-    assert final_answer(r"\boxed{\frac{a}{b}} and \boxed{unfinished") == r"\frac{a}{b}"
+    assert extract_answer(r"\boxed{\frac{a}{b}} and \boxed{unfinished") == r"\frac{a}{b}"
 
 
 def test_parameters_with_a_fixed_value() -> None:

@@ -174,8 +174,8 @@ def damage_newest(folder: Path, draw: random.Random) -> None:
 
 def tear(folder: Path, draw: random.Random) -> None:
     """What a power failure leaves: the last lines cut or followed by rubbish. What a checkpoint counts on was on disk before it."""
-    newest = Checkpoints(folder / "checkpoints", 2).latest()
-    saved = 0 if newest is None else int(newest.name.removeprefix("step_"))
+    whole = Checkpoints(folder / "checkpoints", 2).complete()
+    saved = int(whole[-1].name.removeprefix("step_")) if whole else 0
     for name in ("metrics.jsonl", "rollouts.jsonl", "eval.jsonl"):
         path, rows = folder / name, read_rows(folder / name)
         if rows and rows[-1]["step"] > saved:
