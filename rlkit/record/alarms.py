@@ -8,25 +8,35 @@ steps in which it held. Thresholds are rules of thumb where no source is named.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 History = Sequence[Mapping[str, float]]
 
 SHORT = 5  # steps that a mean is taken over
 LONG = 20  # steps over which growth is looked at
 WINDOW = 50  # newest steps that are remembered, beside the first SHORT
+GAIN = frozenset({"reward/mean", "reward/std", "batch/sequences"})  # what `gained` reads
 
 
-class Alarm(Protocol):
+@dataclass(frozen=True)
+class Alarm(ABC):
+    """One thing that can be wrong: what it is called, what to do about it, which metrics it reads, and from which step it can tell."""
+
     name: ClassVar[str]
     remedy: ClassVar[str]
+    reads: ClassVar[frozenset[str]]
+    after: ClassVar[int] = SHORT
+
+    @abstractmethod
+    def why(self, history: History) -> str | None:
+        """What is wrong, in one sentence without its full stop; None as long as all is well. ``history`` has ``after`` steps at least."""
 
     def __call__(self, history: History) -> str | None:
-        """Why, in one sentence without its full stop; None as long as all is well."""
-        ...
+        return self.why(history) if len(history) >= self.after else None
 
 
 def mean(rows: History, key: str) -> float:
@@ -51,26 +61,26 @@ def growth(history: History, key: str, least: float) -> tuple[float, float] | No
 
     A run that is shorter is compared with its beginning.
     """
-    if len(history) < 2 * SHORT:
-        return None
     before, now = history[-LONG - SHORT :][:SHORT], history[-SHORT:]
     old, new = mean(before, key), mean(now, key)
     return (old, new) if new - old >= least and new >= 2 * old and not gained(before, now) else None
 
 
 @dataclass(frozen=True)
-class KLWithoutReward:
+class KLWithoutReward(Alarm):
     """The KL to the reference (else the drift from the start model) doubled in 20 steps, by ``least`` nats per token, and the reward did
     not rise: the policy pays and gets nothing."""
 
     name: ClassVar[str] = "kl_without_reward"
+    reads: ClassVar[frozenset[str]] = GAIN | {"kl/ref", "drift/start"}
+    after: ClassVar[int] = 2 * SHORT
     remedy: ClassVar[str] = (
         "Lower learner.lr, raise the coefficient of the divergence (or use coef: {type: KLBudget}), and look at what the policy writes now "
         "in rollouts.jsonl. If a term of your own is a KL, run `rlkit check` on it"
     )
     least: float = 0.05
 
-    def __call__(self, history: History) -> str | None:
+    def why(self, history: History) -> str | None:
         for key in ("kl/ref", "drift/start"):
             found = growth(history, key, self.least)
             if found:
@@ -79,7 +89,7 @@ class KLWithoutReward:
 
 
 @dataclass(frozen=True)
-class EntropyCollapse:
+class EntropyCollapse(Alarm):
     """The entropy is below ``share`` of that of the first steps.
 
     verl's own log of a GSM8K run that learns ends at 9 % of its first entropy (0.539 to 0.050 nats, 435 steps); half of that is less than
@@ -87,79 +97,80 @@ class EntropyCollapse:
     """
 
     name: ClassVar[str] = "entropy_collapse"
+    reads: ClassVar[frozenset[str]] = frozenset({"entropy/sampled"})
+    after: ClassVar[int] = 2 * SHORT
     remedy: ClassVar[str] = (
         "Responses of one prompt become alike, and groups then teach nothing. Add {type: Entropy, coef: 0.001}, use ClipCov, KLCov or a "
         "larger eps_high, a divergence that covers mass (docs/regularizers.md), or a smaller learning rate"
     )
     share: float = 0.05
 
-    def __call__(self, history: History) -> str | None:
+    def why(self, history: History) -> str | None:
         first, now = mean(history[:SHORT], "entropy/sampled"), mean(history[-SHORT:], "entropy/sampled")
-        if len(history) < 2 * SHORT or not now < self.share * first:
-            return None
-        return f"the entropy fell from {first:.3f} to {now:.3f} nats per token"
+        return f"the entropy fell from {first:.3f} to {now:.3f} nats per token" if now < self.share * first else None
 
 
 @dataclass(frozen=True)
-class Truncated:
+class Truncated(Alarm):
     """More than ``share`` of the responses end at the limit. ScaleRL (2510.13786) saw runs destabilise at 10 to 15 %."""
 
     name: ClassVar[str] = "truncated"
+    reads: ClassVar[frozenset[str]] = frozenset({"length/truncated"})
     remedy: ClassVar[str] = (
         "A truncated response is wrong whatever it would have said. Raise sampling.max_tokens, use rollout.interrupt or rollout.lengths, "
         "or drop such groups (data.drop: [{type: Overlong}])"
     )
     share: float = 0.1
 
-    def __call__(self, history: History) -> str | None:
+    def why(self, history: History) -> str | None:
         now = mean(history[-SHORT:], "length/truncated")
-        return (
-            f"{now:.0%} of the responses end at the length limit"
-            if len(history) >= SHORT and now > self.share
-            else None
-        )
+        return f"{now:.0%} of the responses end at the length limit" if now > self.share else None
 
 
 @dataclass(frozen=True)
-class EqualGroups:
+class EqualGroups(Alarm):
     """In more than ``share`` of the prompt groups all responses have one reward: these groups have no advantage."""
 
     name: ClassVar[str] = "equal_groups"
+    reads: ClassVar[frozenset[str]] = frozenset({"reward/equal_groups"})
     remedy: ClassVar[str] = (
         "Most of the sampling is spent on prompts that are too easy or too hard. Filter them (rlkit filter), sample by difficulty "
         "(data.sampler), or replace such groups (data.drop: [{type: ZeroVariance}])"
     )
     share: float = 0.8
 
-    def __call__(self, history: History) -> str | None:
+    def why(self, history: History) -> str | None:
         now = mean(history[-SHORT:], "reward/equal_groups")
-        if len(history) < SHORT or not now > self.share:
+        if not now > self.share:
             return None
         return f"in {now:.0%} of the prompt groups all responses have the same reward"
 
 
 @dataclass(frozen=True)
-class EqualRewards:
+class EqualRewards(Alarm):
     """All rewards of every one of the last steps are one number."""
 
     name: ClassVar[str] = "equal_rewards"
+    reads: ClassVar[frozenset[str]] = frozenset({"reward/mean", "reward/std"})
     remedy: ClassVar[str] = (
         "No advantage can be told from that. Look at responses and rewards in rollouts.jsonl: is the answer found where the reward looks "
         "for it, and does the model ever give a right one? `rlkit audit-reward` runs the reward over stored responses"
     )
 
-    def __call__(self, history: History) -> str | None:
+    def why(self, history: History) -> str | None:
         rows = history[-SHORT:]
-        if len(rows) < SHORT or any(row.get("reward/std", 1.0) != 0 for row in rows):
+        if any(row.get("reward/std", 1.0) != 0 for row in rows):
             return None
         return f"all rewards of the last {SHORT} steps are equal ({rows[-1].get('reward/mean', math.nan):g})"
 
 
 @dataclass(frozen=True)
-class Mismatch:
+class Mismatch(Alarm):
     """Engine and learner differ by ``times`` what they did in the first steps, and by more than ``least`` nats per token."""
 
     name: ClassVar[str] = "mismatch"
+    reads: ClassVar[frozenset[str]] = frozenset({"mismatch/mean"})
+    after: ClassVar[int] = 2 * SHORT
     remedy: ClassVar[str] = (
         "The engine no longer samples what the learner trains. Look at probe/*, set a correction (correction: {type: TruncatedIS}) or a "
         "loss against the engine's log-probs (CISPO), model.fp32_head: true with bfloat16, or a smaller rollout.max_lag"
@@ -167,39 +178,43 @@ class Mismatch:
     times: float = 3.0
     least: float = 0.02
 
-    def __call__(self, history: History) -> str | None:
+    def why(self, history: History) -> str | None:
         first, now = mean(history[:SHORT], "mismatch/mean"), mean(history[-SHORT:], "mismatch/mean")
-        if len(history) < 2 * SHORT or not now > max(self.times * first, self.least):
+        if not now > max(self.times * first, self.least):
             return None
         return f"the mean difference of engine and learner grew from {first:.2g} to {now:.2g} nats per token"
 
 
 @dataclass(frozen=True)
-class Skipped:
+class Skipped(Alarm):
     """An optimizer step was not taken because its gradient was not finite."""
 
     name: ClassVar[str] = "skipped"
+    reads: ClassVar[frozenset[str]] = frozenset({"learner/skipped"})
+    after: ClassVar[int] = 1
     remedy: ClassVar[str] = (
         "The term and the token are named above; learner.max_skipped of them in a row end the run. If no term is to blame, lower learner.lr"
     )
 
-    def __call__(self, history: History) -> str | None:
-        count = history[-1].get("learner/skipped", 0.0) if history else 0.0
+    def why(self, history: History) -> str | None:
+        count = history[-1].get("learner/skipped", 0.0)
         return f"{count:.0f} optimizer step(s) were skipped: the gradient was not finite" if count else None
 
 
 @dataclass(frozen=True)
-class LengthExplosion:
+class LengthExplosion(Alarm):
     """Responses are twice as long as 20 steps ago, by at least ``least`` tokens, and no better."""
 
     name: ClassVar[str] = "length_explosion"
+    reads: ClassVar[frozenset[str]] = GAIN | {"length/mean"}
+    after: ClassVar[int] = 2 * SHORT
     remedy: ClassVar[str] = (
         "Means per sequence (reduce: seq) make long wrong responses cheap: use reduce: token, prompt or const. Or reward brevity, or check "
         "that responses still end (an end token that is never sampled)"
     )
     least: float = 16.0
 
-    def __call__(self, history: History) -> str | None:
+    def why(self, history: History) -> str | None:
         found = growth(history, "length/mean", self.least)
         if not found:
             return None
@@ -219,28 +234,13 @@ ALARMS: tuple[Alarm, ...] = (
     LengthExplosion(),
 )
 
-READ = frozenset(
-    {
-        "kl/ref",
-        "drift/start",
-        "entropy/sampled",
-        "length/mean",
-        "length/truncated",
-        "reward/mean",
-        "reward/std",
-        "reward/equal_groups",
-        "batch/sequences",
-        "mismatch/mean",
-        "learner/skipped",
-    }
-)
-
 
 class Alarms:
     """Watches a run: what holds is counted, and said once. Its state is plain data."""
 
     def __init__(self, alarms: Sequence[Alarm] = ALARMS) -> None:
         self.alarms = alarms
+        self.reads = frozenset[str]().union(*(alarm.reads for alarm in alarms))
         self.first: list[dict[str, float]] = []
         self.newest: list[dict[str, float]] = []
         self.counts: Counter[str] = Counter()
@@ -248,7 +248,7 @@ class Alarms:
 
     def observe(self, step: int, values: Mapping[str, float], say: Callable[[str], object]) -> dict[str, float]:
         """Adds a step's metrics to the history; returns ``alarm/NAME`` of every alarm that ever held."""
-        row = {name: values[name] for name in READ & values.keys()}
+        row = {name: values[name] for name in self.reads & values.keys()}
         if len(self.first) < SHORT:
             self.first.append(row)
         else:
