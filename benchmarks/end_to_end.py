@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 
 import report
 
-from rlkit.data.tasks import Sorting
+from rlkit.data.tasks import Row, Sorting
 
 OUT = report.ROOT / "runs" / "end_to_end"
 COMMON: dict[str, Any] = {
@@ -52,9 +52,9 @@ class Explained(Sorting):
     instruction: ClassVar[str] = "write the digits in ascending order and then explain it "
     explain: bool = True
 
-    def _question(self, rng: random.Random) -> tuple[str, str, int]:
-        question, answer, level = super()._question(rng)
-        return self.instruction + question, answer, level
+    def question(self, rng: random.Random) -> Row:
+        row = super().question(rng)
+        return {**row, "prompt": self.instruction + row["prompt"]}
 
     def demonstration(self, row: Mapping[str, Any], rng: random.Random) -> str:
         dots = min(140, max(4, int(rng.lognormvariate(3.2, 0.8)))) if self.explain else 0

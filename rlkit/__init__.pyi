@@ -14,6 +14,8 @@ from rlkit.commands.submit import submit
 from rlkit.config import load, to_yaml
 from rlkit.data import Data, tasks
 from rlkit.data import curriculum as samplers
+from rlkit.data.curriculum import AdmitRule, DropRule, Sampler
+from rlkit.data.tasks import Task
 from rlkit.errors import (
     CheckpointError,
     ClusterError,
@@ -32,6 +34,7 @@ from rlkit.errors import (
 from rlkit.evaluation.report import Report
 from rlkit.evaluation.scaling import fit_runs
 from rlkit.model import reference as references
+from rlkit.model.reference import Reference
 from rlkit.objective import (
     Term,
     advantages,
@@ -44,6 +47,7 @@ from rlkit.objective import (
 from rlkit.objective.advantages import (
     GAE,
     RLOO,
+    Advantage,
     GroupMean,
     GroupNorm,
     LogMeanExp,
@@ -51,9 +55,11 @@ from rlkit.objective.advantages import (
     ReinforcePlusPlus,
     TokenKL,
 )
+from rlkit.objective.anchors import Mixture
 from rlkit.objective.coefficients import (
     AccuracyScaled,
     AdaptiveKL,
+    Coefficient,
     Constant,
     Cosine,
     DifficultyWeighted,
@@ -64,7 +70,8 @@ from rlkit.objective.coefficients import (
     RewardMasked,
     Step,
 )
-from rlkit.objective.divergences import KL, Divergence, Mixture
+from rlkit.objective.corrections import Correction
+from rlkit.objective.divergences import KL, Divergence, Generator
 from rlkit.objective.full_vocab import FullDivergence
 from rlkit.objective.losses import (
     CISPO,
@@ -83,7 +90,7 @@ from rlkit.objective.losses import (
     Reinforce,
     ValueMSE,
 )
-from rlkit.objective.penalties import DivergenceReward, KLReward
+from rlkit.objective.penalties import DivergenceReward, KLReward, Penalty
 from rlkit.planning.probe import probe
 from rlkit.record.plots import plot_run
 from rlkit.rewards import RewardSpec
@@ -150,6 +157,16 @@ __all__ = [
     "Report",
     # what a class of your own is a subclass of
     "Term",
+    "Advantage",
+    "Penalty",
+    "Coefficient",
+    "Correction",
+    "Generator",
+    "Sampler",
+    "DropRule",
+    "AdmitRule",
+    "Task",
+    "Reference",
     # loss terms
     "PPOClip",
     "ISGradient",

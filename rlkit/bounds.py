@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
+import math
 import typing
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from rlkit.errors import ConfigError
 
@@ -85,15 +87,32 @@ Seed = Annotated[int, Bound(at_least=0, at_most=2**32 - 1)]  # what NumPy's gene
 def bounds(cls: Any) -> dict[str, Bound | FolderName]:
     """The fields of a dataclass that have a bound, ``Count | None``, ``tuple[Count, ...]`` and ``dict[str, Positive]`` included."""
     found: dict[str, Bound | FolderName] = {}
-    for name, hint in typing.get_type_hints(cls, include_extras=True).items():
-        for arm in (hint, *typing.get_args(hint)):
-            if typing.get_origin(arm) is Annotated:
-                found.update((name, note) for note in arm.__metadata__ if isinstance(note, Bound | FolderName))
+    for base in reversed(cls.__mro__):
+        try:
+            hints = inspect.get_annotations(base, eval_str=True)
+        except (
+            NameError
+        ):  # names that only a type checker sees: the reader of configurations refuses such a class, Python need not
+            continue
+        for name, hint in hints.items():
+            for arm in (hint, *typing.get_args(hint)):
+                if typing.get_origin(arm) is Annotated:
+                    found.update((name, note) for note in arm.__metadata__ if isinstance(note, Bound | FolderName))
     return found
 
 
 class Bounded:
-    """Base of a dataclass whose bounds hold however it is made. A ``__post_init__`` of its own begins with that of this class."""
+    """Base of a dataclass whose numbers are finite and within their bounds however it is made, by a file or by Python.
+
+    A ``__post_init__`` of a subclass begins with ``super().__post_init__()``.
+
+    >>> from rlkit.objective.losses import PPOClip
+    >>> PPOClip(eps_high=float("nan"))
+    Traceback (most recent call last):
+    rlkit.errors.ConfigError: PPOClip.eps_high is nan; it must be finite.
+    """
+
+    shorthand: ClassVar[str | None] = None  # the field that a bare text in a configuration fills
 
     def __post_init__(self) -> None:
         made: Any = self
@@ -103,5 +122,7 @@ class Bounded:
             bound, x = limits.get(f.name), getattr(made, f.name)
             for entry in x if isinstance(x, tuple) else x.values() if isinstance(x, dict) else (x,):
                 fits = isinstance(entry, str) if isinstance(bound, FolderName) else isinstance(entry, int | float)
+                if isinstance(entry, float) and not math.isfinite(entry):
+                    bound = bound or Bound()
                 if bound is not None and fits and not bound.admits(entry):
-                    raise ConfigError(f"{type(self).__name__}: {f.name} is {entry!r:.100}; it must {bound}.")
+                    raise ConfigError(f"{type(self).__name__}.{f.name} is {entry!r:.100}; it must {bound}.")

@@ -16,7 +16,6 @@ from rlkit.model.endings import Endings
 from rlkit.model.generation import load_settings, settled
 from rlkit.model.hub import model_config
 from rlkit.model.reference import Frozen, Served, Tempered
-from rlkit.objective.advantages import is_group
 from rlkit.rewards import RewardSpec
 from rlkit.run import Run
 from rlkit.types import Prompt, Sampling
@@ -97,7 +96,7 @@ def _batches(run: Run) -> Iterator[str]:
             f"learner.minibatches is {run.learner.minibatches}, but a step has only {run.rollout.prompts} prompt groups "
             "(rollout.prompts), which are never split. Lower it, or raise rollout.prompts."
         )
-    if is_group(run.advantage) and run.rollout.n < 2:
+    if run.advantage.group and run.rollout.n < 2:
         yield (
             f"advantage {type(run.advantage).__name__} compares the responses of one prompt, but rollout.n is "
             f"{run.rollout.n}. Set rollout.n to 2 or more, or use advantage: Plain, ReinforcePlusPlus or GAE."

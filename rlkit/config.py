@@ -29,49 +29,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import yaml
 
-from rlkit.bounds import Bound, FolderName
+from rlkit.bounds import Bound, Bounded, FolderName
 from rlkit.errors import ConfigError, InputError
 from rlkit.place import by_value, load_user_file, user_file
+from rlkit.plug import Plug, a, is_kind, kind_of
 from rlkit.reading import LARGEST, Loader, Located, located, override, printable, read, shown
 
 if TYPE_CHECKING:
     from rlkit.run import Run
-
-TERMS = ("rlkit.objective.losses", "rlkit.objective.divergences", "rlkit.objective.full_vocab")
-NAMESPACES: dict[str, tuple[str, ...]] = {  # the annotation's name -> where its classes live
-    "Term": TERMS,
-    "Advantage": ("rlkit.objective.advantages",),
-    "Coefficient": ("rlkit.objective.coefficients",),
-    "Penalty": ("rlkit.objective.penalties",),
-    "Correction": ("rlkit.objective.corrections",),
-    "Sampler": ("rlkit.data.curriculum",),
-    "DropRule": ("rlkit.data.curriculum",),
-    "AdmitRule": ("rlkit.data.curriculum",),
-    "Task": ("rlkit.data.tasks",),
-    "Reference": ("rlkit.model.reference",),
-    "Generator": (),  # of a divergence: by name, or the user's own
-}
-FITS: dict[str, Callable[[type], bool]] = {  # which classes of a module that serves several annotations
-    "Task": lambda cls: hasattr(cls, "demonstration"),
-    "Sampler": lambda cls: hasattr(cls, "build"),
-    "DropRule": lambda cls: _parameters(cls) == ["group"],
-    "AdmitRule": lambda cls: _parameters(cls) == ["prompt", "ask"],
-}
-PROMISES: dict[str, tuple[str, ...]] = {  # what a class of the user's own must have to stand where the annotation is
-    "Term": ("needs", "coef", "reduce", "on", "mark", "name"),
-    "Advantage": ("needs", "__call__"),
-    "Coefficient": ("start", "next"),
-    "Penalty": ("coef", "placement", "needs", "name", "__call__"),
-    "Correction": ("needs", "denominator", "__call__"),
-    "Sampler": ("build",),
-    "DropRule": ("__call__",),
-    "AdmitRule": ("__call__",),
-    "Task": ("alphabet", "rows", "demonstration", "verify"),
-    "Reference": ("build",),
-    "Generator": ("value", "slope"),
-}
-SHORTHAND = {"RewardSpec": "fn"}  # a bare string fills this field
-
 
 # -- building ---------------------------------------------------------------------------------------------------------
 
@@ -108,8 +73,8 @@ class _Builder:
             return v if fits else self.unlike(hint, at, path)
         if hint is Any:
             return self.anything(at, path)
-        if _namespace(hint):
-            return self.component(hint.__name__, at, path)
+        if is_kind(hint):
+            return self.component(hint, at, path)
         if dataclasses.is_dataclass(hint):
             return self.section(hint, at, path)
         if origin in (tuple, list):
@@ -191,25 +156,25 @@ class _Builder:
         _, kind = typing.get_args(hint) or (str, Any)
         return {k: self.value(kind, v, f"{path}.{k}") for k, v in at.value.items()}
 
-    def component(self, namespace: str, at: Located, path: str) -> Any:
+    def component(self, kind: type[Plug], at: Located, path: str) -> Any:
         v = at.value
         if isinstance(v, str):  # GroupNorm means {type: GroupNorm}
             at = Located({"type": Located(v, at.origin)}, at.origin)
         elif not isinstance(v, dict) or "type" not in v:
-            return self.fail(at, path, f"found {shown(at.plain())}, expected {_one_of(namespace)}.")
+            return self.fail(at, path, f"found {shown(at.plain())}, expected {_one_of(kind)}.")
         fields = dict(at.value)
         name = fields.pop("type")
         if not isinstance(name.value, str):
             return self.unlike(str, name, f"{path}.type")
         try:
-            cls = find(name.value, namespace, self.base)
+            cls = find(name.value, kind, self.base)
         except InputError as error:
             return self.fail(name, f"{path}.type", str(error))
         return self.section(cls, Located(fields, at.origin), path)
 
     def section(self, cls: Any, at: Located, path: str) -> Any:
-        if isinstance(at.value, str) and cls.__name__ in SHORTHAND:
-            at = Located({SHORTHAND[cls.__name__]: at}, at.origin)
+        if isinstance(at.value, str) and issubclass(cls, Bounded) and cls.shorthand is not None:
+            at = Located({cls.shorthand: at}, at.origin)
         if at.value is None:
             at = Located({}, at.origin)
         if not isinstance(at.value, dict):
@@ -245,12 +210,8 @@ class _Builder:
             return self.fail(at, path, f"{error} (ValueError, raised at {frame.filename}:{frame.lineno})")
 
 
-def _namespace(hint: Any) -> bool:
-    return inspect.isclass(hint) and hint.__name__ in NAMESPACES
-
-
-def _one_of(namespace: str) -> str:
-    names = f"one of {', '.join(sorted(known(namespace)))}, or " if known(namespace) else ""
+def _one_of(kind: type[Plug]) -> str:
+    names = f"one of {', '.join(sorted(known(kind)))}, or " if known(kind) else ""
     return f"a mapping with `type`, {names}your own as my_file.py:MyClass"
 
 
@@ -263,8 +224,8 @@ def expected(hint: Any) -> str:
         return " or ".join(expected(arm) for arm in arguments)
     if origin is Literal:
         return f"one of {', '.join(map(repr, arguments))}"
-    if _namespace(hint):
-        return _one_of(hint.__name__)
+    if is_kind(hint):
+        return _one_of(hint)
     if origin in (tuple, list):
         return "a list"
     if origin is Callable:
@@ -278,68 +239,76 @@ def _meant(hint: Any, v: Any) -> bool:
     if origin is Annotated:
         return _meant(typing.get_args(hint)[0], v)
     if isinstance(v, dict):
-        return hint is dict or origin is dict or dataclasses.is_dataclass(hint) or (_namespace(hint) and "type" in v)
+        return hint is dict or origin is dict or dataclasses.is_dataclass(hint) or (is_kind(hint) and "type" in v)
     if isinstance(v, list):
         return origin in (tuple, list)
     if isinstance(v, str):
         return hint is str or (
-            _namespace(hint) and (":" in v or bool(difflib.get_close_matches(v[:100], known(hint.__name__), 1, 0.5)))
+            is_kind(hint) and (":" in v or bool(difflib.get_close_matches(v[:100], known(hint), 1, 0.5)))
         )
     return hint in (int, float) and isinstance(v, int | float) and not isinstance(v, bool)
 
 
-def known(namespace: str) -> dict[str, type]:
-    """The library's component classes of a namespace by name."""
-    out = {}
-    for module_name in NAMESPACES[namespace]:
-        module = importlib.import_module(module_name)
-        for name, cls in vars(module).items():
-            if (
-                inspect.isclass(cls)
-                and dataclasses.is_dataclass(cls)
-                and cls.__module__ == module_name
-                and not name.startswith("_")
-            ):
-                out[name] = cls
-    fits = FITS.get(namespace, lambda cls: True)
-    return {name: cls for name, cls in out.items() if fits(cls)}
+def known(kind: type[Plug]) -> dict[str, type]:
+    """The library's classes of a kind by name."""
+    return {
+        name: cls
+        for home in kind.homes
+        for name, cls in vars(importlib.import_module(home)).items()
+        if inspect.isclass(cls)
+        and issubclass(cls, kind)
+        and cls is not kind
+        and cls.__module__ == home
+        and not name.startswith("_")
+        and not inspect.isabstract(cls)
+    }
 
 
-def _parameters(cls: type) -> list[str]:
-    """Names of the parameters of ``__call__``."""
-    call = vars(cls).get("__call__")
-    return [] if call is None else list(inspect.signature(call).parameters)[1:]
-
-
-def find(name: str, namespace: str, base: Path) -> type:
-    """A component class by name, or ``file.py:Class`` / ``module:Class`` of the user's own.
+def find(name: str, kind: type[Plug], base: Path) -> type:
+    """A class of a kind by name, or ``file.py:Class`` / ``module:Class`` of the user's own.
 
     Raises:
-        ValueError: nothing of that name, with the closest ones.
+        ConfigError: nothing of that name, with the closest ones; or it is not of that kind, with what it is.
     """
     if ":" in name:
-        place, _, attribute = name.rpartition(":")
-        if not attribute or not (place.endswith(".py") or all(part.isidentifier() for part in place.split("."))):
-            raise ConfigError(f"{shown(name)} is not of the form my_file.py:MyClass or package.module:MyClass.")
-        cls = getattr(load_module(place, base), attribute, None)
-        if not inspect.isclass(cls) or not dataclasses.is_dataclass(cls):
-            raise ConfigError(
-                f"{place} has no dataclass {shown(attribute)}. A component is a class with @dataclass(frozen=True)."
-            )
-        there = {*dir(cls), *(f.name for f in dataclasses.fields(cls))}
-        missing = [member for member in PROMISES[namespace] if member not in there]
-        if missing:
-            raise ConfigError(f"{name} is no {namespace}: it has no {' and no '.join(map(repr, missing))}.")
-        return cls
-    classes = known(namespace)
+        return _own(name, kind, base)
+    classes = known(kind)
     if name in classes:
         return classes[name]
+    other = next((k for k in Plug.__subclasses__() if name in known(k)), None)
     near = difflib.get_close_matches(name[:100], list(classes), 1, cutoff=0.5)
     raise ConfigError(
-        f"there is no {shown(name)}."
-        + (f" Did you mean {near[0]!r}?" if near else "")
+        (f"there is no {shown(name)}." if other is None else f"{name} is {a(other)}; here stands {a(kind)}.")
+        + (f" Did you mean {near[0]!r}?" if near and other is None else "")
         + f" There are {', '.join(sorted(classes))}, or your own as my_file.py:MyClass."
     )
+
+
+def _own(name: str, kind: type[Plug], base: Path) -> type:
+    place, _, attribute = name.rpartition(":")
+    if not attribute or not (place.endswith(".py") or all(part.isidentifier() for part in place.split("."))):
+        raise ConfigError(f"{shown(name)} is not of the form my_file.py:MyClass or package.module:MyClass.")
+    there = vars(load_module(place, base))
+    cls = there.get(attribute)
+    if not inspect.isclass(cls):
+        mine = [n for n, c in there.items() if inspect.isclass(c) and issubclass(c, kind) and not inspect.isabstract(c)]
+        near = difflib.get_close_matches(attribute[:100], mine, 1)
+        raise ConfigError(
+            f"{place} has no class {shown(attribute)}."
+            + (f" Did you mean {near[0]!r}?" if near else f" It has {', '.join(mine)}." if mine else "")
+        )
+    if not issubclass(cls, kind):
+        other = kind_of(cls)
+        raise ConfigError(
+            f"{name} is no {kind.__name__}: make it a subclass (from rlkit import {kind.__name__}; class {attribute}({kind.__name__}))."
+            if other is None
+            else f"{name} is {a(other)}; here stands {a(kind)}."
+        )
+    if inspect.isabstract(cls):
+        raise ConfigError(f"{name} does not define {', '.join(sorted(cls.__abstractmethods__))}, which {a(kind)} must.")
+    if "__dataclass_fields__" not in vars(cls) and inspect.get_annotations(cls):
+        raise ConfigError(f"{name} has fields but is no dataclass: write @dataclass(frozen=True) above the class.")
+    return cls
 
 
 def load_module(place: str, base: Path) -> Any:
@@ -421,12 +390,8 @@ def plain(x: Any) -> Any:
     """Dataclasses as mappings that :func:`build` reads back to the same object."""
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
         out: dict[str, Any] = {}
-        module = type(x).__module__
-        if any(module in names for names in NAMESPACES.values()):
-            out["type"] = type(x).__name__
-        elif not module.startswith("rlkit."):
-            file = user_file(module) or getattr(sys.modules[module], "__file__", None) or module
-            out["type"] = f"{file}:{type(x).__name__}"
+        if isinstance(x, Plug):
+            out["type"] = type(x).__name__ if type(x).__module__ in x.homes else f"{_home(x)}:{type(x).__name__}"
         for f in dataclasses.fields(x):
             if f.init:
                 out[f.name] = plain(getattr(x, f.name))
@@ -443,6 +408,12 @@ def plain(x: Any) -> Any:
         module = getattr(x, "__module__", "?")
         return f"{user_file(module) or module}:{getattr(x, '__qualname__', type(x).__name__)}"
     return str(x)
+
+
+def _home(x: Any) -> str:
+    """The file, or else the module, that a user's class or function is of."""
+    module = x.__module__
+    return str(user_file(module) or vars(sys.modules[module]).get("__file__") or module)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -24,9 +24,10 @@ import yaml
 import rlkit as rk
 from rlkit.checks import check as check_run
 from rlkit.cli import main
-from rlkit.config import NAMESPACES, build, known
+from rlkit.config import build, known
 from rlkit.data.prompts import load_prompts
 from rlkit.errors import InputError
+from rlkit.plug import is_kind
 from rlkit.reading import located
 from rlkit.run import Run
 
@@ -42,7 +43,7 @@ objective:
 """
 MINE = """from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from rlkit import Term
+from rlkit import Advantage, Sampler, Term
 
 if TYPE_CHECKING:
     from elsewhere import Unknown
@@ -51,20 +52,37 @@ if TYPE_CHECKING:
 class NoTerm:
     tau: float = 1.0
 
+class Adv(Advantage):
+    def __call__(self, b):
+        return b.reward[b.seq]
+
+class Empty(Term):
+    pass
+
+class Mine(Term):
+    def __call__(self, new, b):
+        return new.logp
+
+class Undecorated(Mine):
+    tau: float = 1.0
+
+class NoOrder(Sampler):
+    pass
+
 @dataclass(frozen=True, kw_only=True)
-class Careless(Term):
+class Careless(Mine):
     def __post_init__(self):
         int("x")
 
 @dataclass(frozen=True, kw_only=True)
-class Strict(Term):
+class Strict(Mine):
     level: int = 1
     def __post_init__(self):
         if self.level > 2:
             raise ValueError(f"level is {self.level}; it must be 1 or 2")
 
 @dataclass(frozen=True, kw_only=True)
-class Untyped(Term):
+class Untyped(Mine):
     what: "Unknown" = None
 """
 LAUGHS = b"a: &a [x,x,x,x,x,x,x,x,x]\n" + b"".join(
@@ -319,7 +337,7 @@ def test_names_that_are_patterns_are_found_again(tmp_path: Path) -> None:
 def test_a_bug_of_the_users_own_keeps_its_traceback(tmp_path: Path) -> None:
     """Anything but a ValueError in a ``__post_init__`` is no finding about the input."""
     (tmp_path / "mine.py").write_text(
-        MINE + "\n@dataclass(frozen=True)\nclass Bug(Term):\n    def __post_init__(self):\n        1 / 0\n"
+        MINE + "\n@dataclass(frozen=True)\nclass Bug(Mine):\n    def __post_init__(self):\n        1 / 0\n"
     )
     (tmp_path / "c.yaml").write_text(GOOD)
     with pytest.raises(ZeroDivisionError):
@@ -371,7 +389,7 @@ def keys() -> list[tuple[type, str, Any]]:
             hint = typing.get_type_hints(cls, include_extras=True)[f.name]
             found.append((cls, f.name, hint))
             for arm in arms(hint):
-                new = list(known(arm.__name__).values()) if getattr(arm, "__name__", "") in NAMESPACES else [arm]
+                new = list(known(arm).values()) if is_kind(arm) else [arm]
                 classes += [c for c in new if dataclasses.is_dataclass(c) and c not in classes]
     return found
 
@@ -386,7 +404,7 @@ def test_no_key_takes_what_is_no_number() -> None:
 
 
 BUGGY = """from dataclasses import dataclass
-from rlkit import Term
+from rlkit import Sampler, Term
 
 @dataclass(frozen=True, kw_only=True)
 class Loss(Term):
@@ -394,14 +412,14 @@ class Loss(Term):
         return new.logp * int("of the user")
 
 @dataclass(frozen=True, kw_only=True)
-class Sampler:
+class Order(Sampler):
     def build(self, prompts, seed, statistics):
         return int("of the user")
 """
 
 
 @pytest.mark.parametrize(
-    "change", [{"objective": [{"type": "buggy.py:Loss"}]}, {"sampler": {"type": "buggy.py:Sampler"}}]
+    "change", [{"objective": [{"type": "buggy.py:Loss"}]}, {"sampler": {"type": "buggy.py:Order"}}]
 )
 def test_a_value_error_of_the_users_code_is_no_mistake_in_the_input(
     small: dict[str, Any], tmp_path: Path, change: dict[str, Any]

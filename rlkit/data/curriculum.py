@@ -1,65 +1,50 @@
 """Which prompt comes next, which are not worth asking, and which finished groups are replaced.
 
-A sampler's config is a frozen dataclass; ``build`` makes its state. ``__next__`` and ``observe`` are called from the driver's loop only
-(one thread). What is known about prompts is in one place, :class:`~rlkit.data.statistics.PromptStatistics`; samplers read it.
+A sampler is a frozen dataclass; ``build`` makes what draws in a run. That is called from the driver's loop only (one thread). What is known
+about prompts is in one place, :class:`~rlkit.data.statistics.PromptStatistics`; samplers read it.
 """
 
 from __future__ import annotations
 
 import math
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 
-from rlkit.bounds import Bounded, Count, Decay, NonNegative, Positive, Share
+from rlkit.bounds import Count, Decay, NonNegative, Positive, Share
 from rlkit.data.statistics import PromptStatistics, pass_rate
 from rlkit.errors import ConfigError
+from rlkit.plug import Plug
 from rlkit.samples import Prompt, Rollout
 
 
-class SamplerState(Protocol):
-    def __next__(self) -> Prompt: ...
-    def observe(self, group: Sequence[Rollout]) -> None:
-        """A finished group, dropped ones too; the statistics know it already."""
-        ...
+class SamplerState(ABC):
+    """Base of what draws prompts in a run: override ``__next__``.
 
-    def metrics(self) -> dict[str, float]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class Sampler(Protocol):
-    def build(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics) -> SamplerState: ...
-
-
-class DropRule(Protocol):
-    """Says why a finished group is not trained on (it is replaced by another), or None."""
-
-    def __call__(self, group: Sequence[Rollout]) -> str | None: ...
-
-
-class AdmitRule(Protocol):
-    """Says why a prompt is not worth a group, or None. ``ask(n, greedy)`` gives scored responses of the current policy."""
-
-    def __call__(self, prompt: Prompt, ask: Callable[[int, bool], Sequence[Rollout]]) -> str | None: ...
-
-
-class _State:
-    """A sampler with a random generator of its own, which is its whole state."""
+    It has a random generator of its own, ``rng``, whose state is saved with a checkpoint. What else a subclass remembers it adds to
+    :meth:`state_dict` and takes back in :meth:`load_state_dict`.
+    """
 
     def __init__(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics) -> None:
         self.prompts, self.statistics, self.rng = prompts, statistics, random.Random(f"{type(self).__name__}/{seed}")
 
-    def observe(self, group: Sequence[Rollout]) -> None:
-        pass
+    @abstractmethod
+    def __next__(self) -> Prompt:
+        """The prompt of the next group."""
+
+    def observe(self, group: Sequence[Rollout]) -> None:  # noqa: B027 (a sampler may have nothing to learn from a group)
+        """A finished group, dropped ones too; the statistics know it already."""
 
     def metrics(self) -> dict[str, float]:
+        """What is logged every step, e.g. ``data/stage``."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds: numbers, texts, lists and mappings of them."""
         version, internal, gauss = self.rng.getstate()
         return {"rng": [version, list(internal), gauss]}
 
@@ -68,10 +53,65 @@ class _State:
         self.rng.setstate((version, tuple(internal), gauss))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sampler(Plug):
+    """Base of orders of prompts. A user's own overrides :meth:`choose`, or :meth:`build` if it remembers more than the statistics do."""
+
+    homes: ClassVar[tuple[str, ...]] = ("rlkit.data.curriculum",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self).choose is Sampler.choose and type(self).build is Sampler.build:
+            raise ConfigError(
+                f"{type(self).__name__} defines neither choose(prompts, statistics, rng), which says what prompt comes next, nor build."
+            )
+
+    def choose(self, prompts: Sequence[Prompt], statistics: PromptStatistics, rng: random.Random) -> int:
+        """The index of the next prompt. All randomness comes from ``rng``: then a resumed run draws the same prompts."""
+        raise NotImplementedError
+
+    def build(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics) -> SamplerState:
+        """What draws in a run whose training prompts are these."""
+        return _Choosing(self, prompts, seed, statistics)
+
+
+class _Choosing(SamplerState):
+    """Asks the sampler; the random generator is its whole state."""
+
+    def __init__(self, spec: Sampler, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics) -> None:
+        super().__init__(prompts, seed, statistics)
+        self.spec, self.rng = spec, random.Random(f"_{type(spec).__name__}State/{seed}")
+
+    def __next__(self) -> Prompt:
+        return self.prompts[self.spec.choose(self.prompts, self.statistics, self.rng)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropRule(Plug):
+    """Base of the rules that say why a finished group is not trained on (it is replaced by another)."""
+
+    homes: ClassVar[tuple[str, ...]] = ("rlkit.data.curriculum",)
+
+    @abstractmethod
+    def __call__(self, group: Sequence[Rollout]) -> str | None:
+        """The reason in a word, under which dropped groups are counted in the metrics; None: it is trained on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdmitRule(Plug):
+    """Base of the rules that say why a prompt is not worth a group."""
+
+    homes: ClassVar[tuple[str, ...]] = ("rlkit.data.curriculum",)
+
+    @abstractmethod
+    def __call__(self, prompt: Prompt, ask: Callable[[int, bool], Sequence[Rollout]]) -> str | None:
+        """The reason in a word; None: it is worth one. ``ask(n, greedy)`` gives scored responses of the current policy."""
+
+
 # -- every prompt once an epoch ---------------------------------------------------------------------------------------
 
 
-class _ShuffleState(_State):
+class _ShuffleState(SamplerState):
     def __init__(
         self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics, retire_above: float | None
     ) -> None:
@@ -110,7 +150,7 @@ class _ShuffleState(_State):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shuffle(Bounded):
+class Shuffle(Sampler):
     """Every prompt once an epoch, in an order that depends on the seed and the epoch alone.
 
     ``retire_above``: prompts whose pass rate so far is at least this are left out of later epochs (no-positive-resampling, 0.9 in
@@ -126,10 +166,10 @@ class Shuffle(Bounded):
 # -- by difficulty ----------------------------------------------------------------------------------------------------
 
 
-class _WeightedState(_State):
-    """Draws with weights that are a function of the statistics; they are computed again after a group was observed."""
+class _WeightedState(SamplerState):
+    """The weights are computed again after a group was observed."""
 
-    def __init__(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics, spec: Any) -> None:
+    def __init__(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics, spec: ByDifficulty) -> None:
         super().__init__(prompts, seed, statistics)
         self.spec = spec
         self.sums: Any = None
@@ -148,7 +188,22 @@ class _WeightedState(_State):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaussianDifficulty(Bounded):
+class ByDifficulty(Sampler):
+    """Base of samplers that draw with a weight by an EMA of the pass rate, which is ``initial`` at first: override :meth:`weight`."""
+
+    decay: Decay = 0.9
+    initial: Share = 0.5
+
+    @abstractmethod
+    def weight(self, p: Any) -> Any:
+        """Of prompts with these pass rates, an array each."""
+
+    def build(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics) -> SamplerState:
+        return _WeightedState(prompts, seed, statistics, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianDifficulty(ByDifficulty):
     """Draws a prompt with weight ``exp(-(p - center)^2 / (2 width^2))``, ``p`` an EMA of its pass rate, ``initial`` at first.
 
     Source: FG-ExPO 2605.11403, Gaussian curriculum sampling.
@@ -156,46 +211,23 @@ class GaussianDifficulty(Bounded):
 
     center: float = 0.5
     width: Positive = 0.35
-    decay: Decay = 0.9
-    initial: Share = 0.5
 
     def weight(self, p: Any) -> Any:
         return np.exp(-((p - self.center) ** 2) / (2 * self.width**2))
 
-    def build(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics) -> SamplerState:
-        return _WeightedState(prompts, seed, statistics, self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Learnability(Bounded):
+class Learnability(ByDifficulty):
     """Draws a prompt with weight ``p (1 - p) + floor``: where rewards vary most."""
 
-    decay: Decay = 0.9
-    initial: Share = 0.5
     floor: Positive = 0.01
 
     def weight(self, p: Any) -> Any:
         return p * (1 - p) + self.floor
 
-    def build(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics) -> SamplerState:
-        return _WeightedState(prompts, seed, statistics, self)
-
-
-class _ThompsonState(_State):
-    def __init__(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics, spec: Thompson) -> None:
-        super().__init__(prompts, seed, statistics)
-        self.spec = spec
-
-    def __next__(self) -> Prompt:
-        among = self.rng.sample(range(len(self.prompts)), min(self.spec.candidates, len(self.prompts)))
-        a, b = self.statistics.posterior()
-        return self.prompts[
-            min(among, key=lambda i: abs(self.rng.betavariate(float(a[i]), float(b[i])) - self.spec.target))
-        ]
-
 
 @dataclass(frozen=True, kw_only=True)
-class Thompson(Bounded):
+class Thompson(Sampler):
     """Draws a pass rate for each of ``candidates`` random prompts from its Beta posterior, and takes the one closest to ``target``.
 
     What was seldom asked has a wide posterior and keeps being tried; what is surely too easy or too hard is not.
@@ -204,8 +236,10 @@ class Thompson(Bounded):
     target: Share = 0.5
     candidates: Count = 16
 
-    def build(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics) -> SamplerState:
-        return _ThompsonState(prompts, seed, statistics, self)
+    def choose(self, prompts: Sequence[Prompt], statistics: PromptStatistics, rng: random.Random) -> int:
+        among = rng.sample(range(len(prompts)), min(self.candidates, len(prompts)))
+        a, b = statistics.posterior()
+        return min(among, key=lambda i: abs(rng.betavariate(float(a[i]), float(b[i])) - self.target))
 
 
 # -- by a column of the data ------------------------------------------------------------------------------------------
@@ -226,7 +260,7 @@ def _by_column(name: str, prompts: Sequence[Prompt], column: str, wanted: Sequen
     return out
 
 
-class _PoolsState(_State):
+class _PoolsState(SamplerState):
     def __init__(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics, spec: Pools) -> None:
         super().__init__(prompts, seed, statistics)
         self.spec, self.pools = spec, _by_column("Pools", prompts, spec.column, spec.order)
@@ -260,7 +294,7 @@ class _PoolsState(_State):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pools(Bounded):
+class Pools(Sampler):
     """Stages: prompts come from the pool ``column = order[stage]``; earlier pools keep a share ``keep``.
 
     The next stage starts after ``after`` groups of this one, or when the moving average of its pass rate reaches ``gate`` (after 20
@@ -286,7 +320,7 @@ class Pools(Bounded):
         return _PoolsState(prompts, seed, statistics, self)
 
 
-class _ProportionsState(_State):
+class _ProportionsState(SamplerState):
     def __init__(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics, spec: Proportions) -> None:
         super().__init__(prompts, seed, statistics)
         self.weights = list(spec.weights.values())
@@ -297,7 +331,7 @@ class _ProportionsState(_State):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Proportions(Bounded):
+class Proportions(Sampler):
     """A mixture of data sets: first a value of ``column`` with probability proportional to its weight, then one of its prompts.
 
     With several files in ``data.train``, the column ``dataset`` holds the name of each row's file.
@@ -321,7 +355,7 @@ class Proportions(Bounded):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroVariance:
+class ZeroVariance(DropRule):
     """Replaces groups whose rewards are all equal (dynamic sampling).
 
     Attributes:
@@ -351,7 +385,7 @@ class ZeroVariance:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Overlong(Bounded):
+class Overlong(DropRule):
     """Replaces groups in which more than ``share`` of the responses were cut at the token limit."""
 
     share: Share = 0.5
@@ -361,7 +395,7 @@ class Overlong(Bounded):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GreedyUnsolved(Bounded):
+class GreedyUnsolved(AdmitRule):
     """Asks only for prompts whose greedy response is not already fully right (reward >= ``solved``).
 
     Source: SELF 2510.02230: reinforcing what is already likely suppresses other solutions.

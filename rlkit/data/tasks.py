@@ -8,34 +8,55 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
+import re
 import string
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal
 
-from rlkit.bounds import Bound, Bounded, Count, Seed, Share
+from rlkit.bounds import Bound, Count, Seed, Share
 from rlkit.errors import ConfigError, DataError
+from rlkit.plug import Plug
 
 Split = Literal["train", "test"]
 Row = dict[str, Any]
 
 
-class Task(Protocol):
-    """What a procedural task offers."""
+@dataclass(frozen=True, kw_only=True)
+class Task(Plug):
+    """Base of every procedural task. A user's own overrides :meth:`question`, and what else is different.
 
-    alphabet: ClassVar[str]
+    ``alphabet`` are the characters that a model needs which the run makes for it; ``seed`` chooses other questions.
+    """
+
+    homes: ClassVar[tuple[str, ...]] = ("rlkit.data.tasks",)
+    alphabet: ClassVar[str] = string.printable
+
+    seed: Seed = 0
+
+    @abstractmethod
+    def question(self, rng: random.Random) -> Row:
+        """A row with ``prompt``, ``answer`` and further columns; all randomness comes from ``rng``."""
 
     def rows(self, split: Split, n: int) -> list[Row]:
-        """``n`` rows with ``id``, ``prompt``, ``answer`` and further columns."""
-        ...
+        """``n`` rows with different prompts, and an ``id`` each."""
+        return self.named(split, draw(self.seed, split, n, self.question))
+
+    def named(self, split: Split, rows: Sequence[Row]) -> list[Row]:
+        """The rows with an ``id``: the task, the split, and the prompt."""
+        task = re.sub("(?<=[a-z])(?=[A-Z])", "-", type(self).__name__).lower()
+        return [{"id": f"{task}/{split}/{row['prompt'].strip()}", **row} for row in rows]
 
     def demonstration(self, row: Mapping[str, Any], rng: random.Random) -> str:
         """A response for a supervised warm-up; wrong on purpose as often as the task says."""
-        ...
+        return str(row["answer"])
 
-    def verify(self, response: str, row: Mapping[str, Any]) -> bool: ...
+    def verify(self, response: str, row: Mapping[str, Any]) -> bool:
+        """Whether the response is right."""
+        return response.strip() == str(row["answer"])
 
 
 def in_test(question: str) -> bool:
@@ -43,14 +64,14 @@ def in_test(question: str) -> bool:
     return hashlib.sha256(question.encode()).digest()[0] < 52  # about one in five
 
 
-def draw(seed: int, split: Split, n: int, question: Any) -> list[tuple[Any, ...]]:
-    """The first ``n`` distinct questions of a split; ``question(rng)`` returns a tuple whose first entry is the text.
+def draw(seed: int, split: Split, n: int, question: Callable[[random.Random], Row]) -> list[Row]:
+    """The first ``n`` rows of a split whose prompts are distinct.
 
     Raises:
         ValueError: the task has fewer than ``n`` different questions in that split.
     """
     rng = random.Random(f"{seed}/{split}")
-    out: dict[str, tuple[Any, ...]] = {}
+    out: dict[str, Row] = {}
     for attempt in itertools.count():
         if len(out) == n:
             return list(out.values())
@@ -59,9 +80,9 @@ def draw(seed: int, split: Split, n: int, question: Any) -> list[tuple[Any, ...]
                 f"the task has only {len(out)} different {split} questions at these levels; {n} were asked for. "
                 "Lower `size` or add levels."
             )
-        q = question(rng)
-        if in_test(q[0]) == (split == "test"):
-            out.setdefault(q[0], q)
+        row = question(rng)
+        if in_test(row["prompt"]) == (split == "test"):
+            out.setdefault(row["prompt"], row)
     raise AssertionError
 
 
@@ -70,7 +91,7 @@ def answer_of(response: str) -> str:
     return response.rsplit("=", 1)[-1].strip()
 
 
-class _Leveled(Bounded):
+class _Leveled(Task):
     """A task whose rows come from ``levels``."""
 
     levels: tuple[int, ...]
@@ -95,7 +116,6 @@ class Arithmetic(_Leveled):
     alphabet: ClassVar[str] = "0123456789+-="
     levels: tuple[Count, ...] = (1, 2, 3)
     mistakes: Share = 0.7
-    seed: Seed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,19 +126,13 @@ class Arithmetic(_Leveled):
                 "(adding and subtracting two and three numbers of up to two digits)."
             )
 
-    def _question(self, rng: random.Random) -> tuple[str, str, int]:
+    def question(self, rng: random.Random) -> Row:
         level = rng.choice(self.levels)
         count, top, signs = {1: (2, 10, "+"), 2: (3, 10, "+"), 3: (4, 10, "+"), 4: (2, 100, "+-"), 5: (3, 100, "+-")}[
             level
         ]
         text = str(rng.randrange(top)) + "".join(rng.choice(signs) + str(rng.randrange(top)) for _ in range(count - 1))
-        return text + "=", str(evaluate(text)), level
-
-    def rows(self, split: Split, n: int) -> list[Row]:
-        return [
-            {"id": f"arithmetic/{split}/{q}", "prompt": q, "answer": a, "level": level}
-            for q, a, level in draw(self.seed, split, n, self._question)
-        ]
+        return {"prompt": text + "=", "answer": str(evaluate(text)), "level": level}
 
     def demonstration(self, row: Mapping[str, Any], rng: random.Random) -> str:
         answer = int(row["answer"])
@@ -135,26 +149,16 @@ class Modular(_Leveled):
     alphabet: ClassVar[str] = "0123456789x+=% "
     levels: tuple[Annotated[int, Bound(at_least=1, at_most=3)], ...] = (1,)
     mistakes: Share = 0.6
-    seed: Seed = 0
 
-    def _question(self, rng: random.Random) -> tuple[str, str, int]:
+    def question(self, rng: random.Random) -> Row:
         level = rng.choice(self.levels)
         m = {1: 7, 2: 11, 3: 23}[level]
         a, b, x = rng.randrange(1, m), rng.randrange(m), rng.randrange(m)
-        return f"{a}x+{b}={(a * x + b) % m}%{m} ", str(x), level
-
-    def rows(self, split: Split, n: int) -> list[Row]:
-        return [
-            {"id": f"modular/{split}/{q.strip()}", "prompt": q, "answer": a, "level": level}
-            for q, a, level in draw(self.seed, split, n, self._question)
-        ]
+        return {"prompt": f"{a}x+{b}={(a * x + b) % m}%{m} ", "answer": str(x), "level": level}
 
     def demonstration(self, row: Mapping[str, Any], rng: random.Random) -> str:
         m = {1: 7, 2: 11, 3: 23}[row["level"]]
         return str(rng.randrange(m)) if rng.random() < self.mistakes else str(row["answer"])
-
-    def verify(self, response: str, row: Mapping[str, Any]) -> bool:
-        return response.strip() == row["answer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,32 +174,24 @@ class Countdown(_Leveled):
     )  # all solutions of more numbers are too many to list
     top: Count = 9
     mistakes: Share = 0.3
-    seed: Seed = 0
 
-    def _question(self, rng: random.Random) -> tuple[str, str, int, list[int], int]:
+    def question(self, rng: random.Random) -> Row:
         level = rng.choice(self.levels)
         numbers = [rng.randint(1, self.top) for _ in range(level + 1)]
         text = self._expression(numbers, rng)
         target = evaluate(text)
-        return f"{' '.join(map(str, numbers))}>{target}:", text, level, numbers, int(target)
+        return {
+            "prompt": f"{' '.join(map(str, numbers))}>{target}:",
+            "answer": text,
+            "level": level,
+            "numbers": numbers,
+            "target": int(target),
+        }
 
     @staticmethod
     def _expression(numbers: list[int], rng: random.Random) -> str:
         order = rng.sample(numbers, len(numbers))
         return str(order[0]) + "".join(rng.choice("+-*") + str(x) for x in order[1:])
-
-    def rows(self, split: Split, n: int) -> list[Row]:
-        return [
-            {
-                "id": f"countdown/{split}/{q}",
-                "prompt": q,
-                "answer": a,
-                "level": level,
-                "numbers": numbers,
-                "target": target,
-            }
-            for q, a, level, numbers, target in draw(self.seed, split, n, self._question)
-        ]
 
     def solutions(self, row: Mapping[str, Any]) -> list[str]:
         """All solutions without parentheses, in a fixed order."""
@@ -227,25 +223,15 @@ class Sorting(_Leveled):
     alphabet: ClassVar[str] = "0123456789>"
     levels: tuple[Annotated[int, Bound(at_least=1, at_most=100)], ...] = (1, 2)
     mistakes: Share = 0.6
-    seed: Seed = 0
 
-    def _question(self, rng: random.Random) -> tuple[str, str, int]:
+    def question(self, rng: random.Random) -> Row:
         level = rng.choice(self.levels)
         digits = "".join(rng.choice("0123456789") for _ in range(level + 2))
-        return digits + ">", "".join(sorted(digits)), level
-
-    def rows(self, split: Split, n: int) -> list[Row]:
-        return [
-            {"id": f"sorting/{split}/{q}", "prompt": q, "answer": a, "level": level}
-            for q, a, level in draw(self.seed, split, n, self._question)
-        ]
+        return {"prompt": digits + ">", "answer": "".join(sorted(digits)), "level": level}
 
     def demonstration(self, row: Mapping[str, Any], rng: random.Random) -> str:
         answer = str(row["answer"])
         return "".join(rng.sample(answer, len(answer))) if rng.random() < self.mistakes else answer
-
-    def verify(self, response: str, row: Mapping[str, Any]) -> bool:
-        return response.strip() == row["answer"]
 
 
 # (text, what happens to the number): {n} name, {t} thing, {a} what there is, {b} what comes or goes
@@ -291,11 +277,9 @@ class WordProblems(_Leveled):
         mistakes: share of demonstrations that are off by one.
     """
 
-    alphabet: ClassVar[str] = string.printable
     levels: tuple[Count, ...] = (1,)
     transfer: bool = False
     mistakes: Share = 0.5
-    seed: Seed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -305,7 +289,7 @@ class WordProblems(_Leveled):
                 "3 (two steps, up to 99)."
             )
 
-    def _question(self, rng: random.Random, dataset: str = "same") -> tuple[str, str, int]:
+    def question(self, rng: random.Random, dataset: str = "same") -> Row:
         level = rng.choice(self.levels)
         top, wordings = (9, 1) if level == 1 else (99, len(GAINS))
         low, high, other = (top + 1, 10 * top, False) if dataset == "larger" else (1, top, dataset == "wordings")
@@ -318,18 +302,21 @@ class WordProblems(_Leveled):
         else:
             a, b = max(a, b) + rng.randint(0, high // 2), min(a, b)
             text, answer = rng.choice(OTHER_LOSSES if other else LOSSES[:wordings]), a - b
-        return text.format(n=rng.choice(NAMES), t=rng.choice(THINGS), a=a, b=b, c=c), str(answer), level
+        prompt = text.format(n=rng.choice(NAMES), t=rng.choice(THINGS), a=a, b=b, c=c)
+        return {"prompt": prompt, "answer": str(answer), "level": level}
 
     def rows(self, split: Split, n: int) -> list[Row]:
-        sets = ("same", "wordings", "larger") if split == "test" and self.transfer else ("same",)
-        return [
-            {"id": f"word-problems/{split}/{q}", "prompt": q, "answer": a, "level": level}
-            | ({"dataset": name} if len(sets) > 1 else {})
-            for i, name in enumerate(sets)
-            for q, a, level in draw(
-                self.seed, split, len(range(i, n, len(sets))), partial(self._question, dataset=name)
-            )
-        ]
+        if split == "train" or not self.transfer:
+            return super().rows(split, n)
+        sets = ("same", "wordings", "larger")
+        return self.named(
+            split,
+            [
+                {**row, "dataset": name}
+                for i, name in enumerate(sets)
+                for row in draw(self.seed, split, len(range(i, n, 3)), partial(self.question, dataset=name))
+            ],
+        )
 
     def demonstration(self, row: Mapping[str, Any], rng: random.Random) -> str:
         answer = int(row["answer"])

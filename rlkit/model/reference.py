@@ -10,20 +10,22 @@ import json
 import os
 import urllib.error
 import urllib.request
+from abc import abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from rlkit.bounds import Bounded, Count, Decay, Natural, NonNegative, Positive, Share
+from rlkit.bounds import Count, Decay, Natural, NonNegative, Positive, Share
 from rlkit.config import locate
 from rlkit.errors import ModelError
 from rlkit.model.export import stored
 from rlkit.model.load import load_for, load_lm
 from rlkit.model.policy import PolicyModel, evaluate_new, prove_logprobs
 from rlkit.objective.full_vocab import CHUNK_ELEMENTS, Head
+from rlkit.plug import Plug
 from rlkit.types import TOLERANCE, Batch, Sampling, Stats
 
 if TYPE_CHECKING:
@@ -33,10 +35,15 @@ if TYPE_CHECKING:
 NOTHING: frozenset[str] = frozenset()
 
 
-class Reference(Protocol):
-    """The config object of a reference."""
+@dataclass(frozen=True, kw_only=True)
+class Reference(Plug):
+    """Base of every reference. A user's own overrides :meth:`build`."""
 
-    def build(self, learner: Learner) -> ReferenceState: ...
+    homes: ClassVar[tuple[str, ...]] = ("rlkit.model.reference",)
+
+    @abstractmethod
+    def build(self, learner: Learner) -> ReferenceState:
+        """The reference on a learner rank, before the first step."""
 
 
 class ReferenceState(Protocol):
@@ -149,7 +156,7 @@ class OwnWeights(_Unchanging):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frozen:
+class Frozen(Reference):
     """The model that training started from (``path: null``) or another checkpoint, never changed.
 
     With LoRA and no ``path``, the adapter is switched off instead of loading a second model, wherever that gives the start model back.
@@ -249,7 +256,7 @@ class _ServedState(_Unchanging):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Served(Bounded):
+class Served(Reference):
     """Log-probs from a vLLM server: ``url`` like http://host:8000, ``model`` null for its first. The tokenizer must be the policy's.
 
     Servers answer at temperature 1 without truncation, so ``sampling.temperature`` must be 1 and top-p, top-k off. A key is read from the
@@ -272,7 +279,7 @@ class Served(Bounded):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tempered(Bounded):
+class Tempered(Reference):
     """A frozen model, flattened where the reward is low: ``ref^phi / Z`` per token, ``phi = floor + (1 - floor) clip(reward, 0, 1)``.
 
     With ``floor: 0`` a wrong response is compared with the uniform distribution.
@@ -309,7 +316,7 @@ class _EMAState(_Following):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EMA(Bounded):
+class EMA(Reference):
     """``ref <- decay * ref + (1 - decay) * policy`` every ``every`` steps (WARP 2406.16768, GRPO-CARE 2506.16141)."""
 
     decay: Decay = 0.99  # 1 would never follow the policy
@@ -362,7 +369,7 @@ class _ResetState(_Following):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HardReset(Bounded):
+class HardReset(Reference):
     """``ref <- policy`` every ``every`` steps, or when a moving average of the KL (nats per token) passes ``kl_above``,
     or when ``patience`` evaluations bring no better score (ProRL 2505.24864); optionally with a fresh optimizer.
     """
@@ -430,7 +437,7 @@ class _ElasticState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ElasticReset(Bounded):
+class ElasticReset(Reference):
     """The start model as the reference, and every ``every`` steps the policy becomes its own moving average, which restarts at the start.
 
     ``average <- decay * average + (1 - decay) * policy`` each step; at a reset ``policy <- average``, ``average <- start``. The optimizer's
@@ -449,7 +456,7 @@ class ElasticReset(Bounded):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Soup:
+class Soup(Reference):
     """The (weighted) average of several checkpoints of one architecture (SALSA; the weights are [memory])."""
 
     paths: tuple[str, ...]
@@ -457,6 +464,7 @@ class Soup:
     offload: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.paths) < 2:
             raise ModelError(f"reference Soup needs at least two `paths`; found {len(self.paths)}.")
         if self.weights is not None and len(self.weights) != len(self.paths):

@@ -11,24 +11,30 @@ and ranks gives the full-batch loss exactly, however the batch was cut.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from rlkit.bounds import Positive
-from rlkit.objective.coefficients import Coefficient
-from rlkit.objective.part import Part
+from rlkit.objective.anchors import Anchor, anchors_of
+from rlkit.objective.coefficients import Coefficient, as_coefficient
+from rlkit.plug import Plug
 from rlkit.types import SOURCES, Batch, New, Source, Stats
 
 Reduce = Literal["token", "seq", "sum", "const", "prompt"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Term(Part):
+class Term(Plug):
     """Base of every loss term. A user's loss is a subclass with ``__call__``, in the user's own file.
+
+    ``needs`` says what it reads, so that nothing else is computed: ``adv`` and ``returns`` (advantages), ``old``, ``behav``, ``ref`` and
+    ``teacher`` (log-probs of a policy), ``value``, ``entropy``, ``ref_full`` and ``teacher_full`` (whole distributions), ``col:NAME`` (a
+    column of the data).
 
     Attributes:
         coef: a float, or a Coefficient that changes it over the run.
@@ -45,13 +51,15 @@ class Term(Part):
         acknowledge: ``rlkit check`` accepts that the term follows another gradient than its name says.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-    only_advantage: ClassVar[bool] = (
-        False  # the cost of a token with advantage 0 has no gradient: such rows need not be computed
+    homes: ClassVar[tuple[str, ...]] = (
+        "rlkit.objective.losses",
+        "rlkit.objective.divergences",
+        "rlkit.objective.full_vocab",
     )
-    whole_groups: ClassVar[bool] = (
-        False  # it compares the responses of a prompt, so that no rank may see a part of them
-    )
+    # The cost of a token with advantage 0 has no gradient: such rows need not be computed.
+    only_advantage: ClassVar[bool] = False
+    # It compares the responses of a prompt, so that no rank may see a part of them.
+    whole_groups: ClassVar[bool] = False
 
     coef: float | Coefficient = 1.0
     reduce: Reduce = "token"
@@ -59,9 +67,19 @@ class Term(Part):
     on: Source = "policy"
     acknowledge: bool = False
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it reads."""
+        return frozenset()
+
+    @property
+    def anchors(self) -> tuple[Anchor, ...]:
+        """The policies that it measures a distance to, for ``rlkit check``."""
+        return anchors_of(self.needs)
+
+    @abstractmethod
     def __call__(self, new: New, b: Batch) -> Tensor:
         """The cost: ``[N]`` per token or ``[S]`` per sequence."""
-        raise NotImplementedError(f"{type(self).__name__} has no __call__(new, batch)")
 
     def mark(self, b: Batch, generator: torch.Generator) -> Tensor:
         """What cannot be known from a shard: a number for each token ``[N]``, computed once on the driver from the whole batch of an
@@ -75,12 +93,19 @@ class Term(Part):
         return type(self).__name__
 
 
-def is_marking(term: Any) -> bool:
+def is_marking(term: Term) -> bool:
     """Whether the term has a ``mark`` of its own."""
-    return isinstance(term, Term) and type(term).mark is not Term.mark
+    return type(term).mark is not Term.mark
 
 
-def needs(parts: Iterable[Any]) -> frozenset[str]:
+class Reads(Protocol):
+    """A term, an advantage, a penalty or a correction."""
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+
+
+def needs(parts: Iterable[Reads]) -> frozenset[str]:
     """The union of what terms, advantages and penalties read; decides what the learner computes."""
     return frozenset().union(*(part.needs for part in parts))
 
@@ -108,9 +133,9 @@ def normalise(objective: Sequence[Term], b: Batch) -> Tensor:
         else:
             per_group = tokens.new_zeros(b.G).index_add(0, b.group[keep], tokens[keep])
             weight = 1.0 / ((per_group > 0).sum() * per_group[b.group].clamp(min=1))
-        scale = getattr(term.coef, "per_sequence", None)
+        scale = as_coefficient(term.coef).per_sequence(b)
         if scale is not None:
-            weight = weight * scale(b)
+            weight = weight * scale
         out[i] = torch.where(keep, weight, 0.0)
     return out.to(b.reward.dtype)
 

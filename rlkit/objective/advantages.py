@@ -11,18 +11,17 @@ advantage of the difference.
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from rlkit.bounds import NonNegative, Positive, Share
 from rlkit.errors import ConfigError
-from rlkit.objective.part import Part
+from rlkit.plug import Plug
 from rlkit.types import Batch
-
-NOTHING: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -39,15 +38,25 @@ class Advantages:
         return found if isinstance(found, Advantages) else cls(found)
 
 
-class Advantage(Protocol):
-    """A frozen dataclass; ``group`` says that it compares the responses of one prompt."""
+@dataclass(frozen=True)
+class Advantage(Plug):
+    """Base of every advantage. A user's own is a subclass with ``__call__``; ``needs`` as of a term."""
+
+    homes: ClassVar[tuple[str, ...]] = ("rlkit.objective.advantages",)
 
     @property
-    def needs(self) -> frozenset[str]: ...
+    def needs(self) -> frozenset[str]:
+        """What it reads beside rewards."""
+        return frozenset()
 
+    @property
+    def group(self) -> bool:
+        """Whether it compares the responses of one prompt, so that it needs at least two."""
+        return False
+
+    @abstractmethod
     def __call__(self, b: Batch) -> Tensor | Advantages:
         """``[N]``, no gradient; nothing is written into the batch."""
-        ...
 
 
 def sequence_reward(b: Batch) -> Tensor:
@@ -101,20 +110,17 @@ def whiten(x: Tensor, variance: Variance = "population") -> Tensor:
 
 
 @dataclass(frozen=True)
-class Plain(Part):
+class Plain(Advantage):
     """``A_t`` = return of the token: REINFORCE without a baseline."""
-
-    needs: ClassVar[frozenset[str]] = NOTHING
 
     def __call__(self, b: Batch) -> Tensor:
         return spread(b, sequence_reward(b)).to(b.reward.dtype)
 
 
 @dataclass(frozen=True)
-class GroupMean(Part):
+class GroupMean(Advantage):
     """``A = R - mean(R of the group)``. Source: Dr.GRPO 2503.20783, RPG 2505.17508."""
 
-    needs: ClassVar[frozenset[str]] = NOTHING
     group: ClassVar[bool] = True
 
     def __call__(self, b: Batch) -> Tensor:
@@ -122,13 +128,12 @@ class GroupMean(Part):
 
 
 @dataclass(frozen=True)
-class GroupNorm(Part):
+class GroupNorm(Advantage):
     """``A = (R - mean) / (std + eps)`` over the group, unbiased std. Source: GRPO 2402.03300, section 4.1.2.
 
     ``scale: batch`` divides by the standard deviation of the centred rewards of the whole batch (ScaleRL 2510.13786).
     """
 
-    needs: ClassVar[frozenset[str]] = NOTHING
     group: ClassVar[bool] = True
     eps: NonNegative = 1e-6
     scale: Literal["group", "batch"] = "group"
@@ -140,10 +145,9 @@ class GroupNorm(Part):
 
 
 @dataclass(frozen=True)
-class RLOO(Part):
+class RLOO(Advantage):
     """``A_i = R_i - mean_{j != i} R_j`` (0 for a group of one). Source: 2402.14740, eq. 6."""
 
-    needs: ClassVar[frozenset[str]] = NOTHING
     group: ClassVar[bool] = True
 
     def __call__(self, b: Batch) -> Tensor:
@@ -154,7 +158,7 @@ class RLOO(Part):
 
 
 @dataclass(frozen=True)
-class ReinforcePlusPlus(Part):
+class ReinforcePlusPlus(Advantage):
     """Return of the token, then ``(A - mean) / std`` over all tokens of the batch.
 
     ``baseline: group`` first subtracts the group mean (REINFORCE++-baseline). Whitening is over the batch: equal rewards get exactly 0
@@ -163,7 +167,6 @@ class ReinforcePlusPlus(Part):
     Source: REINFORCE++ 2501.03262; variance floor 1e-8 as in OpenRLHF.
     """
 
-    needs: ClassVar[frozenset[str]] = NOTHING
     baseline: Literal["none", "group"] = "none"
 
     @property
@@ -176,10 +179,9 @@ class ReinforcePlusPlus(Part):
 
 
 @dataclass(frozen=True)
-class LogMeanExp(Part):
+class LogMeanExp(Advantage):
     """``A_i = R_i - tau log mean_{j != i} exp(R_j / tau)``: the leave-one-out soft value (PMD-partition 2602.05933)."""
 
-    needs: ClassVar[frozenset[str]] = NOTHING
     group: ClassVar[bool] = True
     tau: float = 0.01
 
@@ -204,7 +206,7 @@ class LogMeanExp(Part):
 
 
 @dataclass(frozen=True)
-class GAE(Part):
+class GAE(Advantage):
     """Generalised advantage estimation with a value head; its returns are what ``ValueMSE`` trains the values towards.
 
     ``delta_t = r_t + gamma V_{t+1} - V_t``, ``A_t = sum_k (gamma lam)^k delta_{t+k}``; the sequence's reward is at its last
@@ -242,7 +244,7 @@ class GAE(Part):
 
 
 @dataclass(frozen=True)
-class TokenKL(Part):
+class TokenKL(Advantage):
     """``A_t = log teacher - log mu`` of the sampled token: on-policy distillation, reverse KL to the teacher.
 
     ``minus: ref`` compares the teacher with the reference instead of the policy: what the teacher learned (ERPD 2605.25582 [abstract]).
@@ -265,7 +267,7 @@ class TokenKL(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LengthShaped(Part):
+class LengthShaped(Advantage):
     """APO's STCR around the advantage ``of``: long wrong responses count more.
 
     A wrong response (reward <= 0.5) that is longer than the mean length ``L`` of its group's correct ones is multiplied by
@@ -295,8 +297,3 @@ class LengthShaped(Part):
         longer = (length - mean_S).clamp(min=0) * (1 - correct) * (count > 0)[b.group]
         found = Advantages.of(self.of, b)
         return dataclasses.replace(found, adv=found.adv * (2 - self.rate**-longer)[b.seq])
-
-
-def is_group(advantage: Any) -> bool:
-    """Whether the advantage compares the responses of one prompt, so that it needs at least two."""
-    return bool(getattr(advantage, "group", False))

@@ -7,9 +7,10 @@ saved with every checkpoint; ``start`` makes it and ``next`` turns it into that 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -17,74 +18,89 @@ from torch import Tensor
 from rlkit.bounds import Natural, NonNegative, Positive
 from rlkit.errors import ConfigError
 from rlkit.objective.advantages import group_centre
-from rlkit.objective.part import Part
+from rlkit.plug import Plug
 from rlkit.types import Batch, Stats
 
 State = dict[str, float]
 
 
-@runtime_checkable
-class Coefficient(Protocol):
-    """``state["value"]`` is the coefficient; other keys are what the controller remembers or shows."""
+@dataclass(frozen=True)
+class Coefficient(Plug):
+    """Base of everything that ``coef`` may be beside a number.
 
-    def start(self) -> State: ...
+    ``state["value"]`` is the coefficient; other keys are what it remembers or shows. A user's own overrides :meth:`start` and,
+    if it changes, :meth:`next`; what depends on the step alone is a :class:`Schedule`, what holds a measured number a :class:`Controller`.
+    """
+
+    homes: ClassVar[tuple[str, ...]] = ("rlkit.objective.coefficients",)
+
+    @abstractmethod
+    def start(self) -> State:
+        """The state of the first step."""
 
     def next(self, state: State, step: int, stats: Stats) -> State:
         """The state for step ``step`` (0-based), given what the step before it measured."""
-        ...
+        return state
+
+    def per_sequence(self, b: Batch) -> Tensor | None:
+        """What it is multiplied with for each response, ``[S]``; None: it is the same for all."""
+        return None
 
 
 @dataclass(frozen=True)
-class Constant(Part):
+class Constant(Coefficient):
     value: float
 
     def start(self) -> State:
         return {"value": self.value}
 
-    def next(self, state: State, step: int, stats: Stats) -> State:
-        return state
+
+# -- schedules --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Linear(Part):
+class Schedule(Coefficient):
+    """Base of coefficients that are a function of the step: override ``__call__``."""
+
+    @abstractmethod
+    def __call__(self, step: int) -> float:
+        """The coefficient of step ``step``, 0-based."""
+
+    def start(self) -> State:
+        return {"value": self(0)}
+
+    def next(self, state: State, step: int, stats: Stats) -> State:
+        return {"value": self(step)}
+
+
+@dataclass(frozen=True)
+class Linear(Schedule):
     """From ``start_value`` to ``end_value`` over ``steps`` steps, then constant (KDRL 2506.02208 anneals 5e-3 to 1e-3)."""
 
     start_value: float
     end_value: float
     steps: Natural
 
-    def at(self, step: int) -> float:
+    def __call__(self, step: int) -> float:
         done = min(1.0, step / max(1, self.steps))
         return self.start_value + (self.end_value - self.start_value) * done
 
-    def start(self) -> State:
-        return {"value": self.at(0)}
-
-    def next(self, state: State, step: int, stats: Stats) -> State:
-        return {"value": self.at(step)}
-
 
 @dataclass(frozen=True)
-class Cosine(Part):
+class Cosine(Schedule):
     """Half a cosine from ``start_value`` to ``end_value`` over ``steps`` steps, then constant."""
 
     start_value: float
     end_value: float
     steps: Natural
 
-    def at(self, step: int) -> float:
+    def __call__(self, step: int) -> float:
         done = min(1.0, step / max(1, self.steps))
         return self.end_value + (self.start_value - self.end_value) * 0.5 * (1 + math.cos(math.pi * done))
 
-    def start(self) -> State:
-        return {"value": self.at(0)}
-
-    def next(self, state: State, step: int, stats: Stats) -> State:
-        return {"value": self.at(step)}
-
 
 @dataclass(frozen=True)
-class Step(Part):
+class Step(Schedule):
     """``values[k]`` from step ``at[k-1]`` on; ``values[0]`` before."""
 
     values: tuple[float, ...]
@@ -97,30 +113,58 @@ class Step(Part):
                 f"Step needs one more value than boundaries, boundaries ascending; found {self.values} and {self.at}."
             )
 
+    def __call__(self, step: int) -> float:
+        return self.values[sum(step >= b for b in self.at)]
+
+
+# -- controllers ------------------------------------------------------------------------------------------------------
+
+
+class Controller(Coefficient):
+    """Base of coefficients that hold a measured number at ``target``, from ``init`` on: override :meth:`measured` and :meth:`respond`."""
+
+    target: float
+    init: float
+
+    @abstractmethod
+    def measured(self, stats: Stats) -> float:
+        """What is held, as the last step measured it; NaN: it did not, and the coefficient stays."""
+
+    @abstractmethod
+    def respond(self, state: State, measured: float, stats: Stats) -> State:
+        """What changes in the state: the next ``value``, the ``error``, and what else it remembers."""
+
     def start(self) -> State:
-        return {"value": self.values[0]}
+        return {"value": self.init, "target": self.target}
 
     def next(self, state: State, step: int, stats: Stats) -> State:
-        return {"value": self.values[sum(step >= b for b in self.at)]}
+        measured = self.measured(stats)
+        if math.isnan(measured):
+            return state
+        return {**state, "target": self.target, "measured": measured, **self.respond(state, measured, stats)}
 
 
-Unit = Literal["token", "sequence"]
+@dataclass(frozen=True, kw_only=True)
+class KLController(Controller):
+    """Base of controllers of the KL to ``anchor``, in nats ``per`` token or sequence: override :meth:`respond`."""
 
+    per: Literal["token", "sequence"] = "token"
+    anchor: str = "ref"
 
-def _kl(stats: Stats, anchor: str, per: Unit) -> float:
-    return stats.get(f"kl/{anchor}" if per == "token" else f"kl/{anchor}_sequence")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target <= 0:
+            raise ConfigError(
+                f"{type(self).__name__}.target is {self.target}; a KL target must be positive (nats): the policy can only stay at "
+                "KL 0 by not learning."
+            )
 
-
-def _check_target(name: str, target: float) -> None:
-    if not target > 0:
-        raise ConfigError(
-            f"{name}.target is {target}; a KL target must be positive (nats): the policy can only stay at "
-            "KL 0 by not learning."
-        )
+    def measured(self, stats: Stats) -> float:
+        return stats.get(f"kl/{self.anchor}" if self.per == "token" else f"kl/{self.anchor}_sequence")
 
 
 @dataclass(frozen=True)
-class AdaptiveKL(Part):
+class AdaptiveKL(KLController):
     """Ziegler's proportional controller: ``c <- c (1 + clip(KL/target - 1, -0.2, 0.2) n / horizon)``.
 
     ``n`` is the number of sequences since the last update. Published targets are per sequence (6 nats).
@@ -131,27 +175,16 @@ class AdaptiveKL(Part):
     init: NonNegative = 0.05
     target: float = 6.0
     horizon: Positive = 10000.0
-    per: Unit = "sequence"
-    anchor: str = "ref"
+    per: Literal["token", "sequence"] = field(default="sequence", kw_only=True)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_target("AdaptiveKL", self.target)
-
-    def start(self) -> State:
-        return {"value": self.init, "target": self.target}
-
-    def next(self, state: State, step: int, stats: Stats) -> State:
-        kl = _kl(stats, self.anchor, self.per)
-        if math.isnan(kl):
-            return state
-        error = min(0.2, max(-0.2, kl / self.target - 1))
-        value = state["value"] * (1 + error * stats.get("batch/sequences", 1.0) / self.horizon)
-        return {"value": value, "target": self.target, "measured": kl, "error": kl / self.target - 1}
+    def respond(self, state: State, measured: float, stats: Stats) -> State:
+        error = measured / self.target - 1
+        share = min(0.2, max(-0.2, error)) * stats.get("batch/sequences", 1.0) / self.horizon
+        return {"value": state["value"] * (1 + share), "error": error}
 
 
 @dataclass(frozen=True)
-class KLBudget(Part):
+class KLBudget(KLController):
     """Holds the KL at ``target`` nats: PI control of ``log c`` with anti-windup.
 
     ``e = clip(KL / target - 1, -1, 1)``, ``log c = log init + kp e + ki sum(e)``; the integral stands still while ``c`` is at
@@ -164,64 +197,40 @@ class KLBudget(Part):
     ki: NonNegative = 0.1
     low: float = 1e-6
     high: float = 10.0
-    per: Unit = "token"
-    anchor: str = "ref"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_target("KLBudget", self.target)
         if not 0 < self.low <= self.init <= self.high:
             raise ConfigError(f"KLBudget needs 0 < low <= init <= high; found {self.low}, {self.init}, {self.high}.")
 
     def start(self) -> State:
-        return {"value": self.init, "target": self.target, "integral": 0.0}
+        return {**super().start(), "integral": 0.0}
 
-    def next(self, state: State, step: int, stats: Stats) -> State:
-        kl = _kl(stats, self.anchor, self.per)
-        if math.isnan(kl):
-            return state
-        error = min(1.0, max(-1.0, kl / self.target - 1))
+    def respond(self, state: State, measured: float, stats: Stats) -> State:
+        error = min(1.0, max(-1.0, measured / self.target - 1))
         integral = state["integral"] + error
         log_c = math.log(self.init) + self.kp * error + self.ki * integral
         value = min(self.high, max(self.low, math.exp(min(log_c, 50.0))))
         saturated = (value == self.high and error > 0) or (value == self.low and error < 0)
-        return {
-            "value": value,
-            "target": self.target,
-            "integral": state["integral"] if saturated else integral,
-            "measured": kl,
-            "error": error,
-        }
+        return {"value": value, "integral": state["integral"] if saturated else integral, "error": error}
 
 
 @dataclass(frozen=True)
-class DualAscent(Part):
+class DualAscent(KLController):
     """The Lagrange multiplier of ``KL <= target``: ``c <- max(0, c + lr (KL - target))``."""
 
     target: float
     init: NonNegative = 0.01
     lr: Positive = 0.01
     high: Positive = 10.0
-    per: Unit = "token"
-    anchor: str = "ref"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_target("DualAscent", self.target)
-
-    def start(self) -> State:
-        return {"value": self.init, "target": self.target}
-
-    def next(self, state: State, step: int, stats: Stats) -> State:
-        kl = _kl(stats, self.anchor, self.per)
-        if math.isnan(kl):
-            return state
-        value = min(self.high, max(0.0, state["value"] + self.lr * (kl - self.target)))
-        return {"value": value, "target": self.target, "measured": kl, "error": kl - self.target}
+    def respond(self, state: State, measured: float, stats: Stats) -> State:
+        error = measured - self.target
+        return {"value": min(self.high, max(0.0, state["value"] + self.lr * error)), "error": error}
 
 
 @dataclass(frozen=True)
-class EntropyTarget(Part):
+class EntropyTarget(Controller):
     """Holds the policy's entropy at ``target`` nats per token, as the coefficient of an entropy bonus: ``{type: Entropy, coef: ...}``.
 
     ======  =====================================================================================
@@ -256,25 +265,28 @@ class EntropyTarget(Part):
                 f"EntropyTarget needs 0 <= low <= init <= high, and low above 0 for rule: dual; found {self.low}, {self.init}, {self.high}."
             )
 
-    def start(self) -> State:
-        return {"value": self.init, "target": self.target, "bonus": self.init}
+    def measured(self, stats: Stats) -> float:
+        return stats.get("entropy/sampled")
 
-    def next(self, state: State, step: int, stats: Stats) -> State:
-        entropy = stats.get("entropy/sampled")
-        if math.isnan(entropy):
-            return state
-        error = 1 - entropy / self.target
+    def start(self) -> State:
+        return {**super().start(), "bonus": self.init}
+
+    def respond(self, state: State, measured: float, stats: Stats) -> State:
+        error = 1 - measured / self.target
         if self.rule == "dual":
             bonus = state["bonus"] * math.exp(self.rate * min(1.0, max(-1.0, error)))
         else:
             bonus = state["bonus"] + (self.rate if error > 0 else -self.rate)
         bonus = min(self.high, max(self.low, bonus))
         value = bonus if self.rule == "dual" or error >= 0 else self.low
-        return {"value": value, "target": self.target, "bonus": bonus, "measured": entropy, "error": error}
+        return {"value": value, "bonus": bonus, "error": error}
+
+
+# -- coefficients that weigh responses --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class AccuracyScaled(Part):
+class AccuracyScaled(Coefficient):
     """``base * (tanh(accuracy) + 1) / 2``, accuracy = the batch's mean reward in [0, 1]: weak on hard batches.
 
     The batch's own accuracy scales its own update (``current``); the state shows the last one.
@@ -296,7 +308,7 @@ class AccuracyScaled(Part):
 
 
 @dataclass(frozen=True)
-class DifficultyWeighted(Part):
+class DifficultyWeighted(Coefficient):
     """APO's DADS: ``base * (1 - exp(-e (1 - d)))`` on responses with positive advantage, ``d`` = 1 - pass rate of the group.
 
     Responses with a negative advantage, and groups with d of exactly 0 or 1, keep weight 1.
@@ -309,9 +321,6 @@ class DifficultyWeighted(Part):
     def start(self) -> State:
         return {"value": self.base}
 
-    def next(self, state: State, step: int, stats: Stats) -> State:
-        return state
-
     def per_sequence(self, b: Batch) -> Tensor:
         correct = (b.reward > 0.5).to(b.reward.dtype)
         p = (b.group_sum(correct) / b.group_size())[b.group]
@@ -322,7 +331,7 @@ class DifficultyWeighted(Part):
 
 
 @dataclass(frozen=True)
-class RewardMasked(Part):
+class RewardMasked(Coefficient):
     """``base`` only on incorrect responses (``by: response``) or on groups without a correct one (``by: group``).
 
     Source: KDRL 2506.02208, reward-guided masking.
@@ -334,16 +343,13 @@ class RewardMasked(Part):
     def start(self) -> State:
         return {"value": self.base}
 
-    def next(self, state: State, step: int, stats: Stats) -> State:
-        return state
-
     def per_sequence(self, b: Batch) -> Tensor:
         correct = (b.reward > 0.5).to(b.reward.dtype)
         solved = correct if self.by == "response" else (b.group_sum(correct) > 0).to(correct.dtype)[b.group]
         return 1 - solved
 
 
-def as_coefficient(x: Any) -> Coefficient:
+def as_coefficient(x: float | Coefficient) -> Coefficient:
     """A plain number becomes a Constant.
 
     Raises:
@@ -356,10 +362,20 @@ def as_coefficient(x: Any) -> Coefficient:
     return x
 
 
+class Weighed(Protocol):
+    """A term or a penalty."""
+
+    @property
+    def coef(self) -> float | Coefficient: ...
+
+    @property
+    def name(self) -> str: ...
+
+
 class Coefficients:
     """The states of all coefficients of a run, in the order of terms and penalties."""
 
-    def __init__(self, parts: Iterable[Any]) -> None:
+    def __init__(self, parts: Iterable[Weighed]) -> None:
         self.parts = list(parts)
         self.specs = [as_coefficient(part.coef) for part in self.parts]
         self.states = [spec.start() for spec in self.specs]

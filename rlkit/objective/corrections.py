@@ -12,33 +12,37 @@ Source: released code: TIS (verl, TRL), icepop, seq-mask-TIS and geometric forms
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from rlkit.bounds import NonNegative, Positive
 from rlkit.errors import ConfigError
-from rlkit.objective.part import Part
+from rlkit.plug import Plug
 from rlkit.types import Batch, Stats
-
-NEEDS = frozenset({"old", "behav"})
-
 
 Denominator = Literal["all", "kept", "mean_one"]
 
 
-class Correction(Protocol):
-    @property
-    def needs(self) -> frozenset[str]: ...
+@dataclass(frozen=True, kw_only=True)
+class Correction(Plug):
+    """Base of every correction. A user's own is a subclass with ``__call__``."""
+
+    homes: ClassVar[tuple[str, ...]] = ("rlkit.objective.corrections",)
+
+    denominator: Denominator = "all"
 
     @property
-    def denominator(self) -> Denominator: ...
+    def needs(self) -> frozenset[str]:
+        """What it reads."""
+        return frozenset({"old", "behav"})
 
+    @abstractmethod
     def __call__(self, b: Batch) -> Tensor:
         """The weight of each token, ``[N]``."""
-        ...
 
 
 def weights(correction: Correction, b: Batch) -> Tensor:
@@ -60,13 +64,11 @@ def _bounds(name: str, low: float, high: float) -> None:
 
 
 @dataclass(frozen=True)
-class TruncatedIS(Part):
+class TruncatedIS(Correction):
     """TIS: ``min(c, cap)`` per token, or ``min(prod_t c_t, cap)`` per sequence."""
 
     cap: Positive = 2.0
     level: Literal["token", "sequence"] = "token"
-    denominator: Denominator = "all"
-    needs = NEEDS
 
     def __call__(self, b: Batch) -> Tensor:
         log_c = _log_c(b)
@@ -76,13 +78,11 @@ class TruncatedIS(Part):
 
 
 @dataclass(frozen=True)
-class IcePop(Part):
+class IcePop(Correction):
     """``c`` inside ``[low, high]``, else 0."""
 
     low: float = 0.5
     high: float = 5.0
-    denominator: Denominator = "all"
-    needs = NEEDS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,7 +94,7 @@ class IcePop(Part):
 
 
 @dataclass(frozen=True)
-class SequenceMask(Part):
+class SequenceMask(Correction):
     """Keeps a sequence iff ``exp`` of the mean (``geometric``) or the sum (``product``) of ``log c`` is in ``[low, high]``.
 
     Kept tokens weigh ``c`` (``weigh: true``, seq-mask-TIS) or 1 (Geo-RS).
@@ -104,8 +104,6 @@ class SequenceMask(Part):
     high: float = 1.002
     of: Literal["geometric", "product"] = "geometric"
     weigh: bool = True
-    denominator: Denominator = "all"
-    needs = NEEDS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,12 +117,10 @@ class SequenceMask(Part):
 
 
 @dataclass(frozen=True)
-class K3Mask(Part):
+class K3Mask(Correction):
     """Keeps a sequence iff the mean over its tokens of k3(behav‖old) = ``c - 1 - log c`` is at most ``bound``."""
 
     bound: Positive = 0.01
-    denominator: Denominator = "all"
-    needs = NEEDS
 
     def __call__(self, b: Batch) -> Tensor:
         log_c = _log_c(b)
@@ -132,7 +128,7 @@ class K3Mask(Part):
 
 
 @dataclass(frozen=True)
-class OffPolicySequenceMask(Part):
+class OffPolicySequenceMask(Correction):
     """Drops sequences with a negative advantage whose tokens became less likely by more than ``delta`` nats on average:
     ``mean_t(log behav - log old) > delta``. Others weigh 1.
 
@@ -140,8 +136,7 @@ class OffPolicySequenceMask(Part):
     """
 
     delta: NonNegative = 0.5
-    denominator: Denominator = "all"
-    needs = NEEDS | {"adv"}
+    needs: ClassVar[frozenset[str]] = frozenset({"old", "behav", "adv"})
 
     def __call__(self, b: Batch) -> Tensor:
         assert b.adv is not None

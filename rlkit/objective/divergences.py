@@ -16,9 +16,10 @@ would be the difference of two numbers of the size of ``1 / u``, of which float3
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,29 +27,37 @@ from torch import Tensor
 from rlkit.bounds import NonNegative, Positive
 from rlkit.errors import ConfigError
 from rlkit.objective import Term
-from rlkit.objective.part import Part
+from rlkit.objective.anchors import Anchor, anchor_log_prob, anchor_name, anchor_needs, check_geometric
+from rlkit.objective.anchors import Mixture as Mixture
+from rlkit.plug import Plug
 from rlkit.types import Batch, New
 
-Policy = Literal["ref", "old", "behav", "teacher"]
 BOUND = 20.0  # log-ratios are bounded here before they are exponentiated: e^40 is still a float32
 
 
-class Generator(Protocol):
-    """A divergence of the user's own: two functions of ``a = log u``."""
+@dataclass(frozen=True)
+class Generator(Plug):
+    """Base of a divergence of the user's own: two functions of ``a = log u``. The library's have names (``TABLE``, ``PARAMETRIC``)."""
 
+    @abstractmethod
     def value(self, a: Tensor) -> Tensor:
         """``f(u) / u``, the value under samples of pi."""
-        ...
 
+    @abstractmethod
     def slope(self, a: Tensor) -> Tensor:
         """``f'(u)``, the coefficient of the score."""
-        ...
 
 
 @dataclass(frozen=True)
-class _F:
-    value: Callable[[Tensor], Tensor]
-    slope: Callable[[Tensor], Tensor]
+class _F(Generator):
+    of_value: Callable[[Tensor], Tensor]
+    of_slope: Callable[[Tensor], Tensor]
+
+    def value(self, a: Tensor) -> Tensor:
+        return self.of_value(a)
+
+    def slope(self, a: Tensor) -> Tensor:
+        return self.of_slope(a)
 
 
 def _softplus(a: Tensor) -> Tensor:
@@ -153,68 +162,10 @@ def generator(f: str | Generator, parameter: float | None) -> Generator:
     return make(parameter)
 
 
-def label(f: Any, parameter: float | None) -> str:
+def label(f: str | Generator, parameter: float | None) -> str:
     """The divergence's name in metrics."""
     name = f if isinstance(f, str) else type(f).__name__
     return name if parameter is None else f"{name}{parameter:g}"
-
-
-@dataclass(frozen=True)
-class Mixture(Part):
-    """An anchor made of several: ``arithmetic``, ``q = sum_i w_i q_i``, or ``geometric``, ``q ~ prod_i q_i^{w_i}``.
-
-    The geometric mean is not normalised over the vocabulary; its missing constant does not depend on the policy and has no gradient
-    in a reverse KL, which is the only divergence that accepts it. ``weights`` are normalised; null: equal.
-
-    Source: barycentres of KL: the arithmetic mean for the forward KL, the geometric one for the reverse KL [derived].
-    """
-
-    of: tuple[Policy, ...]
-    weights: tuple[float, ...] | None = None
-    mean: Literal["arithmetic", "geometric"] = "arithmetic"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.of) < 2 or len(set(self.of)) < len(self.of):
-            raise ConfigError(f"anchor Mixture needs two or more different policies in `of`; found {list(self.of)}.")
-        if self.weights is not None and (len(self.weights) != len(self.of) or min(self.weights) <= 0):
-            raise ConfigError(
-                f"anchor Mixture has {len(self.of)} policies; `weights` must be as many positive numbers, found "
-                f"{list(self.weights)}."
-            )
-
-    def log_prob(self, b: Batch) -> Tensor:
-        weights = self.weights or (1.0,) * len(self.of)
-        w = [x / sum(weights) for x in weights]
-        if self.mean == "geometric":
-            return sum(
-                (wi * b.logp[name] for wi, name in zip(w, self.of, strict=True)), torch.zeros_like(b.logp["behav"])
-            )
-        return torch.stack([b.logp[name] + math.log(wi) for wi, name in zip(w, self.of, strict=True)]).logsumexp(0)
-
-
-Anchor = Policy | Mixture
-
-
-def anchor_needs(anchor: Anchor) -> frozenset[str]:
-    return frozenset(anchor.of) if isinstance(anchor, Mixture) else frozenset({anchor})
-
-
-def anchor_name(anchor: Anchor) -> str:
-    return "+".join(anchor.of) if isinstance(anchor, Mixture) else anchor
-
-
-def anchor_log_prob(anchor: Anchor, b: Batch) -> Tensor:
-    return anchor.log_prob(b) if isinstance(anchor, Mixture) else b.logp[anchor]
-
-
-def check_geometric(anchor: Anchor, reverse: bool, what: str) -> None:
-    """Raises ValueError where an anchor without its normaliser would be wrong."""
-    if isinstance(anchor, Mixture) and anchor.mean == "geometric" and not reverse:
-        raise ConfigError(
-            f"{what}: a geometric mixture is not normalised, which only a reverse KL tolerates. Use mean: arithmetic, or a "
-            "reverse KL."
-        )
 
 
 def importance(new: New, b: Batch, kind: str, cap: float | None, floor: float | None) -> Tensor:
@@ -269,7 +220,11 @@ class Divergence(Term):
         check_geometric(self.anchor, self.f in ("reverse_kl", "reverse_ukl"), f"Divergence {self.f}")
 
     @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
+    def anchors(self) -> tuple[Anchor, ...]:
+        return (self.anchor,)
+
+    @property
+    def needs(self) -> frozenset[str]:
         return anchor_needs(self.anchor) | ({"behav"} if self.importance != "none" else set())
 
     @property
@@ -329,7 +284,11 @@ class KL(Term):
         check_geometric(self.anchor, reverse, f"KL {self.estimator}")
 
     @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
+    def anchors(self) -> tuple[Anchor, ...]:
+        return (self.anchor,)
+
+    @property
+    def needs(self) -> frozenset[str]:
         return anchor_needs(self.anchor) | ({"behav"} if self.importance != "none" else set())
 
     @property

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rlkit.errors import ConfigError
 from rlkit.objective import Term
+from rlkit.objective.anchors import Anchor
 from rlkit.objective.divergences import Generator, generator, label
 from rlkit.types import Batch, New
 
@@ -238,7 +239,11 @@ class FullDivergence(Term):
             )
 
     @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
+    def anchors(self) -> tuple[Anchor, ...]:
+        return (self.anchor,)
+
+    @property
+    def needs(self) -> frozenset[str]:
         return frozenset({f"{self.anchor}_full"})
 
     @property

@@ -117,7 +117,7 @@ class CISPO(Term):
     against: Literal["behav", "old"] = "behav"
 
     @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
+    def needs(self) -> frozenset[str]:
         return frozenset({"adv", self.against})
 
     def __call__(self, new: New, b: Batch) -> Tensor:

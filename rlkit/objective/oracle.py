@@ -25,8 +25,9 @@ from torch import Tensor
 
 from rlkit.errors import ConfigError
 from rlkit.objective import Reduce, Term, is_marking, loss
+from rlkit.objective.anchors import anchor_name
 from rlkit.objective.coefficients import Constant, as_coefficient
-from rlkit.objective.divergences import KL, TABLE, Divergence, Generator, anchor_name, generator, label
+from rlkit.objective.divergences import KL, TABLE, Divergence, Generator, generator, label
 from rlkit.objective.full_vocab import FullDivergence
 from rlkit.objective.losses import NLL, Entropy, ValueMSE
 from rlkit.objective.penalties import DivergenceReward, KLReward, Penalty
@@ -133,19 +134,16 @@ class World:
         return torch.autograd.grad(value, self.logits, retain_graph=True)[0]
 
 
-def response_weights(w: World, part: Any) -> Tensor | None:
+def response_weights(w: World, part: Term | Penalty) -> Tensor | None:
     """How a coefficient weighs responses against each other, ``[S]`` of mean 1; None if it treats those of one prompt alike.
 
     It sees the responses of the world as the group of one prompt, each once.
     """
-    of = getattr(part.coef, "per_sequence", None)
-    if of is None:
-        return None
     b = w.batch()
-    if getattr(part, "placement", None) == "reward":  # a penalty in the reward comes before advantages
+    if isinstance(part, Penalty) and part.placement == "reward":  # it comes before advantages
         b = b.replace(adv=None)
-    scale: Tensor = of(b)
-    if bool((scale == scale[0]).all()):
+    scale = as_coefficient(part.coef).per_sequence(b)
+    if scale is None or bool((scale == scale[0]).all()):
         return None
     return scale / (w.whole(w.mu).exp() * scale).sum()
 
@@ -258,7 +256,7 @@ def words(f: str, anchor: str) -> str:
     }.get(f, f"{f}(pi‖{anchor})")
 
 
-def claim(part: Any) -> str | None:
+def claim(part: Term | Penalty) -> str | None:
     """What a part's name says that it is; None for parts whose name says nothing (a user's own loss)."""
     if isinstance(part, KL):
         return f"{words('forward_kl' if part.estimator == 'kF' else 'reverse_kl', anchor_name(part.anchor))} per token"
@@ -267,7 +265,9 @@ def claim(part: Any) -> str | None:
         return f"{words('reverse_kl', anchor_name(part.anchor))} {how}"
     if isinstance(part, Divergence | DivergenceReward | FullDivergence):
         name, anchor = label(part.f, part.parameter), anchor_name(part.anchor)
-        sequence = getattr(part, "credit", None) == "sequence" or getattr(part, "level", None) == "sequence"
+        sequence = (isinstance(part, DivergenceReward) and part.credit == "sequence") or (
+            isinstance(part, FullDivergence) and part.level == "sequence"
+        )
         kl = name in ("reverse_kl", "reverse_ukl")
         how = ("of responses" if kl else "summed over tokens, with credit to earlier ones") if sequence else "per token"
         return f"{words(name, anchor)} {how}"
@@ -355,7 +355,7 @@ class Finding:
         return head + text + "."
 
 
-def examine(part: Any, sampled: Sampled, seed: int = 0) -> Finding:
+def examine(part: Term | Penalty, sampled: Sampled, seed: int = 0) -> Finding:
     """Compares a term's or penalty's expected gradient with everything that is known."""
     if isinstance(part, Term) and part.whole_groups:
         return Finding(
@@ -364,13 +364,12 @@ def examine(part: Any, sampled: Sampled, seed: int = 0) -> Finding:
             problem="it compares the responses of a prompt with each other and is not a sum over responses.",
         )
     w = World(sampled, seed)
-    anchors = [part.anchor] if hasattr(part, "anchor") else ["ref", "old"]
     extra = []
-    if hasattr(part, "f") and label(part.f, part.parameter) not in TABLE:
+    if isinstance(part, Divergence | DivergenceReward | FullDivergence) and label(part.f, part.parameter) not in TABLE:
         extra = [(label(part.f, part.parameter), generator(part.f, part.parameter))]
     try:
         scale_S = response_weights(w, part)
-        if hasattr(part, "placement"):
+        if isinstance(part, Penalty):
             own = plain = penalty_gradient(w, part)
             scaled = own if scale_S is None else penalty_gradient(w, part, scale_S)
             weight = w.weights("sum")
@@ -380,7 +379,7 @@ def examine(part: Any, sampled: Sampled, seed: int = 0) -> Finding:
             weight = w.weights(part.reduce, part.const)
     except Exception as error:  # a user's own term may want what this small world does not have
         return Finding(part.name, sampled, problem=f"it could not be examined here ({type(error).__name__}: {error}).")
-    known = {q.key: q.gradient for q in quantities(w, anchors, weight, extra)}
+    known = {q.key: q.gradient for q in quantities(w, part.anchors, weight, extra)}
     least = ZERO * term_gradient(w, NLL(), "sum").single
     found = Finding(
         part.name,
@@ -389,8 +388,8 @@ def examine(part: Any, sampled: Sampled, seed: int = 0) -> Finding:
         noise=own.noise,
         coefficient=None if scale_S is None else type(part.coef).__name__,
         bend=_cosine(scaled.mean, own.mean),
-        acknowledged=bool(getattr(part, "acknowledge", False)),
-        in_reward=hasattr(part, "placement"),
+        acknowledged=isinstance(part, Term) and part.acknowledge,
+        in_reward=isinstance(part, Penalty),
         measured_only=as_coefficient(part.coef) == Constant(0.0),
     )
     if plain.zero or own.zero or (sampled == "on-policy" and _by_length(w, own.mean)):
@@ -398,7 +397,7 @@ def examine(part: Any, sampled: Sampled, seed: int = 0) -> Finding:
             key for key, exact in known.items() if float(exact.norm()) <= least and key not in (SUPERVISED, UNLEARNING)
         }
         return _of_zero(part, found, minimum, plain, own, scaled, seed)
-    unreduced = {q.key: q.gradient for q in quantities(w, anchors, w.weights("sum"), extra)}
+    unreduced = {q.key: q.gradient for q in quantities(w, part.anchors, w.weights("sum"), extra)}
     # Reductions by length bend every sampled form; what a term is shows without them, or, for a cost of whole responses, with its own.
     same = [
         key
@@ -426,7 +425,7 @@ def _by_length(w: World, mean: Tensor) -> bool:
 
 
 def _of_zero(
-    part: Any, found: Finding, minimum: set[str], plain: Expected, own: Expected, scaled: Expected, seed: int
+    part: Term | Penalty, found: Finding, minimum: set[str], plain: Expected, own: Expected, scaled: Expected, seed: int
 ) -> Finding:
     """What a part whose expected gradient is zero is: at its minimum, chosen by its coefficient, or nothing.
 
@@ -470,8 +469,9 @@ def _cosine(a: Tensor, b: Tensor) -> float:
 def examine_all(objective: Sequence[Term], penalties: Sequence[Penalty]) -> list[Finding]:
     """Every part that shapes the policy, on-policy and off-policy; terms on reference rows under samples of the reference."""
     found = []
-    for part in (*objective, *penalties):
-        source = getattr(part, "on", "policy")
+    parts: list[Term | Penalty] = [*objective, *penalties]
+    for part in parts:
+        source = part.on if isinstance(part, Term) else "policy"
         if isinstance(part, ValueMSE) or source == "dataset":
             continue
         kinds: tuple[Sampled, ...] = ("from the reference",) if source == "reference" else ("on-policy", "off-policy")

@@ -7,52 +7,67 @@ not the estimator ``f(u) / u`` of its value. The two agree for the reverse KL on
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from rlkit.errors import ConfigError
 from rlkit.objective.advantages import Advantage, Advantages
-from rlkit.objective.coefficients import Coefficient
-from rlkit.objective.divergences import (
-    BOUND,
+from rlkit.objective.anchors import (
     Anchor,
-    Generator,
     anchor_log_prob,
     anchor_name,
     anchor_needs,
+    anchors_of,
     check_geometric,
-    generator,
-    label,
 )
-from rlkit.objective.part import Part
+from rlkit.objective.coefficients import Coefficient, as_coefficient
+from rlkit.objective.divergences import BOUND, Generator, generator, label
+from rlkit.plug import Plug
 from rlkit.types import SOURCES, Batch
 
 Placement = Literal["reward", "advantage"]
 
 
-class Penalty(Protocol):
-    """A frozen dataclass with a coefficient; ``__call__`` gives the cost of each token, ``[N]``, no gradient."""
+@dataclass(frozen=True, kw_only=True)
+class Penalty(Plug):
+    """Base of every penalty. A user's own is a subclass with ``__call__``; ``needs`` as of a term."""
 
-    coef: float | Coefficient
+    homes: ClassVar[tuple[str, ...]] = ("rlkit.objective.penalties",)
 
-    @property
-    def placement(self) -> Placement: ...
-
-    @property
-    def needs(self) -> frozenset[str]: ...
+    coef: float | Coefficient = 0.05
 
     @property
-    def name(self) -> str: ...
+    def placement(self) -> Placement:
+        """Whether it is subtracted from rewards before advantages are made of them, or from advantages."""
+        return "reward"
 
-    def __call__(self, b: Batch) -> Tensor: ...
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it reads."""
+        return frozenset()
+
+    @property
+    def name(self) -> str:
+        """The penalty's name in metrics."""
+        return type(self).__name__
+
+    @property
+    def anchors(self) -> tuple[Anchor, ...]:
+        """The policies that it measures a distance to, for ``rlkit check``."""
+        return anchors_of(self.needs)
+
+    @abstractmethod
+    def __call__(self, b: Batch) -> Tensor:
+        """The cost of each token, ``[N]``, no gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class KLReward(Part):
+class KLReward(Penalty):
     """``log(pi_old / anchor)`` (k1) of every token, in the reward or in the advantage.
 
     ======================  ============================================================================
@@ -70,7 +85,6 @@ class KLReward(Part):
 
     estimator: Literal["k1", "k2", "k3"] = "k1"
     anchor: Anchor = "ref"
-    coef: float | Coefficient = 0.05
     placement: Placement = "reward"
     credit: Literal["sequence", "token"] = "sequence"
 
@@ -88,6 +102,10 @@ class KLReward(Part):
             )
 
     @property
+    def anchors(self) -> tuple[Anchor, ...]:
+        return (self.anchor,)
+
+    @property
     def needs(self) -> frozenset[str]:
         return anchor_needs(self.anchor) | {"old"}
 
@@ -101,7 +119,7 @@ class KLReward(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DivergenceReward(Part):
+class DivergenceReward(Penalty):
     """``f'(u) - f'(1)`` of every token subtracted from its advantage: the gradient of ``D_f(pi‖anchor)`` inside the clip.
 
     ``credit: token`` is the divergence of each token's distribution, prefixes frozen; ``sequence`` adds the values ``f(u) / u`` of all
@@ -113,7 +131,6 @@ class DivergenceReward(Part):
     f: str | Generator = "reverse_kl"
     parameter: float | None = None
     anchor: Anchor = "ref"
-    coef: float | Coefficient = 0.05
     credit: Literal["sequence", "token"] = "token"
 
     def __post_init__(self) -> None:
@@ -124,6 +141,10 @@ class DivergenceReward(Part):
     @property
     def placement(self) -> Placement:
         return "advantage"
+
+    @property
+    def anchors(self) -> tuple[Anchor, ...]:
+        return (self.anchor,)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -149,8 +170,8 @@ def weighted(penalties: Sequence[Penalty], coefs: Sequence[float], placement: Pl
     for penalty, coef in zip(penalties, coefs, strict=True):
         if penalty.placement != placement:
             continue
-        scale = getattr(penalty.coef, "per_sequence", None)
-        cost = coef * penalty(b) * (1.0 if scale is None else scale(b)[b.seq])
+        scale_S = as_coefficient(penalty.coef).per_sequence(b)
+        cost = coef * penalty(b) * (1.0 if scale_S is None else scale_S[b.seq])
         total = cost if total is None else total + cost
     return total
 

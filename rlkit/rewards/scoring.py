@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rlkit.bounds import Bounded, Count, Finite, Positive
 from rlkit.config import locate
@@ -45,6 +45,8 @@ class RewardSpec(Bounded):
     has waited this many times ``timeout`` without one answer of this reward. ``memory``: GiB by which a process of rewards may grow beyond
     what it held after its imports, before another one takes its place; of several rewards, the largest counts.
     """
+
+    shorthand: ClassVar[str] = "fn"
 
     fn: str | Callable[..., Any]
     weight: Finite = 1.0

@@ -37,8 +37,8 @@ from rlkit.types import Batch, Stats
 
 
 def test_schedules() -> None:
-    assert [Linear(1.0, 0.0, 4).at(k) for k in (0, 2, 4, 9)] == [1, 0.5, 0, 0]
-    assert [Cosine(1.0, 0.0, 4).at(k) for k in (0, 2, 4, 9)] == pytest.approx([1, 0.5, 0, 0])
+    assert [Linear(1.0, 0.0, 4)(k) for k in (0, 2, 4, 9)] == [1, 0.5, 0, 0]
+    assert [Cosine(1.0, 0.0, 4)(k) for k in (0, 2, 4, 9)] == pytest.approx([1, 0.5, 0, 0])
     step = Step(values=(3.0, 2.0, 1.0), at=(10, 20))
     assert [step.next({}, k, Stats())["value"] for k in (0, 9, 10, 19, 20)] == [3, 3, 2, 2, 1]
 

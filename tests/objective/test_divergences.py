@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlkit.objective import Term, loss
-from rlkit.objective.divergences import KL, TABLE, Divergence, generator
+from rlkit.objective.divergences import KL, TABLE, Divergence, Generator, generator
 from rlkit.types import Batch, New
 from tests.objective.world import World
 
@@ -136,7 +136,7 @@ def test_the_slope_is_bounded_not_the_value() -> None:
 
 
 def test_a_divergence_of_the_users_own() -> None:
-    class Squared:
+    class Squared(Generator):
         def value(self, a: Tensor) -> Tensor:
             return (a.exp() - 1) ** 2 * (-a).exp()
 

@@ -16,12 +16,13 @@ from torch import Tensor
 from rlkit.cli import main
 from rlkit.errors import ConfigError
 from rlkit.objective import Term
+from rlkit.objective.anchors import Mixture, anchor_log_prob
 from rlkit.objective.coefficients import AccuracyScaled, Constant, DifficultyWeighted, RewardMasked
-from rlkit.objective.divergences import KL, Divergence, Mixture, anchor_log_prob
+from rlkit.objective.divergences import KL, Divergence
 from rlkit.objective.full_vocab import FullDivergence
 from rlkit.objective.losses import CISPO, GSPO, NLL, PMD, Entropy, ISGradient, PPOClip, Reinforce
 from rlkit.objective.oracle import PG, SUPERVISED, UNLEARNING, World, dishonest, examine, refuse_nothing
-from rlkit.objective.penalties import DivergenceReward, KLReward
+from rlkit.objective.penalties import DivergenceReward, KLReward, Penalty
 from rlkit.types import Batch, New
 
 ON, OFF, REF = "on-policy", "off-policy", "from the reference"
@@ -147,6 +148,10 @@ class Own(Term):
     what: str = "k1"
     anchor: Any = "ref"
 
+    @property
+    def anchors(self) -> tuple[Any, ...]:
+        return (self.anchor,)
+
     def __call__(self, new: New, b: Batch) -> Tensor:
         log_u = new.logp - anchor_log_prob(self.anchor, b)
         w = (new.logp - b.logp["behav"]).exp()
@@ -235,7 +240,7 @@ def test_nothing_is_accepted_where_it_is_acknowledged_or_only_measured() -> None
 
 
 @dataclass(frozen=True)
-class Flat:
+class Flat(Penalty):
     """A user's penalty: the same cost for every token."""
 
     coef: Any = 1.0
