@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rlkit.record.plots import picture
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 Row = dict[str, Any]
@@ -157,17 +159,9 @@ def plot(name: str, draw: Callable[[Any], None], width: int = 1, height: float =
 
 
 def save(path: Path, draw: Callable[[Any], None], **subplots: Any) -> None:
-    """A picture of the axes that ``draw`` filled. The same rows give the same bytes."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    matplotlib.rcParams["svg.hashsalt"] = "rlkit"
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(layout="constrained", **subplots)
-    draw(axes)
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    """A picture of the axes that ``draw`` filled."""
+    with picture(path, **subplots) as axes:
+        draw(axes)
 
 
 def growth(x: Sequence[float], y: Sequence[float]) -> float:

@@ -16,6 +16,7 @@ from rlkit.objective.divergences import KL, TABLE, Divergence, Mixture, generato
 from rlkit.objective.full_vocab import FullDivergence
 from rlkit.objective.oracle import Finding, Sampled, World, examine, term_gradient
 from rlkit.objective.penalties import DivergenceReward, KLReward
+from rlkit.record.plots import picture
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 ALL = [(name, None) for name in TABLE] + [
@@ -184,26 +185,17 @@ def page() -> str:
 
 
 def plots() -> None:
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams["svg.hashsalt"] = "rlkit"
     a = torch.linspace(-3, 3, 241, dtype=torch.float64)
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
-    for i, (name, parameter) in enumerate(ALL):
-        f = generator(name, parameter)
-        for axis, y in zip(axes, (f.value(a), f.slope(a)), strict=True):
-            axis.plot(a, y, label=label(name, parameter), linewidth=1.3, linestyle="-" if i < 10 else "--")
-    for axis, title in zip(axes, ("f(u) / u", "f'(u)"), strict=True):
-        axis.set(ylim=(-6, 6), xlabel="log u", title=title)
-        axis.grid(alpha=0.3)
-    axes[1].legend(fontsize=6.5, ncols=2)
-    figure.tight_layout()
-    figure.savefig(DOCS / "regularizers-f.svg", metadata={"Date": None})
+    with picture(DOCS / "regularizers-f.svg", ncols=2, figsize=(11, 4.2), layout="tight") as axes:
+        for i, (name, parameter) in enumerate(ALL):
+            f = generator(name, parameter)
+            for axis, y in zip(axes, (f.value(a), f.slope(a)), strict=True):
+                axis.plot(a, y, label=label(name, parameter), linewidth=1.3, linestyle="-" if i < 10 else "--")
+        for axis, title in zip(axes, ("f(u) / u", "f'(u)"), strict=True):
+            axis.set(ylim=(-6, 6), xlabel="log u", title=title)
+            axis.grid(alpha=0.3)
+        axes[1].legend(fontsize=6.5, ncols=2)
 
-    figure, axis = plt.subplots(figsize=(6.5, 4.2))
     lines = {
         "k1, importance: token": KL(estimator="k1", importance="token"),
         "k2": KL(estimator="k2"),
@@ -213,20 +205,21 @@ def plots() -> None:
         "whole vocabulary": FullDivergence(),
     }
     distance = [0.05, 0.1, 0.2, 0.4, 0.8, 1.6]
-    for name, term in lines.items():
-        noise = [sum(term_gradient(World("on-policy", seed, d), term).noise for seed in range(8)) / 8 for d in distance]
-        axis.plot(distance, noise, marker="o", markersize=3, label=name)
-    axis.set(
-        xscale="log",
-        yscale="log",
-        xlabel="standard deviation of the logits' difference",
-        ylabel="noise",
-        title="noise of one response",
-    )
-    axis.grid(alpha=0.3, which="both")
-    axis.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(DOCS / "regularizers-noise.svg", metadata={"Date": None})
+    with picture(DOCS / "regularizers-noise.svg", figsize=(6.5, 4.2), layout="tight") as axis:
+        for name, term in lines.items():
+            noise = [
+                sum(term_gradient(World("on-policy", seed, d), term).noise for seed in range(8)) / 8 for d in distance
+            ]
+            axis.plot(distance, noise, marker="o", markersize=3, label=name)
+        axis.set(
+            xscale="log",
+            yscale="log",
+            xlabel="standard deviation of the logits' difference",
+            ylabel="noise",
+            title="noise of one response",
+        )
+        axis.grid(alpha=0.3, which="both")
+        axis.legend(fontsize=7)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from rlkit.errors import ConfigError
 from rlkit.evaluation.compare import aligned
 from rlkit.files import read_rows
+from rlkit.record.plots import picture
 
 Array = NDArray[np.float64]
 Axis = Literal["tokens", "seconds", "step"]
@@ -412,43 +413,31 @@ class ScalingReport:
         """Draws curves, fits and their extrapolation into a PNG.
 
         Raises:
-            ValueError: matplotlib is missing.
+            ConfigError: matplotlib is missing.
         """
-        try:
-            import matplotlib
-
-            matplotlib.use("agg")
-            import matplotlib.pyplot as plt
-        except ImportError:
-            raise ConfigError(
-                "the plot of a scaling fit needs matplotlib. Install it with: pip install matplotlib"
-            ) from None
-        figure, axis = plt.subplots(figsize=(8, 5))
-        for i, curve in enumerate(self.curves):
-            color, positive = f"C{i % 10}", curve.x > 0
-            axis.plot(curve.x[positive], curve.y[positive], "o", markersize=3, color=color, label=curve.name)
-            grid = np.geomspace(curve.x[positive].min(), self.extrapolate * curve.x.max(), 200)
-            if self.power_law is None:
-                fit = self.sigmoids[i]
-                line = fit.predict(grid)
-                axis.fill_between(grid, *fit.interval(grid), color=color, alpha=0.15, linewidth=0)
-            else:
-                line = self.power_law.predict(self.sizes[i], grid)
-            inside = grid <= curve.x.max()
-            axis.plot(grid[inside], line[inside], color=color, linewidth=1)
-            axis.plot(grid[~inside], line[~inside], "--", color=color, linewidth=1)
-        unit = self.curves[0].unit
-        axis.set(
-            xscale="log",
-            xlabel={"tokens": "tokens trained on", "seconds": "seconds of training", "step": "steps"}[unit],
-            ylabel="held-out score" if self.curves[0].source == "score" else "training reward",
-        )
-        axis.grid(alpha=0.3)
-        axis.legend()
-        figure.tight_layout()
         out = Path(out)
-        figure.savefig(out, dpi=110)
-        plt.close(figure)
+        with picture(out, figsize=(8, 5)) as axis:
+            for i, curve in enumerate(self.curves):
+                color, positive = f"C{i % 10}", curve.x > 0
+                axis.plot(curve.x[positive], curve.y[positive], "o", markersize=3, color=color, label=curve.name)
+                grid = np.geomspace(curve.x[positive].min(), self.extrapolate * curve.x.max(), 200)
+                if self.power_law is None:
+                    fit = self.sigmoids[i]
+                    line = fit.predict(grid)
+                    axis.fill_between(grid, *fit.interval(grid), color=color, alpha=0.15, linewidth=0)
+                else:
+                    line = self.power_law.predict(self.sizes[i], grid)
+                inside = grid <= curve.x.max()
+                axis.plot(grid[inside], line[inside], color=color, linewidth=1)
+                axis.plot(grid[~inside], line[~inside], "--", color=color, linewidth=1)
+            unit = self.curves[0].unit
+            axis.set(
+                xscale="log",
+                xlabel={"tokens": "tokens trained on", "seconds": "seconds of training", "step": "steps"}[unit],
+                ylabel="held-out score" if self.curves[0].source == "score" else "training reward",
+            )
+            axis.grid(alpha=0.3)
+            axis.legend()
         return out
 
 
