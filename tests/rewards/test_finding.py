@@ -520,12 +520,12 @@ def test_long_texts_are_searched_in_one_pass_and_their_end_in_detail(
 ) -> None:
     """Sentences are taken apart in the last ``TAIL`` characters only, whatever the length of the text."""
     seen: list[int] = []
-    reading = finding._Reading.__init__
+    reading = finding.Passage.__init__
 
-    def counted(self: finding._Reading, text: str) -> None:
+    def counted(self: finding.Passage, text: str) -> None:
         seen.append(len(text))
         reading(self, text)
 
-    monkeypatch.setattr(finding._Reading, "__init__", counted)
+    monkeypatch.setattr(finding.Passage, "__init__", counted)
     verify(piece * 20_000, "7", extract=(*EXTRACT, "number"))
     assert sum(seen) <= 8 * finding.TAIL + 4 * finding._TRIES * MAX_TEXT
