@@ -99,20 +99,19 @@ def learners(curve: str, folder: str) -> Iterator[Any]:
             **({} if stage is None else {"deepspeed": {"zero_optimization": {"stage": stage}}}),
         }
     )
-    needs = frozenset({"adv", "old", "ref", "behav"})
+    setup = run.learner_setup(folder, frozenset({"adv", "old", "ref", "behav"}))
     if run.cluster is None:
         from rlkit.learner.learner import Learner
 
-        yield LearnerGroup(LocalWorkers(Learner(run, folder, needs)), run, needs)
+        yield LearnerGroup(LocalWorkers(Learner(setup)), setup)
         return
     from rlkit.cluster import ray
-    from rlkit.session import make_engine
+    from rlkit.rollout.hf import HF
 
     ray.connect(run.cluster)
-    options = {"kind": "hf", "seed": 0, "dtype": "float32", "max_model_len": 8, "options": {}, "tensor_parallel": 1}
-    workers, engines = ray.start(run, folder, needs, make_engine, {}, options)
+    workers, engines = ray.start(setup, HF(), run.engine_setup(folder, 8), run.cluster)
     try:
-        yield LearnerGroup(workers, run, needs)
+        yield LearnerGroup(workers, setup)
     finally:
         workers.close()
         engines.close()

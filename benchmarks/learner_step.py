@@ -82,7 +82,7 @@ def rlkit_step(folder: str, data: list[dict[str, Any]]) -> tuple[Any, Any]:
             ],
         }
     )
-    learner = Learner(run, folder, frozenset({"adv", "old", "ref"}))
+    learner = Learner(run.learner_setup(folder, frozenset({"adv", "old", "ref"})))
     b = Batch.from_rollouts(
         [
             Rollout(

@@ -61,7 +61,7 @@ def main(rounds: int = 25) -> None:
                 "learner": {"lr": 1e-6, "minibatches": 2},
             }
         )
-        learner = Learner(run, str(path), frozenset({"adv", "old", "behav"}))
+        learner = Learner(run.learner_setup(str(path), frozenset({"adv", "old", "behav"})))
         b = Batch.from_rollouts(rollouts)
         b = b.replace(adv=torch.randn(b.N, generator=g))
         b = b.with_logp(old=torch.full((b.N,), -9.0), ref=torch.full((b.N,), -9.1))
@@ -75,7 +75,7 @@ def main(rounds: int = 25) -> None:
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(rounds):
             for name, r in runs.items():
-                learner.run = r
+                learner.setup = r.learner_setup(str(path), learner.setup.needs)
                 b = b.replace(norm=normalise(r.objective, b))
                 start = time.perf_counter()
                 learner.step([b], [t.coef for t in r.objective])

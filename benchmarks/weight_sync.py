@@ -93,23 +93,14 @@ def started(run: Any, folder: str) -> Iterator[tuple[Any, Any, Callable[[], floa
 
     from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers
     from rlkit.learner.learner import Learner
-    from rlkit.rollout.vllm import environment
-    from rlkit.session import make_engine
 
-    options = {
-        "kind": run.rollout.engine,
-        "seed": 0,
-        "dtype": run.model.dtype,
-        "max_model_len": 512,
-        "options": {},
-        "tensor_parallel": 1,
-    }
-    needs = frozenset({"adv", "old"})
+    setup = run.learner_setup(folder, frozenset({"adv", "old"}))
+    kind, generating = run.rollout.kind, run.engine_setup(folder, 512)
     if run.cluster is None:
         me = psutil.Process()
-        learner, engine = Learner(run, folder, needs), make_engine(folder, **options)
+        learner, engine = Learner(setup), kind.start(generating)
         yield (
-            LearnerGroup(LocalWorkers(learner), run, needs),
+            LearnerGroup(LocalWorkers(learner), setup),
             EngineGroup(LocalWorkers(engine)),
             lambda: me.memory_info().rss / 2**20,
             lambda: 0.0,
@@ -119,7 +110,7 @@ def started(run: Any, folder: str) -> Iterator[tuple[Any, Any, Callable[[], floa
     from rlkit.cluster.ray import connect, import_ray, start
 
     connect(run.cluster)
-    learners, engines = start(run, folder, needs, make_engine, environment(), options)
+    learners, engines = start(setup, kind, generating, run.cluster)
     ray = import_ray()
     children = psutil.Process().children(recursive=True)
     workers = [
@@ -133,7 +124,7 @@ def started(run: Any, folder: str) -> Iterator[tuple[Any, Any, Callable[[], floa
     assert len(workers) == run.cluster.engines + 1
     try:
         yield (
-            LearnerGroup(learners, run, needs),
+            LearnerGroup(learners, setup),
             EngineGroup(engines),
             held,
             lambda: raylet.memory_info().shared / 2**20,
@@ -217,7 +208,8 @@ def step(size: str) -> dict[str, float]:
             )
     with tempfile.TemporaryDirectory() as folder:
         run = make_run({"size": size, "dtype": "float32", "place": "hf", "lora": False}, model_folder(size, folder))
-        learners = LearnerGroup(LocalWorkers(Learner(run, folder, frozenset({"adv", "old"}))), run, frozenset())
+        setup = run.learner_setup(folder, frozenset({"adv", "old"}))
+        learners = LearnerGroup(LocalWorkers(Learner(setup)), setup)
         batch = Batch.from_rollouts(rollouts)
         batch = batch.replace(adv=torch.randn(batch.S, generator=torch.Generator().manual_seed(0))[batch.seq])
         start = time.perf_counter()

@@ -108,7 +108,7 @@ def _sampling(run: Run) -> Iterator[str]:
         yield "rollout.interrupt and rollout.lengths both decide when a response ends: use one of them."
     if run.sampling.temperature == 0:
         yield "sampling.temperature is 0: greedy responses of one prompt are all equal and teach nothing. Use 1.0."
-    if run.cluster is None and run.rollout.max_lag and run.rollout.engine == "hf":
+    if run.cluster is None and run.rollout.max_lag and run.rollout.kind.shares:
         yield "rollout.max_lag above 0 needs an engine of its own to overlap with: set cluster: {} or rollout.engine: vllm."
 
 

@@ -18,6 +18,7 @@ from rlkit.data.tasks import TaskReward
 from rlkit.errors import ConfigError
 from rlkit.evaluation.section import EvalSection
 from rlkit.learner.section import Critic, LearnerSection
+from rlkit.learner.setup import LearnerSetup, Start
 from rlkit.model.reference import Frozen, Reference
 from rlkit.model.section import Model, TinyModel, WarmUp
 from rlkit.objective import Term, is_marking, needs
@@ -26,6 +27,7 @@ from rlkit.objective.corrections import Correction
 from rlkit.objective.penalties import Penalty
 from rlkit.record.section import CheckpointSection, LogSection
 from rlkit.rewards import RewardSpec
+from rlkit.rollout.engine import EngineSetup
 from rlkit.rollout.section import RolloutSection
 from rlkit.types import TOLERANCE, Sampling
 
@@ -134,7 +136,7 @@ class Run(Bounded):
 
         An adapter is merged for engines, because it would cost every token of every response.
         """
-        return self.cluster is None and self.rollout.engine == "hf" and self.deepspeed is None and self.peft is None
+        return self.cluster is None and self.rollout.kind.shares and self.deepspeed is None and self.peft is None
 
     @property
     def scored_by(self) -> tuple[RewardSpec, ...]:
@@ -153,6 +155,36 @@ class Run(Bounded):
         return tuple(
             dataclasses.replace(r, fn=TaskReward(task)) if r.fn == "task" else r
             for r in self.rewards or (RewardSpec("task"),)
+        )
+
+    def learner_setup(self, path: str, needs: frozenset[str] | None = None) -> LearnerSetup:
+        """What its learners need to know. ``path``: the model that training starts from; ``needs``: other than :attr:`needs`."""
+        model = self.model
+        return LearnerSetup(
+            start=Start(path=path, dtype=model.dtype, attention=model.attention, fp32_head=model.fp32_head),
+            objective=self.objective,
+            needs=self.needs if needs is None else needs,
+            sampling=self.sampling,
+            learner=self.learner,
+            steps=self.steps * self.learner.epochs * self.learner.minibatches,
+            seed=self.seed,
+            critic=self.critic,
+            reference=self.reference,
+            teacher=self.teacher,
+            deepspeed=self.deepspeed,
+            peft=self.peft,
+            base=self.base,
+        )
+
+    def engine_setup(self, path: str, max_model_len: int) -> EngineSetup:
+        """What its engines need to know. ``path``: the model whose weights they begin with."""
+        return EngineSetup(
+            path=path,
+            seed=self.seed,
+            dtype=self.model.dtype,
+            max_model_len=max_model_len,
+            tensor_parallel=1 if self.cluster is None else self.cluster.tensor_parallel,
+            options=self.vllm,
         )
 
     def replace(self, **changes: Any) -> Run:

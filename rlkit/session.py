@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.checks import check, check_columns, context_length, generation_notes, self_test, stale, without_dropout
-from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers
+from rlkit.cluster.groups import EngineGroup, LearnerGroup
+from rlkit.cluster.ray import connect
+from rlkit.cluster.start import start as start_workers
 from rlkit.cluster.sync import WeightSync, probe_parity
 from rlkit.config import locate, plain, to_yaml
 from rlkit.data.prompts import first_of_each, load_prompts, overlap, preview
@@ -108,34 +110,6 @@ class Found:
         return 0 if self.checkpoint is None else int(self.checkpoint.name.removeprefix("step_"))
 
 
-def make_engine(
-    model_path: str,
-    *,
-    kind: str,
-    seed: int,
-    dtype: str,
-    max_model_len: int,
-    options: dict[str, Any],
-    tensor_parallel: int,
-    lm: Any = None,
-) -> Any:
-    """``lm``: a learner's model in this process, which a Hugging Face engine generates with."""
-    if kind == "hf":
-        from rlkit.rollout.hf import HFEngine
-
-        return HFEngine(model_path, dtype=dtype, max_model_len=max_model_len, lm=lm)
-    from rlkit.rollout.vllm import VLLMEngine
-
-    return VLLMEngine(
-        model_path,
-        seed=seed,
-        dtype=dtype,
-        max_model_len=max_model_len,
-        options=options,
-        tensor_parallel=tensor_parallel,
-    )
-
-
 def record(run: Run, folder: Path, found: Found) -> None:
     """Writes down what the run is: ``config.yaml``, and a line of ``environment.jsonl`` for every start, with what it changed."""
     replace_file(folder / "config.yaml", to_yaml(mask_values(plain(run))))
@@ -196,7 +170,7 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False, stop: Stopper 
         )
         for anchor, where, spec in (("ref", "reference", run.reference), ("teacher", "teacher", run.teacher)):
             if need & {anchor, f"{anchor}_full"}:
-                for path in filter(None, getattr(spec, "paths", (getattr(spec, "path", None),))):
+                for path in () if spec is None else spec.models:
                     require_model(path, f"{where}.path", run.base, FIRST_TRAIN)
                     model_config(
                         str(locate(path, run.base)),
@@ -213,8 +187,6 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False, stop: Stopper 
         context = context_length(run, [*train_prompts, *test_prompts], run.model.path, rows.longest if rows else 0)
         notes += scorer.trial(train_prompts[0])
         if run.cluster is not None:
-            from rlkit.cluster.ray import connect
-
             connect(run.cluster, say=notes.append)
             stop.install()  # Ray has set handlers of its own
         if not resume:
@@ -236,7 +208,7 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False, stop: Stopper 
         model_path = start_model(run, folder, train_prompts, tokenizer, context, log.say)
         own_seeds = run.rollout.seeded and run.sampling.seed is None
         sampling = dataclasses.replace(run.sampling, seed=run.seed) if own_seeds else run.sampling
-        learners, engines = _workers(run, model_path, need, context, folder, log)
+        learners, engines = _workers(run, model_path, context, folder, log)
         stack.callback(learners.close)
         stack.callback(engines.close)
         statistics = PromptStatistics(train_prompts)
@@ -308,46 +280,33 @@ def _checkpoints(run: Run, folder: Path) -> Checkpoints:
 
 
 def _workers(
-    run: Run, model_path: str, need: frozenset[str], max_model_len: int, folder: Path, log: RunLog
+    run: Run, model_path: str, max_model_len: int, folder: Path, log: RunLog
 ) -> tuple[LearnerGroup, EngineGroup]:
-    options: dict[str, Any] = {
-        "kind": run.rollout.engine,
-        "seed": run.seed,
-        "dtype": run.model.dtype,
-        "max_model_len": max_model_len,
-        "options": run.vllm,
-        "tensor_parallel": run.cluster.tensor_parallel if run.cluster else 1,
-    }
     start = time.monotonic()
     trainer = (
         "torch"
         if run.deepspeed is None
         else f"DeepSpeed ZeRO-{run.deepspeed.get('zero_optimization', {}).get('stage', 0)}"
     )
-    if run.cluster is None:
-        from rlkit.learner.learner import Learner
-
-        log.say(f"Starting in this process: {run.rollout.engine} engine, {trainer} learner ...")
-        learner = Learner(run, model_path, need)
-        lm = learner.policy.base if run.shares_weights else None
-        engine = make_engine(model_path, **options, lm=lm)
-        groups = LearnerGroup(LocalWorkers(learner), run, need), EngineGroup(LocalWorkers(engine))
-    else:
-        from rlkit.cluster.ray import check_shared
-        from rlkit.cluster.ray import start as start_on_ray
-        from rlkit.rollout.vllm import environment as vllm_environment
-
-        log.say(
-            f"Starting on Ray: {run.cluster.engines} {run.rollout.engine} engine(s), {run.cluster.learners} {trainer} learner(s) ..."
-        )
-        env = vllm_environment() if run.rollout.engine == "vllm" else {}
-        learner_actors, engine_actors = start_on_ray(run, model_path, need, make_engine, env, options)
-        groups = LearnerGroup(learner_actors, run, need), EngineGroup(engine_actors, run.cluster.restarts, log.say)
-        check_shared(learner_actors, folder)
+    kind, cluster = run.rollout.kind, run.cluster
+    log.say(
+        f"Starting in this process: {kind.label} engine, {trainer} learner ..."
+        if cluster is None
+        else f"Starting on Ray: {cluster.engines} {kind.label} engine(s), {cluster.learners} {trainer} learner(s) ..."
+    )
+    learners, engines = start_workers(
+        run.learner_setup(model_path),
+        kind,
+        run.engine_setup(model_path, max_model_len),
+        cluster,
+        folder,
+        shares=run.shares_weights,
+        report=log.say,
+    )
     log.say(f"  ready in {time.monotonic() - start:.0f} s")
-    for note in groups[0].ready["notes"]:
+    for note in learners.ready["notes"]:
         log.say(note)
-    return groups
+    return learners, engines
 
 
 def quiet_libraries() -> None:

@@ -26,7 +26,6 @@ from rlkit.evaluation.compare import mcnemar
 from rlkit.evaluation.metrics import pass_at_k, powers_of_two
 from rlkit.evaluation.samples import correctness, dataset_of
 from rlkit.files import read_rows, reason, replace_file, replace_folder, told
-from rlkit.model.reference import starts_at_reference
 from rlkit.objective.corrections import correction_stats, weights
 from rlkit.objective.diagnostics import gradient_shares, kl_breakdown, kl_tokens
 from rlkit.objective.penalties import with_advantages
@@ -79,7 +78,7 @@ def train_once(run: Run, *, resume: bool, quiet: bool, stop: Stopper) -> Path:
         step = restore(p)
         p.sync.publish(step)
         probe(p, step)
-        if step == 0 and starts_at_reference(run) and "ref" in run.passes:
+        if step == 0 and run.reference is not None and run.reference.is_start and "ref" in run.passes:
             probe_reference(p.learners, sampled(p), run.probe_tolerance)
         evaluate_when_due(p, step)
         while step < run.steps and not stalled(p):

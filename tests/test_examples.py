@@ -13,6 +13,7 @@ EXAMPLES = Path("examples")
 COMMANDS = {
     "custom_reward": [sys.executable, "examples/custom_reward.py"],
     "custom_loss": [sys.executable, "-m", "rlkit", "train", "examples/custom_loss.yaml"],
+    "custom_engine": [sys.executable, "-m", "rlkit", "train", "examples/custom_engine.yaml"],
     "local": [sys.executable, "-m", "rlkit", "train", "examples/local.yaml"],
     "own_data": [sys.executable, "-m", "rlkit", "train", "examples/own_data.yaml"],
 }
@@ -31,6 +32,7 @@ def test_every_example_is_run() -> None:
     used = {word for command in COMMANDS.values() for word in command}
     here = {str(p) for p in EXAMPLES.iterdir() if p.suffix in (".py", ".yaml")}
     elsewhere = {
+        "examples/custom_engine.py",
         "examples/custom_loss.py",
         "examples/rewards.py",  # named by configurations
         "examples/ray_job.py",

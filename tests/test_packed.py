@@ -114,15 +114,18 @@ def test_rows_of_one_group_with_other_prompts_do_not_share(tiny: Path) -> None:
 def test_what_cannot_be_packed_is_refused_or_padded(
     small: dict[str, Any], tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learner = Learner(rk.load(small), str(tiny), frozenset())
+    learner = Learner(rk.load(small).learner_setup(str(tiny), frozenset()))
     assert learner.ready()["layout"] == "packed"
     assert (
-        Learner(rk.load({**small, "learner": {"packed": False}}), str(tiny), frozenset()).ready()["layout"] == "padded"
+        Learner(rk.load({**small, "learner": {"packed": False}}).learner_setup(str(tiny), frozenset())).ready()[
+            "layout"
+        ]
+        == "padded"
     )
     eager = {**small, "model": {"path": str(tiny), "attention": "eager"}}
-    assert "model.attention is eager" in Learner(rk.load(eager), str(tiny), frozenset()).ready()["layout"]
+    assert "model.attention is eager" in Learner(rk.load(eager).learner_setup(str(tiny), frozenset())).ready()["layout"]
     with pytest.raises(ValueError, match=r"learner.packed: model.attention is eager"):
-        Learner(rk.load({**eager, "learner": {"packed": True}}), str(tiny), frozenset())
+        Learner(rk.load({**eager, "learner": {"packed": True}}).learner_setup(str(tiny), frozenset()))
 
     # a model whose code does not hand the layout on to its attention
     def deaf(module: Any, query: Any, key: Any, value: Any, mask: Any = None, packing: Any = None, **more: Any) -> Any:
@@ -134,10 +137,10 @@ def test_what_cannot_be_packed_is_refused_or_padded(
     try:
         assert (
             "other hidden states for packed sequences"
-            in Learner(rk.load(small), str(tiny), frozenset()).ready()["layout"]
+            in Learner(rk.load(small).learner_setup(str(tiny), frozenset())).ready()["layout"]
         )
         with pytest.raises(ValueError, match="this model's code gives other hidden states"):
-            Learner(rk.load({**small, "learner": {"packed": True}}), str(tiny), frozenset())
+            Learner(rk.load({**small, "learner": {"packed": True}}).learner_setup(str(tiny), frozenset()))
     finally:
         AttentionInterface.register(packed.NAME, packed.attention)
 

@@ -25,7 +25,7 @@ def batch() -> Batch:
 
 
 def make(small: dict[str, Any], tiny: Path, reference: Any, needs: frozenset[str] = NEEDS, **more: Any) -> Learner:
-    return Learner(rk.load({**small, "reference": reference, **more}), str(tiny), needs)
+    return Learner(rk.load({**small, "reference": reference, **more}).learner_setup(str(tiny), needs))
 
 
 def shift(learner: Learner, by: float) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from rlkit.cluster.watch import one_line
 from rlkit.errors import EngineError, NumericsError, RunError
 from rlkit.learner.plan import cut, optimizer_steps
-from rlkit.run import Run
+from rlkit.learner.setup import LearnerSetup
 from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
 
 
@@ -99,8 +99,7 @@ class LocalWorkers:
         return self._busy
 
     def close(self) -> None:
-        if hasattr(self.worker, "close"):
-            self.worker.close()
+        self.worker.close()
 
 
 class LearnerGroup:
@@ -109,8 +108,8 @@ class LearnerGroup:
     ``lock`` is held by whoever asks something of them. ``moved``: the weights are not those that were last published.
     """
 
-    def __init__(self, workers: Workers, run: Run, needs: frozenset[str]) -> None:
-        self.workers, self.run, self.needs = workers, run, needs
+    def __init__(self, workers: Workers, setup: LearnerSetup) -> None:
+        self.workers, self.setup = workers, setup
         self.skipped = self._shown = 0  # optimizer steps skipped in a row, and shown in all
         self._buckets: dict[bool, list[tuple[list[str], int]]] = {}
         self.ready: dict[str, Any] = workers.call("ready")[0]
@@ -133,7 +132,9 @@ class LearnerGroup:
         start = torch.cat([start.new_zeros(1), start])
         index = torch.cat([torch.arange(int(start[s]), int(start[s + 1])) for part in rows for s in part.tolist()])
         found = {name: torch.empty(b.N).index_copy_(0, index, torch.cat([r[name] for r in results])) for name in which}
-        cut_off = self.run.sampling.top_p < 1 or self.run.sampling.top_k > 0  # then a token may have the probability 0
+        cut_off = (
+            self.setup.sampling.top_p < 1 or self.setup.sampling.top_k > 0
+        )  # then a token may have the probability 0
         for name, x in found.items():
             good = x.isfinite() | ((x == -math.inf) & cut_off)
             b.check_tokens("value" if name == "value" else f"log-prob {name!r}", x, good)
@@ -157,10 +158,10 @@ class LearnerGroup:
                 skipped in a row.
         """
         b.check_finite()
-        section, stats = self.run.learner, Stats()
+        section, stats = self.setup.learner, Stats()
         steps = optimizer_steps(
             b,
-            self.run.objective,
+            self.setup.objective,
             epochs=section.epochs,
             count=section.minibatches,
             ranks=self.workers.size,
@@ -180,7 +181,7 @@ class LearnerGroup:
     def _judge(self, skipped: bool, say: Callable[[str], object]) -> None:
         """What follows from an optimizer step that was skipped."""
         self.skipped = self.skipped + 1 if skipped else 0
-        limit = self.run.learner.max_skipped
+        limit = self.setup.learner.max_skipped
         if not skipped or (self._shown >= 5 and self.skipped < limit):
             return
         self._shown += 1

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,9 @@ from rlkit.cluster.section import Cluster
 from rlkit.cluster.watch import Pulse, Watch, one_line
 from rlkit.errors import ClusterError, EngineError, RunError, WorkerError, WorkerTimeout, first_line
 from rlkit.learner.backend import free_port, rank_environment
-from rlkit.run import Run
+from rlkit.learner.learner import Learner
+from rlkit.learner.setup import LearnerSetup
+from rlkit.rollout.engine import EngineSetup, EngineSpec
 
 REQUESTS = 1024  # groups that an engine works on at the same time; vLLM runs at most so many responses by default
 
@@ -369,21 +372,16 @@ class LearnerHost(Host):
     """So that lists of processes tell it from an engine."""
 
 
-def make_learner(
-    run: Run, model_path: str, needs: frozenset[str], rank: int, world: int, rendezvous: str | None = None
-) -> Any:
+def make_learner(setup: LearnerSetup, rank: int, world: int, threads: int, rendezvous: str | None = None) -> Learner:
     """``rendezvous``: a file where the ranks meet; None: at rank 0's address."""
     import torch
 
-    assert run.cluster is not None
     if not torch.cuda.is_available():
-        torch.set_num_threads(max(1, int(run.cluster.cpus)))
-    if rendezvous is not None and run.deepspeed is not None:
+        torch.set_num_threads(threads)
+    if rendezvous is not None and setup.deepspeed is not None:
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         torch.distributed.init_process_group(backend, f"file://{rendezvous}", rank=rank, world_size=world)
-    from rlkit.learner.learner import Learner
-
-    return Learner(run, model_path, needs, rank, world)
+    return Learner(setup, rank, world)
 
 
 def _surroundings(cluster: Cluster) -> dict[str, str]:
@@ -397,12 +395,11 @@ def _everywhere(path: str) -> str:
     return str(Path(path).absolute()) if Path(path).exists() else path
 
 
-def _make_engines(
-    cluster: Cluster, model_path: str, make_engine: Callable[..., Any], env: dict[str, str], args: dict[str, Any]
-) -> RayWorkers:
+def _make_engines(spec: EngineSpec, setup: EngineSetup, cluster: Cluster) -> RayWorkers:
     """Actors for the engines, which are being built."""
     ray = import_ray()
     gpus = gpus_per_device(cluster, ray.cluster_resources())
+    env, everywhere = spec.environment(), replace(setup, path=_everywhere(setup.path))
     kind = ray.remote(concurrency_groups={"requests": REQUESTS, "pulse": 1})(EngineHost).options(
         num_cpus=cluster.cpus,
         num_gpus=gpus * cluster.tensor_parallel,
@@ -411,34 +408,25 @@ def _make_engines(
 
     def spawn() -> tuple[Any, Any]:
         actor = kind.remote(REQUESTS)
-        return actor, actor.build.remote(make_engine, env, _everywhere(model_path), **args)
+        return actor, actor.build.remote(spec.start, env, everywhere)
 
     return RayWorkers(spawn, cluster.engines, cluster, "engine")
 
 
-def start_engines(
-    cluster: Cluster, model_path: str, make_engine: Callable[..., Any], env: dict[str, str], args: dict[str, Any]
-) -> RayWorkers:
+def start_engines(spec: EngineSpec, setup: EngineSetup, cluster: Cluster) -> RayWorkers:
     """Engines without learners, for evaluation."""
-    engines = _make_engines(cluster, model_path, make_engine, env, args)
+    engines = _make_engines(spec, setup, cluster)
     engines.started()
     return engines
 
 
 def start(
-    run: Run,
-    model_path: str,
-    needs: frozenset[str],
-    make_engine: Callable[..., Any],
-    engine_env: dict[str, str],
-    engine_args: dict[str, Any],
+    learning: LearnerSetup, spec: EngineSpec, generating: EngineSetup, cluster: Cluster
 ) -> tuple[RayWorkers, RayWorkers]:
     """Actors for all learners and engines of a run, built side by side: ``(learners, engines)``."""
     ray = import_ray()
-    cluster = run.cluster
-    assert cluster is not None
     gpus = gpus_per_device(cluster, ray.cluster_resources())
-    engines = _make_engines(cluster, model_path, make_engine, engine_env, engine_args)
+    engines = _make_engines(spec, generating, cluster)
     kind = ray.remote(concurrency_groups={"pulse": 1})(LearnerHost).options(
         num_cpus=cluster.cpus, num_gpus=gpus, runtime_env={"env_vars": _surroundings(cluster)}
     )
@@ -452,15 +440,15 @@ def start(
         learners.started()
         master, port = ray.get(learners.first[0])
         rendezvous = None if _own is None else _own.rendezvous()
+        everywhere = replace(learning, start=replace(learning.start, path=_everywhere(learning.start.path)))
         learners.first = [
             actor.build.remote(
                 make_learner,
                 rank_environment(rank, cluster.learners, master, port),
-                run,
-                _everywhere(model_path),
-                needs,
+                everywhere,
                 rank,
                 cluster.learners,
+                max(1, int(cluster.cpus)),
                 rendezvous,
             )
             for rank, actor in enumerate(learners.actors)

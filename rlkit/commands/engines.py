@@ -7,15 +7,14 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from rlkit.checks import context_length
-from rlkit.cluster.groups import EngineGroup, LocalWorkers
+from rlkit.cluster.groups import EngineGroup
+from rlkit.cluster.start import start_engines
 from rlkit.model.hub import require_model
 from rlkit.rewards import Scorer
 from rlkit.run import Cluster, Run
 from rlkit.samples import Prompt, Rollout
-from rlkit.session import make_engine
 from rlkit.verifier.finding import EXTRACT, extract_answer
 from rlkit.verifier.verify import vote_key
 
@@ -39,25 +38,11 @@ def running(
         scorer.check(list(prompts[0].columns))
         for note in scorer.trial(prompts[0]):
             scorer.report(note)
-        cluster = run.cluster or Cluster()
-        options: dict[str, Any] = {
-            "kind": run.rollout.engine,
-            "seed": run.seed,
-            "dtype": run.model.dtype,
-            "options": run.vllm,
-            "max_model_len": context_length(run, prompts, path),
-            "tensor_parallel": cluster.tensor_parallel,
-        }
-        if engines == 1 and address is None:
-            group = EngineGroup(LocalWorkers(make_engine(path, **options)))
-        else:
-            from rlkit.cluster.ray import connect, start_engines
-            from rlkit.rollout.vllm import environment
-
-            cluster = dataclasses.replace(cluster, engines=engines, address=address or cluster.address)
-            connect(cluster, learners=0)
-            env = environment() if run.rollout.engine == "vllm" else {}
-            group = EngineGroup(start_engines(cluster, path, make_engine, env, options), cluster.restarts)
+        cluster = None
+        if engines != 1 or address is not None:
+            section = run.cluster or Cluster()
+            cluster = dataclasses.replace(section, engines=engines, address=address or section.address)
+        group = start_engines(run.rollout.kind, run.engine_setup(path, context_length(run, prompts, path)), cluster)
         stack.callback(group.close)
         yield group, scorer
 

@@ -23,8 +23,10 @@ from rlkit.evaluation.selection import (
 from rlkit.model.load import load_tokenizer
 from rlkit.rewards import RewardSpec, Scorer
 from rlkit.rollout.dera import DeRaEngine
+from rlkit.rollout.engine import Engine, EngineSetup
+from rlkit.rollout.section import ENGINES
 from rlkit.samples import Prompt, Rollout, Sampling
-from rlkit.session import make_engine, quiet_libraries
+from rlkit.session import quiet_libraries
 
 
 @dataclass(frozen=True)
@@ -117,14 +119,10 @@ def sample(
             scorer = Scorer([reward if isinstance(reward, RewardSpec) else RewardSpec(reward)], report=say)
             stack.callback(scorer.close)
             scorer.check([])
-        running: Any
         if reference is not None and realign is not None:
-            running = DeRaEngine(path, model_folder(reference), realign, max_model_len=length)
+            running: Engine = DeRaEngine(path, model_folder(reference), realign, max_model_len=length)
         else:
-            seed = sampling.seed or 0
-            running = make_engine(
-                path, kind=engine, seed=seed, dtype="float32", max_model_len=length, options={}, tensor_parallel=1
-            )
+            running = ENGINES[engine].start(EngineSetup(path=path, seed=sampling.seed or 0, max_model_len=length))
         stack.callback(running.close)
         out = []
         for p in rendered:

@@ -349,6 +349,22 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside, the variables that torch.distributed and DeepSpeed read are those of the only rank; then they are the caller's again."""
+    ours = rank_environment(0, 1, "127.0.0.1", free_port())
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 def rank_environment(rank: int, world: int, address: str, port: int) -> dict[str, str]:
     """What torch.distributed and DeepSpeed read; each rank is alone on its device."""
     return {

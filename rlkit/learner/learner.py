@@ -11,9 +11,9 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from rlkit.config import locate
 from rlkit.errors import ConfigError, ModelError, NumericsError
-from rlkit.learner.backend import DeepSpeedBackend, TorchBackend, free_port, in_buckets, rank_environment
+from rlkit.learner.backend import DeepSpeedBackend, TorchBackend, alone, in_buckets
 from rlkit.learner.plan import micro_batch
+from rlkit.learner.setup import LearnerSetup, Start
 from rlkit.model import packed
 from rlkit.model.adapter import Proof, add_adapter, hints, probe, prove
 from rlkit.model.endings import Endings
@@ -35,81 +36,77 @@ from rlkit.model.reference import ReferenceState
 from rlkit.model.wire import pack
 from rlkit.objective import loss
 from rlkit.objective.diagnostics import add_gram, bad_gradients
-from rlkit.objective.full_vocab import FullDivergence
+from rlkit.objective.full_vocab import FullDivergence, Head
 from rlkit.record.checkpoint import read_tensors, write_tensors
 from rlkit.record.memory import Peaks
-from rlkit.types import SOURCES, TOLERANCE, Batch, New, Stats
-
-if TYPE_CHECKING:
-    from rlkit.run import Run
+from rlkit.types import SOURCES, Batch, New, Sampling, Stats
 
 BUCKET_BYTES = 64 << 20
 
 
 class Learner:
-    """Rank ``rank`` of ``world``. ``needs``: what the run's terms, advantage and penalties read."""
+    """Rank ``rank`` of ``world``."""
 
-    def __init__(self, run: Run, model_path: str, needs: frozenset[str], rank: int = 0, world: int = 1) -> None:
-        self.run, self.model_path, self.needs, self.rank, self.world = run, model_path, needs, rank, world
+    def __init__(self, setup: LearnerSetup, rank: int = 0, world: int = 1) -> None:
+        self.setup, self.rank, self.world = setup, rank, world
         self._passes = 0  # micro-batches worked on
         self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-        bf16 = run.model.dtype == "bfloat16"
-        self.attention, self.layout = choose_attention(run, model_path, self.device)
-        dtype = torch.bfloat16 if bf16 else torch.float32
-        lm, why = load_for(model_path, dtype, self.attention)
+        start, section = setup.start, setup.learner
+        self.attention, self.layout = choose_attention(start, section.packed, self.device)
+        lm, why = load_for(start.path, start.type, self.attention)
         if why is not None:
-            if run.learner.packed:
+            if section.packed:
                 raise ConfigError(f"learner.packed: {why}. Set learner.packed: false.")
             so_far = f"{self.layout}; " if self.layout.startswith("padded: ") else "padded: "
-            self.attention, self.layout = run.model.attention, so_far + why
+            self.attention, self.layout = start.attention, so_far + why
         width = sum(outputs(m) for m in lm.get_decoder().modules())
-        self.max_tokens = micro_batch(run.learner.max_tokens, self.device.type, width)
+        self.max_tokens = micro_batch(section.max_tokens, self.device.type, width)
         self.notes = [f"note: micro-batches are {self.layout}."] if ": " in self.layout else []
         self.policy, self.proof, self.exports = self._make_policy(lm)
-        endings = Endings.of(model_path, load_tokenizer(model_path))
+        endings = Endings.of(start.path, load_tokenizer(start.path))
         self.generation, _ = settled(
-            load_settings(model_path), endings.ids
+            load_settings(start.path), endings.ids
         )  # now: settings that cannot be saved end no long run
-        total = run.steps * run.learner.epochs * run.learner.minibatches
-        critic_lr = None if run.critic is None else run.critic.lr
-        if run.deepspeed is None:
-            self.backend: Any = TorchBackend(self.policy, run.learner, total, critic_lr)
-        else:
-            if "RANK" not in os.environ:
-                os.environ.update(rank_environment(0, 1, "127.0.0.1", free_port()))
-            self.backend = DeepSpeedBackend(self.policy, run.learner, total, run.deepspeed, bf16, world, critic_lr)
-        self.one_update = run.learner.epochs * run.learner.minibatches == 1
-        self.full = [t for t in run.objective if isinstance(t, FullDivergence)]
+        self.backend = self._make_backend()
+        self.full = [t for t in setup.objective if isinstance(t, FullDivergence)]
         self.peaks = Peaks()
         self.culprits: dict[str, str] = {}
         self.anchors: dict[str, ReferenceState] = {
             name: spec.build(self)
-            for name, spec in (("ref", run.reference), ("teacher", run.teacher))
-            if spec is not None and needs & {name, f"{name}_full"}
+            for name, spec in (("ref", setup.reference), ("teacher", setup.teacher))
+            if spec is not None and setup.needs & {name, f"{name}_full"}
         }
+
+    def _make_backend(self) -> TorchBackend | DeepSpeedBackend:
+        setup, lr = self.setup, None if self.setup.critic is None else self.setup.critic.lr
+        if setup.deepspeed is None:
+            return TorchBackend(self.policy, setup.learner, setup.steps, lr)
+        bf16 = setup.start.dtype == "bfloat16"
+        with alone() if self.world == 1 else contextlib.nullcontext():
+            return DeepSpeedBackend(self.policy, setup.learner, setup.steps, setup.deepspeed, bf16, self.world, lr)
 
     def _make_policy(self, lm: Any) -> tuple[PolicyModel, Proof | None, dict[str, Export]]:
         """The model that is trained, with its adapter and critic; and that its log-probs and exported tensors are right."""
-        run, tolerance = self.run, TOLERANCE[self.run.model.dtype]
+        setup, section = self.setup, self.setup.learner
         names, start, proof = stored(lm).keys(), None, None
-        plain = PolicyModel(lm, fp32_head=run.model.fp32_head).to(self.device).eval()
-        prove_logprobs(plain, "model.path", tolerance)
-        if run.peft is not None:
+        plain = PolicyModel(lm, fp32_head=setup.start.fp32_head).to(self.device).eval()
+        prove_logprobs(plain, "model.path", setup.start.tolerance)
+        if setup.peft is not None:
             start = probe(plain)
-            lm = add_adapter(lm, run.peft, run.seed)
-            self.notes += hints(run.peft, lm.get_base_model(), run.learner.lr)
-        if run.learner.gradient_checkpointing:
+            lm = add_adapter(lm, setup.peft, setup.seed)
+            self.notes += hints(setup.peft, lm.get_base_model(), section.lr)
+        if section.gradient_checkpointing:
             lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             lm.enable_input_require_grads()
         critic = None
-        if run.critic is not None:
-            own = run.critic.path is not None
-            where = str(locate(run.critic.path, run.base)) if run.critic.path is not None else self.model_path
+        if setup.critic is not None:
+            own = setup.critic.path is not None
+            where = str(locate(setup.critic.path, setup.base)) if setup.critic.path is not None else setup.start.path
             value, _ = load_for(where, lm.dtype, self.attention, "critic.path" if own else "model.path")
-            if run.learner.gradient_checkpointing:
+            if section.gradient_checkpointing:
                 value.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             critic = ValueModel(value)
-        policy = PolicyModel(lm, "value" in self.needs, run.model.fp32_head, critic).to(self.device)
+        policy = PolicyModel(lm, "value" in setup.needs, setup.start.fp32_head, critic).to(self.device)
         exports = {e.name: e for e in exported(policy.base)}
         if exports.keys() != names:
             raise ModelError(
@@ -133,20 +130,20 @@ class Learner:
 
         ``uncut`` are the policy's log-probs at the run's temperature, without ``top_p`` and ``top_k``.
         """
-        uncut = dataclasses.replace(self.run.sampling, top_p=1.0, top_k=0)
+        uncut = dataclasses.replace(self.sampling, top_p=1.0, top_k=0)
         out: dict[str, list[Tensor]] = {name: [] for name in which}
         with self.peaks("annotate"):
             for micro in micros:
                 self._passes += 1
                 b = micro.map(lambda t: t.to(self.device))
                 for name in self.anchors.keys() & out.keys():
-                    self._keep(out[name], micro, self.anchors[name].logprobs(b, self.run.sampling))
+                    self._keep(out[name], micro, self.anchors[name].logprobs(b, self.sampling))
                 if "uncut" in out:
                     with torch.no_grad():
                         self._keep(out["uncut"], micro, evaluate_new(self.backend, b, uncut, frozenset()).logp)
                 if "old" in out or "value" in out:
                     with torch.no_grad():
-                        new = evaluate_new(self.backend, b, self.run.sampling, frozenset(which) & {"value"})
+                        new = evaluate_new(self.backend, b, self.sampling, frozenset(which) & {"value"})
                     if "old" in out:
                         self._keep(out["old"], micro, new.logp)
                     if new.value is not None and "value" in out:
@@ -186,14 +183,14 @@ class Learner:
     def _backward(self, micro: Batch, coefs: Sequence[float], stats: Stats, last: bool, breakdown: bool) -> None:
         """Adds the gradient of one micro-batch, and to ``stats`` what it measured."""
         new, b = self._evaluate(micro, coefs)
-        value, shares = loss(self.run.objective, new, b, coefs)
+        value, shares = loss(self.setup.objective, new, b, coefs)
         if not torch.isfinite(value):
             raise NumericsError(self._diagnose(shares, new, b, coefs))
         if breakdown and not micro.idle:
             # On a copy: sharded engines reduce gradients at the end of every backward pass through their model.
             leaf, parts = new.detached(), list[Tensor]()
-            loss(self.run.objective, leaf, b, coefs, parts)
-            add_gram(stats, [t.name for t in self.run.objective], parts, leaf.logp)
+            loss(self.setup.objective, leaf, b, coefs, parts)
+            add_gram(stats, [t.name for t in self.setup.objective], parts, leaf.logp)
         self.backend.backward(value, last=last)
         if not micro.idle:
             stats.merge(shares)
@@ -208,11 +205,11 @@ class Learner:
         heads = {name: self.anchors[name].head(b) for name in {t.anchor for t in self.full}}
         full = [
             (t, heads[t.anchor], coefs[i] * b.norm[i][b.seq])
-            for i, t in enumerate(self.run.objective)
+            for i, t in enumerate(self.setup.objective)
             if isinstance(t, FullDivergence)
         ]
-        new = evaluate_new(self.backend, b, self.run.sampling, self.needs, full)
-        if self.one_update:  # the policy has not moved yet: its log-probs before the update are these
+        new = evaluate_new(self.backend, b, self.sampling, self.setup.needs, full)
+        if self.setup.updates == 1:  # the policy has not moved yet: its log-probs before the update are these
             b = b.with_logp(**{"old": new.logp.detach(), **b.logp})
         return new, b
 
@@ -223,7 +220,7 @@ class Learner:
             with torch.no_grad():
                 new, b = self._evaluate(micro, coefs)
             if not micro.idle:
-                for name, n in bad_gradients(self.run.objective, new, b, coefs).items():
+                for name, n in bad_gradients(self.setup.objective, new, b, coefs).items():
                     found.setdefault(name, b.place(int(b.seq[n]), n))
         return found
 
@@ -235,7 +232,7 @@ class Learner:
         bad = [name for name, v in shares.as_dict().items() if not math.isfinite(v) and name != "loss/total"]
         anchors = [name for name, x in b.logp.items() if not bool(torch.isfinite(x).all())]
         found = f"log-probs under training are {'not ' if not bool(torch.isfinite(new.logp).all()) else ''}finite"
-        places = bad_gradients(self.run.objective, new, b, coefs)
+        places = bad_gradients(self.setup.objective, new, b, coefs)
         where = "".join(f" ({name}: {b.place(int(b.seq[n]), n)})" for name, n in places.items())
         return (
             f"the loss is not finite in {', '.join(bad) or 'the total'}{where}; {found}"
@@ -243,13 +240,62 @@ class Learner:
             + ". No step was taken. Lower learner.lr or the term's coefficient, or look at the rows of this step."
         )
 
-    def reset_optimizer(self) -> None:
-        """Forgets the optimizer's moments and restarts its schedule; weights stay."""
-        self.backend.reset_optimizer()
-
     def after_step(self, step: int, stats: Stats) -> None:
         for anchor in self.anchors.values():
             anchor.after_step(step, stats)
+
+    # -- what references see (rlkit.model.reference.Trained) ----------------------------------------------------------
+
+    @property
+    def sampling(self) -> Sampling:
+        return self.setup.sampling
+
+    @property
+    def contains_start(self) -> bool:
+        return self.proof is not None and self.proof.switched_off
+
+    def start_logprobs(self, b: Batch, sampling: Sampling) -> Tensor:
+        with torch.no_grad(), self.policy.lm.disable_adapter():
+            return evaluate_new(self.backend, b, sampling, frozenset()).logp
+
+    def start_head(self, b: Batch) -> Head:
+        assert b.ids is not None and b.length is not None and b.action is not None
+        trained = self.policy.output
+        with torch.no_grad(), self.policy.lm.disable_adapter():
+            hidden = self.policy.hidden(b.ids, b.length, b.action, b.group)[b.action - 1]
+            return Head(hidden, None) if self.policy.output is trained else self.policy.output.over(hidden)
+
+    def load_frozen(self, path: str | None) -> PolicyModel:
+        start = self.setup.start
+        where = start.path if path is None else str(locate(path, self.setup.base))
+        name = "model.path" if path is None else "reference.path or teacher.path"
+        lm, _ = load_for(where, start.type, self.attention, name)
+        sizes = (lm.get_output_embeddings().out_features, self.policy.output.out_features)
+        if sizes[0] != sizes[1]:
+            raise ModelError(
+                f"reference or teacher: {where} has a vocabulary of {sizes[0]}, the policy one of {sizes[1]}. Log-probs are "
+                "compared token by token: use a model with the same tokenizer."
+            )
+        model = PolicyModel(lm, fp32_head=start.fp32_head).requires_grad_(False).eval()
+        prove_logprobs(model, name, start.tolerance)
+        return model
+
+    def trainable(self) -> Iterator[tuple[str, Tensor]]:
+        for name, p in self._trainable().items():
+            with torch.no_grad(), self.backend.whole([p]):
+                copy = p.detach().float().clone()
+            yield name, copy
+
+    def assign(self, values: Mapping[str, Tensor]) -> None:
+        own = self._trainable()
+        for name, value in values.items():
+            self.backend.assign(own[name], value)
+
+    def _trainable(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.policy.lm.named_parameters() if p.requires_grad}
+
+    def reset_optimizer(self) -> None:
+        self.backend.reset_optimizer()
 
     # -- weights --------------------------------------------------------------------------------------------------
 
@@ -349,18 +395,21 @@ class Learner:
                     lm.save_pretrained(str(Path(folder) / "adapter"), state_dict=state_of)
         if self.rank != 0:
             return
-        if self.run.peft is None:
+        if self.setup.peft is None:
             self.policy.base.generation_config = self.generation
             self.policy.base.save_pretrained(folder, state_dict=state)
         else:
             # The wrapped modules carry the adapter's names; a fresh model of the same shape has the plain ones.
-            plain = load_lm(self.model_path, dtype=next(iter(state.values())).dtype)
+            plain = load_lm(self.setup.start.path, dtype=next(iter(state.values())).dtype)
             plain.generation_config = self.generation
             plain.save_pretrained(folder, state_dict=state)
 
     def progress(self) -> int:
         """Grows while this rank gets on with what it was asked to do."""
         return self._passes
+
+    def close(self) -> None:
+        """What a rank holds ends with its process."""
 
     def reloaded(self, folder: str, micros: Sequence[Batch]) -> list[Tensor] | None:
         """Log-probs of the rows' action tokens by the model in ``folder``, loaded by transformers and nothing of rlkit's (rank 0)."""
@@ -373,7 +422,7 @@ class Learner:
         options = {} if known is None else {"attn_implementation": known}
         lm: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=self.policy.output.weight.dtype, **options)
         lm.to(self.device).eval()
-        s, found = self.run.sampling, list[Tensor]()
+        s, found = self.sampling, list[Tensor]()
         for b in micros:
             assert b.ids is not None and b.length is not None and b.action is not None
             ends = b.length.cumsum(0)
@@ -407,7 +456,7 @@ def outputs(module: nn.Module) -> int:
     return int(module.nf) if isinstance(module, Conv1D) else module.out_features if isinstance(module, nn.Linear) else 0
 
 
-def choose_attention(run: Run, model_path: str, device: torch.device) -> tuple[str | None, str]:
+def choose_attention(start: Start, wanted: bool | None, device: torch.device) -> tuple[str | None, str]:
     """(attention implementation, layout and why) of ``learner.packed``.
 
     Raises:
@@ -415,10 +464,9 @@ def choose_attention(run: Run, model_path: str, device: torch.device) -> tuple[s
     """
     from transformers import AutoConfig
 
-    wanted = run.learner.packed
-    why = packed.supported(AutoConfig.from_pretrained(model_path))
-    if run.model.attention is not None:
-        why = f"model.attention is {run.model.attention}"
+    why = packed.supported(AutoConfig.from_pretrained(start.path))
+    if start.attention is not None:
+        why = f"model.attention is {start.attention}"
     if wanted and why:
         raise ConfigError(
             f"learner.packed: {why}; packed sequences need full causal attention of rlkit's own. Set learner.packed: false."
@@ -426,7 +474,7 @@ def choose_attention(run: Run, model_path: str, device: torch.device) -> tuple[s
     if wanted or (wanted is None and why is None and device.type == "cpu"):
         packed.register()
         return packed.NAME, "packed"
-    return run.model.attention, f"padded{f': {why}' if why else ''}"
+    return start.attention, f"padded{f': {why}' if why else ''}"
 
 
 def describe(stats: Stats, logp: Tensor, b: Batch) -> None:

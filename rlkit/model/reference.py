@@ -1,6 +1,7 @@
 """Where the reference log-probs come from, and how the reference follows the policy.
 
-A config object names the rule; :meth:`build` makes the state on a learner rank.
+A :class:`Reference` is the rule and its settings; its ``build`` makes a :class:`ReferenceState` on a learner rank, which sees of what is
+trained there no more than :class:`Trained`.
 """
 
 from __future__ import annotations
@@ -11,28 +12,93 @@ import os
 import urllib.error
 import urllib.request
 from abc import abstractmethod
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from rlkit.bounds import Count, Decay, Natural, NonNegative, Positive, Share
-from rlkit.config import locate
 from rlkit.errors import ModelError
 from rlkit.model.export import stored
-from rlkit.model.load import load_for, load_lm
-from rlkit.model.policy import PolicyModel, evaluate_new, prove_logprobs
+from rlkit.model.policy import PolicyModel, evaluate_new
 from rlkit.objective.full_vocab import CHUNK_ELEMENTS, Head
 from rlkit.plug import Plug
-from rlkit.types import TOLERANCE, Batch, Sampling, Stats
-
-if TYPE_CHECKING:
-    from rlkit.learner.learner import Learner
-    from rlkit.run import Run
+from rlkit.types import Batch, Sampling, Stats
 
 NOTHING: frozenset[str] = frozenset()
+
+
+class Trained(Protocol):
+    """The model that is trained, as a reference on the same rank sees it. Ranks ask for whole tensors together."""
+
+    device: torch.device
+
+    @property
+    def sampling(self) -> Sampling:
+        """How responses are sampled."""
+        ...
+
+    @property
+    def contains_start(self) -> bool:
+        """Whether it gives the model back that training started from, without a second copy of its weights (an adapter, switched off)."""
+        ...
+
+    def start_logprobs(self, b: Batch, sampling: Sampling) -> Tensor:
+        """Log-probs of that model; only where :attr:`contains_start`."""
+        ...
+
+    def start_head(self, b: Batch) -> Head:
+        """The output layer of that model over its hidden states; only where :attr:`contains_start`."""
+        ...
+
+    def load_frozen(self, path: str | None) -> PolicyModel:
+        """Another model over the same vocabulary, frozen, in host memory; None: a copy of the one that training starts from.
+
+        Raises:
+            ModelError: there is none, it is of another vocabulary, or its log-probs are not those of its own forward pass.
+        """
+        ...
+
+    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Whole tensors under their Hugging Face names, adapters merged."""
+        ...
+
+    def trainable(self) -> Iterator[tuple[str, Tensor]]:
+        """Whole copies in float32 of the parameters that are trained, those of a critic aside."""
+        ...
+
+    def assign(self, values: Mapping[str, Tensor]) -> None:
+        """Gives parameters of these names other values, the same on every rank; the optimizer's state stays."""
+        ...
+
+    def reset_optimizer(self) -> None:
+        """Forgets the optimizer's moments and restarts its schedule; weights stay."""
+        ...
+
+
+class ReferenceState:
+    """A reference on a learner rank. One that never changes has ``logprobs`` alone."""
+
+    def logprobs(self, b: Batch, sampling: Sampling) -> Tensor:
+        """Log-probs ``[N]`` of the batch's action tokens, without gradient."""
+        raise NotImplementedError
+
+    def head(self, b: Batch) -> Head:
+        """The output layer over the hidden states of the batch's action tokens, for whole-vocabulary divergences."""
+        raise ModelError("this reference gives log-probs of single tokens: FullDivergence needs one of type: Frozen.")
+
+    def after_step(self, step: int, stats: Stats) -> None:
+        """Called on every rank after each training step, with what it measured."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its part of a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,97 +107,73 @@ class Reference(Plug):
 
     homes: ClassVar[tuple[str, ...]] = ("rlkit.model.reference",)
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Folders and hub names of the models that it loads."""
+        return ()
+
+    @property
+    def is_start(self) -> bool:
+        """Whether it is, in a run's first step, the model that training starts from."""
+        return False
+
     @abstractmethod
-    def build(self, learner: Learner) -> ReferenceState:
-        """The reference on a learner rank, before the first step."""
+    def build(self, trained: Trained) -> ReferenceState:
+        """The reference on a rank, before the first step."""
 
 
-class ReferenceState(Protocol):
-    """A reference on a learner rank."""
+@dataclass(frozen=True, kw_only=True)
+class _Loaded(Reference):
+    """A second model: that of ``path``, or the one that training starts from. ``offload`` keeps it in host memory between passes."""
 
-    def logprobs(self, b: Batch, sampling: Sampling) -> Tensor:
-        """Log-probs ``[N]`` of the batch's action tokens, without gradient."""
-        ...
+    path: str | None = None
+    offload: bool = False
 
-    def head(self, b: Batch) -> Head:
-        """The output layer over the hidden states of the batch's action tokens, for whole-vocabulary divergences."""
-        ...
+    @property
+    def models(self) -> tuple[str, ...]:
+        return () if self.path is None else (self.path,)
 
-    def after_step(self, step: int, stats: Stats) -> None:
-        """Called on every rank after each training step."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    @property
+    def is_start(self) -> bool:
+        return self.path is None
 
 
-class _Unchanging:
-    """A reference that does not follow the policy and has nothing to save."""
+class AdapterOff(ReferenceState):
+    """The policy with its adapter switched off: the base model, with no second copy of it."""
 
-    def after_step(self, step: int, stats: Stats) -> None:
-        pass
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-
-class AdapterOff(_Unchanging):
-    """The policy with its LoRA adapter switched off: the base model, with no second copy of it."""
-
-    def __init__(self, learner: Learner) -> None:
-        self.learner = learner
+    def __init__(self, trained: Trained) -> None:
+        self.trained = trained
 
     def logprobs(self, b: Batch, sampling: Sampling) -> Tensor:
-        with torch.no_grad(), self.learner.policy.lm.disable_adapter():
-            return evaluate_new(self.learner.backend, b, sampling, NOTHING).logp
+        return self.trained.start_logprobs(b, sampling)
 
     def head(self, b: Batch) -> Head:
-        assert b.ids is not None and b.length is not None and b.action is not None
-        policy = self.learner.policy
-        trained = policy.output
-        with torch.no_grad(), policy.lm.disable_adapter():
-            hidden = policy.hidden(b.ids, b.length, b.action, b.group)[b.action - 1]
-            return Head(hidden, None) if policy.output is trained else policy.output.over(hidden)
+        return self.trained.start_head(b)
 
 
-class OwnWeights(_Unchanging):
-    """A second model of the same shape.
+class OwnWeights(ReferenceState):
+    """A second model of the same vocabulary.
 
     ``offload`` keeps it in (pinned) host memory and moves it to the device for each pass.
     """
 
-    def __init__(self, learner: Learner, path: str | None, offload: bool = False) -> None:
-        self.learner, self.offload = learner, offload and learner.device.type == "cuda"
-        run = learner.run
-        where = learner.model_path if path is None else str(locate(path, run.base))
-        name = "model.path" if path is None else "reference.path or teacher.path"
-        dtype = getattr(torch, run.model.dtype)
-        lm, _ = load_for(where, dtype, learner.attention, name)
-        sizes = (lm.get_output_embeddings().out_features, learner.policy.output.out_features)
-        if sizes[0] != sizes[1]:
-            raise ModelError(
-                f"reference or teacher: {where} has a vocabulary of {sizes[0]}, the policy one of {sizes[1]}. Log-probs are "
-                "compared token by token: use a model with the same tokenizer."
-            )
-        self.model = PolicyModel(lm, fp32_head=run.model.fp32_head).requires_grad_(False).eval()
-        prove_logprobs(self.model, name, TOLERANCE[run.model.dtype])
+    def __init__(self, trained: Trained, path: str | None, offload: bool = False) -> None:
+        self.trained, self.offload = trained, offload and trained.device.type == "cuda"
+        self.model = trained.load_frozen(path)
         if self.offload:
             for p in self.model.parameters():
                 p.data = p.data.pin_memory()
         else:
-            self.model.to(learner.device)
+            self.model.to(trained.device)
 
     @contextlib.contextmanager
-    def on_device(self) -> Any:
+    def on_device(self) -> Iterator[None]:
         if not self.offload:
             yield
             return
         host = {n: p.data for n, p in self.model.named_parameters()}
         for p in self.model.parameters():
-            p.data = p.data.to(self.learner.device, non_blocking=True)
+            p.data = p.data.to(self.trained.device, non_blocking=True)
         try:
             yield
         finally:
@@ -151,29 +193,26 @@ class OwnWeights(_Unchanging):
         """``ref <- (1 - weight) * ref + weight * policy``, one parameter at a time."""
         own = stored(self.model.base)
         with torch.no_grad():
-            for name, tensor in self.learner.full_weights():
+            for name, tensor in self.trained.full_weights():
                 own[name].lerp_(tensor.to(own[name]), weight)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frozen(Reference):
+class Frozen(_Loaded):
     """The model that training started from (``path: null``) or another checkpoint, never changed.
 
     With LoRA and no ``path``, the adapter is switched off instead of loading a second model, wherever that gives the start model back.
     """
 
-    path: str | None = None
-    offload: bool = False
-
-    def build(self, learner: Learner) -> ReferenceState:
-        if learner.proof is not None and learner.proof.switched_off and self.path is None:
-            return AdapterOff(learner)
-        return OwnWeights(learner, self.path, self.offload)
+    def build(self, trained: Trained) -> ReferenceState:
+        if self.path is None and trained.contains_start:
+            return AdapterOff(trained)
+        return OwnWeights(trained, self.path, self.offload)
 
 
 class _TemperedState(OwnWeights):
-    def __init__(self, learner: Learner, spec: Tempered) -> None:
-        super().__init__(learner, spec.path, spec.offload)
+    def __init__(self, trained: Trained, spec: Tempered) -> None:
+        super().__init__(trained, spec.path, spec.offload)
         self.spec = spec
 
     def logprobs(self, b: Batch, sampling: Sampling) -> Tensor:
@@ -182,7 +221,7 @@ class _TemperedState(OwnWeights):
         power = (self.spec.floor + (1 - self.spec.floor) * b.reward.clamp(0, 1))[b.seq, None] / (
             sampling.temperature or 1.0
         )
-        out, rows = torch.empty(b.N, device=self.learner.device), max(1, CHUNK_ELEMENTS // head.classes)
+        out, rows = torch.empty(b.N, device=self.trained.device), max(1, CHUNK_ELEMENTS // head.classes)
         for i in range(0, b.N, rows):
             at = slice(i, min(b.N, i + rows))
             z = head.logits(at, 1.0, self.model.fp32_head) * power[at]
@@ -190,7 +229,7 @@ class _TemperedState(OwnWeights):
         return out
 
 
-class _ServedState(_Unchanging):
+class _ServedState(ReferenceState):
     """A model behind an OpenAI-compatible server that knows ``prompt_logprobs`` (``vllm serve``)."""
 
     def __init__(self, spec: Served) -> None:
@@ -249,11 +288,6 @@ class _ServedState(_Unchanging):
             for token, entry in zip(ids, given, strict=True)
         ]
 
-    def head(self, b: Batch) -> Head:
-        raise ModelError(
-            "a served teacher gives log-probs of single tokens: FullDivergence needs teacher: {type: Frozen, path: ...}."
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Served(Reference):
@@ -268,8 +302,8 @@ class Served(Reference):
     parallel: Count = 16
     timeout: Positive = 120.0
 
-    def build(self, learner: Learner) -> ReferenceState:
-        s = learner.run.sampling
+    def build(self, trained: Trained) -> ReferenceState:
+        s = trained.sampling
         if s.temperature != 1 or s.top_p < 1 or s.top_k:
             raise ModelError(
                 "a served teacher or reference gives log-probs at temperature 1: set sampling.temperature: 1.0, top_p: 1.0, "
@@ -279,7 +313,7 @@ class Served(Reference):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tempered(Reference):
+class Tempered(_Loaded):
     """A frozen model, flattened where the reward is low: ``ref^phi / Z`` per token, ``phi = floor + (1 - floor) clip(reward, 0, 1)``.
 
     With ``floor: 0`` a wrong response is compared with the uniform distribution.
@@ -288,11 +322,13 @@ class Tempered(Reference):
     """
 
     floor: Share = 0.0
-    path: str | None = None
-    offload: bool = False
 
-    def build(self, learner: Learner) -> ReferenceState:
-        return _TemperedState(learner, self)
+    @property
+    def is_start(self) -> bool:
+        return False
+
+    def build(self, trained: Trained) -> ReferenceState:
+        return _TemperedState(trained, self)
 
 
 class _Following(OwnWeights):
@@ -306,8 +342,8 @@ class _Following(OwnWeights):
 
 
 class _EMAState(_Following):
-    def __init__(self, learner: Learner, spec: EMA) -> None:
-        super().__init__(learner, spec.path, spec.offload)
+    def __init__(self, trained: Trained, spec: EMA) -> None:
+        super().__init__(trained, spec.path, spec.offload)
         self.spec = spec
 
     def after_step(self, step: int, stats: Stats) -> None:
@@ -316,21 +352,19 @@ class _EMAState(_Following):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EMA(Reference):
+class EMA(_Loaded):
     """``ref <- decay * ref + (1 - decay) * policy`` every ``every`` steps (WARP 2406.16768, GRPO-CARE 2506.16141)."""
 
     decay: Decay = 0.99  # 1 would never follow the policy
     every: Count = 1
-    path: str | None = None
-    offload: bool = False
 
-    def build(self, learner: Learner) -> ReferenceState:
-        return _EMAState(learner, self)
+    def build(self, trained: Trained) -> ReferenceState:
+        return _EMAState(trained, self)
 
 
 class _ResetState(_Following):
-    def __init__(self, learner: Learner, spec: HardReset) -> None:
-        super().__init__(learner, spec.path, spec.offload)
+    def __init__(self, trained: Trained, spec: HardReset) -> None:
+        super().__init__(trained, spec.path, spec.offload)
         self.spec, self.average, self.best, self.stalled, self.resets = spec, 0.0, -float("inf"), 0, 0
 
     def _due(self, step: int, stats: Stats) -> bool:
@@ -351,7 +385,7 @@ class _ResetState(_Following):
         self.blend(1.0)
         self.average, self.stalled, self.resets = 0.0, 0, self.resets + 1
         if self.spec.reset_optimizer:
-            self.learner.reset_optimizer()
+            self.trained.reset_optimizer()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -369,7 +403,7 @@ class _ResetState(_Following):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HardReset(Reference):
+class HardReset(_Loaded):
     """``ref <- policy`` every ``every`` steps, or when a moving average of the KL (nats per token) passes ``kl_above``,
     or when ``patience`` evaluations bring no better score (ProRL 2505.24864); optionally with a fresh optimizer.
     """
@@ -378,8 +412,6 @@ class HardReset(Reference):
     kl_above: NonNegative | None = None
     patience: Count | None = None
     reset_optimizer: bool = False
-    path: str | None = None
-    offload: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -389,26 +421,18 @@ class HardReset(Reference):
                 "`patience` (evaluations). For a reference that never changes use type: Frozen."
             )
 
-    def build(self, learner: Learner) -> ReferenceState:
-        return _ResetState(learner, self)
+    def build(self, trained: Trained) -> ReferenceState:
+        return _ResetState(trained, self)
 
 
-class _ElasticState:
+class _ElasticState(ReferenceState):
     """Elastic Reset: a frozen reference, and a policy that goes back to its own average."""
 
-    def __init__(self, learner: Learner, spec: ElasticReset) -> None:
-        self.learner, self.spec, self.resets = learner, spec, 0
-        self.frozen = Frozen(path=spec.path, offload=spec.offload).build(learner)
-        self.start = {name: p.cpu() for name, _, p in self._policy()}  # read at resets only: host memory is enough
-        self.average = {name: p for name, _, p in self._policy()}
-
-    def _policy(self) -> Any:
-        """(name, parameter, whole copy in float32) of what is trained, the critic's parameters aside."""
-        for name, p in self.learner.policy.lm.named_parameters():
-            if p.requires_grad:
-                with torch.no_grad(), self.learner.backend.whole([p]):
-                    copy = p.detach().float().clone()
-                yield name, p, copy
+    def __init__(self, trained: Trained, spec: ElasticReset) -> None:
+        self.trained, self.spec, self.resets = trained, spec, 0
+        self.frozen = Frozen(path=spec.path, offload=spec.offload).build(trained)
+        self.start = {name: p.cpu() for name, p in trained.trainable()}  # read at resets only: host memory is enough
+        self.average = dict(trained.trainable())
 
     def logprobs(self, b: Batch, sampling: Sampling) -> Tensor:
         return self.frozen.logprobs(b, sampling)
@@ -417,13 +441,12 @@ class _ElasticState:
         return self.frozen.head(b)
 
     def after_step(self, step: int, stats: Stats) -> None:
-        for name, _, value in self._policy():
+        for name, value in self.trained.trainable():
             self.average[name].lerp_(value, 1 - self.spec.decay)
         if step % self.spec.every == 0:
-            for name, p in self.learner.policy.lm.named_parameters():
-                if p.requires_grad:
-                    self.learner.backend.assign(p, self.average[name])
-                    self.average[name].copy_(self.start[name])
+            self.trained.assign(self.average)
+            for name, value in self.average.items():
+                value.copy_(self.start[name])
             self.resets += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -437,7 +460,7 @@ class _ElasticState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ElasticReset(Reference):
+class ElasticReset(_Loaded):
     """The start model as the reference, and every ``every`` steps the policy becomes its own moving average, which restarts at the start.
 
     ``average <- decay * average + (1 - decay) * policy`` each step; at a reset ``policy <- average``, ``average <- start``. The optimizer's
@@ -448,11 +471,9 @@ class ElasticReset(Reference):
 
     every: Count = 260
     decay: Decay = 0.995
-    path: str | None = None
-    offload: bool = False
 
-    def build(self, learner: Learner) -> ReferenceState:
-        return _ElasticState(learner, self)
+    def build(self, trained: Trained) -> ReferenceState:
+        return _ElasticState(trained, self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -470,18 +491,19 @@ class Soup(Reference):
         if self.weights is not None and len(self.weights) != len(self.paths):
             raise ModelError(f"reference Soup has {len(self.paths)} paths but {len(self.weights)} weights.")
 
-    def build(self, learner: Learner) -> ReferenceState:
-        state = OwnWeights(learner, self.paths[0], self.offload)
+    @property
+    def models(self) -> tuple[str, ...]:
+        return self.paths
+
+    def build(self, trained: Trained) -> ReferenceState:
+        state = OwnWeights(trained, self.paths[0], self.offload)
         weights = self.weights or (1 / len(self.paths),) * len(self.paths)
         own = dict(state.model.base.named_parameters())
         with torch.no_grad():
             for p in own.values():
                 p.mul_(weights[0])
             for path, weight in zip(self.paths[1:], weights[1:], strict=True):
-                where = locate(path, learner.run.base)
-                other = dict(
-                    load_lm(where, getattr(torch, learner.run.model.dtype), where="reference.paths").named_parameters()
-                )
+                other = dict(trained.load_frozen(path).base.named_parameters())
                 strange = sorted(
                     name
                     for name in own.keys() | other.keys()
@@ -495,8 +517,3 @@ class Soup(Reference):
                 for name, p in other.items():
                     own[name].add_(p.to(own[name]), alpha=weight)
         return state
-
-
-def starts_at_reference(run: Run) -> bool:
-    """Whether the reference of a run's first step is the model that training starts from."""
-    return isinstance(run.reference, Frozen | EMA | HardReset | ElasticReset) and run.reference.path is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import tempfile
 import time
@@ -30,8 +29,7 @@ def probe(run: Run) -> str:
         if run.model.path is None:
             made(run, folder)
         path = str(locate(run.model.path, run.base)) if run.model.path is not None else folder
-        cluster = None if run.cluster is None else dataclasses.replace(run.cluster, learners=1)
-        learner = Learner(run.replace(cluster=cluster, model=dataclasses.replace(run.model, warm_up=None)), path, need)
+        learner = Learner(run.learner_setup(path))
     device = learner.device
     response = run.sampling.max_tokens
     longest = min(

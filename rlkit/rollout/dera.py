@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,10 +130,10 @@ class DeRaEngine(HFEngine):
             out.append([x for x, kept in zip(token, r.sampled, strict=True) if kept])
         return out
 
-    def load(self, tensors: Any) -> None:
+    def assign(self, tensors: Mapping[str, Tensor]) -> None:
         mixture = self.lm
         self.lm = self.aligned
         try:
-            super().load(tensors)
+            super().assign(tensors)
         finally:
             self.lm = mixture

@@ -1,15 +1,28 @@
-"""What every engine can do, and the helpers that engines share."""
+"""What an engine is, how one is started, and the helpers that engines share.
+
+An :class:`EngineSpec` is the settings of a kind of engine, which travel; its ``start`` makes an :class:`Engine` where it shall run, in the
+run's own process or in one of Ray's. An engine of one's own is a subclass of each: of :class:`SimpleEngine` where requests are answered one
+by one, as ``examples/custom_engine.py`` does.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
 
 from rlkit.errors import ConfigError
+from rlkit.model.wire import unpack
+from rlkit.plug import Plug
+from rlkit.record.memory import peak
 from rlkit.types import Prompt, Rollout, Sampling
 
 UpdateMode = Literal["wait", "continue", "keep", "abort"]
@@ -19,17 +32,72 @@ class Aborted(RuntimeError):
     """The request was aborted by a weight update (``rollout.pause: abort``); the collector asks for the group again."""
 
 
-class Engine(Protocol):
-    """Blocking and thread-safe: many collector threads call ``generate`` at once, and the engine batches them."""
+@dataclass(frozen=True, kw_only=True)
+class EngineSetup:
+    """What an engine needs to know of a run, whatever kind it is of.
 
+    Attributes:
+        path: the model, a folder or a hub name. max_model_len: tokens of a prompt and its response together, at most.
+        tensor_parallel: devices of one engine. options: the section ``vllm``.
+        lm: the learner's own model, where it is in this process and the engine ``shares`` it; else None.
+    """
+
+    path: str
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_model_len: int = 1024
+    tensor_parallel: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
+    lm: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec(Plug):
+    """Base of every kind of engine. A user's own overrides :meth:`start`; its fields are keys of ``rollout.engine``.
+
+    ``shares``: in the run's own process it generates with the learner's model where that is possible, so never while it is trained.
+    ``lasting``: requests can go on through a weight update (``rollout.pause: continue``).
+    """
+
+    shares: ClassVar[bool] = False
+    lasting: ClassVar[bool] = False
+
+    @property
+    def label(self) -> str:
+        """What it is called on the screen."""
+        return type(self).__name__
+
+    @abstractmethod
+    def start(self, setup: EngineSetup) -> Engine:
+        """Called where the engine runs."""
+
+    def environment(self) -> dict[str, str]:
+        """Variables that a process of its own has from the start."""
+        return {}
+
+
+@dataclass
+class Work:
+    """What an engine has done: ``tokens`` sampled in ``steps``, ``busy`` seconds of those since it ``started``."""
+
+    tokens: int = 0
+    steps: int = 0
+    busy: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+
+class Engine(ABC):
+    """A model that answers. Blocking and thread-safe: many collector threads call ``generate`` at once, and the engine batches them."""
+
+    def __init__(self) -> None:
+        self.version = 0  # of the weights
+        self.work = Work()
+
+    @abstractmethod
     def generate(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
         """``n`` responses. Log-probs are those of the distribution that was sampled from; every token has its version."""
-        ...
 
-    def score(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
-        """Log-probs (temperature 1) of given response tokens under the engine's weights."""
-        ...
-
+    @abstractmethod
     def begin_update(self, mode: UpdateMode) -> None:
         """Pauses for new weights. What running requests do:
 
@@ -37,23 +105,79 @@ class Engine(Protocol):
         prompt and tokens so far once more. ``keep``: they go on with what the old weights have cached of them. ``abort``: they are lost,
         and ``generate`` raises :class:`Aborted`. An engine that cannot stop may always ``wait``.
         """
-        ...
 
-    def load(self, tensors: Mapping[str, Any]) -> None:
-        """One bucket of whole tensors by their Hugging Face names."""
-        ...
+    def load(self, packed: Mapping[str, Any]) -> None:
+        """One bucket of whole tensors by their Hugging Face names, as they travel."""
+        self.assign({name: unpack(x) for name, x in packed.items()})
 
+    @abstractmethod
+    def assign(self, tensors: Mapping[str, Tensor]) -> None:
+        """Gives weights of these Hugging Face names other values."""
+
+    @abstractmethod
     def end_update(self, version: int) -> None:
         """Every token that is sampled from now on carries ``version``; nothing cached survives."""
-        ...
 
     def progress(self) -> int:
         """Grows while requests are worked on, and answers at once: one that stands still is taken for stuck."""
-        ...
+        return self.work.steps
 
-    def ready(self) -> dict[str, Any]: ...
-    def stats(self) -> dict[str, float]: ...
-    def close(self) -> None: ...
+    def ready(self) -> dict[str, Any]:
+        """Asked once, when it has started."""
+        return {}
+
+    def stats(self) -> dict[str, float]:
+        """What it has done, and its memory."""
+        return {
+            "tokens": float(self.work.tokens),
+            "busy": self.work.busy,
+            "alive": time.perf_counter() - self.work.started,
+            "peak_mib": peak(),
+        }
+
+    def close(self) -> None:  # noqa: B027 (most hold nothing)
+        """Nothing is asked of it any more."""
+
+
+class SimpleEngine(Engine):
+    """Base of an engine of one's own that answers each request in the thread that asks; weights wait for the last answer, and requests
+    for the last weights. A subclass has ``answer`` and ``assign``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._turn = threading.Condition()
+        self._running, self._updating = 0, False
+
+    @abstractmethod
+    def answer(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
+        """``n`` responses; ``self.version`` is that of their tokens. Side by side in several threads."""
+
+    def generate(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
+        with self._turn:
+            self._turn.wait_for(lambda: not self._updating)
+            self._running += 1
+        start, group = time.perf_counter(), list[Rollout]()
+        try:
+            group = self.answer(prompt, n, sampling)
+            return group
+        finally:
+            with self._turn:
+                self.work.steps += 1
+                self.work.tokens += sum(len(r.tokens) for r in group)
+                self.work.busy += time.perf_counter() - start
+                self._running -= 1
+                self._turn.notify_all()
+
+    def begin_update(self, mode: UpdateMode) -> None:
+        with self._turn:
+            self._updating = True
+            self._turn.wait_for(lambda: not self._running)
+
+    def end_update(self, version: int) -> None:
+        with self._turn:
+            self.version, self._updating = version, False
+            self._turn.notify_all()
 
 
 def numbered(sampling: Sampling, group: int) -> Sampling:

@@ -27,11 +27,10 @@ from rlkit.model.export import stored
 from rlkit.model.head import CHUNK_ELEMENTS
 from rlkit.model.load import load_for, load_tokenizer
 from rlkit.model.policy import PolicyModel, evaluate_new
-from rlkit.model.wire import unpack
-from rlkit.record.memory import peak, release
+from rlkit.record.memory import release
 from rlkit.rollout.cache import make_cache
 from rlkit.rollout.draw import sample
-from rlkit.rollout.engine import Pending, UpdateMode, check_length, request_seed
+from rlkit.rollout.engine import Engine, EngineSetup, EngineSpec, Pending, UpdateMode, check_length, request_seed
 from rlkit.types import Batch, Finish, Prompt, Rollout, Sampling
 
 MAX_ROWS = 512  # rows of one batch
@@ -73,7 +72,7 @@ def _batches(requests: Sequence[_Request]) -> list[list[_Request]]:
     return out
 
 
-class HFEngine:
+class HFEngine(Engine):
     """See :class:`rlkit.rollout.engine.Engine`. Requests with different sampling settings run one after the other.
 
     ``lm``: the model of a learner in this process, on this device. The engine then has no weights of its own: a weight update only gives
@@ -81,18 +80,18 @@ class HFEngine:
     """
 
     def __init__(self, model: str, *, dtype: str = "float32", max_model_len: int = 1024, lm: Any = None) -> None:
+        super().__init__()
         self.device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
         self.shared = lm is not None
         self.lm = lm if self.shared else self._load(model, getattr(torch, dtype))
         self.tokenizer = load_tokenizer(model)
         self.endings = Endings.of(model, self.tokenizer)
-        self.limit, self.version = max_model_len, 0
+        self.limit = max_model_len
         self._policy: PolicyModel | None = None
         self._inbox: queue.SimpleQueue[_Request | _Update | None] = queue.SimpleQueue()
         self._update = _Update()
         self._pending = Pending()
         self._lock = threading.Lock()  # held while a batch runs or is scored, and during a weight update
-        self._tokens, self._steps, self._busy, self._started = 0, 0, 0.0, time.perf_counter()
         self._thread = threading.Thread(target=self._loop, name="hf-engine", daemon=True)
         self._thread.start()
 
@@ -137,7 +136,7 @@ class HFEngine:
                 except Exception as error:
                     for r in batch:
                         r.future.set_exception(error)
-                self._busy += time.perf_counter() - start
+                self.work.busy += time.perf_counter() - start
             release()  # the cache was this thread's; what trains next allocates in another one
             if last is None:
                 return
@@ -199,9 +198,9 @@ class HFEngine:
                 input_ids=token, attention_mask=mask, position_ids=position, use_cache=True, past_key_values=cache
             )
             logits = out.logits[:, -1]
-            self._steps += 1
+            self.work.steps += 1
         counts = length.tolist()
-        self._tokens += sum(counts)
+        self.work.tokens += sum(counts)
         results: list[list[Rollout]] = [[] for _ in batch]
         found = zip(owner.tolist(), tokens.tolist(), logps.tolist(), counts, stopped.tolist(), strict=True)
         for k, x, logp, count, stop in found:
@@ -258,13 +257,13 @@ class HFEngine:
         self._update.begun.wait()  # it cannot stop: what was asked before is answered first, whatever the mode
         self._lock.acquire()
 
-    def load(self, tensors: Mapping[str, Any]) -> None:
+    def assign(self, tensors: Mapping[str, Tensor]) -> None:
         if self.shared:
             return  # it is what is trained
         named = stored(self.lm)
         with torch.no_grad():
             for name, value in tensors.items():
-                named[name].copy_(unpack(value))
+                named[name].copy_(value)
 
     def end_update(self, version: int) -> None:
         self.version = version
@@ -274,19 +273,19 @@ class HFEngine:
     def ready(self) -> dict[str, Any]:
         return {"engine": "hf", "max_model_len": self.limit}
 
-    def progress(self) -> int:
-        return self._steps
-
-    def stats(self) -> dict[str, float]:
-        return {
-            "tokens": float(self._tokens),
-            "busy": self._busy,
-            "alive": time.perf_counter() - self._started,
-            "peak_mib": peak(),
-        }
-
     def close(self) -> None:
         self._inbox.put(None)
         self._update.ended.set()
         self._thread.join(10)
         self._pending.fail(RuntimeError("the engine was closed"))
+
+
+@dataclass(frozen=True)
+class HF(EngineSpec):
+    """``rollout.engine: hf``."""
+
+    shares = True
+    label = "hf"
+
+    def start(self, setup: EngineSetup) -> HFEngine:
+        return HFEngine(setup.path, dtype=setup.dtype, max_model_len=setup.max_model_len, lm=setup.lm)

@@ -7,9 +7,13 @@ from typing import Literal
 
 from rlkit.bounds import Bounded, Count, Natural, NonNegative, Share
 from rlkit.errors import ConfigError
-from rlkit.rollout.engine import UpdateMode
+from rlkit.rollout.engine import EngineSpec, UpdateMode
+from rlkit.rollout.hf import HF
 from rlkit.rollout.interrupt import Interrupt
 from rlkit.rollout.lengths import Lengths
+from rlkit.rollout.vllm import VLLM
+
+ENGINES: dict[str, EngineSpec] = {"vllm": VLLM(), "hf": HF()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +21,7 @@ class RolloutSection(Bounded):
     """How responses are collected.
 
     Attributes:
-        engine: ``vllm``, or ``hf`` (transformers only; for debuggers and machines without vLLM).
+        engine: ``vllm``, ``hf`` (transformers only; for debuggers and machines without vLLM), or your own, ``{type: my_engine.py:Mine}``.
         prompts: prompt groups a step. n: responses a prompt.
         max_lag: steps that generation may run ahead of training; 0 is strictly on-policy.
         pause: what a weight update does to running requests: ``wait`` for them; ``continue`` them under the new weights, which compute the
@@ -33,7 +37,7 @@ class RolloutSection(Bounded):
         interrupt: responses that take too long are told to answer.
     """
 
-    engine: Literal["vllm", "hf"] = "vllm"
+    engine: Literal["vllm", "hf"] | EngineSpec = "vllm"
     prompts: Count = 32
     n: Count = 8
     max_lag: Natural = 0
@@ -48,8 +52,13 @@ class RolloutSection(Bounded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.over and (self.pause not in ("continue", "keep") or self.engine == "hf"):
+        if self.over and (self.pause not in ("continue", "keep") or not self.kind.lasting):
             raise ConfigError(
-                f"rollout.over is {self.over}, but engine: {self.engine} with pause: {self.pause} waits for stragglers or "
+                f"rollout.over is {self.over}, but engine: {self.kind.label} with pause: {self.pause} waits for stragglers or "
                 "loses them at every weight update. Set rollout.engine: vllm and rollout.pause: continue (or keep)."
             )
+
+    @property
+    def kind(self) -> EngineSpec:
+        """What ``engine`` stands for."""
+        return ENGINES[self.engine] if isinstance(self.engine, str) else self.engine

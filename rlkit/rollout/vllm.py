@@ -15,14 +15,24 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from rlkit.errors import ConfigError, EngineError
 from rlkit.model.endings import Endings
 from rlkit.model.load import load_tokenizer
-from rlkit.model.wire import unpack
-from rlkit.record.memory import peak
-from rlkit.rollout.engine import Aborted, Pending, UpdateMode, check_length, request_seed
+from rlkit.rollout.engine import (
+    Aborted,
+    Engine,
+    EngineSetup,
+    EngineSpec,
+    Pending,
+    UpdateMode,
+    check_length,
+    request_seed,
+)
 from rlkit.types import Prompt, Rollout, Sampling
 
 
@@ -89,7 +99,7 @@ def engine_arguments(
     }
 
 
-class VLLMEngine:
+class VLLMEngine(Engine):
     """See :class:`rlkit.rollout.engine.Engine`."""
 
     def __init__(
@@ -102,6 +112,7 @@ class VLLMEngine:
         options: Mapping[str, Any] | None = None,
         tensor_parallel: int = 1,
     ) -> None:
+        super().__init__()
         for key, value in environment().items():
             os.environ.setdefault(key, value)
         arguments = engine_arguments(model, seed=seed, dtype=dtype, max_model_len=max_model_len, options=options or {})
@@ -137,14 +148,12 @@ class VLLMEngine:
                 f"vLLM could not start with the model in {model}: {type(error).__name__}: {' '.join(str(error).split())[:300]}. Set "
                 "rollout.engine: hf, or look at the vllm: options."
             ) from error
-        self.version = 0
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: dict[str, Future[Any]] = {}
         self._pending = Pending()
         self._held: list[Callable[[], None]] = []
         self._updating, self._mode = False, "wait"
         self._ids = itertools.count()
-        self._tokens, self._steps, self._busy, self._started = 0, 0, 0.0, time.perf_counter()
         self._set_version(0)
         self._thread = threading.Thread(target=self._loop, name="vllm", daemon=True)
         self._thread.start()
@@ -172,8 +181,8 @@ class VLLMEngine:
     def _step(self) -> None:
         start = time.perf_counter()
         outputs = self.engine.step()
-        self._busy += time.perf_counter() - start
-        self._steps += 1
+        self.work.busy += time.perf_counter() - start
+        self.work.steps += 1
         for output in outputs:
             if output.finished and output.request_id in self._waiting:
                 self._waiting.pop(output.request_id).set_result(output)
@@ -219,7 +228,7 @@ class VLLMEngine:
         rollouts = [
             self._rollout(prompt, choices[i % len(choices)], sampling.stop) for i in range(n)
         ]  # greedy responses are all the same
-        self._tokens += sum(len(r.tokens) for r in rollouts)
+        self.work.tokens += sum(len(r.tokens) for r in rollouts)
         return rollouts
 
     def _request(self, token_ids: Sequence[int], params: Callable[[], Any]) -> Any:
@@ -298,11 +307,9 @@ class VLLMEngine:
         for future in waiting.values():
             future.set_exception(Aborted("the request was aborted by a weight update"))
 
-    def load(self, tensors: Mapping[str, Any]) -> None:
-        as_tensors = self._names({k: unpack(v) for k, v in tensors.items()})
-        self._submit(
-            lambda: self.engine.collective_rpc("update_weights", kwargs={"update_info": {"tensors": as_tensors}})
-        )
+    def assign(self, tensors: Mapping[str, Tensor]) -> None:
+        named = self._names(dict(tensors))
+        self._submit(lambda: self.engine.collective_rpc("update_weights", kwargs={"update_info": {"tensors": named}}))
 
     def end_update(self, version: int) -> None:
         def resume() -> None:
@@ -324,20 +331,30 @@ class VLLMEngine:
     def ready(self) -> dict[str, Any]:
         return {"engine": "vllm", "max_model_len": self.limit}
 
-    def progress(self) -> int:
-        return self._steps
-
-    def stats(self) -> dict[str, float]:
-        return {
-            "tokens": float(self._tokens),
-            "busy": self._busy,
-            "alive": time.perf_counter() - self._started,
-            "peak_mib": peak(),
-        }
-
     def close(self) -> None:
         self._inbox.put(None)
         self._thread.join(10)
         self._pending.fail(EngineError("the engine was closed"))
         # Now, and not when it is collected: it takes vLLM's state of the whole process along, which a next engine has made anew by then.
         self.engine.engine_core.shutdown()
+
+
+@dataclass(frozen=True)
+class VLLM(EngineSpec):
+    """``rollout.engine: vllm``; its settings are the section ``vllm``."""
+
+    lasting = True
+    label = "vllm"
+
+    def start(self, setup: EngineSetup) -> VLLMEngine:
+        return VLLMEngine(
+            setup.path,
+            seed=setup.seed,
+            dtype=setup.dtype,
+            max_model_len=setup.max_model_len,
+            options=setup.options,
+            tensor_parallel=setup.tensor_parallel,
+        )
+
+    def environment(self) -> dict[str, str]:
+        return environment()

@@ -43,7 +43,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def learner(small: dict[str, Any], path: Path, peft: dict[str, Any]) -> Learner:
-    return Learner(rk.load({**small, "model": {"path": str(path)}, "peft": peft}), str(path), frozenset({"ref"}))
+    return Learner(
+        rk.load({**small, "model": {"path": str(path)}, "peft": peft}).learner_setup(str(path), frozenset({"ref"}))
+    )
 
 
 def move(trained: Learner) -> None:
@@ -206,6 +208,6 @@ def test_what_will_hardly_learn_is_told_at_the_start(
     small: dict[str, Any], models: dict[str, Path], peft: dict[str, Any], lr: float, told: list[str]
 ) -> None:
     run = rk.load({**small, "peft": peft, "learner": {"lr": lr}})
-    notes = Learner(run, str(models["tied"]), frozenset()).notes
+    notes = Learner(run.learner_setup(str(models["tied"]), frozenset())).notes
     assert len(notes) == len(told)
     assert all(text in note and note.startswith("hint: peft: ") for text, note in zip(told, notes, strict=True))

@@ -45,13 +45,13 @@ def dropping(small: dict[str, Any], tiny: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def step(learner: Learner) -> None:
-    [[micros]] = optimizer_steps(batch(), learner.run.objective, epochs=1, count=1, ranks=1, max_tokens=99, seed=0)
+    [[micros]] = optimizer_steps(batch(), learner.setup.objective, epochs=1, count=1, ranks=1, max_tokens=99, seed=0)
     learner.step(micros, (1.0,))
 
 
 def test_passes_repeat_and_rows_do_not_see_each_other(dropping: tuple[Run, str]) -> None:
     run, path = dropping
-    learner = Learner(run, path, NEEDS)
+    learner = Learner(run.learner_setup(path, NEEDS))
     step(learner)
     assert learner.policy.training, "gradient checkpointing works in training mode only"
     b = batch()
@@ -65,13 +65,13 @@ def test_passes_repeat_and_rows_do_not_see_each_other(dropping: tuple[Run, str])
 
 def test_a_resumed_adapter_run_with_dropout_is_bit_equal(dropping: tuple[Run, str], tmp_path: Path) -> None:
     run, path = dropping
-    straight = Learner(run, path, NEEDS)
+    straight = Learner(run.learner_setup(path, NEEDS))
     step(straight)
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     straight.save(str(folder))
     step(straight)
-    resumed = Learner(run, path, NEEDS)
+    resumed = Learner(run.learner_setup(path, NEEDS))
     resumed.load(str(folder))
     torch.manual_seed(1234)  # another process has another random state
     step(resumed)

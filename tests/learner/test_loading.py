@@ -232,7 +232,9 @@ def test_an_attention_that_leaves_out_what_the_model_needs_is_replaced_or_refuse
     with pytest.raises(
         ModelError, match=r"model.attention: sdpa gives other hidden states .*Set model.attention: eager"
     ):
-        Learner(rk.load({**small, "model": {"path": str(path), "attention": "sdpa"}}), str(path), frozenset())
+        Learner(
+            rk.load({**small, "model": {"path": str(path), "attention": "sdpa"}}).learner_setup(str(path), frozenset())
+        )
 
 
 def test_a_reference_of_another_family_is_not_packed_because_the_policy_is(
@@ -240,7 +242,9 @@ def test_a_reference_of_another_family_is_not_packed_because_the_policy_is(
 ) -> None:
     path = make(next(f for f in FAMILIES if f.name == "Mistral"), tmp_path / "mistral")
     learner = Learner(
-        rk.load({**small, "reference": {"type": "Frozen", "path": str(path)}}), str(tiny), frozenset({"ref"})
+        rk.load({**small, "reference": {"type": "Frozen", "path": str(path)}}).learner_setup(
+            str(tiny), frozenset({"ref"})
+        )
     )
     assert learner.layout == "packed"
     assert learner.anchors["ref"].model.base.config._attn_implementation != packed.NAME
@@ -250,7 +254,7 @@ def test_only_models_of_one_shape_make_a_soup(small: dict[str, Any], tiny: Path,
     other = make_tiny(tmp_path / "other", Sorting.alphabet, hidden=64, layers=1, heads=2, kv_heads=1)
     with pytest.raises(ModelError, match=r"reference.paths: tensor model.layers.1.* only models of one architecture"):
         Learner(
-            rk.load({**small, "reference": {"type": "Soup", "paths": [str(tiny), str(other)]}}),
-            str(tiny),
-            frozenset({"ref"}),
+            rk.load({**small, "reference": {"type": "Soup", "paths": [str(tiny), str(other)]}}).learner_setup(
+                str(tiny), frozenset({"ref"})
+            )
         )

@@ -66,7 +66,7 @@ def weights(learner: Learner) -> dict[str, Tensor]:
 
 def one_step(learner: Learner, seed: int, bad: bool, rank: int, world: int) -> Any:
     [shards] = optimizer_steps(
-        rows(seed, bad), learner.run.objective, epochs=1, count=1, ranks=world, max_tokens=12, seed=0
+        rows(seed, bad), learner.setup.objective, epochs=1, count=1, ranks=world, max_tokens=12, seed=0
     )
     return learner.step(shards[rank], COEFS)
 
@@ -75,7 +75,7 @@ def the_rule(run: Run, tiny: Path, folder: Path, rank: int, world: int) -> list[
     """With a bad step between two good ones, everything is as with the good ones alone; what each rank blames."""
     ends = []
     for plan in ((1, 0, 1), (1, 1)):
-        learner = Learner(run, str(tiny), NEEDS, rank, world)
+        learner = Learner(run.learner_setup(str(tiny), NEEDS), rank, world)
         blamed = []
         for k, good in enumerate(plan):
             before, lr = weights(learner), learner.backend.lr
@@ -132,7 +132,8 @@ def test_every_stage_of_deepspeed_follows_the_same_rule(small: dict[str, Any], t
 
 def test_a_few_in_a_row_stop_the_run_and_name_term_and_token(small: dict[str, Any], tiny: Path) -> None:
     run, said = run_of(small), list[str]()
-    group = LearnerGroup(LocalWorkers(Learner(run, str(tiny), NEEDS)), run, NEEDS)
+    setup = run.learner_setup(str(tiny), NEEDS)
+    group = LearnerGroup(LocalWorkers(Learner(setup)), setup)
 
     def update(bad: bool) -> float:
         return group.update(rows(0, bad), COEFS, 0, say=said.append)["learner/skipped"]
@@ -167,8 +168,8 @@ def test_gradients_through_entropies_and_values_are_blamed_too() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_is_named_before_the_step(small: dict[str, Any], tiny: Path, bad: float) -> None:
     run = run_of(small)
-    learner = Learner(run, str(tiny), NEEDS)
-    group, before = LearnerGroup(LocalWorkers(learner), run, NEEDS), weights(learner)
+    learner = Learner(run.learner_setup(str(tiny), NEEDS))
+    group, before = LearnerGroup(LocalWorkers(learner), learner.setup), weights(learner)
     b = rows(0, False)
     at = torch.arange(b.N) == int((b.seq < 2).sum()) + 1  # the second token of p2
 
@@ -203,9 +204,9 @@ def test_annotated_log_probs_that_are_not_numbers_are_named(small: dict[str, Any
 
     run = run_of(small)
     with pytest.raises(NumericsError, match=r"log-prob 'ref' at token 0 .* is -inf"):
-        LearnerGroup(LocalWorkers(Annotates()), run, NEEDS).annotate(rows(0, False), ("ref",))
+        LearnerGroup(LocalWorkers(Annotates()), run.learner_setup("", NEEDS)).annotate(rows(0, False), ("ref",))
     cut = run_of(small, sampling={"max_tokens": 4, "top_p": 0.9})  # a token outside of the reference's nucleus
-    LearnerGroup(LocalWorkers(Annotates()), cut, NEEDS).annotate(rows(0, False), ("ref",))
+    LearnerGroup(LocalWorkers(Annotates()), cut.learner_setup("", NEEDS)).annotate(rows(0, False), ("ref",))
 
 
 def test_options_that_step_on_anything_are_refused() -> None:
@@ -221,7 +222,8 @@ def test_a_loss_that_is_not_finite_names_term_and_token(small: dict[str, Any], t
             return torch.where(b.adv > 5, new.logp - new.logp.detach(), 1.0).log()
 
     run = run_of(small).replace(objective=(PPOClip(), Log()))
-    group = LearnerGroup(LocalWorkers(Learner(run, str(tiny), NEEDS)), run, NEEDS)
+    setup = run.learner_setup(str(tiny), NEEDS)
+    group = LearnerGroup(LocalWorkers(Learner(setup)), setup)
     with pytest.raises(
         NumericsError,
         match=r"not finite in loss/Log \(Log: token 1 .* prompt p1\); log-probs under training are finite",

@@ -87,7 +87,6 @@ class Training:
         from rlkit.cluster.sync import WeightSync, probe_parity
         from rlkit.config import load
         from rlkit.learner.learner import Learner
-        from rlkit.session import make_engine
 
         run: dict[str, Any] = {
             "model": {"path": str(path), "dtype": dtype},
@@ -102,11 +101,9 @@ class Training:
         ):  # vLLM and DeepSpeed get on once in a process, and here they would again and again
             run["deepspeed"] = {"zero_optimization": {"stage": 1}}
         self.run = load(run)
-        self.learner = Learner(self.run, str(path), frozenset({"ref"}))
-        self.group = LearnerGroup(LocalWorkers(self.learner), self.run, frozenset({"ref"}))
-        self.engine = make_engine(
-            str(path), kind=engine, seed=0, dtype=dtype, max_model_len=64, options={}, tensor_parallel=1
-        )
+        self.learner = Learner(self.run.learner_setup(str(path), frozenset({"ref"})))
+        self.group = LearnerGroup(LocalWorkers(self.learner), self.learner.setup)
+        self.engine = self.run.rollout.kind.start(self.run.engine_setup(str(path), 64))
         self.gaps = list[float]()
         try:
             engines, prompts = EngineGroup(LocalWorkers(self.engine)), prompts_of()
@@ -189,8 +186,10 @@ def packed(path: Path, t: Training) -> Result:
     layout = t.learner.layout
     if layout != "packed":
         return layout
-    alone = Learner(t.run.replace(learner=dataclasses.replace(t.run.learner, packed=False)), str(path), frozenset())
-    return gap(LearnerGroup(LocalWorkers(alone), alone.run, frozenset()).logprobs(t.first), t.start)
+    alone = Learner(
+        t.run.replace(learner=dataclasses.replace(t.run.learner, packed=False)).learner_setup(str(path), frozenset())
+    )
+    return gap(LearnerGroup(LocalWorkers(alone), alone.setup).logprobs(t.first), t.start)
 
 
 def rows() -> list[tuple[Family, bool]]:

@@ -112,8 +112,8 @@ def test_learners_cut_what_suits_their_device_and_model(small: dict[str, Any], s
     assert micro_batch(None, "cpu", width) == KEPT // (8 * 30 * (576 + 2 * 192 + 576 + 2 * 1536 + 576)) == 647
     for given in (None, 99):
         run = rk.load({**small, "learner": {"max_tokens": given}})
-        learner = Learner(run, str(run.model.path), run.needs)
+        learner = Learner(run.learner_setup(str(run.model.path)))
         outputs = shape(str(run.model.path)).width  # the planner's count is the model's
-        assert LearnerGroup(LocalWorkers(learner), run, run.needs).max_tokens == micro_batch(given, "cpu", outputs)
+        assert LearnerGroup(LocalWorkers(learner), learner.setup).max_tokens == micro_batch(given, "cpu", outputs)
         counted = sum(m.out_features for m in learner.policy.base.get_decoder().modules() if isinstance(m, nn.Linear))
         assert outputs == counted

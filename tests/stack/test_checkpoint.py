@@ -27,8 +27,8 @@ NEEDS = frozenset({"adv", "old", "ref", "behav"})
 
 
 def learner(run: Run, tiny: Path) -> tuple[Learner, LearnerGroup]:
-    one = Learner(run, str(tiny), NEEDS)
-    return one, LearnerGroup(LocalWorkers(one), run, NEEDS)
+    one = Learner(run.learner_setup(str(tiny), NEEDS))
+    return one, LearnerGroup(LocalWorkers(one), one.setup)
 
 
 def step(group: LearnerGroup, k: int) -> float:
@@ -114,7 +114,7 @@ def train_on(one: Learner, k: int) -> None:
     """This rank's part of training step ``k``, after which references follow."""
     b = batch(k)
     b = b.with_logp(**one.annotate([b], ("ref", "old")))
-    for shards in optimizer_steps(b, one.run.objective, epochs=1, count=1, ranks=one.world, max_tokens=40, seed=k):
+    for shards in optimizer_steps(b, one.setup.objective, epochs=1, count=1, ranks=one.world, max_tokens=40, seed=k):
         one.step(shards[one.rank], (1.0, 0.1))
     one.after_step(k + 1, Stats())
 
@@ -127,12 +127,12 @@ def _two_ranks(rank: int, port: int, small: dict[str, Any], tiny: Path, folder: 
         run = make_run(given)
         at = folder / str(stage)
         at.mkdir(exist_ok=True)
-        one = Learner(run, str(tiny), NEEDS, rank, 2)
+        one = Learner(run.learner_setup(str(tiny), NEEDS), rank, 2)
         for k in range(4):
             train_on(one, k)
             if k == 1:
                 one.save(str(at))
-        again = Learner(run, str(tiny), NEEDS, rank, 2)
+        again = Learner(run.learner_setup(str(tiny), NEEDS), rank, 2)
         again.load(str(at))
         for k in (2, 3):
             train_on(again, k)
@@ -151,10 +151,13 @@ def test_two_ranks_continue_exactly_at_every_stage_with_references_that_follow(
 
     # Without shards another number of ranks continues, with sums in another order.
     given = {**small, "deepspeed": {"zero_optimization": {"stage": 0}}, "reference": REFERENCES[0]}
-    alone = Learner(make_run(given), str(tiny), NEEDS)
+    before = {name: os.environ.get(name) for name in rank_environment(0, 1, "", 0)}
+    alone = Learner(make_run(given).learner_setup(str(tiny), NEEDS))
     alone.load(str(tmp_path / "0"))
     for k in (2, 3):
         train_on(alone, k)
+    alone.save(str(tmp_path))
+    assert {name: os.environ.get(name) for name in before} == before  # they are the user's
     found = weights(alone)
     for name, value in load_file(tmp_path / "want").items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5)

@@ -15,6 +15,7 @@ import urllib.request
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from rlkit.cluster.ray import start_engines
 from rlkit.cluster.sync import WeightSync, probe_parity
 from rlkit.config import load as make_run
 from rlkit.learner.learner import Learner
-from rlkit.rollout.engine import Aborted
+from rlkit.rollout.engine import Aborted, EngineSetup, EngineSpec
 from rlkit.rollout.hf import HFEngine
 from rlkit.rollout.vllm import VLLMEngine
 from rlkit.run import Cluster
@@ -80,7 +81,8 @@ def test_log_probs_agree_after_each_of_three_syncs(
     run = make_run(
         {**small, "sampling": settings, "learner": {"lr": 3e-3}, "objective": [{"type": "NLL", "acknowledge": True}]}
     )
-    learners = LearnerGroup(LocalWorkers(Learner(run, str(tiny), frozenset())), run, frozenset())
+    setup = run.learner_setup(str(tiny), frozenset())
+    learners = LearnerGroup(LocalWorkers(Learner(setup)), setup)
     engines = EngineGroup(LocalWorkers(engine))
     sync = WeightSync(learners, engines, "wait")
     seen = []
@@ -105,7 +107,8 @@ def test_a_merged_adapter_reaches_the_engine(small: dict[str, Any], tiny: Path, 
             "peft": {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"},
         }
     )
-    learners = LearnerGroup(LocalWorkers(Learner(run, str(tiny), frozenset())), run, frozenset())
+    setup = run.learner_setup(str(tiny), frozenset())
+    learners = LearnerGroup(LocalWorkers(Learner(setup)), setup)
     engines = EngineGroup(LocalWorkers(engine))
     for _ in range(2):
         WeightSync(learners, engines, "wait").publish(engine.version + 1)
@@ -246,7 +249,8 @@ def test_every_token_knows_the_weights_that_sampled_it(
             "sampling": {"max_tokens": 40},
         }
     )
-    learners = [LearnerGroup(LocalWorkers(Learner(run, str(tiny), frozenset())), run, frozenset()) for _ in range(3)]
+    setup = run.learner_setup(str(tiny), frozenset())
+    learners = [LearnerGroup(LocalWorkers(Learner(setup)), setup) for _ in range(3)]
     engines, start = EngineGroup(LocalWorkers(vllm)), vllm.version + 1
     WeightSync(learners[0], engines, "wait").publish(start)
     made = Batch.from_rollouts(vllm.generate(PROMPTS[1], 8, Sampling(max_tokens=40, seed=1)))
@@ -294,7 +298,8 @@ def test_a_kept_response_leaves_no_stale_cache_for_others(small: dict[str, Any],
             "sampling": {"max_tokens": 40},
         }
     )
-    learners = LearnerGroup(LocalWorkers(Learner(run, str(tiny), frozenset())), run, frozenset())
+    setup = run.learner_setup(str(tiny), frozenset())
+    learners = LearnerGroup(LocalWorkers(Learner(setup)), setup)
     engines = EngineGroup(LocalWorkers(vllm))
     WeightSync(learners, engines, "wait").publish(vllm.version + 1)
     prompt = Prompt("long", tuple(3 + i % 9 for i in range(100)), "")
@@ -357,7 +362,7 @@ def test_a_teacher_behind_a_server(small: dict[str, Any], tiny: Path) -> None:
         run = make_run(
             {**small, "teacher": {"type": "Served", "url": "http://127.0.0.1:8377"}, "reference": {"type": "Frozen"}}
         )
-        learner = Learner(run, str(tiny), frozenset({"ref", "teacher"}))
+        learner = Learner(run.learner_setup(str(tiny), frozenset({"ref", "teacher"})))
         rollouts = [Rollout(p, list(range(4, 9)), [True] * 5, [-1.0] * 5, [0] * 5, "stop") for p in PROMPTS]
         found = learner.annotate([Batch.from_rollouts(rollouts)], ("ref", "teacher"))
         assert float((found["ref"] - found["teacher"]).abs().max()) < 1e-4
@@ -367,7 +372,7 @@ def test_a_teacher_behind_a_server(small: dict[str, Any], tiny: Path) -> None:
         ):
             wrong = make_run({**small, "teacher": {"type": "Served", "url": "http://127.0.0.1:8377", **change}})
             with pytest.raises(ValueError, match=told):
-                Learner(wrong, str(tiny), frozenset({"teacher"}))
+                Learner(wrong.learner_setup(str(tiny), frozenset({"teacher"})))
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait(30)
@@ -376,7 +381,7 @@ def test_a_teacher_behind_a_server(small: dict[str, Any], tiny: Path) -> None:
 class Gate:
     """An engine whose requests wait until a weight update."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self) -> None:
         self.begun, self.open = 0, threading.Event()
 
     def ready(self) -> dict[str, Any]:
@@ -397,10 +402,16 @@ class Gate:
         self.open.set()
 
 
+@dataclass(frozen=True)
+class Gated(EngineSpec):
+    def start(self, setup: EngineSetup) -> Any:
+        return Gate()
+
+
 def test_requests_never_keep_an_engine_from_a_weight_update(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """More requests than the actor has threads for: a weight update must not wait in their queue."""
     monkeypatch.setattr("rlkit.cluster.ray.REQUESTS", 8)
-    engines = start_engines(Cluster(cpus=0.2, timeout=30), "", Gate, {}, {})
+    engines = start_engines(Gated(), EngineSetup(path=""), Cluster(cpus=0.2, timeout=30))
     with ThreadPoolExecutor(24) as threads:
         requests = [threads.submit(engines.one, 0, "generate") for _ in range(24)]
         while engines.call("stats") != [8]:

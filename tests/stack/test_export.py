@@ -49,7 +49,7 @@ def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def moved(run: Any, path: Path) -> Learner:
     """A learner whose trained parameters, all of them, are not where they started."""
-    learner = Learner(run, str(path), frozenset())
+    learner = Learner(run.learner_setup(str(path), frozenset()))
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in learner.policy.parameters():
@@ -122,7 +122,7 @@ def test_what_engines_could_not_follow_is_refused(
     small: dict[str, Any], tiny: Path, adapter: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(ValueError, match=told):
-        Learner(make_run({**small, "peft": {"r": 4, **adapter}}), str(tiny), frozenset())
+        Learner(make_run({**small, "peft": {"r": 4, **adapter}}).learner_setup(str(tiny), frozenset()))
 
 
 def test_an_engine_that_starts_with_other_weights_has_all_of_them_after_the_first_publish(
@@ -139,7 +139,7 @@ def test_an_engine_that_starts_with_other_weights_has_all_of_them_after_the_firs
         }
     )
     learner = moved(run, tiny)
-    learners = LearnerGroup(LocalWorkers(learner), run, frozenset())
+    learners = LearnerGroup(LocalWorkers(learner), learner.setup)
     assert len(learners.buckets(everything=False)) > 8
     engine = VLLMEngine(str(tiny), max_model_len=64, options={"load_format": "dummy"})
     engines = EngineGroup(LocalWorkers(engine))
@@ -167,7 +167,6 @@ def test_sharded_adapters_reach_an_engine_on_ray(small: dict[str, Any], tiny: Pa
     import ray
 
     from rlkit.cluster import ray as on_ray
-    from rlkit.session import make_engine
 
     run = make_run(
         {
@@ -179,9 +178,10 @@ def test_sharded_adapters_reach_an_engine_on_ray(small: dict[str, Any], tiny: Pa
             "cluster": {"engines": 1, "learners": 2, "cpus": 0.3, "timeout": 200.0},
         }
     )
-    options = {"kind": "hf", "seed": 0, "dtype": "float32", "max_model_len": 64, "options": {}, "tensor_parallel": 1}
-    learner_actors, engine_actors = on_ray.start(run, str(tiny), frozenset(), make_engine, {}, options)
-    learners, engines = LearnerGroup(learner_actors, run, frozenset()), EngineGroup(engine_actors)
+    setup = run.learner_setup(str(tiny), frozenset())
+    kind, generating = run.rollout.kind, run.engine_setup(str(tiny), 64)
+    learner_actors, engine_actors = on_ray.start(setup, kind, generating, run.cluster)
+    learners, engines = LearnerGroup(learner_actors, setup), EngineGroup(engine_actors)
     sync = WeightSync(learners, engines, "wait")
     try:
         seen = []

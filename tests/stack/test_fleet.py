@@ -10,12 +10,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from torch import Tensor
 
 from rlkit import trainer
 from rlkit.cluster import ray as on_ray
@@ -25,9 +27,10 @@ from rlkit.cluster.ray import RayWorkers, start_engines
 from rlkit.cluster.reaper import users
 from rlkit.config import load
 from rlkit.errors import EngineError
+from rlkit.rollout.engine import EngineSetup, EngineSpec, SimpleEngine
 from rlkit.run import Cluster
 from rlkit.trainer import train
-from rlkit.types import Prompt, Sampling
+from rlkit.types import Prompt, Rollout, Sampling
 
 
 def pid(workers: RayWorkers, index: int) -> int:
@@ -137,33 +140,37 @@ def test_lost_learners_and_a_lost_ray_go_back_to_the_last_checkpoint(
     assert curve(folder) == [pytest.approx(row, abs=1e-4) for row in curve(whole)]
 
 
-class Sticky:
-    """An engine whose requests get stuck once: not in its second life, which ``path`` remembers."""
+class Sticky(SimpleEngine):
+    """An engine whose requests get stuck once: not in its second life, which the file ``path`` remembers."""
 
     def __init__(self, path: str) -> None:
+        super().__init__()
         self.path = Path(path)
 
-    def ready(self) -> dict[str, Any]:
-        return {}
-
-    def progress(self) -> int:
-        return 0
-
-    def generate(self, prompt: Prompt, n: int, sampling: Sampling) -> str:
+    def answer(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
         if not self.path.exists():
             self.path.touch()
             time.sleep(600)
         if prompt.id == "fatal":
             raise EngineError("vLLM failed: out of memory")
-        return prompt.id
+        return [Rollout(prompt, [3], [True], [-1.0], [0], "stop")]
+
+    def assign(self, tensors: Mapping[str, Tensor]) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Stuck(EngineSpec):
+    def start(self, setup: EngineSetup) -> Sticky:
+        return Sticky(setup.path)
 
 
 def test_an_engine_that_is_stuck_or_has_failed_inside_is_started_again(tmp_path: Path, ray_session: None) -> None:
     cluster = Cluster(cpus=0.2, timeout=10.0, stall=1.0)
     said: list[str] = []
-    engines = EngineGroup(start_engines(cluster, str(tmp_path / "stuck"), Sticky, {}, {}), 2, said.append)
+    engines = EngineGroup(start_engines(Stuck(), EngineSetup(path=str(tmp_path / "stuck")), cluster), 2, said.append)
     try:
-        assert engines.generate(Prompt("0", (3,), ""), 1, Sampling()) == "0"  # type: ignore[comparison-overlap]
+        assert engines.generate(Prompt("0", (3,), ""), 1, Sampling())[0].tokens == [3]
         assert "got no further for 1 s (cluster.stall)" in said[0]
         with pytest.raises(EngineError, match=r"out of memory\. No engine is started again"):
             engines.generate(Prompt("fatal", (3,), ""), 1, Sampling())

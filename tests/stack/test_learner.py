@@ -14,13 +14,13 @@ import torch
 from rlkit.cluster.groups import LearnerGroup, LocalWorkers
 from rlkit.config import load as make_run
 from rlkit.learner.learner import Learner
+from rlkit.learner.setup import LearnerSetup
 from rlkit.model.load import load_lm
 from rlkit.model.policy import PolicyModel, evaluate_new
 from rlkit.objective import loss, normalise
 from rlkit.objective.diagnostics import gradient_shares
 from rlkit.objective.divergences import KL
 from rlkit.objective.losses import Entropy, PPOClip
-from rlkit.run import Run
 from rlkit.types import Batch, Prompt, Rollout, Sampling
 
 NEEDS = frozenset({"adv", "old", "ref", "behav", "value", "returns"})
@@ -50,18 +50,18 @@ def batch(seed: int) -> Batch:
     return b
 
 
-def train(run: Run, workers: Any, steps: int = 3) -> dict[str, np.ndarray]:
-    group = LearnerGroup(workers, run, NEEDS)
+def train(setup: LearnerSetup, workers: Any, steps: int = 3) -> dict[str, np.ndarray]:
+    group = LearnerGroup(workers, setup)
     for k in range(steps):
         b = batch(k)
         b = group.annotate(b, ("ref", "old", "value"))
         b = b.replace(returns=b.adv * 0.5)
-        stats = group.update(b, (1.0, 0.1, 0.5)[: len(run.objective)], seed=k, breakdown=k == 1)
+        stats = group.update(b, (1.0, 0.1, 0.5)[: len(setup.objective)], seed=k, breakdown=k == 1)
         group.after_step(k + 1, stats)
         if k == 0:
             workers.call("reset_optimizer")
         if k == 1:
-            assert 0 < gradient_shares(stats, [t.name for t in run.objective])["gradient/share/PPOClip"] < 1
+            assert 0 < gradient_shares(stats, [t.name for t in setup.objective])["gradient/share/PPOClip"] < 1
     out: dict[str, np.ndarray] = {}
     for names, _ in group.buckets():
         out |= (
@@ -118,8 +118,8 @@ def test_lora_reference_is_the_base_and_the_export_is_the_merge(
     run = make_run(
         {**small, "peft": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}, "learner": {"lr": 1e-2}}
     )
-    learner = Learner(run, str(tiny), NEEDS)
-    train(run, LocalWorkers(learner))
+    learner = Learner(run.learner_setup(str(tiny), NEEDS))
+    train(learner.setup, LocalWorkers(learner))
     b = batch(7)
     now = learner.annotate([b], ("old", "ref"))
     with torch.no_grad():
@@ -151,7 +151,8 @@ def test_two_sharded_ranks_on_ray_train_as_one_process_does(
     small["objective"].append({"type": "ValueMSE", "coef": 0.5})
     small["learner"] = {**small["learner"], "warmup_steps": 3}
     local = make_run(small)
-    want = train(local, LocalWorkers(Learner(local, str(tiny), NEEDS)))
+    alone = Learner(local.learner_setup(str(tiny), NEEDS))
+    want = train(alone.setup, LocalWorkers(alone))
     assert np.abs(want["values"]).max() > 1e-3
     run = make_run(
         {
@@ -161,12 +162,10 @@ def test_two_sharded_ranks_on_ray_train_as_one_process_does(
         }
     )
     run = dataclasses.replace(run, cluster=dataclasses.replace(run.cluster, timeout=200.0))
-    from rlkit.session import make_engine
-
-    options = {"kind": "hf", "seed": 0, "dtype": "float32", "max_model_len": 64, "options": {}, "tensor_parallel": 1}
-    learners, engines = on_ray.start(run, str(tiny), NEEDS, make_engine, {}, options)
+    setup = run.learner_setup(str(tiny), NEEDS)
+    learners, engines = on_ray.start(setup, run.rollout.kind, run.engine_setup(str(tiny), 64), run.cluster)
     try:
-        got = train(run, learners)
+        got = train(setup, learners)
     finally:
         learners.close()
         engines.close()
