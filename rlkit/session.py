@@ -37,8 +37,8 @@ from rlkit.record.masking import mask_values
 from rlkit.record.output import require_folder
 from rlkit.resume import Changes, compare
 from rlkit.rewards import Scorer
-from rlkit.rollout.collector import Collector, Group
-from rlkit.rollout.interrupt import Interruption
+from rlkit.rollout.collector import Collector, Group, Rules
+from rlkit.rollout.interrupt import Interrupted, Interruption
 from rlkit.rollout.lengths import LengthState
 from rlkit.run import Run
 from rlkit.start import start_model, tokenizer_of
@@ -216,21 +216,13 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False, stop: Stopper 
         sampler = run.data.sampler.build(train_prompts, run.seed, statistics)
         drift = Drift(run.log.drift)
         collector = Collector(
-            engines,
+            engines if interrupt is None else Interrupted(engines, interrupt),
             scorer,
             sampler,
-            prompts=run.rollout.prompts,
-            n=run.rollout.n,
-            sampling=sampling,
-            max_lag=run.rollout.max_lag,
-            over=run.rollout.over,
-            overtake=run.rollout.overtake,
-            drop=run.data.drop,
-            refill=run.data.refill,
-            admit=run.data.admit,
-            max_waste=run.rollout.max_waste,
-            interrupt=interrupt,
-            statistics=statistics,
+            statistics,
+            run.rollout,
+            sampling,
+            Rules(run.data.drop, run.data.refill, run.data.admit),
             timeline=timeline,
             witness=drift.see,
         )

@@ -24,6 +24,7 @@ from rlkit.data.curriculum import Shuffle
 from rlkit.data.statistics import PromptStatistics
 from rlkit.errors import ClusterError, EngineError, WorkerError, WorkerTimeout
 from rlkit.rollout.collector import Collector
+from rlkit.rollout.section import RolloutSection
 from rlkit.run import Cluster
 from rlkit.types import Prompt, Rollout, Sampling
 
@@ -164,15 +165,14 @@ def test_every_group_is_trained_on_once_however_often_engines_die(max_lag: int, 
     lost: list[str] = []
     engines = EngineGroup(fleet, restarts=10_000, report=lost.append)
     rows = [Prompt(str(i), (3,), "") for i in range(400)]
+    statistics = PromptStatistics(rows)
     collector = Collector(
         engines,
         SimpleNamespace(score=lambda group: [setattr(r, "reward", 1.0) for r in group]),
-        Shuffle().build(rows, 0, PromptStatistics(rows)),
-        prompts=8,
-        n=1,
-        sampling=Sampling(),
-        max_lag=max_lag,
-        over=over,
+        Shuffle().build(rows, 0, statistics),
+        statistics,
+        RolloutSection(prompts=8, n=1, max_lag=max_lag, over=over, pause="continue"),
+        Sampling(),
     )
     batches = [collector.next(step) for step in range(20)]
     used = [r.prompt.id for batch in batches for r in batch]

@@ -14,9 +14,10 @@ from rlkit.data.curriculum import Shuffle, ZeroVariance
 from rlkit.data.statistics import PromptStatistics
 from rlkit.learner.plan import minibatches, pack
 from rlkit.record.checkpoint import Checkpoints
-from rlkit.rollout.collector import Collector
+from rlkit.rollout.collector import Collector, Rules
 from rlkit.rollout.interrupt import Interrupt, Interruption
 from rlkit.rollout.lengths import Lengths, LengthState
+from rlkit.rollout.section import RolloutSection
 from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
 
 
@@ -57,17 +58,11 @@ class Engine:
         pass
 
 
-def collector(engine: Engine, n: int, **options: Any) -> Collector:
+def collector(engine: Engine, n: int, rules: Rules | None = None, **options: Any) -> Collector:
     prompts = [Prompt(str(i), (3,), "") for i in range(n)]
-    return Collector(
-        engine,
-        engine,
-        Shuffle().build(prompts, 0, PromptStatistics(prompts)),
-        prompts=2,
-        n=2,
-        sampling=Sampling(),
-        **options,
-    )
+    statistics = PromptStatistics(prompts)
+    sampler = Shuffle().build(prompts, 0, statistics)
+    return Collector(engine, engine, sampler, statistics, RolloutSection(prompts=2, n=2, **options), Sampling(), rules)
 
 
 @pytest.mark.parametrize(("lag", "started"), [(0, 2), (1, 4), (3, 8)])
@@ -82,11 +77,11 @@ def test_generation_runs_ahead_by_max_lag_steps(lag: int, started: int) -> None:
 def test_dropped_groups_are_replaced_counted_and_bounded() -> None:
     prompts = [Prompt(str(i), (3,), "") for i in range(6)]
     order = [next(state).id for state in [Shuffle().build(prompts, 0, PromptStatistics(prompts))] for _ in range(6)]
-    c = collector(Engine({order[0]: [1.0, 1.0], order[2]: [math.nan, math.nan]}), 6, drop=(ZeroVariance(),))
+    c = collector(Engine({order[0]: [1.0, 1.0], order[2]: [math.nan, math.nan]}), 6, Rules((ZeroVariance(),)))
     got = c.next(0)
     assert [r.prompt.id for r in got[::2]] == [order[1], order[3]] and [r.group for r in got] == [0, 0, 1, 1]
     assert c.metrics()["rollout/dropped"] == 2 and c.metrics()["rollout/dropped_no_reward"] == 1
-    hopeless = collector(Engine({str(i): [1.0, 1.0] for i in range(6)}), 6, drop=(ZeroVariance(),), max_waste=3)
+    hopeless = collector(Engine({str(i): [1.0, 1.0] for i in range(6)}), 6, Rules((ZeroVariance(),)), max_waste=3)
     with pytest.raises(RuntimeError, match=r"7 groups were dropped in one step to find 0 of 2.*zero_variance: 7"):
         hopeless.next(0)
 
@@ -95,7 +90,7 @@ def test_without_refill_a_batch_is_smaller_but_never_empty() -> None:
     prompts = [Prompt(str(i), (3,), "") for i in range(8)]
     order = [next(state).id for state in [Shuffle().build(prompts, 0, PromptStatistics(prompts))] for _ in range(8)]
     engine = Engine({order[i]: [1.0, 1.0] for i in (0, 2, 3)})
-    c = collector(engine, 8, drop=(ZeroVariance(),), refill=False)
+    c = collector(engine, 8, Rules((ZeroVariance(),), refill=False))
     steps = [[r.prompt.id for r in c.next(k)[::2]] for k in range(3)]
     assert steps == [[order[1]], [order[4]], [order[5], order[6]]]  # step 1 lost both of its groups and got one more
     assert c.metrics()["rollout/dropped"] == 3 and len(engine.asked) == 7
@@ -155,7 +150,7 @@ def test_prompts_that_are_not_admitted_are_replaced() -> None:
         def __call__(self, prompt: Prompt, ask: Any) -> str | None:
             return "even" if int(prompt.id) % 2 == 0 and ask(1, True) else None
 
-    c = collector(Engine(), 8, admit=Odd())
+    c = collector(Engine(), 8, Rules(admit=Odd()))
     assert (
         all(int(r.prompt.id) % 2 for r in c.next(0))
         and c.metrics().get("rollout/dropped_even", 0) == c.metrics()["rollout/dropped"]

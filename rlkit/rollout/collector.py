@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -11,17 +10,17 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from rlkit.data.curriculum import AdmitRule, DropRule, SamplerState
+from rlkit.data.statistics import PromptStatistics
 from rlkit.errors import RunError
-from rlkit.rollout.engine import Aborted, numbered
-from rlkit.rollout.interrupt import Interruption
+from rlkit.record.log import Timeline
+from rlkit.rollout.engine import Aborted, Generates, numbered
+from rlkit.rollout.section import RolloutSection
 from rlkit.types import Prompt, Rollout, Sampling
-
-
-class Generates(Protocol):
-    def generate(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]: ...
 
 
 class Scores(Protocol):
@@ -65,6 +64,15 @@ def read_groups(path: Path, prompts: Mapping[str, Prompt]) -> list[Group]:
     return out
 
 
+@dataclass(frozen=True)
+class Rules:
+    """Which prompts and groups are not trained on (the section ``data``); without ``refill`` no others take their places."""
+
+    drop: tuple[DropRule, ...] = ()
+    refill: bool = True
+    admit: AdmitRule | None = None
+
+
 class Collector:
     """Keeps prompt groups in flight and hands out ``prompts`` finished ones a step, in the order in which they started.
 
@@ -80,6 +88,8 @@ class Collector:
     waits for it; so its first token is at most ``max_lag + ceil(over) + overtake`` steps old when it is trained on (``max_lag`` without
     ``over``).
 
+    ``witness`` sees every whole group, before any is dropped.
+
     Source: APRIL 2509.18521 (active partial rollouts); here engines do not stop while the learner works, and age is bounded.
     """
 
@@ -87,30 +97,20 @@ class Collector:
         self,
         engine: Generates,
         scorer: Scores,
-        sampler: Any,
-        *,
-        prompts: int,
-        n: int,
+        sampler: SamplerState,
+        statistics: PromptStatistics,
+        section: RolloutSection,
         sampling: Sampling,
-        max_lag: int = 0,
-        over: float = 0.0,
-        overtake: int = 1,
-        drop: Sequence[Callable[[Sequence[Rollout]], str | None]] = (),
-        refill: bool = True,
-        admit: Any = None,
-        max_waste: float = 10.0,
-        interrupt: Interruption | None = None,
-        statistics: Any = None,
-        timeline: Any = None,
+        rules: Rules | None = None,
+        *,
+        timeline: Timeline | None = None,
         witness: Callable[[Sequence[Rollout]], None] = lambda group: None,
     ) -> None:
-        self.engine, self.scorer, self.sampler, self.admit, self.statistics = engine, scorer, sampler, admit, statistics
-        self.prompts, self.n, self.sampling, self.max_lag = prompts, n, sampling, max_lag
-        self.extra, self.overtake = math.ceil(over * prompts), overtake
-        self.drop, self.refill, self.max_waste, self.interrupt = tuple(drop), refill, max_waste, interrupt
-        self.witness = witness  # sees every whole group, before any is dropped
-        self.timeline = timeline or (lambda *a, **k: contextlib.nullcontext())
-        self.pool = ThreadPoolExecutor(prompts * (1 + max_lag) + self.extra, thread_name_prefix="group")
+        self.engine, self.scorer, self.sampler, self.statistics = engine, scorer, sampler, statistics
+        self.section, self.sampling, self.rules = section, sampling, rules or Rules()
+        self.extra = math.ceil(section.over * section.prompts)
+        self.timeline, self.witness = timeline or Timeline(None), witness
+        self.pool = ThreadPoolExecutor(section.prompts * (1 + section.max_lag) + self.extra, thread_name_prefix="group")
         self.pending: deque[Group] = deque()
         self.again: list[Group] = []  # in flight at a resumed run's checkpoint, which has no responses of them
         self.taken = self.dropped = self.aborted = 0
@@ -160,7 +160,7 @@ class Collector:
     def _take(self) -> tuple[list[Rollout], str | None]:
         """The oldest group; with ``over`` the oldest that has finished, unless the oldest of all was overtaken often enough."""
         group = self.pending[0]  # all that started before it are gone: the rest that was taken overtook it
-        if self.extra and self.taken - group.number < self.overtake * self.prompts:
+        if self.extra and self.taken - group.number < self.section.overtake * self.section.prompts:
             wait([g.result for g in self.pending], return_when=FIRST_COMPLETED)
             group = next(g for g in self.pending if g.result.done())
         self.pending.remove(group)
@@ -176,18 +176,15 @@ class Collector:
             asked[:] = self._ask(prompt, n, dataclasses.replace(sampling, temperature=0.0) if greedy else sampling)
             return asked
 
-        refused = None if self.admit is None else self.admit(prompt, ask)
-        return (asked, refused) if refused else (self._ask(prompt, self.n, sampling), None)
+        admit = self.rules.admit
+        refused = None if admit is None else admit(prompt, ask)
+        return (asked, refused) if refused else (self._ask(prompt, self.section.n, sampling), None)
 
     def _ask(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
         while True:
             try:
                 with self.timeline("generate", threading.current_thread().name, prompt=prompt.id):
-                    group = (
-                        self.engine.generate(prompt, n, sampling)
-                        if self.interrupt is None
-                        else (self.interrupt.generate(self.engine, prompt, n, sampling))
-                    )
+                    group = self.engine.generate(prompt, n, sampling)
                 break
             except Aborted:
                 self.aborted += 1
@@ -209,13 +206,13 @@ class Collector:
         start = time.perf_counter()
         while self.again:
             self._start(self.again.pop(0))
-        limit = self.taken + (1 + self.max_lag) * self.prompts + self.extra
-        while kept + (0 if self.refill else dropped_now) < self.prompts or not kept:
+        prompts, refill = self.section.prompts, self.rules.refill
+        limit = self.taken + (1 + self.section.max_lag) * prompts + self.extra
+        while kept + (0 if refill else dropped_now) < prompts or not kept:
             self._admit(limit)
             group, refused = self._take()
-            if self.statistics is not None:
-                self.statistics.step = version
-                self.statistics.observe(group)
+            self.statistics.step = version
+            self.statistics.observe(group)
             self.sampler.observe(group)
             if refused is None:
                 self.witness(group)
@@ -223,7 +220,7 @@ class Collector:
             why = (
                 refused or "no_reward"
                 if refused or not scored
-                else next(filter(None, (rule(scored) for rule in self.drop)), None)
+                else next(filter(None, (rule(scored) for rule in self.rules.drop)), None)
             )
             if why is None:
                 for r in scored:
@@ -233,13 +230,13 @@ class Collector:
                 continue
             self.dropped += 1
             dropped_now += 1
-            if self.refill or dropped_now >= self.prompts:  # there must be something to train on
+            if refill or dropped_now >= prompts:  # there must be something to train on
                 limit += 1
             self.reasons[why] += 1
-            if dropped_now > self.max_waste * self.prompts:
+            if dropped_now > self.section.max_waste * prompts:
                 counts = ", ".join(f"{k}: {v}" for k, v in self.reasons.most_common())
                 raise RunError(
-                    f"{dropped_now} groups were dropped in one step to find {kept} of {self.prompts} to train on ({counts}; last "
+                    f"{dropped_now} groups were dropped in one step to find {kept} of {prompts} to train on ({counts}; last "
                     f"prompt: {group[0].prompt.id}{', ' + group[0].error if group[0].error else ''}). The task is too easy or too "
                     "hard for the model, or rewards fail. Raise rollout.max_waste, change data.drop, or choose other prompts."
                 )
@@ -249,9 +246,8 @@ class Collector:
 
     def metrics(self) -> dict[str, float]:
         reasons = {f"rollout/dropped_{k}": float(v) for k, v in self.reasons.items()}
-        known = {} if self.statistics is None else self.statistics.metrics()
         counts = {"rollout/dropped": float(self.dropped), "rollout/aborted": float(self.aborted)}
-        return {**counts, **self.versions, **reasons, **known, **self.sampler.metrics()}
+        return {**counts, **self.versions, **reasons, **self.statistics.metrics(), **self.sampler.metrics()}
 
     def close(self) -> None:
         self.pool.shutdown(wait=False, cancel_futures=True)

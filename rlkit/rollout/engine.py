@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
@@ -49,6 +49,12 @@ class EngineSetup:
     tensor_parallel: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
     lm: Any = None
+
+
+class Generates(Protocol):
+    """An engine, or many, to whoever asks for responses."""
+
+    def generate(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]: ...
 
 
 @dataclass(frozen=True, kw_only=True)

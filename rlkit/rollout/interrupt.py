@@ -10,6 +10,7 @@ from typing import Any
 
 from rlkit.bounds import Count
 from rlkit.errors import ConfigError
+from rlkit.rollout.engine import Generates
 from rlkit.types import Prompt, Rollout, Sampling
 
 
@@ -47,7 +48,7 @@ class Interruption:
                 f"answer in sampling.max_tokens ({max_tokens})."
             )
 
-    def generate(self, engine: Any, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
+    def generate(self, engine: Generates, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
         """As the engine's ``generate``; the parts of a response are joined."""
         after = random.Random(f"interrupt/{sampling.seed}/{prompt.id}").randint(self.spec.low, self.spec.high)
         group = engine.generate(prompt, n, dataclasses.replace(sampling, max_tokens=after))
@@ -76,3 +77,14 @@ class Interruption:
             for k, joined in zip(going, pool.map(go_on, going), strict=True):
                 group[k] = joined
         return list(group)
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """An engine whose responses are interrupted."""
+
+    engine: Generates
+    by: Interruption
+
+    def generate(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
+        return self.by.generate(self.engine, prompt, n, sampling)

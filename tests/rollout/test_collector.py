@@ -17,9 +17,10 @@ import pytest
 from rlkit.config import load
 from rlkit.data.curriculum import Shuffle, ZeroVariance
 from rlkit.data.statistics import PromptStatistics
-from rlkit.rollout.collector import Collector, read_groups, version_metrics, write_groups
+from rlkit.rollout.collector import Collector, Rules, read_groups, version_metrics, write_groups
 from rlkit.rollout.engine import request_seed
 from rlkit.rollout.hf import _batches, _Request
+from rlkit.rollout.section import RolloutSection
 from rlkit.types import Prompt, Rollout, Sampling
 
 
@@ -47,17 +48,11 @@ class Engine:
         pass
 
 
-def collector(engine: Engine, size: int, prompts: int = 2, **options: Any) -> Collector:
+def collector(engine: Engine, size: int, prompts: int = 2, rules: Rules | None = None, **options: Any) -> Collector:
     rows = [Prompt(str(i), (3,), "") for i in range(size)]
-    return Collector(
-        engine,
-        engine,
-        Shuffle().build(rows, 0, PromptStatistics(rows)),
-        prompts=prompts,
-        n=2,
-        sampling=Sampling(),
-        **options,
-    )
+    statistics = PromptStatistics(rows)
+    section = RolloutSection(prompts=prompts, n=2, pause="continue", **options)
+    return Collector(engine, engine, Shuffle().build(rows, 0, statistics), statistics, section, Sampling(), rules)
 
 
 def order(size: int) -> list[str]:
@@ -104,7 +99,7 @@ def test_without_over_groups_leave_in_start_order() -> None:
 def test_age_is_bounded_and_every_group_is_trained_on_once(max_lag: int, over: float, overtake: int) -> None:
     rng = random.Random(0)
     engine = Engine(seconds=lambda: min(0.05, 0.001 * rng.paretovariate(0.7)))
-    c = collector(engine, 400, prompts=4, max_lag=max_lag, over=over, overtake=overtake, drop=(ZeroVariance(),))
+    c = collector(engine, 400, prompts=4, max_lag=max_lag, over=over, overtake=overtake, rules=Rules((ZeroVariance(),)))
     engine.rewards = {str(i): [1.0, 1.0] for i in range(0, 400, 5)}  # these are dropped and replaced
     used: Counter[str] = Counter()
     oldest = 0.0
@@ -141,9 +136,8 @@ def test_what_was_in_flight_at_a_checkpoint_is_asked_again(tmp_path: Path) -> No
 def test_groups_that_had_finished_at_a_checkpoint_are_not_asked_again(tmp_path: Path) -> None:
     first = order(20)
     engine = Engine(held=first[3:4])
-    c = collector(
-        engine, 20, max_lag=1, admit=lambda prompt, ask: "solved" if ask(1, True) and prompt.id == first[2] else None
-    )
+    rules = Rules(admit=lambda prompt, ask: "solved" if ask(1, True) and prompt.id == first[2] else None)
+    c = collector(engine, 20, max_lag=1, rules=rules)
     c.next(0)
     wait([c.pending[0].result])
     resumed = continued(c, collector(Engine(), 20, max_lag=1), tmp_path / "ahead.jsonl")
