@@ -94,6 +94,7 @@ from rlkit.objective.penalties import DivergenceReward, KLReward, Penalty
 from rlkit.planning.probe import probe
 from rlkit.record.plots import plot_run
 from rlkit.rewards import RewardSpec
+from rlkit.rollout.engine import Engine, EngineSetup, EngineSpec, SimpleEngine
 from rlkit.run import (
     CheckpointSection,
     Cluster,
@@ -167,6 +168,10 @@ __all__ = [
     "AdmitRule",
     "Task",
     "Reference",
+    "EngineSpec",
+    "Engine",
+    "EngineSetup",
+    "SimpleEngine",
     # loss terms
     "PPOClip",
     "ISGradient",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlkit.data.curriculum import Shuffle, ZeroVariance
+from rlkit.data.curriculum import AdmitRule, Shuffle, ZeroVariance
 from rlkit.data.statistics import PromptStatistics
 from rlkit.learner.plan import minibatches, pack
 from rlkit.record.checkpoint import Checkpoints
@@ -146,7 +146,7 @@ def test_interrupted_responses_are_told_so_and_answer() -> None:
 
 
 def test_prompts_that_are_not_admitted_are_replaced() -> None:
-    class Odd:
+    class Odd(AdmitRule):
         def __call__(self, prompt: Prompt, ask: Any) -> str | None:
             return "even" if int(prompt.id) % 2 == 0 and ask(1, True) else None
 

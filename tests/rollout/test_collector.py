@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from rlkit.config import load
-from rlkit.data.curriculum import Shuffle, ZeroVariance
+from rlkit.data.curriculum import AdmitRule, Shuffle, ZeroVariance
 from rlkit.data.statistics import PromptStatistics
 from rlkit.rollout.collector import Collector, Rules, read_groups, version_metrics, write_groups
 from rlkit.rollout.engine import request_seed
@@ -136,8 +136,12 @@ def test_what_was_in_flight_at_a_checkpoint_is_asked_again(tmp_path: Path) -> No
 def test_groups_that_had_finished_at_a_checkpoint_are_not_asked_again(tmp_path: Path) -> None:
     first = order(20)
     engine = Engine(held=first[3:4])
-    rules = Rules(admit=lambda prompt, ask: "solved" if ask(1, True) and prompt.id == first[2] else None)
-    c = collector(engine, 20, max_lag=1, rules=rules)
+
+    class Solved(AdmitRule):
+        def __call__(self, prompt: Prompt, ask: Any) -> str | None:
+            return "solved" if ask(1, True) and prompt.id == first[2] else None
+
+    c = collector(engine, 20, max_lag=1, rules=Rules(admit=Solved()))
     c.next(0)
     wait([c.pending[0].result])
     resumed = continued(c, collector(Engine(), 20, max_lag=1), tmp_path / "ahead.jsonl")
