@@ -19,6 +19,7 @@ from rlkit.errors import ConfigError
 from rlkit.evaluation.voting import Votes
 
 Array = NDArray[np.float64]
+Interval = dict[str, float | None]  # value, low, high; None where it is not defined
 BINS = 10
 TAUS = (0.25, 0.5, 0.75, 1.0)
 
@@ -259,7 +260,7 @@ def summarize(
     names = list(dict.fromkeys(g.dataset for g in groups))
 
     def summary(part: Sequence[_Prompt]) -> dict[str, Any]:
-        return _summary(part, ks, taus, np.random.default_rng(seed), resamples, confidence)
+        return _summary(part, ks, taus, _Bootstrap(len(part), np.random.default_rng(seed), resamples, confidence))
 
     parts = {name: summary([g for g in groups if g.dataset == name]) for name in names}
     return {
@@ -292,13 +293,33 @@ class _Prompt:
         return self._majority[k]
 
 
+class _Bootstrap:
+    """Resamples of prompts, the same for every number of a summary."""
+
+    def __init__(self, prompts: int, rng: np.random.Generator, resamples: int, confidence: float) -> None:
+        self.prompts = prompts
+        share = np.full(prompts, 1 / prompts)
+        self.weight = rng.multinomial(prompts, share, size=resamples).astype(np.float64)  # [R, P]
+        self._tail = 100 * (1 - confidence) / 2
+
+    def interval(self, value: float, draws: Array) -> Interval:
+        ok = draws[np.isfinite(draws)]
+        if not math.isfinite(value) or not len(ok):
+            return {"value": None, "low": None, "high": None}
+        low, high = np.percentile(ok, [self._tail, 100 - self._tail])
+        return {"value": float(value), "low": float(low), "high": float(high)}
+
+    def mean(self, per_prompt: Iterable[float]) -> Interval:
+        x = np.fromiter(per_prompt, np.float64, self.prompts)
+        return self.interval(x.mean(), self.weight @ x / self.prompts)
+
+    def ratio(self, top: Array, bottom: Array) -> Interval:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.interval(np.divide(top.sum(), bottom.sum()), (self.weight @ top) / (self.weight @ bottom))
+
+
 def _summary(
-    groups: Sequence[_Prompt],
-    ks: Sequence[int] | None,
-    taus: Sequence[float],
-    rng: np.random.Generator,
-    resamples: int,
-    confidence: float,
+    groups: Sequence[_Prompt], ks: Sequence[int] | None, taus: Sequence[float], b: _Bootstrap
 ) -> dict[str, Any]:
     least = min(groups, key=lambda g: g.n)
     if ks is None:
@@ -309,62 +330,51 @@ def _summary(
                 f"k is {k}, but prompt {least.prompt_id} of data set {least.dataset!r} has {least.n} samples. Draw "
                 "more samples, leave the prompt out, or lower k."
             )
-    P = len(groups)
     nc = [g.nc for g in groups]
-    weight = rng.multinomial(P, np.full(P, 1 / P), size=resamples).astype(np.float64)  # [R, P]
-    tail = 100 * (1 - confidence) / 2
-
-    def interval(value: float, draws: Array) -> dict[str, float | None]:
-        ok = draws[np.isfinite(draws)]
-        if not math.isfinite(value) or not len(ok):
-            return {"value": None, "low": None, "high": None}
-        low, high = np.percentile(ok, [tail, 100 - tail])
-        return {"value": float(value), "low": float(low), "high": float(high)}
-
-    def mean(per_prompt: Iterable[float]) -> dict[str, float | None]:
-        x = np.fromiter(per_prompt, np.float64, P)
-        return interval(x.mean(), weight @ x / P)
-
-    def ratio(top: Array, bottom: Array) -> dict[str, float | None]:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return interval(np.divide(top.sum(), bottom.sum()), (weight @ top) / (weight @ bottom))
-
     wide = [k for k in ks if k >= 2]
     known = frozenset.intersection(*(g.known for g in groups))
-    lengths: dict[str, Any] = {
-        "mean": mean(float(g.length.mean()) for g in groups),
-        "max": float(max(g.length.max() for g in groups)),
-        **_quantiles([g.length for g in groups], weight, interval),
-    }
-    for name, flags in (("correct", [g.right for g in groups]), ("wrong", [~g.right for g in groups])):
-        lengths[name] = ratio(
-            np.array([g.length[f].sum() for g, f in zip(groups, flags, strict=True)]),
-            np.array([float(f.sum()) for f in flags]),
-        )
-    calibration = _Calibration([g.share for g in groups], [g.majority(g.n) for g in groups])
-    point, draws = calibration(), calibration(weight)
-    votes = {
-        "maj@k": {str(k): mean(g.majority(k) for g in groups) for k in ks},
-        "distinct_answers": mean(g.distinct for g in groups),
-        "unparsed": mean(g.unparsed for g in groups),
-        "calibration": {name: interval(float(point[name][0]), draws[name]) for name in point},
-    }
+    votes = _votes(groups, ks, b)
     return {
-        "prompts": P,
+        "prompts": len(groups),
         "samples": sum(n for n, _ in nc),
         "samples_per_prompt": {"min": min(n for n, _ in nc), "max": max(n for n, _ in nc)},
-        "avg": mean(g.avg for g in groups),
-        "pass@k": {str(k): mean(g_pass_at_k(n, c, k, 0.0) for n, c in nc) for k in ks},
-        "pass^k": {str(k): mean(g_pass_at_k(n, c, k, 1.0) for n, c in nc) for k in ks},
-        "g_pass@k": {str(k): {str(t): mean(g_pass_at_k(n, c, k, t) for n, c in nc) for t in taus} for k in wide},
-        "mg_pass@k": {str(k): mean(mg_pass_at_k(n, c, k) for n, c in nc) for k in wide},
-        "truncated": mean(g.truncated for g in groups) if "finish" in known else None,
-        "length": lengths if "length" in known else None,
+        "avg": b.mean(g.avg for g in groups),
+        "pass@k": {str(k): b.mean(g_pass_at_k(n, c, k, 0.0) for n, c in nc) for k in ks},
+        "pass^k": {str(k): b.mean(g_pass_at_k(n, c, k, 1.0) for n, c in nc) for k in ks},
+        "g_pass@k": {str(k): {str(t): b.mean(g_pass_at_k(n, c, k, t) for n, c in nc) for t in taus} for k in wide},
+        "mg_pass@k": {str(k): b.mean(mg_pass_at_k(n, c, k) for n, c in nc) for k in wide},
+        "truncated": b.mean(g.truncated for g in groups) if "finish" in known else None,
+        "length": _lengths(groups, b) if "length" in known else None,
         **(votes if "answer" in known else dict.fromkeys(votes)),
     }
 
 
-def _quantiles(lengths: Sequence[Array], weight: Array, interval: Any) -> dict[str, Any]:
+def _lengths(groups: Sequence[_Prompt], b: _Bootstrap) -> dict[str, Any]:
+    lengths: dict[str, Any] = {
+        "mean": b.mean(float(g.length.mean()) for g in groups),
+        "max": float(max(g.length.max() for g in groups)),
+        **_quantiles([g.length for g in groups], b),
+    }
+    for name, flags in (("correct", [g.right for g in groups]), ("wrong", [~g.right for g in groups])):
+        lengths[name] = b.ratio(
+            np.array([g.length[f].sum() for g, f in zip(groups, flags, strict=True)]),
+            np.array([float(f.sum()) for f in flags]),
+        )
+    return lengths
+
+
+def _votes(groups: Sequence[_Prompt], ks: Sequence[int], b: _Bootstrap) -> dict[str, Any]:
+    calibration = _Calibration([g.share for g in groups], [g.majority(g.n) for g in groups])
+    point, draws = calibration(), calibration(b.weight)
+    return {
+        "maj@k": {str(k): b.mean(g.majority(k) for g in groups) for k in ks},
+        "distinct_answers": b.mean(g.distinct for g in groups),
+        "unparsed": b.mean(g.unparsed for g in groups),
+        "calibration": {name: b.interval(float(point[name][0]), draws[name]) for name in point},
+    }
+
+
+def _quantiles(lengths: Sequence[Array], b: _Bootstrap) -> dict[str, Interval]:
     """Median and 90th percentile of the lengths of all samples, for every resample.
 
     The sorted lengths are cut into blocks: one product counts every block of every resample, then only the block with the quantile is
@@ -378,7 +388,7 @@ def _quantiles(lengths: Sequence[Array], weight: Array, interval: Any) -> dict[s
     counts = np.bincount(owner * blocks + np.arange(len(x)) // size, minlength=len(lengths) * blocks).reshape(
         len(lengths), blocks
     )
-    upto = (weight @ counts).cumsum(1)  # [R, blocks]
+    upto = (b.weight @ counts).cumsum(1)  # [R, blocks]
     stats = length_stats(x)
     found = {}
     for name, q in (("median", 0.5), ("p90", 0.9)):
@@ -387,6 +397,6 @@ def _quantiles(lengths: Sequence[Array], weight: Array, interval: Any) -> dict[s
         place = np.minimum(block[:, None] * size + np.arange(size), len(x) - 1)
         row = np.arange(len(block))
         before = np.where(block > 0, upto[row, block - 1], 0)
-        inside = before[:, None] + np.take_along_axis(weight, owner[place], axis=1).cumsum(1)
-        found[name] = interval(stats[name], x[place[row, np.argmax(inside >= need[:, None], axis=1)]])
+        inside = before[:, None] + np.take_along_axis(b.weight, owner[place], axis=1).cumsum(1)
+        found[name] = b.interval(stats[name], x[place[row, np.argmax(inside >= need[:, None], axis=1)]])
     return found

@@ -18,7 +18,8 @@ from rlkit.verifier.tokens import CALLS, CONNECT, GREEK, NUMBER_WORDS, PLAIN, To
 from rlkit.verifier.units import LARGE, NO_UNIT, SINGLE_LETTERS
 from rlkit.verifier.values import Based, Equation, Inequality, Items, Matrix, Ratio, Region, Scalar, Text, Value
 
-RELATIONS = {"=", "<", ">", "le", "ge", "ne"}
+_WAY = {"<": 1, "le": 1, ">": -1, "ge": -1, "ne": 0}  # where the larger side stands: 1 on the right
+_RELATIONS = {"=", *_WAY}
 _SPACED = re.compile(
     r"([^\d,;]*)(\d{1,3}(?: \d{3})+)((?:\.\d+)?(?:[^\d,;./][^\d,;]*)?)\Z"
 )  # 1 500 euros, the only number of a text
@@ -160,7 +161,7 @@ class Reader:
             return self.value(parts[1], depth + 1)
         if enclosed(tokens) and tokens[0].kind == "\\{":
             parts, found = split(tokens[1:-1], lambda t: t.kind in ("|", ":"))
-            if len(found) == 1 and len(parts[0]) <= 5 and any(name_of(t) in RELATIONS for t in parts[1]):
+            if len(found) == 1 and len(parts[0]) <= 5 and any(name_of(t) in _RELATIONS for t in parts[1]):
                 return self.value(parts[1], depth + 1)
         return None
 
@@ -198,73 +199,83 @@ class Reader:
         return self.value(parts[0], depth + 1) if found and parts[0] else None
 
     def _relation(self, tokens: list[Token], depth: int) -> Value | None:
-        parts, found = split(tokens, lambda t: t.kind in RELATIONS or (t.kind == "cmd" and t.text in RELATIONS))
+        parts, found = split(tokens, lambda t: t.kind in _RELATIONS or (t.kind == "cmd" and t.text in _RELATIONS))
         if not found:
             return None
         if not all(parts):
             raise Unreadable("a relation without a side")
         ops = [name_of(t) for t in found]
         if all(op == "=" for op in ops):
-            name = plain_name(parts[0])
-            sides: list[Any] = []
-            for k, part in enumerate(parts):
-                try:
-                    sides.append(self.value(part, depth + 1))
-                except Unreadable:
-                    if k or not name:
-                        raise
-                    sides.append(Text(name))
-            if (
-                not name
-                and len(parts) == 2
-                and plain_name(parts[1])
-                and isinstance(sides[0], Scalar)
-                and not sides[0].expr.symbols
-            ):
-                sides.reverse()
-                name = plain_name(parts[1])
-            if (
-                not name
-                and isinstance(sides[0], Items)
-                and sides[0].kind == "tuple"
-                and all(
-                    isinstance(x, Scalar) and x.expr.symbols and x.expr.same(symbol(next(iter(x.expr.symbols))))
-                    for x in sides[0].items
-                )
-            ):
-                name = "".join(t.text for t in parts[0])  # (x, y) = (2, 3)
-            return Equation(tuple(sides), name)
+            return self._equation(parts, depth)
         if "=" in ops:
             raise Unreadable("a mixed relation")
-        sign = {"<": 1, "le": 1, ">": -1, "ge": -1, "ne": 0}
-        names = [plain_name(p) for p in parts]
         if len(parts) == 2:
-            if bool(names[0]) == bool(names[1]) or (names[0] and _infinite(parts[1])):
-                sides = [self._side(p) for p in parts]
-                if sides[0].atoms & {INFINITY} or sides[1].atoms & {INFINITY}:
-                    raise Unreadable("a relation with infinity")
-                way = sign[ops[0]]
-                return Inequality(
-                    {"<": "<", ">": "<", "le": "<=", "ge": "<="}.get(ops[0], "!="),
-                    sides[1] - sides[0] if way >= 0 else sides[0] - sides[1],
-                )
-            bound, way = (self._side(parts[1]), sign[ops[0]]) if names[0] else (self._side(parts[0]), -sign[ops[0]])
-            closed = ops[0] in ("le", "ge")
-            if way == 0:
-                return Region(((None, False, bound, False), (bound, False, None, False)))
-            return Region(((None, False, bound, closed),)) if way > 0 else Region(((bound, closed, None, False),))
-        if len(parts) == 3 and sign[ops[0]] == sign[ops[1]] != 0:
-            ends = [self._side(parts[0]), self._side(parts[2])]
-            shut = [op in ("le", "ge") for op in ops]
-            if sign[ops[0]] < 0:
-                ends.reverse()
-                shut.reverse()
-            if not names[1] or re.search(r"\(.*\d", names[1]):
-                raise Unreadable("a relation of something else than a name")
-            low = None if ends[0].same(-symbol(INFINITY)) else ends[0]
-            high = None if ends[1].same(symbol(INFINITY)) else ends[1]
-            return Region(((low, shut[0] and low is not None, high, shut[1] and high is not None),))
+            return self._bound(parts, ops[0])
+        if len(parts) == 3:
+            return self._between(parts, ops)
         raise Unreadable("a relation of many parts")
+
+    def _equation(self, parts: list[list[Token]], depth: int) -> Equation:
+        name = plain_name(parts[0])
+        sides: list[Any] = []
+        for k, part in enumerate(parts):
+            try:
+                sides.append(self.value(part, depth + 1))
+            except Unreadable:
+                if k or not name:
+                    raise
+                sides.append(Text(name))
+        if (
+            not name
+            and len(parts) == 2
+            and plain_name(parts[1])
+            and isinstance(sides[0], Scalar)
+            and not sides[0].expr.symbols
+        ):
+            sides.reverse()
+            name = plain_name(parts[1])
+        if (
+            not name
+            and isinstance(sides[0], Items)
+            and sides[0].kind == "tuple"
+            and all(
+                isinstance(x, Scalar) and x.expr.symbols and x.expr.same(symbol(next(iter(x.expr.symbols))))
+                for x in sides[0].items
+            )
+        ):
+            name = "".join(t.text for t in parts[0])  # (x, y) = (2, 3)
+        return Equation(tuple(sides), name)
+
+    def _bound(self, parts: list[list[Token]], op: str) -> Region | Inequality:
+        """x < 3 is an interval; x < y + 1 is an inequality."""
+        way, closed = _WAY[op], op in ("le", "ge")
+        names = [plain_name(part) for part in parts]
+        if bool(names[0]) == bool(names[1]) or (names[0] and _infinite(parts[1])):
+            left, right = (self._side(part) for part in parts)
+            if left.atoms & {INFINITY} or right.atoms & {INFINITY}:
+                raise Unreadable("a relation with infinity")
+            sign = "!=" if way == 0 else "<=" if closed else "<"
+            return Inequality(sign, right - left if way >= 0 else left - right)
+        bound, way = (self._side(parts[1]), way) if names[0] else (self._side(parts[0]), -way)
+        if way == 0:
+            return Region(((None, False, bound, False), (bound, False, None, False)))
+        return Region(((None, False, bound, closed),)) if way > 0 else Region(((bound, closed, None, False),))
+
+    def _between(self, parts: list[list[Token]], ops: list[str]) -> Region:
+        """1 < x <= 3."""
+        if not _WAY[ops[0]] == _WAY[ops[1]] != 0:
+            raise Unreadable("a relation of many parts")
+        ends = [self._side(parts[0]), self._side(parts[2])]
+        shut = [op in ("le", "ge") for op in ops]
+        if _WAY[ops[0]] < 0:
+            ends.reverse()
+            shut.reverse()
+        name = plain_name(parts[1])
+        if not name or re.search(r"\(.*\d", name):
+            raise Unreadable("a relation of something else than a name")
+        low = None if ends[0].same(-symbol(INFINITY)) else ends[0]
+        high = None if ends[1].same(symbol(INFINITY)) else ends[1]
+        return Region(((low, shut[0] and low is not None, high, shut[1] and high is not None),))
 
     def _side(self, tokens: list[Token]) -> Expr:
         v = self._scalar(tokens)
