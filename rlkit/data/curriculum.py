@@ -153,8 +153,10 @@ class _ShuffleState(SamplerState):
 class Shuffle(Sampler):
     """Every prompt once an epoch, in an order that depends on the seed and the epoch alone.
 
-    ``retire_above``: prompts whose pass rate so far is at least this are left out of later epochs (no-positive-resampling, 0.9 in
-    ScaleRL 2510.13786). If all are, all come back.
+    ``retire_above``: prompts whose pass rate so far is at least this are left out of later epochs (no-positive-resampling). If all
+    are, all come back.
+
+    Source: ScaleRL 2510.13786 (``retire_above: 0.9``).
     """
 
     retire_above: Share | None = None
@@ -398,7 +400,7 @@ class Overlong(DropRule):
 class GreedyUnsolved(AdmitRule):
     """Asks only for prompts whose greedy response is not already fully right (reward >= ``solved``).
 
-    Source: SELF 2510.02230: reinforcing what is already likely suppresses other solutions.
+    Source: SELF 2510.02230 (reinforcing what is already likely suppresses other solutions).
     """
 
     solved: float = 1.0

@@ -240,7 +240,7 @@ SETS: dict[str, NamedSet] = {
         hub="POLARIS-Project/Polaris-Dataset-53K",
         train="train",
         keep={"difficulty": ("difficulty", str)},
-        size=(53291, None),  # [memory]
+        size=(53291, None),  # from memory, not checked
         note="Apache-2.0. `difficulty` is the pass rate of DeepSeek-R1-Distill-Qwen-7B, e.g. 3/8.",
     ),
 }

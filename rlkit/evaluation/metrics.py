@@ -39,7 +39,10 @@ def powers_of_two(n: int) -> list[int]:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """``1 - C(n-c, k) / C(n, k)``: at least one of ``k`` samples is correct; unbiased (arXiv 2107.03374)."""
+    """``1 - C(n-c, k) / C(n, k)``: at least one of ``k`` samples is correct; unbiased.
+
+    Source: Codex 2107.03374, eq. 1.
+    """
     _check(n, c, k)
     total = math.comb(n, k)
     return (total - math.comb(n - c, k)) / total
@@ -52,9 +55,9 @@ def _at_least(n: int, c: int, k: int, m: int) -> float:
 
 @lru_cache(1 << 16)
 def g_pass_at_k(n: int, c: int, k: int, tau: float) -> float:
-    """G-Pass@k_tau: at least ``max(ceil(tau k), 1)`` of ``k`` samples are correct (arXiv 2412.13147).
+    """G-Pass@k_tau: at least ``max(ceil(tau k), 1)`` of ``k`` samples are correct. tau -> 0 is pass@k, tau = 1 is pass^k.
 
-    tau -> 0 is pass@k, tau = 1 is pass^k.
+    Source: G-Pass@k 2412.13147.
     """
     _check(n, c, k)
     if not 0 <= tau <= 1:
@@ -64,9 +67,11 @@ def g_pass_at_k(n: int, c: int, k: int, tau: float) -> float:
 
 @lru_cache(1 << 16)
 def mg_pass_at_k(n: int, c: int, k: int) -> float:
-    """mG-Pass@k, ``(2/k) * sum over i = ceil(k/2)+1 .. k of G-Pass@k_{i/k}``: the stable half of G-Pass (arXiv 2412.13147).
+    """mG-Pass@k, ``(2/k) * sum over i = ceil(k/2)+1 .. k of G-Pass@k_{i/k}``: the stable half of G-Pass.
 
     ``2 * integral over tau in [0.5, 1]``; 0 for ``k = 1``, where the sum is empty.
+
+    Source: G-Pass@k 2412.13147.
     """
     _check(n, c, k)
     return 2 / k * math.fsum(_at_least(n, c, k, i) for i in range((k + 1) // 2 + 1, k + 1))

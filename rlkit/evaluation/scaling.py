@@ -30,7 +30,10 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def sigmoid(compute: ArrayLike, r0: float, asymptote: float, midpoint: float, slope: float) -> Array:
-    """``R_C = R_0 + (A - R_0) / (1 + (C_mid / C)^B)`` (ScaleRL, arXiv 2510.13786); ``R_0`` at ``C = 0``, half of the gain at ``C_mid``."""
+    """``R_C = R_0 + (A - R_0) / (1 + (C_mid / C)^B)``; ``R_0`` at ``C = 0``, half of the gain at ``C_mid``.
+
+    Source: ScaleRL 2510.13786.
+    """
     return r0 + (asymptote - r0) * _gain(np.asarray(compute, dtype=np.float64), midpoint, slope)
 
 
@@ -197,13 +200,15 @@ def _golden(cost: Any, low: Array, high: Array, rounds: int = 45) -> tuple[Array
 
 @dataclass(frozen=True)
 class PowerLawFit:
-    """``log L(N, X) = -k(N) log X + E(N)`` with ``L = 1 - R / R_max`` and ``k(N) = K_max / (1 + N_0 / N)`` (arXiv 2509.25300).
+    """``log L(N, X) = -k(N) log X + E(N)`` with ``L = 1 - R / R_max`` and ``k(N) = K_max / (1 + N_0 / N)``.
 
     Attributes:
         sizes: ``N`` of each model, ascending. k, e: its slope and intercept. r2: of each model's line, in log L.
         k_max, n_0: learning efficiency of an infinite model, and the size at which half of it is reached; nan with a single model.
         n_0_at_edge: k does not grow with N in these runs (n_0 = 0), or it still grows linearly (n_0 far beyond them).
         r_max: the reward of a perfect policy.
+
+    Source: Scaling Behaviors 2509.25300.
     """
 
     sizes: tuple[float, ...]

@@ -66,7 +66,9 @@ def _credit(answers: Sequence[Answer], correct: Sequence[float]) -> dict[str, fl
 def weighted_vote(answers: Sequence[Answer], correct: Sequence[float], weights: Sequence[float]) -> float:
     """Whether the answer with the largest sum of weights is correct, ties in equal shares; the weights are e.g. self-certainties.
 
-    Self-certainty of a response: mean over its tokens of ``KL(uniform || pi_t)``, nats (arXiv 2502.18581).
+    Self-certainty of a response: mean over its tokens of ``KL(uniform || pi_t)``, nats.
+
+    Source: Self-Certainty 2502.18581.
     """
     credit, best = _credit(answers, correct), winners(tally(answers, weights))
     return sum(credit[a] for a in best) / len(best) if best else 0.0
@@ -142,7 +144,8 @@ def temperature_vote(
     """The two-stage rule of multi-temperature sampling: stop once temperatures are confident and agree.
 
     Stage 1: a temperature is confident if its majority has at least a share ``intra`` of its samples. Stage 2: if the majorities of the
-    confident temperatures agree at a rate of at least ``cross``, stop; else sample more. [reconstruction from notes; no official code]
+    confident temperatures agree at a rate of at least ``cross``, stop; else sample more. The rule is a
+    reconstruction: there is no released code of it.
     """
     if not answers:
         raise ConfigError("temperature_vote: there are no temperatures; give a mapping of temperature to answers.")
@@ -169,7 +172,8 @@ def majority_probability(answers: Sequence[Answer], method: Literal["beta", "dir
 
     ``beta``: against the runner-up alone, ``P(p_1 > p_2)`` with ``p_1 / (p_1 + p_2) ~ Beta(v_1 + 1, v_2 + 1)``. ``dirichlet``: against
     every answer seen, ``p ~ Dirichlet(v + 1)``. If all samples agree, the rival is an answer without a vote. 0 if there is no answer yet.
-    (Adaptive-Consistency, arXiv 2305.11860, [memory].)
+
+    Source: Adaptive-Consistency 2305.11860 (from memory, not checked against the paper).
     """
     votes = sorted((int(v) for v in tally(answers).values()), reverse=True)
     if not votes:

@@ -318,7 +318,7 @@ class Tempered(_Loaded):
 
     With ``floor: 0`` a wrong response is compared with the uniform distribution.
 
-    Source: RAPO 2510.03865, reward-aware reference; the form of phi is a reconstruction [abstract].
+    Source: RAPO 2510.03865, reward-aware reference (the form of phi is reconstructed from the abstract).
     """
 
     floor: Share = 0.0
@@ -353,7 +353,10 @@ class _EMAState(_Following):
 
 @dataclass(frozen=True, kw_only=True)
 class EMA(_Loaded):
-    """``ref <- decay * ref + (1 - decay) * policy`` every ``every`` steps (WARP 2406.16768, GRPO-CARE 2506.16141)."""
+    """``ref <- decay * ref + (1 - decay) * policy`` every ``every`` steps.
+
+    Source: WARP 2406.16768; GRPO-CARE 2506.16141.
+    """
 
     decay: Decay = 0.99  # 1 would never follow the policy
     every: Count = 1
@@ -405,7 +408,9 @@ class _ResetState(_Following):
 @dataclass(frozen=True, kw_only=True)
 class HardReset(_Loaded):
     """``ref <- policy`` every ``every`` steps, or when a moving average of the KL (nats per token) passes ``kl_above``,
-    or when ``patience`` evaluations bring no better score (ProRL 2505.24864); optionally with a fresh optimizer.
+    or when ``patience`` evaluations bring no better score; optionally with a fresh optimizer.
+
+    Source: ProRL 2505.24864.
     """
 
     every: Natural = 0
@@ -466,7 +471,7 @@ class ElasticReset(_Loaded):
     ``average <- decay * average + (1 - decay) * policy`` each step; at a reset ``policy <- average``, ``average <- start``. The optimizer's
     state and the value function stay. Costs a copy of the trained parameters on the device and one in host memory.
 
-    Source: Elastic Reset (NeurIPS 2023), released code.
+    Source: Elastic Reset (NeurIPS 2023), the released code.
     """
 
     every: Count = 260
@@ -478,7 +483,10 @@ class ElasticReset(_Loaded):
 
 @dataclass(frozen=True, kw_only=True)
 class Soup(Reference):
-    """The (weighted) average of several checkpoints of one architecture (SALSA; the weights are [memory])."""
+    """The (weighted) average of several checkpoints of one architecture.
+
+    Source: SALSA (its weights from memory, not checked against the paper).
+    """
 
     paths: tuple[str, ...]
     weights: tuple[float, ...] | None = None

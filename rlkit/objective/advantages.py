@@ -119,7 +119,7 @@ class Plain(Advantage):
 
 @dataclass(frozen=True)
 class GroupMean(Advantage):
-    """``A = R - mean(R of the group)``. Source: Dr.GRPO 2503.20783, RPG 2505.17508."""
+    """``A = R - mean(R of the group)``. Source: Dr.GRPO 2503.20783; RPG 2505.17508."""
 
     group: ClassVar[bool] = True
 
@@ -129,9 +129,11 @@ class GroupMean(Advantage):
 
 @dataclass(frozen=True)
 class GroupNorm(Advantage):
-    """``A = (R - mean) / (std + eps)`` over the group, unbiased std. Source: GRPO 2402.03300, section 4.1.2.
+    """``A = (R - mean) / (std + eps)`` over the group, unbiased std.
 
-    ``scale: batch`` divides by the standard deviation of the centred rewards of the whole batch (ScaleRL 2510.13786).
+    ``scale: batch`` divides by the standard deviation of the centred rewards of the whole batch.
+
+    Source: GRPO 2402.03300, section 4.1.2; ScaleRL 2510.13786 (``scale: batch``).
     """
 
     group: ClassVar[bool] = True
@@ -146,7 +148,7 @@ class GroupNorm(Advantage):
 
 @dataclass(frozen=True)
 class RLOO(Advantage):
-    """``A_i = R_i - mean_{j != i} R_j`` (0 for a group of one). Source: 2402.14740, eq. 6."""
+    """``A_i = R_i - mean_{j != i} R_j`` (0 for a group of one). Source: RLOO 2402.14740, eq. 6."""
 
     group: ClassVar[bool] = True
 
@@ -164,7 +166,7 @@ class ReinforcePlusPlus(Advantage):
     ``baseline: group`` first subtracts the group mean (REINFORCE++-baseline). Whitening is over the batch: equal rewards get exactly 0
     where they are those of the whole batch; beside other groups an all-equal group gets what the batch's mean leaves, as published.
 
-    Source: REINFORCE++ 2501.03262; variance floor 1e-8 as in OpenRLHF.
+    Source: REINFORCE++ 2501.03262 (the floor of the variance, 1e-8, is OpenRLHF's).
     """
 
     baseline: Literal["none", "group"] = "none"
@@ -180,7 +182,10 @@ class ReinforcePlusPlus(Advantage):
 
 @dataclass(frozen=True)
 class LogMeanExp(Advantage):
-    """``A_i = R_i - tau log mean_{j != i} exp(R_j / tau)``: the leave-one-out soft value (PMD-partition 2602.05933)."""
+    """``A_i = R_i - tau log mean_{j != i} exp(R_j / tau)``: the leave-one-out soft value.
+
+    Source: PMD 2602.05933, PMD-partition.
+    """
 
     group: ClassVar[bool] = True
     tau: float = 0.01
@@ -247,8 +252,10 @@ class GAE(Advantage):
 class TokenKL(Advantage):
     """``A_t = log teacher - log mu`` of the sampled token: on-policy distillation, reverse KL to the teacher.
 
-    ``minus: ref`` compares the teacher with the reference instead of the policy: what the teacher learned (ERPD 2605.25582 [abstract]).
-    ``clip`` bounds each token's signal; ``centre`` subtracts the batch mean.
+    ``minus: ref`` compares the teacher with the reference instead of the policy: what the teacher learned. ``clip``
+    bounds each token's signal; ``centre`` subtracts the batch mean.
+
+    Source: ERPD 2605.25582 (reconstructed from the abstract).
     """
 
     teacher: Literal["teacher", "ref"] = "teacher"
@@ -274,7 +281,7 @@ class LengthShaped(Advantage):
     ``2 - rate^-(length - L)``; groups without a correct response stay as they are. The published rate is so near to 1 that only
     thousands of tokens matter.
 
-    Source: APO 2506.21655 (released code).
+    Source: APO 2506.21655 (the released code).
     """
 
     of: Advantage

@@ -23,7 +23,7 @@ class Mixture(Bounded):
     The geometric mean is not normalised over the vocabulary; its missing constant does not depend on the policy and has no gradient
     in a reverse KL, which is the only divergence that accepts it. ``weights`` are normalised; null: equal.
 
-    Source: barycentres of KL: the arithmetic mean for the forward KL, the geometric one for the reverse KL [derived].
+    Source: derived here: the barycentre of a forward KL is the arithmetic mean, that of a reverse KL the geometric one.
     """
 
     of: tuple[Policy, ...]

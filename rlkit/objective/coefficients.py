@@ -75,7 +75,10 @@ class Schedule(Coefficient):
 
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """From ``start_value`` to ``end_value`` over ``steps`` steps, then constant (KDRL 2506.02208 anneals 5e-3 to 1e-3)."""
+    """From ``start_value`` to ``end_value`` over ``steps`` steps, then constant.
+
+    Source: KDRL 2506.02208 (anneals 5e-3 to 1e-3).
+    """
 
     start_value: float
     end_value: float
@@ -243,7 +246,7 @@ class EntropyTarget(Controller):
     ``c`` stays in [``low``, ``high``]: with ``dual`` ``low`` must be positive, and is what the bonus falls to while the entropy is above
     the target. An entropy bonus cannot lower an entropy. H is ``entropy/sampled``: of the step's samples, at their temperature.
 
-    Source: dual: Soft Actor-Critic 1812.05905, section 5. steps: Skywork-OR1 2505.22312, adaptive entropy control (target 0.2, start 0,
+    Source: Soft Actor-Critic 1812.05905, section 5 (dual); Skywork-OR1 2505.22312, adaptive entropy control (steps; target 0.2, start 0,
     rate 0.005 there).
     """
 
@@ -313,7 +316,7 @@ class DifficultyWeighted(Coefficient):
 
     Responses with a negative advantage, and groups with d of exactly 0 or 1, keep weight 1.
 
-    Source: APO 2506.21655 (released code).
+    Source: APO 2506.21655 (the released code).
     """
 
     base: float = 1e-3

@@ -7,7 +7,7 @@
 By default means keep the denominator of the whole batch: masking a token removes its cost and does not inflate the others.
 ``denominator: kept`` counts kept tokens only, ``mean_one`` scales the weights to mean 1 over the batch.
 
-Source: released code: TIS (verl, TRL), icepop, seq-mask-TIS and geometric forms (prime-rl, OpenRLHF, slime).
+Source: released code of verl and TRL (TIS); of prime-rl, OpenRLHF and slime (IcePop, seq-mask-TIS, the geometric forms).
 """
 
 from __future__ import annotations

@@ -97,14 +97,20 @@ def alpha(order: float) -> Generator:
 
 
 def tsallis(q: float) -> Generator:
-    """``f = (u^q - u) / (q - 1)``; q = 1 is KL(pi‖q), q = 2 is chi-square(pi‖q). Source: Tsallis KL [memory]."""
+    """``f = (u^q - u) / (q - 1)``; q = 1 is KL(pi‖q), q = 2 is chi-square(pi‖q).
+
+    Source: General Munchausen RL (2023; from memory, not checked against the paper).
+    """
     if q == 1:
         return TABLE["reverse_ukl"]
     return _F(lambda a: torch.expm1((q - 1) * a) / (q - 1), lambda a: q * torch.expm1((q - 1) * a) / (q - 1))
 
 
 def generalised_js(beta: float) -> Generator:
-    """``beta KL(pi‖m) + (1 - beta) KL(q‖m)``, ``m = beta pi + (1 - beta) q``. GKD's beta (2306.13649) is the teacher's: 1 - beta here."""
+    """``beta KL(pi‖m) + (1 - beta) KL(q‖m)``, ``m = beta pi + (1 - beta) q``.
+
+    Source: GKD 2306.13649 (its beta is the teacher's: 1 - beta here).
+    """
 
     def log_m(a: Tensor) -> Tensor:  # log(beta u + 1 - beta)
         return torch.logaddexp(a + math.log(beta), torch.full_like(a, math.log(1 - beta)))
@@ -203,7 +209,7 @@ class Divergence(Term):
         importance: ``token`` (default), ``none`` (exact only on-policy), or ``sequence`` (prefix product).
         cap, floor: truncate or mask the importance weight; biased, smaller variance.
 
-    Source: identity and table: methods of RPG 2505.17508 section 3 and f-DPG 2302.08215; DPH-RL 2509.07430 on anchor rows.
+    Source: f-DPG 2302.08215 (the identity); RPG 2505.17508, section 3 (the table); DPH-RL 2509.07430 (on anchor rows).
     """
 
     f: str | Generator = "reverse_ukl"
@@ -261,7 +267,8 @@ class KL(Term):
 
     kF is an unbiased value of KL(anchor‖pi) on samples of pi; differentiating it alone, as RAPO does, gives another gradient.
 
-    Source: exact enumeration (tests), agreeing with 2506.09477, 2510.01555 and 2512.21852; kF: RAPO 2510.03865.
+    Source: exact enumeration in the tests; Tang and Munos 2506.09477; Liu et al. 2510.01555;
+    Comedy of Estimators 2512.21852; RAPO 2510.03865 (kF).
     """
 
     estimator: Literal["k1", "k2", "k3", "k1+", "k3+", "kF"] = "k3"

@@ -7,7 +7,7 @@ beforehand, as in training, the gradient is made together with the value; else t
 With ``top_k`` only the k most likely tokens (of the anchor or of the policy) stay apart and the rest is one tail bucket: the divergence of
 the coarser distributions, never above the true one.
 
-Source: the definition above; gradients are checked by enumeration (tests).
+Source: the definition above (gradients are checked by enumeration in the tests).
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ class FullDivergence(Term):
             ``sg(sum_{k>t} D_k) log pi_t``: on-policy and with ``reduce: sum``, the exact gradient of ``E[sum_t D_t]``; for the KLs that is
             the KL of whole responses.
 
-    Source: the product rule on ``E[sum_t D_t]``: direct and prefix term; exact by enumeration (tests).
+    Source: the product rule on ``E[sum_t D_t]``, which has a direct and a prefix term (exact by enumeration in the tests).
     """
 
     f: str | Generator = "reverse_kl"

@@ -47,7 +47,7 @@ class PPOClip(Term):
 
     With ``dual_clip = c > 1``, the cost of a negative advantage is at most ``-c A``.
 
-    Source: PPO 1707.06347 eq. 7; decoupled bounds: DAPO 2503.14476 eq. 10; dual clip: 1912.09729.
+    Source: PPO 1707.06347, eq. 7; DAPO 2503.14476, eq. 10 (two bounds); Ye et al. 1912.09729 (dual clip).
     """
 
     only_advantage: ClassVar[bool] = True
@@ -136,7 +136,7 @@ class GSPO(Term):
 
     The ratio enters each token as ``log s_t = log pi - sg(log pi) + sg(mean r)``, which keeps per-token advantages.
 
-    Source: GSPO 2507.18071 eq. 5; token form: verl.
+    Source: GSPO 2507.18071, eq. 5 (the token form is verl's).
     """
 
     only_advantage: ClassVar[bool] = True
@@ -195,7 +195,7 @@ class DPPO(Term):
 
     The mask is ``pi - pi_behav <= bound`` for A > 0 and ``>= -bound`` for A < 0; masked tokens cost nothing.
 
-    Source: DPPO 2602.04879; the quadratic term and its 1e-3 are prime-rl's.
+    Source: DPPO 2602.04879 (the quadratic term and its 1e-3 are prime-rl's).
     """
 
     needs: ClassVar[frozenset[str]] = ADV_BEHAV
@@ -222,7 +222,7 @@ class ClipCov(PPOClip):
     The covariance is that of advantage and log-prob over the whole batch of the optimizer step, before the update; the released code has it
     for each micro-batch, and with current log-probs.
 
-    Source: Clip-Cov 2505.22617 [code].
+    Source: Entropy Mechanism 2505.22617, Clip-Cov (as in the released code).
     """
 
     share: Share = 2e-4
@@ -246,7 +246,7 @@ class KLCov(Term):
 
     The covariance is that of the whole batch of the optimizer step, before the update (see :class:`ClipCov`).
 
-    Source: KL-Cov 2505.22617 [code].
+    Source: Entropy Mechanism 2505.22617, KL-Cov (as in the released code).
     """
 
     needs: ClassVar[frozenset[str]] = ADV_OLD
@@ -270,7 +270,7 @@ class RPG(Term):
     ``-beta w log w``. The KL is to the previous iterate (``old``). For ``A' >= 0`` a token with ``w >= 1 + eps_high`` gets no
     gradient; for ``A' < 0`` one with ``w <= 1 - eps_low`` or ``w >= dual_clip``. ``clip: false`` keeps every token.
 
-    Source: RPG 2505.17508, Algorithm 2 and eq. 4.1. Released code branches on other signs; this is the paper's rule.
+    Source: RPG 2505.17508, Algorithm 2 and eq. 4.1 (the released code branches on other signs; this is the paper's rule).
     """
 
     needs: ClassVar[frozenset[str]] = ADV_OLD
@@ -307,7 +307,7 @@ class PMD(Term):
     The population minimiser over normalised policies solves ``log u + lam u = A / tau`` (Lambert W): mirror descent
     with ``KL(pi‖old) + lam/2 chi2(pi‖old)``. Advantages are per sequence (RLOO in the released code).
 
-    Source: PMD-mean 2602.05933; with mean baseline also Kimi K2's regression [memory].
+    Source: PMD 2602.05933, PMD-mean; Kimi K2 (the same regression with a mean baseline; from memory, not checked against the report).
     """
 
     needs: ClassVar[frozenset[str]] = ADV_BEHAV
@@ -327,7 +327,7 @@ class PMD(Term):
 class AStar(Term):
     """A*-PO stage 2: ``(beta * sum_t log(pi / ref) - (reward - V*))^2`` per sequence; ``v_star`` is a data column.
 
-    Source: A*-PO 2505.20686, eq. 4; stage 1 writes ``V* = beta1 log mean exp(r / beta1)``.
+    Source: A*-PO 2505.20686, eq. 4 (stage 1 writes ``V* = beta1 log mean exp(r / beta1)``).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"ref", "col:v_star"})
@@ -378,7 +378,7 @@ class Entropy(Term):
 class ValueMSE(Term):
     """``max((V - R)^2, (clip(V, V_old ± clip) - R)^2) / 2`` with the return ``R = A_gae + V_old``.
 
-    Source: PPO's released code; clipping of values as in verl and TRL.
+    Source: the released code of PPO (values are clipped as in verl and TRL).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"value", "returns"})

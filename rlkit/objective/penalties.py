@@ -80,7 +80,7 @@ class KLReward(Penalty):
 
     In the advantage it is inside the clip of PPO-like losses, which is where RPG has it.
 
-    Source: Ziegler et al. 1909.08593, eq. 2; RPG 2505.17508; exactness by enumeration (tests).
+    Source: Ziegler et al. 1909.08593, eq. 2; RPG 2505.17508 (exactness by enumeration in the tests).
     """
 
     estimator: Literal["k1", "k2", "k3"] = "k1"
@@ -125,7 +125,7 @@ class DivergenceReward(Penalty):
     ``credit: token`` is the divergence of each token's distribution, prefixes frozen; ``sequence`` adds the values ``f(u) / u`` of all
     later tokens, which gives the exact gradient of ``E[sum_t D_t]``.
 
-    Source: the score-function identity of f-DPG 2302.08215; by enumeration (tests).
+    Source: f-DPG 2302.08215, the score-function identity (exact by enumeration in the tests).
     """
 
     f: str | Generator = "reverse_kl"

@@ -93,7 +93,9 @@ class EntropyCollapse(Alarm):
     """The entropy is below ``share`` of that of the first steps.
 
     verl's own log of a GSM8K run that learns ends at 9 % of its first entropy (0.539 to 0.050 nats, 435 steps); half of that is less than
-    such a run needs. That entropy is what reward is paid with: 2505.22617.
+    such a run needs.
+
+    Source: Entropy Mechanism 2505.22617 (entropy is what reward is paid with).
     """
 
     name: ClassVar[str] = "entropy_collapse"
@@ -112,7 +114,10 @@ class EntropyCollapse(Alarm):
 
 @dataclass(frozen=True)
 class Truncated(Alarm):
-    """More than ``share`` of the responses end at the limit. ScaleRL (2510.13786) saw runs destabilise at 10 to 15 %."""
+    """More than ``share`` of the responses end at the limit.
+
+    Source: ScaleRL 2510.13786 (runs became unstable at 10 to 15 %).
+    """
 
     name: ClassVar[str] = "truncated"
     reads: ClassVar[frozenset[str]] = frozenset({"length/truncated"})

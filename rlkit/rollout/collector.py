@@ -90,7 +90,7 @@ class Collector:
 
     ``witness`` sees every whole group, before any is dropped.
 
-    Source: APRIL 2509.18521 (active partial rollouts); here engines do not stop while the learner works, and age is bounded.
+    Source: APRIL 2509.18521, active partial rollouts (here engines do not stop while the learner works, and age is bounded).
     """
 
     def __init__(

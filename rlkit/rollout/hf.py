@@ -235,7 +235,10 @@ class HFEngine(Engine):
         return [x.tolist() for x in logp.split(torch.bincount(b.seq, minlength=b.S).tolist())]
 
     def self_certainty(self, rollouts: Sequence[Rollout]) -> list[float]:
-        """Mean over a response's tokens of ``KL(uniform‖pi) = logsumexp(z) - mean(z) - log V``, nats (2502.18581)."""
+        """Mean over a response's tokens of ``KL(uniform‖pi) = logsumexp(z) - mean(z) - log V``, nats.
+
+        Source: Self-Certainty 2502.18581.
+        """
         if self._policy is None:
             self._policy = PolicyModel(self.lm)
         b = Batch.from_rollouts(rollouts).map(lambda t: t.to(self.device))

@@ -16,7 +16,7 @@ class Lengths(Bounded):
     The next limit comes only if the entropy of sampled tokens (nats, averaged over the last steps) is at least ``min_entropy``; null: half
     of what it was at first. Otherwise the limit stays for the rest of the run.
 
-    Source: Decoupling KL and Trajectories 2605.16826, entropy-gated length curriculum; the threshold is our assumption.
+    Source: Decoupling KL and Trajectories 2605.16826, entropy-gated length curriculum (the threshold is our assumption).
     """
 
     limits: tuple[Count, ...]
