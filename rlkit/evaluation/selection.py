@@ -55,10 +55,12 @@ def best_of_n_kl_bound(n: int) -> float:
 
 
 def best_of_n_kl(logp: ArrayLike, n: int) -> Array:
-    """The estimator of ``KL(best of n || base)`` from chosen responses, nats each; average it over prompts and draws (arXiv 2401.01879).
+    """The estimator of ``KL(best of n || base)`` from chosen responses, nats each; average it over prompts and draws.
 
     ``(1-e)^n [log n + (n-1) log(1-e) - (n-1)/n] + (1-(1-e)^n) log((1-(1-e)^n) / e)`` with ``e = exp(logp)`` the base model's probability of
     the chosen response. ``logp`` is any shape.
+
+    Source: Beirami et al. 2401.01879.
     """
     _check_n(n)
     logp = np.asarray(logp, dtype=np.float64)
@@ -72,7 +74,8 @@ def best_of_n_kl(logp: ArrayLike, n: int) -> Array:
         first = np.where(rest > 0, rest * (math.log(n) + (n - 1) * log_rest - (n - 1) / n), 0.0)
         chosen = -np.expm1(n * log_rest)
         second = np.where(chosen > 0, chosen * (np.log(chosen) - logp), 0.0)  # e underflows: chosen * log n -> 0
-    return first + second
+    kl: Array = first + second
+    return kl
 
 
 def _check_n(n: int) -> None:
@@ -126,8 +129,9 @@ def tilt_weights(reward: ArrayLike, beta: float) -> Array:
     """Self-normalised importance weights ``exp(r / beta) / sum exp(r / beta)`` of samples of ``pi_ref``, over the last axis."""
     _check_beta(beta)
     r = _rewards(reward)
-    w = np.exp((r - r.max(-1, keepdims=True)) / beta)
-    return w / w.sum(-1, keepdims=True)
+    w: Array = np.exp((r - r.max(-1, keepdims=True)) / beta)
+    w /= w.sum(-1, keepdims=True)
+    return w
 
 
 # -- the frontier ---------------------------------------------------------------------------------------------------

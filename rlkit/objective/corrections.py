@@ -7,7 +7,7 @@
 By default means keep the denominator of the whole batch: masking a token removes its cost and does not inflate the others.
 ``denominator: kept`` counts kept tokens only, ``mean_one`` scales the weights to mean 1 over the batch.
 
-Source: released code of verl and TRL (TIS); of prime-rl, OpenRLHF and slime (IcePop, seq-mask-TIS, the geometric forms).
+Source: released code: of verl and TRL for TIS, of prime-rl, OpenRLHF and slime for IcePop, seq-mask-TIS and the geometric forms.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class OffPolicySequenceMask(Correction):
     """Drops sequences with a negative advantage whose tokens became less likely by more than ``delta`` nats on average:
     ``mean_t(log behav - log old) > delta``. Others weigh 1.
 
-    Source: DeepSeek-V3.2, off-policy sequence masking; delta 0.5 as in TRL.
+    Source: DeepSeek-V3.2, off-policy sequence masking (delta 0.5 as in TRL).
     """
 
     delta: NonNegative = 0.5

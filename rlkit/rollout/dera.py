@@ -17,10 +17,12 @@ from rlkit.types import Rollout
 
 
 def dera_logits(aligned: Tensor, ref: Tensor, lam: float) -> Tensor:
-    """``lam * aligned + (1 - lam) * ref``: the log of ``ref (aligned / ref)^lam`` up to a constant (DeRa, arXiv 2402.02992).
+    """``lam * aligned + (1 - lam) * ref``: the log of ``ref (aligned / ref)^lam`` up to a constant.
 
     For a policy that was aligned with KL coefficient ``beta`` this is the next-token approximation of one aligned with ``beta / lam``:
     0 is the reference, 1 the aligned policy, more than 1 extrapolates. ``[..., V]``, float32 or better.
+
+    Source: DeRa 2402.02992.
 
     Raises:
         ValueError: vocabularies of different size.
