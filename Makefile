@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Where this variable is set, every process would compile vLLM and torch again: half a minute each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install quickstart real test lint clean
+.PHONY: install quickstart real fast test stack lint docs clean
 
 install: .venv/.installed
 
@@ -21,8 +21,15 @@ quickstart: install
 real: install
 	@$(BIN)/python examples/real.py
 
+# Everything that needs no training and no process of its own: about a minute.
+fast: install
+	@$(BIN)/python -m pytest -m "not slow and not stack"
+
 test: install lint
-	@$(BIN)/python -m pytest --ignore tests/stack
+	@$(BIN)/python -m pytest -m "not stack"
+	@$(MAKE) --no-print-directory stack
+
+stack: install
 	@$(BIN)/python -m pytest tests/stack --ignore tests/stack/test_fleet.py
 	@$(BIN)/python -m pytest tests/stack/test_fleet.py     # kills the Ray of its own process
 
@@ -30,6 +37,10 @@ lint: install
 	@$(BIN)/ruff format --check --quiet . || { echo "run: .venv/bin/ruff format ."; exit 1; }
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+# The pages that are generated; tests compare them.
+docs: install
+	@$(BIN)/python scripts/papers.py
 
 clean:
 	rm -rf .venv runs
