@@ -4,7 +4,8 @@ Letters
     L  packed model tokens (prompts and responses of all sequences, one after the other)
     N  action tokens: sampled by the policy and trained
     S  sequences        G  prompt groups        V  vocabulary        K  top-k entries
-    A suffix says the shape where two shapes meet: ``logp_N``, ``reward_S``.
+    A suffix says the shape where two shapes meet: ``logp_N``, ``reward_S``. ``PerToken`` and ``PerSequence`` say it in annotations.
+    Tests check both at every call (``tests/shapes.py``).
 
 Alignment
     Every ``[N]`` tensor is about the action token itself, given its prefix. The one shift by a position
@@ -30,7 +31,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,8 @@ from rlkit.samples import Source as Source
 
 # Nats by which two ways to compute the same log-probs may differ on average, by the type of the weights.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
+PerToken = Annotated[Tensor, "N"]
+PerSequence = Annotated[Tensor, "S"]
 
 
 def _runs(start: Tensor, count: Tensor) -> Tensor:
@@ -63,28 +66,24 @@ class Batch:
     may share tensors, and no micro-batch can change what another one holds.
     """
 
-    seq: Tensor  # [N] sequence of each action token, ascending
-    group: Tensor  # [S] prompt group of each sequence
-    source: Tensor  # [S] index into SOURCES
-    reward: Tensor  # [S]
-    logp: Mapping[str, Tensor] = field(default_factory=dict)  # "behav" always; "old", "ref", ... on demand    [N]
-    value: Tensor | None = None  # [N]
-    token_reward: Tensor | None = None  # [N] reward of single tokens (KL penalties), beside the sequence's own
-    adv: Tensor | None = None  # [N]
-    returns: Tensor | None = None  # [N] what the value function is trained towards
-    weight: Tensor | None = None  # [N] detached train/inference correction, see objective.corrections
-    cols: Mapping[str, Tensor] = field(default_factory=dict)  # numeric prompt columns, e.g. v_star            [S]
-    norm: Tensor | None = None  # [terms, S] weight of each token of a sequence in each term's mean
-    marks: Mapping[str, Tensor] = field(
-        default_factory=dict
-    )  # what a term's `mark` says of each token, by its name   [N]
+    seq: PerToken  # sequence of each action token, ascending
+    group: PerSequence  # prompt group of each sequence
+    source: PerSequence  # index into SOURCES
+    reward: PerSequence
+    logp: Mapping[str, PerToken] = field(default_factory=dict)  # "behav" always; "old", "ref", ... on demand
+    value: PerToken | None = None
+    token_reward: PerToken | None = None  # reward of single tokens (KL penalties), beside the sequence's own
+    adv: PerToken | None = None
+    returns: PerToken | None = None  # what the value function is trained towards
+    weight: PerToken | None = None  # detached train/inference correction, see objective.corrections
+    cols: Mapping[str, PerSequence] = field(default_factory=dict)  # numeric prompt columns, e.g. v_star
+    norm: Annotated[Tensor, "terms S"] | None = None  # weight of each token of a sequence in each term's mean
+    marks: Mapping[str, PerToken] = field(default_factory=dict)  # what a term's `mark` says of each token, by its name
     # the model's input
-    ids: Tensor | None = None  # [L] prompts and responses, packed
-    length: Tensor | None = None  # [S] prompt + response tokens; sums to L
-    action: Tensor | None = None  # [N] index into [L] of each action token
-    prompt: tuple[
-        str, ...
-    ] = ()  # ids of the sequences' prompts, for messages; () where nobody knows them            [S]
+    ids: Annotated[Tensor, "L"] | None = None  # prompts and responses, packed
+    length: PerSequence | None = None  # prompt + response tokens; sums to L
+    action: PerToken | None = None  # index into [L] of each action token
+    prompt: tuple[str, ...] = ()  # ids of the sequences' prompts, for messages; () where nobody knows them
     idle: bool = False  # a copy of some row with weight 0: its rank takes part in the collectives and adds nothing
 
     def replace(self, **changes: Any) -> Batch:
@@ -108,20 +107,20 @@ class Batch:
         """Number of group labels, the largest label + 1 (a shard may hold only some of them)."""
         return int(self.group.max()) + 1 if self.S else 0
 
-    def seq_sum(self, x_N: Tensor) -> Tensor:
-        """Sum over the action tokens of each sequence: ``[N] -> [S]``; keeps gradient."""
+    def seq_sum(self, x_N: Tensor) -> PerSequence:
+        """Sum over the action tokens of each sequence; keeps gradient."""
         return x_N.new_zeros(self.S).index_add(0, self.seq, x_N)
 
-    def seq_len(self) -> Tensor:
-        """Number of action tokens of each sequence, ``[S]``, at least 1 so that it can be divided by."""
+    def seq_len(self) -> PerSequence:
+        """Number of action tokens of each sequence, at least 1 so that it can be divided by."""
         return torch.bincount(self.seq, minlength=self.S).clamp(min=1).to(self.reward.dtype)
 
-    def seq_mean(self, x_N: Tensor) -> Tensor:
-        """Mean over the action tokens of each sequence: ``[N] -> [S]``."""
+    def seq_mean(self, x_N: Tensor) -> PerSequence:
+        """Mean over the action tokens of each sequence."""
         return self.seq_sum(x_N) / self.seq_len().to(x_N.dtype)
 
-    def seq_cumsum(self, x_N: Tensor) -> Tensor:
-        """Sum over the sequence's action tokens up to and including each one, ``[N]``; keeps gradient.
+    def seq_cumsum(self, x_N: Tensor) -> PerToken:
+        """Sum over the sequence's action tokens up to and including each one; keeps gradient.
 
         Summed in float64: differences of a running sum over a whole batch would lose float32's digits.
         """
@@ -129,20 +128,20 @@ class Batch:
         first = torch.searchsorted(self.seq, self.seq)
         return (total - (total - x_N)[first]).to(x_N.dtype)
 
-    def reward_to_go(self, x_N: Tensor) -> Tensor:
-        """Sum over this and all later action tokens of the sequence, ``[N]``."""
+    def reward_to_go(self, x_N: Tensor) -> PerToken:
+        """Sum over this and all later action tokens of the sequence."""
         return self.seq_sum(x_N)[self.seq] - self.seq_cumsum(x_N) + x_N
 
-    def group_sum(self, x_S: Tensor) -> Tensor:
-        """Sum over the sequences of each prompt group: ``[S] -> [G]``."""
+    def group_sum(self, x_S: Tensor) -> Annotated[Tensor, "G"]:
+        """Sum over the sequences of each prompt group."""
         return x_S.new_zeros(self.G).index_add(0, self.group, x_S)
 
-    def group_size(self) -> Tensor:
-        """Number of sequences of each group, ``[G]``, at least 1."""
+    def group_size(self) -> Annotated[Tensor, "G"]:
+        """Number of sequences of each group, at least 1."""
         return torch.bincount(self.group, minlength=self.G).clamp(min=1).to(self.reward.dtype)
 
-    def rows(self, keep: Tensor) -> Batch:
-        """The sub-batch of the sequences where ``keep`` (``[S]`` bool) holds, a new object; group labels stay as they are."""
+    def rows(self, keep: PerSequence) -> Batch:
+        """The sub-batch of the sequences where ``keep`` (bool) holds, a new object; group labels stay as they are."""
         kept = keep.nonzero()[:, 0]
         edge = torch.searchsorted(
             self.seq, torch.arange(self.S + 1, device=self.seq.device)
@@ -213,8 +212,8 @@ class Batch:
             if x is not None:
                 self.check_tokens(name, x, x.isfinite())
 
-    def check_tokens(self, name: str, x_N: Tensor, good: Tensor) -> None:
-        """Raises NumericsError for the first token where ``good`` (``[N]`` bool) does not hold of ``x_N``."""
+    def check_tokens(self, name: str, x_N: Tensor, good: PerToken) -> None:
+        """Raises NumericsError for the first token where ``good`` (bool) does not hold of ``x_N``."""
         if bool(good.all()):
             return
         n = int((~good).nonzero()[0])
@@ -311,10 +310,10 @@ class Batch:
 class New:
     """What the model under training says about a batch, with gradient."""
 
-    logp: Tensor  # [N]
-    entropy: Tensor | None = None  # [N]
-    value: Tensor | None = None  # [N]
-    full: Mapping[str, Tensor] = field(default_factory=dict)  # whole-vocabulary divergences by term name         [N]
+    logp: PerToken
+    entropy: PerToken | None = None
+    value: PerToken | None = None
+    full: Mapping[str, PerToken] = field(default_factory=dict)  # whole-vocabulary divergences by term name
 
     def detached(self) -> New:
         """A copy without history whose log-probs are leaves that want a gradient."""
@@ -329,8 +328,8 @@ class New:
             {k: v.detach() for k, v in self.full.items()},
         )
 
-    def rows(self, tok: Tensor) -> New:
-        """The tokens where ``tok`` (``[N]`` bool) holds."""
+    def rows(self, tok: PerToken) -> New:
+        """The tokens where ``tok`` (bool) holds."""
 
         def pick(x: Tensor | None) -> Tensor | None:
             return None if x is None else x[tok]

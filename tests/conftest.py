@@ -13,6 +13,9 @@ import pytest
 
 from rlkit.data.tasks import Sorting
 from rlkit.model.tiny import make_tiny
+from tests import shapes
+
+shapes.switch_on()
 
 
 @pytest.fixture(scope="session")
