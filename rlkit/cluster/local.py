@@ -126,5 +126,5 @@ def is_open(address: str) -> bool:
         try:
             ask(b"", timeout=10)  # an empty message is a request without filters
         except grpc.RpcError as error:
-            return error.code() != grpc.StatusCode.UNAUTHENTICATED
+            return bool(error.code() != grpc.StatusCode.UNAUTHENTICATED)
     return True

@@ -244,7 +244,7 @@ class RayWorkers:
         self._answer(asked)
 
     def busy(self) -> float:
-        return sum(self._answers(self._ask_all("busy"))) / self.size
+        return float(sum(self._answers(self._ask_all("busy"))) / self.size)
 
     def see(self, path: str) -> list[bool]:
         """Which of the workers' machines have the file."""

@@ -157,7 +157,8 @@ def _parts(rows: int, columns: int) -> list[int]:
 def mcnemar(gained: int, lost: int) -> float:
     """The two-sided exact McNemar test: ``min(1, 2 P(Binomial(gained + lost, 1/2) <= min(gained, lost)))``; 1 if nothing flipped."""
     n = gained + lost
-    return min(1.0, 2 * sum(math.comb(n, j) for j in range(min(gained, lost) + 1)) / 2**n)
+    tail = sum(math.comb(n, j) for j in range(min(gained, lost) + 1))
+    return min(1.0, float(2 * tail / 2**n))
 
 
 def permutation_test(

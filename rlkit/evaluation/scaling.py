@@ -40,7 +40,8 @@ def sigmoid(compute: ArrayLike, r0: float, asymptote: float, midpoint: float, sl
 def _gain(compute: Array, midpoint: Any, slope: Any) -> Array:
     """``1 / (1 + (C_mid / C)^B)``, in [0, 1]."""
     with np.errstate(divide="ignore", over="ignore"):
-        return 1.0 / (1.0 + np.exp(slope * (np.log(midpoint) - np.log(compute))))
+        gain: Array = 1.0 / (1.0 + np.exp(slope * (np.log(midpoint) - np.log(compute))))
+    return gain
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ def fit_sigmoid(
     def cost(log_slope: Array) -> Array:  # [A, M]
         with np.errstate(over="ignore"):
             g = 1.0 / (1.0 + np.exp(np.exp(log_slope)[..., None] * (np.log(grid_m)[None, :, None] - log_c)))
-        return ((drop - height[:, None, None] * g) ** 2).sum(-1)
+        squares: Array = ((drop - height[:, None, None] * g) ** 2).sum(-1)
+        return squares
 
     found, best = _golden(cost, b[np.maximum(place - 1, 0)], b[np.minimum(place + 1, len(b) - 1)])
     i, j = np.unravel_index(int(best.argmin()), best.shape)

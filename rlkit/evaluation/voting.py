@@ -184,7 +184,7 @@ def majority_probability(answers: Sequence[Answer], method: Literal["beta", "dir
         first, second = votes[:2]
         # Beta with whole parameters is a binomial tail: 1 - I_half(first + 1, second + 1), exactly.
         trials = first + second + 1
-        return sum(math.comb(trials, j) for j in range(first + 1)) / 2**trials
+        return float(sum(math.comb(trials, j) for j in range(first + 1)) / 2**trials)
     if method != "dirichlet":
         raise ConfigError(f"majority_probability: method is {method!r}; it is 'beta' or 'dirichlet'.")
     # A Dirichlet is independent Gamma(v + 1, 1) divided by their sum: the largest gamma wins. Simpson's rule over its value.
@@ -195,7 +195,8 @@ def majority_probability(answers: Sequence[Answer], method: Literal["beta", "dir
     log_factorial = np.array([math.lgamma(i + 1) for i in range(top)])
 
     def log_poisson(i: int) -> np.ndarray:
-        return (i * log_x if i else 0.0) - x - log_factorial[i]
+        out: np.ndarray = (i * log_x if i else 0.0) - x - log_factorial[i]
+        return out
 
     below = np.zeros_like(x)  # sum over i <= v of the Poisson probabilities at x
     survival = {}

@@ -233,7 +233,8 @@ class DeepSpeedBackend:
     def whole(self, parameters: Iterable[nn.Parameter]) -> contextlib.AbstractContextManager[Any]:
         if self.stage < 3:
             return contextlib.nullcontext()
-        return import_deepspeed().zero.GatheredParameters(list(parameters))
+        gathered: contextlib.AbstractContextManager[Any] = import_deepspeed().zero.GatheredParameters(list(parameters))
+        return gathered
 
     def reset_optimizer(self) -> None:
         """Moments and step counts to zero, the schedule to its start; weights stay."""

@@ -149,6 +149,7 @@ def prove(policy: PolicyModel, start: Tensor, exports: Iterable[Export]) -> Proo
 def probe(policy: PolicyModel) -> Tensor:
     """Log-probs of two rows of tokens, ``[22]``."""
     ids = probe_tokens(policy.base, 24)
+    logp: Tensor
     with torch.no_grad():
         logp, *_ = policy(
             ids,

@@ -167,7 +167,8 @@ def attention(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [M, heads, d]
 
     def rows(x: Tensor, index: Tensor) -> Tensor:
-        return x.index_select(0, index.flatten()).unflatten(0, tuple(index.shape)).transpose(1, 2)  # [R, heads, T, d]
+        cut: Tensor = x.index_select(0, index.flatten()).unflatten(0, tuple(index.shape)).transpose(1, 2)
+        return cut  # [R, heads, T, d]
 
     found = []
     for part in packing.parts:

@@ -204,9 +204,10 @@ def full_divergence(
     ``expected`` is the gradient that each token's value will get, up to a common factor (its weight in the loss). Then gradients are made
     in the forward pass and logits are computed once; if another gradient arrives, they are computed again.
     """
-    return _Full.apply(
+    value: Tensor = _Full.apply(
         policy.hidden, policy.weight, policy.bias, policy.cap, anchor, expected, f, top_k, of, temperature, fp32
     )
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Rewards: plain Python functions whose parameters are filled by name."""
 
-from rlkit.rewards.scoring import RewardError, RewardSpec, Scorer
+from rlkit.errors import RewardError
+from rlkit.rewards.scoring import RewardSpec, Scorer
 
 __all__ = ["RewardError", "RewardSpec", "Scorer"]

@@ -62,7 +62,8 @@ def function_of(module: types.ModuleType, name: str, place: str) -> Callable[...
     if not callable(fn):
         here = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
         raise ConfigError(f"rewards: {place!r} has no function {name!r}; it has {', '.join(here) or 'none'}.")
-    return fn
+    found: Callable[..., Any] = fn
+    return found
 
 
 def signature(fn: Callable[..., Any], label: str) -> inspect.Signature:
@@ -142,7 +143,8 @@ def is_async(fn: Any) -> bool:
 
 
 def _cached(parameters: Mapping[str, Any], fn: Callable[..., Any]) -> Callable[..., Any]:
-    return functools.lru_cache(**parameters)(fn)
+    cached: Callable[..., Any] = functools.lru_cache(**parameters)(fn)
+    return cached
 
 
 def pack(functions: Sequence[Any]) -> bytes:

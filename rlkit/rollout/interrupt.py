@@ -57,12 +57,12 @@ class Interruption:
             return list(group)
 
         def go_on(k: int) -> Rollout:
-            first = group[k]
+            first: Rollout = group[k]
             told = [] if self.spec.until is not None and self.spec.until in first.text else self.ids
             so_far = (*prompt.token_ids, *first.tokens, *told)
             more = Prompt(f"{prompt.id}/{k}", so_far, prompt.text + first.text + (self.spec.text if told else ""))
             left = sampling.max_tokens - len(first.tokens) - len(told)
-            rest = engine.generate(more, 1, dataclasses.replace(sampling, max_tokens=left))[0]
+            rest: Rollout = engine.generate(more, 1, dataclasses.replace(sampling, max_tokens=left))[0]
             return dataclasses.replace(
                 first,
                 tokens=first.tokens + told + rest.tokens,

@@ -324,7 +324,8 @@ def _quotient(v: Value) -> Expr | None:
     if isinstance(v, Scalar):
         return v.expr
     if isinstance(v, Ratio) and len(v.items) == 2 and all(isinstance(x, Scalar) and x.expr.num for x in v.items):
-        return v.items[0].expr / v.items[1].expr
+        quotient: Expr = v.items[0].expr / v.items[1].expr
+        return quotient
     return None
 
 
