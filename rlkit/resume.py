@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from rlkit import config
 from rlkit.errors import CheckpointError, ConfigError
+from rlkit.reading import read
 from rlkit.record.masking import MASK
 from rlkit.run import Run
 
@@ -69,7 +70,7 @@ def compare(folder: Path, run: Run) -> Changes:
     """
     path, new = folder / "config.yaml", config.plain(run)
     try:
-        named = code_of(config.read(path).plain())
+        named = code_of(read(path).plain())
         foreign = {k: v for k, v in named.items() if v not in code_of(new).values()}
         if foreign:
             _refuse({k: (v, leaves(new).get(k)) for k, v in foreign.items()}, folder)

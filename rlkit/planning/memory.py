@@ -262,7 +262,7 @@ class Sharding:
             return default if v == "auto" else float(v)
 
         def away(key: str) -> bool:
-            return (z.get(key) or {}).get("device", "none") != "none"
+            return bool((z.get(key) or {}).get("device", "none") != "none")
 
         return cls(
             int(z.get("stage", 0)),
