@@ -27,6 +27,7 @@ def test_what_has_its_shape_passes() -> None:
         (lambda b: b.replace(adv=torch.zeros(2)), r"__init__: adv is .*\[2\]"),
         (lambda b: b.replace(logp={"old": torch.zeros(3, 1)}), r"__init__: logp is .*\[3, 1\]"),
         (lambda b: b.rows(torch.ones(3, dtype=torch.bool)), r"rows: keep is .*\[3\].*'S': 2"),
+        (lambda b: losses.NLL()(New(torch.zeros(2)), b), r"NLL.__call__: b.seq is .*\[3\].*'N': 2"),
         (lambda b: losses.corrected(torch.zeros(2), b), r"corrected: cost_N is .*\[2\]"),
     ],
 )

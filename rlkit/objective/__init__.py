@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from rlkit.bounds import Positive
 from rlkit.objective.anchors import Anchor, anchors_of
 from rlkit.objective.coefficients import Coefficient, as_coefficient
 from rlkit.plug import Plug
-from rlkit.types import SOURCES, Batch, New, Source, Stats
+from rlkit.types import SOURCES, Batch, New, PerSequence, PerToken, Source, Stats
 
 Reduce = Literal["token", "seq", "sum", "const", "prompt"]
 
@@ -78,11 +78,11 @@ class Term(Plug):
         return anchors_of(self.needs)
 
     @abstractmethod
-    def __call__(self, new: New, b: Batch) -> Tensor:
-        """The cost: ``[N]`` per token or ``[S]`` per sequence."""
+    def __call__(self, new: New, b: Batch) -> PerToken | PerSequence:
+        """The cost, per token or per sequence."""
 
-    def mark(self, b: Batch, generator: torch.Generator) -> Tensor:
-        """What cannot be known from a shard: a number for each token ``[N]``, computed once on the driver from the whole batch of an
+    def mark(self, b: Batch, generator: torch.Generator) -> PerToken:
+        """What cannot be known from a shard: a number for each token, computed once on the driver from the whole batch of an
         optimizer step, with log-probs from before the update. ``__call__`` finds it in ``b.marks[self.name]``.
         """
         raise NotImplementedError
@@ -110,7 +110,7 @@ def needs(parts: Iterable[Reads]) -> frozenset[str]:
     return frozenset().union(*(part.needs for part in parts))
 
 
-def normalise(objective: Sequence[Term], b: Batch) -> Tensor:
+def normalise(objective: Sequence[Term], b: Batch) -> Annotated[Tensor, "terms S"]:
     """The weight of each token of each sequence in each term's mean, over the whole batch of one optimizer step.
 
     Shapes:

@@ -21,15 +21,15 @@ from torch import Tensor
 from rlkit.bounds import NonNegative, Positive, Share
 from rlkit.errors import ConfigError
 from rlkit.plug import Plug
-from rlkit.types import Batch
+from rlkit.types import Batch, PerSequence, PerToken
 
 
 @dataclass(frozen=True)
 class Advantages:
-    """What an advantage gives: ``adv [N]``, and ``returns [N]`` where it knows what the value function is trained towards; no gradient."""
+    """What an advantage gives: ``adv``, and ``returns`` where it knows what the value function is trained towards; no gradient."""
 
-    adv: Tensor
-    returns: Tensor | None = None
+    adv: PerToken
+    returns: PerToken | None = None
 
     @classmethod
     def of(cls, advantage: Advantage, b: Batch) -> Advantages:
@@ -55,18 +55,18 @@ class Advantage(Plug):
         return False
 
     @abstractmethod
-    def __call__(self, b: Batch) -> Tensor | Advantages:
-        """``[N]``, no gradient; nothing is written into the batch."""
+    def __call__(self, b: Batch) -> PerToken | Advantages:
+        """Of each token, no gradient; nothing is written into the batch."""
 
 
-def sequence_reward(b: Batch) -> Tensor:
-    """The whole reward of each sequence, token rewards included, ``[S]`` in float64."""
+def sequence_reward(b: Batch) -> PerSequence:
+    """The whole reward of each sequence, token rewards included, in float64."""
     reward = b.reward.double()
     return reward if b.token_reward is None else reward + b.seq_sum(b.token_reward.double())
 
 
-def spread(b: Batch, total_S: Tensor) -> Tensor:
-    """The return of each token, ``[N]`` in float64: the sequence's ``total_S`` (less a baseline) without what earlier tokens were given."""
+def spread(b: Batch, total_S: Tensor) -> PerToken:
+    """The return of each token, in float64: the sequence's ``total_S`` (less a baseline) without what earlier tokens were given."""
     if b.token_reward is None:
         return total_S[b.seq]
     given = b.token_reward.double()
@@ -81,16 +81,16 @@ def centre(x: Tensor) -> Tensor:
     return d - d.mean()
 
 
-def group_centre(b: Batch, x_S: Tensor) -> Tensor:
-    """``x`` minus its mean over the prompt's responses, ``[S]`` in float64; exactly 0 where all of them are equal. Keeps gradient."""
+def group_centre(b: Batch, x_S: Tensor) -> PerSequence:
+    """``x`` minus its mean over the prompt's responses, in float64; exactly 0 where all of them are equal. Keeps gradient."""
     x = x_S.double()
     lowest = x.new_zeros(b.G).scatter_reduce(0, b.group, x.detach(), "amin", include_self=False)
     d = x - lowest[b.group]
     return d - (b.group_sum(d) / b.group_size())[b.group]
 
 
-def group_std(b: Batch, centred_S: Tensor) -> Tensor:
-    """Unbiased standard deviation over the prompt's responses (0 for a group of one), ``[S]``."""
+def group_std(b: Batch, centred_S: Tensor) -> PerSequence:
+    """Unbiased standard deviation over the prompt's responses (0 for a group of one)."""
     return (b.group_sum(centred_S**2) / (b.group_size() - 1).clamp(min=1)).sqrt()[b.group]
 
 

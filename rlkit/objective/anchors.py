@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from rlkit.bounds import Bounded
 from rlkit.errors import ConfigError
-from rlkit.types import Batch
+from rlkit.types import Batch, PerToken
 
 Policy = Literal["ref", "old", "behav", "teacher"]
 
@@ -40,7 +39,7 @@ class Mixture(Bounded):
                 f"{list(self.weights)}."
             )
 
-    def log_prob(self, b: Batch) -> Tensor:
+    def log_prob(self, b: Batch) -> PerToken:
         weights = self.weights or (1.0,) * len(self.of)
         w = [x / sum(weights) for x in weights]
         if self.mean == "geometric":
@@ -61,7 +60,7 @@ def anchor_name(anchor: Anchor) -> str:
     return "+".join(anchor.of) if isinstance(anchor, Mixture) else anchor
 
 
-def anchor_log_prob(anchor: Anchor, b: Batch) -> Tensor:
+def anchor_log_prob(anchor: Anchor, b: Batch) -> PerToken:
     return anchor.log_prob(b) if isinstance(anchor, Mixture) else b.logp[anchor]
 
 

@@ -19,7 +19,7 @@ from rlkit.bounds import Natural, NonNegative, Positive
 from rlkit.errors import ConfigError
 from rlkit.objective.advantages import group_centre
 from rlkit.plug import Plug
-from rlkit.types import Batch, Stats
+from rlkit.types import Batch, PerSequence, Stats
 
 State = dict[str, float]
 
@@ -42,8 +42,8 @@ class Coefficient(Plug):
         """The state for step ``step`` (0-based), given what the step before it measured."""
         return state
 
-    def per_sequence(self, b: Batch) -> Tensor | None:
-        """What it is multiplied with for each response, ``[S]``; None: it is the same for all."""
+    def per_sequence(self, b: Batch) -> PerSequence | None:
+        """What it is multiplied with for each response; None: it is the same for all."""
         return None
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from rlkit.bounds import NonNegative, Positive
 from rlkit.errors import ConfigError
 from rlkit.plug import Plug
-from rlkit.types import Batch, Stats
+from rlkit.types import Batch, PerToken, Stats
 
 Denominator = Literal["all", "kept", "mean_one"]
 
@@ -41,12 +41,12 @@ class Correction(Plug):
         return frozenset({"old", "behav"})
 
     @abstractmethod
-    def __call__(self, b: Batch) -> Tensor:
-        """The weight of each token, ``[N]``."""
+    def __call__(self, b: Batch) -> PerToken:
+        """The weight of each token."""
 
 
-def weights(correction: Correction, b: Batch) -> Tensor:
-    """The correction's weights with its denominator, ``[N]``."""
+def weights(correction: Correction, b: Batch) -> PerToken:
+    """The correction's weights with its denominator."""
     w = correction(b)
     if correction.denominator == "all":
         return w

@@ -30,7 +30,7 @@ from rlkit.objective import Term
 from rlkit.objective.anchors import Anchor, anchor_log_prob, anchor_name, anchor_needs, check_geometric
 from rlkit.objective.anchors import Mixture as Mixture
 from rlkit.plug import Plug
-from rlkit.types import Batch, New
+from rlkit.types import Batch, New, PerToken
 
 BOUND = 20.0  # log-ratios are bounded here before they are exponentiated: e^40 is still a float32
 
@@ -174,7 +174,7 @@ def label(f: str | Generator, parameter: float | None) -> str:
     return name if parameter is None else f"{name}{parameter:g}"
 
 
-def importance(new: New, b: Batch, kind: str, cap: float | None, floor: float | None) -> Tensor:
+def importance(new: New, b: Batch, kind: str, cap: float | None, floor: float | None) -> PerToken:
     """``pi / mu``, without gradient: of the token, or of the sequence up to and including the token (its prefix product).
 
     ``cap`` truncates; with ``floor`` weights outside ``[floor, cap]`` become 0 instead.
@@ -190,7 +190,7 @@ def importance(new: New, b: Batch, kind: str, cap: float | None, floor: float | 
     return w if cap is None else w.clamp(max=cap)
 
 
-def by_score(value: Tensor, slope: Tensor, new: New) -> Tensor:
+def by_score(value: PerToken, slope: PerToken, new: New) -> PerToken:
     """A cost that shows ``value`` and whose gradient is ``slope`` times the score; both are constants to autograd."""
     return value.detach() + slope.detach() * (new.logp - new.logp.detach())
 

@@ -16,14 +16,14 @@ from rlkit.bounds import Bound, NonNegative, Positive, Share
 from rlkit.errors import ConfigError
 from rlkit.objective import Term
 from rlkit.objective.advantages import centre, group_centre
-from rlkit.types import Batch, New
+from rlkit.types import Batch, New, PerToken
 
 ADV_OLD = frozenset({"adv", "old"})
 ADV_BEHAV = frozenset({"adv", "behav"})
 MAX_LOG_RATIO = 20.0
 
 
-def log_ratio(new_N: Tensor, old_N: Tensor) -> Tensor:
+def log_ratio(new_N: Tensor, old_N: Tensor) -> PerToken:
     """``new - old``, bounded to ±20 so that its exponential stays finite in float32; its gradient is that of ``new`` everywhere.
 
     A plain clamp has no gradient beyond the bound: a token of negative advantage that has become e^20 times as likely would stay so.
@@ -32,12 +32,12 @@ def log_ratio(new_N: Tensor, old_N: Tensor) -> Tensor:
     return r + (r.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO) - r).detach()
 
 
-def advantage(b: Batch) -> Tensor:
+def advantage(b: Batch) -> PerToken:
     assert b.adv is not None
     return b.adv
 
 
-def corrected(cost_N: Tensor, b: Batch) -> Tensor:
+def corrected(cost_N: Tensor, b: Batch) -> PerToken:
     return cost_N if b.weight is None else cost_N * b.weight
 
 

@@ -28,7 +28,7 @@ from rlkit.objective.anchors import (
 from rlkit.objective.coefficients import Coefficient, as_coefficient
 from rlkit.objective.divergences import BOUND, Generator, generator, label
 from rlkit.plug import Plug
-from rlkit.types import SOURCES, Batch
+from rlkit.types import SOURCES, Batch, PerToken
 
 Placement = Literal["reward", "advantage"]
 
@@ -62,8 +62,8 @@ class Penalty(Plug):
         return anchors_of(self.needs)
 
     @abstractmethod
-    def __call__(self, b: Batch) -> Tensor:
-        """The cost of each token, ``[N]``, no gradient."""
+    def __call__(self, b: Batch) -> PerToken:
+        """The cost of each token, no gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
