@@ -41,6 +41,8 @@ lint: install
 # The pages that are generated; tests compare them.
 docs: install
 	@$(BIN)/python scripts/papers.py
+	@$(BIN)/python scripts/error_page.py
+	@$(BIN)/python scripts/regularizers.py
 
 clean:
 	rm -rf .venv runs

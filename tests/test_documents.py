@@ -89,12 +89,14 @@ def test_a_configuration_is_read_as_it_stands(snippet: Snippet, small: dict[str,
     assert set(section) <= {f for f in dir(run) if getattr(run, f) is not None}
 
 
-def test_python_runs_as_it_stands(small: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_runs_as_it_stands(
+    small: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     trained = []
 
     def shortly(run: rk.Run) -> Any:
-        """Trains with what the snippet says about rewards, as the small run says otherwise."""
-        trained.append(rk.load({**small, "steps": 1}).replace(rewards=run.rewards))
+        """Trains the snippet's rewards, and a run that a snippet was given, for one step of the small run."""
+        trained.append(run if run.name == "small" else rk.load({**small, "steps": 1}).replace(rewards=run.rewards))
         return train(trained[-1], quiet=True)
 
     train = rk.train
@@ -103,12 +105,15 @@ def test_python_runs_as_it_stands(small: dict[str, Any], folder: Path, monkeypat
         "README.md": {},
         "k1-in-the-loss.md": {"logp": torch.zeros(3), "ref_logp": torch.ones(3), "policy_loss": 0.5, "coef": 0.1},
         "planning.md": {"run": rk.load(small)},
+        "errors.md": {"rk": rk, "run": rk.load({**small, "model": {"path": str(folder / "none")}})},
     }
     for s in snippets("python"):
         names = given.setdefault(s.path.name, {})
         names["__name__"] = "__main__"
         exec(compile("from __future__ import annotations\n" + IMPORTS + s.text, str(s), "exec"), names)
-    assert [r.fn.__name__ for run in trained for r in run.rewards] == ["correct"]
+    (readme,) = (run for run in trained if run.model.path == small["model"]["path"])
+    assert [r.fn.__name__ for r in readme.rewards] == ["correct"]
+    assert str(folder / "none") in capsys.readouterr().out, "errors.md prints what is wrong"
     assert given["k1-in-the-loss.md"]["loss"] == pytest.approx(0.4)
 
 
