@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ SAME = 1e-4  # nats; the same weights in the same layers give the same numbers i
 SHARE = 0.2  # of what the adapter does to a layer may differ in the exported one: in bfloat16, rounding is a part of it
 
 
-def add_adapter(lm: Any, options: dict[str, Any], seed: int) -> Any:
+def add_adapter(lm: Any, options: Mapping[str, Any], seed: int) -> Any:
     """Wraps ``lm`` with an adapter: ``options`` go as they are to the configuration of ``peft_type``, which is LORA if it is not named.
 
     Raises:
@@ -38,8 +38,8 @@ def add_adapter(lm: Any, options: dict[str, Any], seed: int) -> Any:
         from peft import PEFT_TYPE_TO_CONFIG_MAPPING, get_peft_model
     except ImportError:
         raise ModelError("peft: is set, but peft is not installed. Install it with: pip install peft") from None
-    options = dict(options)
-    kind = str(options.pop("peft_type", "LORA")).upper()
+    given = dict(options)
+    kind = str(given.pop("peft_type", "LORA")).upper()
     known = {str(getattr(k, "value", k)).upper(): cls for k, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if kind not in known:
         raise ModelError(f"peft.peft_type: found {kind!r}, expected one of {', '.join(sorted(known))}.")
@@ -55,7 +55,7 @@ def add_adapter(lm: Any, options: dict[str, Any], seed: int) -> Any:
         )
     torch.manual_seed(seed)  # every rank must draw the same adapter
     try:
-        config = known[kind](**{"task_type": "CAUSAL_LM", **options})
+        config = known[kind](**{"task_type": "CAUSAL_LM", **given})
         if config.is_prompt_learning or config.is_adaption_prompt:
             raise ModelError(
                 f"peft.peft_type: {kind} puts virtual tokens into the prompt, which no exported model and no engine has. Use a method "
@@ -68,7 +68,7 @@ def add_adapter(lm: Any, options: dict[str, Any], seed: int) -> Any:
         raise ModelError(f"peft: {first_line(error)}") from error
 
 
-def hints(options: dict[str, Any], lm: Any, lr: float) -> list[str]:
+def hints(options: Mapping[str, Any], lm: Any, lr: float) -> list[str]:
     """What a LoRA run that will hardly learn is told when it starts.
 
     Source: Schulman et al., "LoRA Without Regret" (2025): all linear layers, ten times the learning rate of full fine-tuning.
