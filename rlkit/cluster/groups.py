@@ -24,6 +24,20 @@ from rlkit.learner.setup import LearnerSetup
 from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
 
 
+class Worker(Protocol):
+    """A learner's rank or an engine: what is called by name aside, all that workers have in common."""
+
+    def ready(self) -> dict[str, Any]:
+        """Asked once, when it has been made."""
+        ...
+
+    def progress(self) -> int:
+        """Grows while it gets on with what it was asked to do."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class Workers(Protocol):
     """Workers of one kind; ``call`` runs a method on all of them at once, ``one`` on a single one."""
 
@@ -67,7 +81,7 @@ class LocalWorkers:
 
     size = 1
 
-    def __init__(self, worker: Any) -> None:
+    def __init__(self, worker: Worker) -> None:
         self.worker, self._busy = worker, 0.0
 
     def call(self, method: str, *args: Any, each: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
@@ -281,19 +295,14 @@ class EngineGroup:
         self._turn = itertools.count()
 
     def generate(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
-        return self._anywhere("generate", prompt, n, sampling)  # type: ignore[no-any-return]
-
-    def score(self, rollouts: Sequence[Rollout], temperature: float) -> list[list[float]]:
-        return self._anywhere("score", rollouts, temperature)  # type: ignore[no-any-return]
-
-    def _anywhere(self, method: str, *args: Any) -> Any:
         while True:
             with self._changed:
                 i = self._choose()
                 life = self._life[i]
                 self._running[i] += 1
             try:
-                return self.workers.one(i, method, *args)
+                found: list[Rollout] = self.workers.one(i, "generate", prompt, n, sampling)
+                return found
             except RunError as error:
                 self._lose(i, life, error)
             finally:
@@ -370,7 +379,8 @@ class EngineGroup:
         """On one given engine; the parity probe asks each of them. None if it is lost meanwhile."""
         life = self._life[index]
         try:
-            return self.workers.one(index, "generate", prompt, n, sampling)  # type: ignore[no-any-return]
+            found: list[Rollout] = self.workers.one(index, "generate", prompt, n, sampling)
+            return found
         except RunError as error:
             self._lose(index, life, error)
             return None

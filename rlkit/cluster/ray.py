@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlkit.cluster.groups import Worker
 from rlkit.cluster.local import LocalRay, is_open
 from rlkit.cluster.section import Cluster
 from rlkit.cluster.watch import Pulse, Watch, one_line
@@ -305,7 +306,7 @@ class Host:
     """The actor: holds a learner rank or an engine, and calls its methods by name."""
 
     def __init__(self) -> None:
-        self.worker: Any = None
+        self.worker: Worker | None = None
         self.asked = self.answered = 0
         self.seconds = 0.0
         self.lock = threading.Lock()

@@ -53,7 +53,7 @@ class LearnerSetup:
     reference: Reference | None = None
     teacher: Reference | None = None
     deepspeed: Mapping[str, Any] | None = None
-    peft: Mapping[str, Any] | None = None
+    peft: dict[str, Any] | None = None
     base: str = "."
 
     @property

@@ -1,16 +1,23 @@
-"""An engine of the user's own: its requests and weight updates take turns."""
+"""An engine of the user's own: its requests and weight updates take turns, and a run trains with it."""
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
+from rlkit.config import load
+from rlkit.errors import ConfigError
 from rlkit.rollout.engine import SimpleEngine
+from rlkit.trainer import train
 from rlkit.types import Prompt, Rollout, Sampling
 
 
@@ -72,3 +79,23 @@ def test_an_answer_that_fails_does_not_keep_weights_waiting() -> None:
         failed = threads.submit(engine.generate, Prompt("0", (3,), ""), 1, Sampling())
         assert isinstance(failed.exception(60), OSError)
         threads.submit(engine.begin_update, "wait").result(60)
+
+
+def test_what_is_no_engine_is_refused_where_the_file_is_read(small: dict[str, Any]) -> None:
+    for given, said in (
+        ({"type": "examples/custom_loss.py:TOPR"}, "TOPR is a Term; here stands an EngineSpec"),
+        ({"type": "examples/custom_engine.py:PlainEngine"}, "PlainEngine is no EngineSpec"),
+        ("vlm", "expected one of 'vllm', 'hf' or a mapping with `type`"),
+    ):
+        with pytest.raises(ConfigError, match=f"rollout.engine.*{said}"):
+            load({**small, "rollout": {"engine": given}})
+
+
+def test_an_engine_in_a_file_trains_and_agrees_with_the_learner(small: dict[str, Any]) -> None:
+    engine = {"type": "examples/custom_engine.py:Plain"}
+    run = load({**small, "rollout": {**small["rollout"], "engine": engine}, "probe": {"every": 1}})
+    train(run, quiet=True)
+    folder = Path(small["out"]) / "small"
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 and all(row["probe/max"] < 1e-4 for row in rows)  # of every version of the weights
+    assert load(folder / "config.yaml").rollout.engine == run.rollout.engine
