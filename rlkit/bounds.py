@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import math
 import typing
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from rlkit.errors import ConfigError
+from rlkit.values import Fitted, annotations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,22 +87,15 @@ Seed = Annotated[int, Bound(at_least=0, at_most=2**32 - 1)]  # what NumPy's gene
 def bounds(cls: Any) -> dict[str, Bound | FolderName]:
     """The fields of a dataclass that have a bound, ``Count | None``, ``tuple[Count, ...]`` and ``dict[str, Positive]`` included."""
     found: dict[str, Bound | FolderName] = {}
-    for base in reversed(cls.__mro__):
-        try:
-            hints = inspect.get_annotations(base, eval_str=True)
-        except (
-            NameError
-        ):  # names that only a type checker sees: the reader of configurations refuses such a class, Python need not
-            continue
-        for name, hint in hints.items():
-            for arm in (hint, *typing.get_args(hint)):
-                if typing.get_origin(arm) is Annotated:
-                    found.update((name, note) for note in arm.__metadata__ if isinstance(note, Bound | FolderName))
+    for name, hint in annotations(cls).items():
+        for arm in (hint, *typing.get_args(hint)):
+            if typing.get_origin(arm) is Annotated:
+                found.update((name, note) for note in arm.__metadata__ if isinstance(note, Bound | FolderName))
     return found
 
 
-class Bounded:
-    """Base of a dataclass whose numbers are finite and within their bounds however it is made, by a file or by Python.
+class Bounded(Fitted):
+    """Base of a dataclass whose values are of their types, and whose numbers are finite and within their bounds, however it is made.
 
     A ``__post_init__`` of a subclass begins with ``super().__post_init__()``.
 
@@ -112,9 +105,8 @@ class Bounded:
     rlkit.errors.ConfigError: PPOClip.eps_high is nan; it must be finite.
     """
 
-    shorthand: ClassVar[str | None] = None  # the field that a bare text in a configuration fills
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         made: Any = self
         cls: Any = type(self)
         limits = bounds(cls)

@@ -33,21 +33,14 @@ from rlkit.bounds import Bound, Bounded, FolderName
 from rlkit.errors import ConfigError, InputError
 from rlkit.place import by_value, load_user_file, user_file
 from rlkit.plug import Plug, a, is_kind, kind_of
-from rlkit.reading import LARGEST, Loader, Located, located, override, printable, read, shown
+from rlkit.reading import LARGEST, PYTHON, Loader, Located, located, override, printable, read, shown
+from rlkit.values import OnlyPython
+from rlkit.values import expected as words
 
 if TYPE_CHECKING:
     from rlkit.run import Run
 
 # -- building ---------------------------------------------------------------------------------------------------------
-
-WORDS: dict[Any, str] = {
-    float: "a number",
-    int: "a whole number",
-    bool: "true or false",
-    str: "a text",
-    types.NoneType: "null",
-    Any: "a value",
-}
 
 
 class _Builder:
@@ -64,6 +57,10 @@ class _Builder:
 
     def value(self, hint: Any, at: Located, path: str) -> Any:
         v, origin = at.value, typing.get_origin(hint)
+        if inspect.isclass(hint) and dataclasses.is_dataclass(v) and isinstance(v, hint):
+            return v  # a mapping of Python's may hold the part itself
+        if inspect.isclass(hint) and issubclass(hint, OnlyPython):
+            return self.given(hint, at, path)
         if origin is Annotated:
             return self.bounded(hint, at, path)
         if origin in (Union, types.UnionType):
@@ -120,6 +117,15 @@ class _Builder:
             return self.scalar(type(at.value), at, path)
         return at.value
 
+    def given(self, kind: type[OnlyPython], at: Located, path: str) -> Any:
+        """What only a mapping of Python's can hold."""
+        if at.origin != PYTHON or at.value is None or isinstance(at.value, str | int | float):
+            return self.unlike(kind, at, path)
+        try:
+            return kind.of(at.plain(), path)
+        except InputError as error:
+            return self.fail(at, path, str(error))
+
     def union(self, hint: Any, at: Located, path: str) -> Any:
         """The first arm that takes the value; where none does, the error of the only arm that a value of this kind could be meant for."""
         if at.value is None and types.NoneType in typing.get_args(hint):
@@ -173,7 +179,7 @@ class _Builder:
         return self.section(cls, Located(fields, at.origin), path)
 
     def section(self, cls: Any, at: Located, path: str) -> Any:
-        if isinstance(at.value, str) and issubclass(cls, Bounded) and cls.shorthand is not None:
+        if (isinstance(at.value, str) or callable(at.value)) and issubclass(cls, Bounded) and cls.shorthand is not None:
             at = Located({cls.shorthand: at}, at.origin)
         if at.value is None:
             at = Located({}, at.origin)
@@ -216,21 +222,8 @@ def _one_of(kind: type[Plug]) -> str:
 
 
 def expected(hint: Any) -> str:
-    """What a value of this annotation is called in a message."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        return expected(arguments[0])
-    if origin in (Union, types.UnionType):
-        return " or ".join(expected(arm) for arm in arguments)
-    if origin is Literal:
-        return f"one of {', '.join(map(repr, arguments))}"
-    if is_kind(hint):
-        return _one_of(hint)
-    if origin in (tuple, list):
-        return "a list"
-    if origin is Callable:
-        return "a function"
-    return WORDS.get(hint, "a mapping")
+    """What a value of this annotation is called in a message about a file."""
+    return words(hint, lambda cls: _one_of(cls) if is_kind(cls) else "a mapping")
 
 
 def _meant(hint: Any, v: Any) -> bool:

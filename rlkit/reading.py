@@ -59,6 +59,7 @@ LARGEST_FILE = 2**20  # bytes; the longest configuration of the library has 4,00
 MOST_VALUES = 20_000  # of one file, its aliases written out
 DEEPEST = 64  # mappings and lists inside each other
 LONGEST_CHAIN = 32  # files that extend each other
+PYTHON = "mapping"  # the origin of what stands in no file
 LARGEST = 2**63  # a whole number must be smaller: torch and NumPy have no larger ones
 
 _YAML = "tag:yaml.org,2002:"
@@ -355,17 +356,15 @@ def override(tree: Located, text: str) -> None:
 def located(x: Any, path: str = "", depth: int = 0) -> Located:
     """What Python code gives, as if it stood in a file: tuples are lists, and keys and texts are those that a file can hold."""
     if depth > DEEPEST:
-        raise ConfigError(f"mapping: {path[:100]}: {_too_much(True)}. Does it hold itself?")
+        raise ConfigError(f"{PYTHON}: {path[:100]}: {_too_much(True)}. Does it hold itself?")
     if isinstance(x, Mapping):
         strange = next((k for k in x if not isinstance(k, str | int | float)), None)
         if strange is not None:
-            raise ConfigError(f"mapping: {path or 'the keys'}: a key must be a word; found {shown(strange)}.")
-        return Located(
-            {str(k): located(v, f"{path}.{k}" if path else str(k), depth + 1) for k, v in x.items()}, "mapping"
-        )
+            raise ConfigError(f"{PYTHON}: {path or 'the keys'}: a key must be a word; found {shown(strange)}.")
+        return Located({str(k): located(v, f"{path}.{k}" if path else str(k), depth + 1) for k, v in x.items()}, PYTHON)
     if isinstance(x, list | tuple):
-        return Located([located(v, f"{path}.{i}", depth + 1) for i, v in enumerate(x)], "mapping")
+        return Located([located(v, f"{path}.{i}", depth + 1) for i, v in enumerate(x)], PYTHON)
     problem = _unwritable(x) if isinstance(x, str) else None
     if problem:
-        raise ConfigError(f"mapping: {path}: {problem}.")
-    return Located(x, "mapping")
+        raise ConfigError(f"{PYTHON}: {path}: {problem}.")
+    return Located(x, PYTHON)

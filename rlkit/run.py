@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import string
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,6 +31,7 @@ from rlkit.rewards import RewardSpec
 from rlkit.rollout.engine import EngineSetup
 from rlkit.rollout.section import RolloutSection
 from rlkit.types import TOLERANCE, Sampling
+from rlkit.values import Given, changed, otherwise
 
 __all__ = [
     "CheckpointSection",
@@ -49,7 +51,12 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Bounded):
-    """One training run. ``rk.load("x.yaml")`` makes one; ``run.replace(...)`` changes one."""
+    """One training run. ``rk.load("x.yaml")`` makes one, and so does Python; ``run.replace(...)`` changes one.
+
+    ::
+
+        rk.Run(model=rk.Model(path="m"), data=rk.Data(train=rows), rewards=[my_reward], objective=[rk.PPOClip(), rk.KL(coef=0.01)])
+    """
 
     name: Name = "run"
     out: str = "runs"
@@ -57,13 +64,13 @@ class Run(Bounded):
     steps: Annotated[int, Bound(at_least=0, at_most=10**9)] = 100
     model: Model
     data: Data
-    rewards: tuple[RewardSpec, ...] = ()
+    rewards: Given[tuple[RewardSpec, ...], Iterable[RewardSpec | str | Callable[..., Any]]] = otherwise(())
     on_reward_error: Literal["mask", "raise", "zero"] = "mask"
     sampling: Sampling = field(default_factory=Sampling)
     rollout: RolloutSection = field(default_factory=RolloutSection)
     advantage: Advantage = field(default_factory=GroupNorm)
-    objective: tuple[Term, ...] = ()
-    reward_penalties: tuple[Penalty, ...] = ()
+    objective: Given[tuple[Term, ...], Iterable[Term]] = otherwise(())
+    reward_penalties: Given[tuple[Penalty, ...], Iterable[Penalty]] = otherwise(())
     correction: Correction | None = None
     reference: Reference | None = field(default_factory=Frozen)  # anchor: ref
     teacher: Reference | None = None  # anchor: teacher
@@ -187,10 +194,12 @@ class Run(Bounded):
             options=self.vllm,
         )
 
-    def replace(self, **changes: Any) -> Run:
-        """A copy with other values; plain functions are accepted as ``rewards``."""
-        if "rewards" in changes:
-            changes["rewards"] = tuple(r if isinstance(r, RewardSpec) else RewardSpec(r) for r in changes["rewards"])
-        if "objective" in changes:
-            changes["objective"] = tuple(changes["objective"])
-        return dataclasses.replace(self, **changes)
+    def replace(self, changes: Mapping[str, Any] | None = None, /, **more: Any) -> Run:
+        """A copy with other values, by key or by path: ``run.replace({"objective.1.coef": 0.02}, steps=200, learner={"lr": 1e-5})``.
+
+        A mapping changes keys of a section and leaves its others; a section that is given as an object takes the place of the old one.
+
+        Raises:
+            ConfigError: no such key, or a value that cannot stand there.
+        """
+        return changed(self, {**(changes or {}), **more})

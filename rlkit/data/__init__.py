@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from rlkit.bounds import Bounded, Count, Natural
 from rlkit.data.curriculum import AdmitRule, DropRule, Sampler, Shuffle
+from rlkit.data.rows import Rows, RowsGiven
 from rlkit.data.stored import Stored
 from rlkit.data.tasks import Task
 from rlkit.errors import ConfigError
+from rlkit.values import Given, otherwise
+
+Source = str | tuple[str, ...] | Rows
+
+
+def _source(given: Any, where: str) -> Source | None:
+    """A name, several names, or the rows that something holds."""
+    if given is None or isinstance(given, str):
+        return given
+    if isinstance(given, Path):
+        return str(given)
+    if isinstance(given, list | tuple) and all(isinstance(name, str) for name in given):
+        return tuple(given)
+    return Rows.of(given, where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +37,8 @@ class Data(Bounded):
         task: a built-in procedural task; or
         train, test: a ``.jsonl``, ``.json``, ``.csv`` (also ``.gz``) or ``.parquet`` file, a named set (``gsm8k``, ``math:levels=1-4``; see
             :mod:`rlkit.data.sets`), a data set on the hub (``owner/name[:config]``), or a list of those; the column ``dataset`` then
-            says where a row is from.
+            says where a row is from. In Python also the rows themselves: a list of mappings or an iterator of them, a mapping of columns, a
+            data frame, a data set (:mod:`rlkit.data.rows`).
         size, test_size: rows of the task, or at most so many rows of the files (null: all).
         columns: which columns of a file hold the prompt and the answer, e.g. ``{prompt: question, answer: reward_model.ground_truth}``;
             a path may lead into a list (``prompt.0.content``). A prompt is a text, or a chat: a list of ``{role, content}``.
@@ -35,8 +53,8 @@ class Data(Bounded):
     """
 
     task: Task | None = None
-    train: str | tuple[str, ...] | None = None
-    test: str | tuple[str, ...] | None = None
+    train: Given[Source | None, Source | Sequence[str] | RowsGiven | None] = otherwise(None)
+    test: Given[Source | None, Source | Sequence[str] | RowsGiven | None] = otherwise(None)
     size: Count | None = None
     test_size: Natural | None = None
     columns: dict[str, str] = field(default_factory=dict)
@@ -52,6 +70,8 @@ class Data(Bounded):
     refill: bool = True
 
     def __post_init__(self) -> None:
+        for split, source in (("train", self.train), ("test", self.test)):
+            object.__setattr__(self, split, _source(source, f"data.{split}"))
         super().__post_init__()
         if (self.task is None) == (self.train is None):
             raise ConfigError("data needs exactly one of `task` (a built-in task) and `train` (a file or hub name).")

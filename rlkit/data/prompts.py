@@ -14,6 +14,7 @@ from rlkit.config import locate
 from rlkit.data import Data
 from rlkit.data.files import is_file_of_rows, read_file
 from rlkit.data.render import Encoder, Renderer
+from rlkit.data.rows import Rows
 from rlkit.data.sets import is_named, load_table, normalised, read_set
 from rlkit.data.tasks import Row, Split
 from rlkit.errors import DataError
@@ -45,6 +46,9 @@ def load_prompts(
         """Place, row, and which columns hold what: a named set comes with its own mapped."""
         if data.task is not None:
             yield from ((r["id"], r, {}) for r in data.task.rows(split, limit or 0))
+            return
+        if isinstance(source, Rows):
+            yield from ((f"data.{split}[{i}]", row, data.columns) for i, row in enumerate(source))
             return
         for name in (source,) if isinstance(source, str) else source or ():
             for where, row in read_rows(name, split, base, say):
@@ -169,6 +173,10 @@ def read_rows(
     source: str, split: Split, base: str | Path | None = None, say: Callable[[str], None] = lambda text: None
 ) -> Iterable[tuple[str, Row]]:
     """``(place, row)`` of a file, of a named set (:mod:`rlkit.data.sets`), or of a hub data set ``owner/name[:config]``."""
+    if Rows.MARK in source:
+        raise DataError(
+            f"data.{split}: {source} are not in this file. Give them again, rk.load(...).replace(data={{{split!r}: rows}}), or name a file."
+        )
     path = locate(source, base)
     if is_file_of_rows(source):
         if not path.exists():

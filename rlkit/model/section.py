@@ -38,7 +38,7 @@ class WarmUp(Bounded):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class Model(Bounded):
     """Where training starts: a folder or hub name (``path``), or a tiny model that the run makes (``make``)."""
 
     path: str | None = None
@@ -49,6 +49,7 @@ class Model:
     fp32_head: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.path is None) == (self.make is None):
             raise ConfigError(
                 "model needs exactly one of `path` (a folder or hub name) and `make` (a tiny model "
