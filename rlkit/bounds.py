@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from rlkit.errors import ConfigError
-from rlkit.values import Fitted, annotations
+from rlkit.values import Fitted, hints_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ Seed = Annotated[int, Bound(at_least=0, at_most=2**32 - 1)]  # what NumPy's gene
 def bounds(cls: Any) -> dict[str, Bound | FolderName]:
     """The fields of a dataclass that have a bound, ``Count | None``, ``tuple[Count, ...]`` and ``dict[str, Positive]`` included."""
     found: dict[str, Bound | FolderName] = {}
-    for name, hint in annotations(cls).items():
+    for name, hint in hints_of(cls).items():
         for arm in (hint, *typing.get_args(hint)):
             if typing.get_origin(arm) is Annotated:
                 found.update((name, note) for note in arm.__metadata__ if isinstance(note, Bound | FolderName))
@@ -115,6 +115,6 @@ class Bounded(Fitted):
             for entry in x if isinstance(x, tuple) else x.values() if isinstance(x, dict) else (x,):
                 fits = isinstance(entry, str) if isinstance(bound, FolderName) else isinstance(entry, int | float)
                 if isinstance(entry, float) and not math.isfinite(entry):
-                    bound = bound or Bound()
+                    bound = Bound()
                 if bound is not None and fits and not bound.admits(entry):
                     raise ConfigError(f"{type(self).__name__}.{f.name} is {entry!r:.100}; it must {bound}.")

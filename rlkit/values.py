@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Se
 from rlkit.errors import ConfigError
 from rlkit.reading import printable, shown
 
-Read, Gave = TypeVar("Read"), TypeVar("Gave")
+Read = TypeVar("Read")
+Gave = TypeVar("Gave")
 T = TypeVar("T")
 
 WORDS: dict[Any, str] = {
@@ -72,7 +73,7 @@ class OnlyPython:
 
 
 @functools.cache
-def annotations(cls: type) -> dict[str, Any]:
+def hints_of(cls: Any) -> dict[str, Any]:
     """Those of a dataclass and its bases; names that only a type checker sees leave their class out."""
     found: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
@@ -89,8 +90,9 @@ def conform(made: Any) -> None:
     Raises:
         ConfigError: every field that holds something else, one a line.
     """
-    cls, wrong = type(made), list[str]()
-    hints = annotations(cls)
+    cls: Any = type(made)
+    wrong = list[str]()
+    hints = hints_of(cls)
     for f in dataclasses.fields(made):
         value = getattr(made, f.name)
         if f.name in hints and value is not f.default:
