@@ -21,12 +21,27 @@ reveal_type(run)
 reveal_type(run.learner.lr)
 reveal_type(rk.PPOClip(eps_high=0.3).coef)
 reveal_type(rk.samplers.Shuffle())
+reveal_type(rk.evaluate(run, "m"))
+
+
+def right(response: str, answer: str) -> float:
+    return float(response == answer)
+
+
+made = rk.Run(model=rk.Model(path="m"), data=rk.Data(train=[{"prompt": "a"}]), rewards=[right, "math"], objective=[rk.PPOClip()])
+reveal_type(made.rewards)
+reveal_type(made.replace(steps=3))
+made.replace(steps=3).steps.upper()
+rk.Run(model=rk.Model(path="m"), data=rk.Data(task=rk.tasks.Sorting()), objective=[rk.GroupNorm()])
 """
 SEEN = (
     "rlkit.run.Run",
     "float",
     "float | rlkit.objective.coefficients.Coefficient",
     "rlkit.data.curriculum.Shuffle",
+    "rlkit.evaluation.report.Report",
+    "tuple[rlkit.rewards.scoring.RewardSpec, ...]",
+    "rlkit.run.Run",
 )
 
 
@@ -53,3 +68,5 @@ def test_a_type_checker_knows_what_comes_back(tmp_path: Path) -> None:
     )
     found = [line.split('"')[1] for line in said.splitlines() if "Revealed type" in line]
     assert found == list(SEEN), said + problems
+    wrong = [line.rpartition("[")[2] for line in said.splitlines() if " error: " in line]
+    assert wrong == ["attr-defined]", "list-item]"], said
