@@ -232,7 +232,7 @@ def _meant(hint: Any, v: Any) -> bool:
     if origin is Annotated:
         return _meant(typing.get_args(hint)[0], v)
     if isinstance(v, dict):
-        return hint is dict or origin is dict or dataclasses.is_dataclass(hint) or (is_kind(hint) and "type" in v)
+        return hint is dict or origin is dict or ("type" in v if is_kind(hint) else dataclasses.is_dataclass(hint))
     if isinstance(v, list):
         return origin in (tuple, list)
     if isinstance(v, str):
