@@ -15,7 +15,7 @@ from rlkit.learner.backend import check_deepspeed_options
 from rlkit.model.endings import Endings
 from rlkit.model.generation import load_settings, settled
 from rlkit.model.hub import model_config
-from rlkit.model.reference import Frozen, Served, Tempered
+from rlkit.model.reference import Frozen
 from rlkit.rewards import RewardSpec
 from rlkit.run import Run
 from rlkit.types import Prompt, Sampling
@@ -70,7 +70,7 @@ def _whole_distributions(run: Run) -> Iterator[str]:
             "and the other is not, the divergence is infinite. Set sampling.top_p: 1.0 and sampling.top_k: 0."
         )
     for section, anchor, spec in (("reference", "ref_full", run.reference), ("teacher", "teacher_full", run.teacher)):
-        if anchor in need and isinstance(spec, Served | Tempered):
+        if anchor in need and spec is not None and not spec.whole:
             yield (
                 f"FullDivergence needs the whole distributions of {section}, which type: {type(spec).__name__} does not give. "
                 "Use type: Frozen, or a sampled Divergence."

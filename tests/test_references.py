@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import pytest
 import torch
 
 import rlkit as rk
+from rlkit.checks import check
 from rlkit.data.tasks import Sorting
+from rlkit.errors import ConfigError
 from rlkit.learner.learner import Learner
 from rlkit.model.load import load_lm
+from rlkit.model.reference import EMA, Frozen, Reference, ReferenceState, Served, Tempered, Trained
 from rlkit.model.tiny import make_tiny
 from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
 
@@ -214,3 +218,39 @@ def test_a_tempered_reference_is_flat_where_the_reward_is_low(small: dict[str, A
         b = b.replace(reward=torch.tensor([reward]))
         want = plain.anchors["ref"].logprobs(b, Sampling(temperature=1 / power))
         torch.testing.assert_close(learner.anchors["ref"].logprobs(b, Sampling()), want, rtol=1e-5, atol=1e-5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(Reference):
+    """A user's, which has log-probs alone."""
+
+    def build(self, trained: Trained) -> ReferenceState:
+        return Half()
+
+
+class Half(ReferenceState):
+    def logprobs(self, b: Batch, sampling: Sampling) -> torch.Tensor:
+        return torch.full((b.N,), 0.5).log()
+
+
+def test_a_reference_of_ones_own_needs_log_probs_alone_and_says_what_it_does_not_give(
+    small: dict[str, Any], tiny: Path
+) -> None:
+    run = rk.load(small).replace(reference=Mine())
+    learner = Learner(run.learner_setup(str(tiny), NEEDS))
+    [found] = learner.annotate([batch()], ("ref",)).values()
+    assert found.exp().tolist() == pytest.approx([0.5] * 3)
+    whole = rk.load({**small, "objective": [{"type": "PPOClip"}, {"type": "FullDivergence"}]})
+    for reference, gives in (
+        (Frozen(), True),
+        (EMA(), True),
+        (Tempered(), False),
+        (Served(url="http://x"), False),
+        (Mine(), False),
+    ):
+        given = whole.replace(reference=reference)
+        if gives:
+            check(given)
+            continue
+        with pytest.raises(ConfigError, match=f"reference, which type: {type(reference).__name__} does not give"):
+            check(given)

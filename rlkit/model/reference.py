@@ -103,9 +103,13 @@ class ReferenceState:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference(Plug):
-    """Base of every reference. A user's own overrides :meth:`build`."""
+    """Base of every reference. A user's own overrides :meth:`build`.
+
+    ``whole``: its states have :meth:`ReferenceState.head`, which ``FullDivergence`` reads.
+    """
 
     homes: ClassVar[tuple[str, ...]] = ("rlkit.model.reference",)
+    whole: ClassVar[bool] = False
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -126,6 +130,7 @@ class Reference(Plug):
 class _Loaded(Reference):
     """A second model: that of ``path``, or the one that training starts from. ``offload`` keeps it in host memory between passes."""
 
+    whole: ClassVar[bool] = True
     path: str | None = None
     offload: bool = False
 
@@ -321,6 +326,7 @@ class Tempered(_Loaded):
     Source: RAPO 2510.03865, reward-aware reference (the form of phi is reconstructed from the abstract).
     """
 
+    whole: ClassVar[bool] = False
     floor: Share = 0.0
 
     @property
@@ -488,6 +494,7 @@ class Soup(Reference):
     Source: SALSA (its weights from memory, not checked against the paper).
     """
 
+    whole: ClassVar[bool] = True
     paths: tuple[str, ...]
     weights: tuple[float, ...] | None = None
     offload: bool = False
