@@ -42,6 +42,18 @@ def wrappers(base: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
+def retrains(module: nn.Module) -> bool:
+    """Whether it is PEFT's wrapper around a module of which a copy is trained whole."""
+    return "modules_to_save" in module._modules
+
+
+def in_use(wrapper: Any) -> nn.Module:
+    """That copy; with the adapter switched off, the module as it was."""
+    copies = wrapper.modules_to_save
+    module: nn.Module = wrapper.original_module if wrapper.disable_adapters else copies[wrapper.active_adapters[0]]
+    return module
+
+
 def exported(base: nn.Module) -> Iterator[Export]:
     """The tensors of ``base``, in its own order. With PEFT, those of the plain model: adapters merged, retrained modules in place."""
     adapted, inside, seen = dict(wrappers(base)), "", set[int]()
@@ -57,8 +69,8 @@ def exported(base: nn.Module) -> Iterator[Export]:
                     plain = replace(plain, parameters=tuple(layer.parameters()), value=partial(merged, layer, key))
                 yield plain
             continue
-        if "modules_to_save" in module._modules:  # PEFT's wrapper around a module that is trained whole
-            inside, module = f"{name}.", module.modules_to_save[module.active_adapters[0]]
+        if retrains(module):
+            inside, module = f"{name}.", in_use(module)
         whole = stored(module, recurse=name + "." == inside)
         own = {f"{name}.{key}" if name else key: t for key, t in whole.items() if id(t) not in seen}
         seen |= {id(t) for t in own.values()}  # a tied output layer is the embedding

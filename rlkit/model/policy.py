@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rlkit.errors import ModelError
 from rlkit.model import packed
+from rlkit.model.export import in_use, retrains
 from rlkit.model.head import LMHead
 from rlkit.objective.full_vocab import Head
 from rlkit.types import Batch, New, Sampling
@@ -131,7 +132,7 @@ class PolicyModel(nn.Module):
         wrapper, transform = self.base.get_output_embeddings(), output_transform(self.base.config)
         if isinstance(wrapper, nn.Linear):
             self.base.set_output_embeddings(LMHead.adopt(wrapper, *transform))
-        elif "modules_to_save" in wrapper._modules:  # PEFT's: the layer as it was, and a copy that is trained
+        elif retrains(wrapper):
             wrapper.original_module = LMHead.adopt(wrapper.original_module, *transform)
             for name, copy in wrapper.modules_to_save.items():
                 wrapper.modules_to_save[name] = LMHead.adopt(copy, *transform)
@@ -161,7 +162,7 @@ class PolicyModel(nn.Module):
         """The output layer in use: where an adapter trains a copy of it, that copy, and with the adapter off the layer itself."""
         layer = self.base.get_output_embeddings()
         if not isinstance(layer, LMHead):
-            layer = layer.original_module if layer.disable_adapters else layer.modules_to_save[layer.active_adapters[0]]
+            layer = in_use(layer)
         assert isinstance(layer, LMHead)
         return layer
 
