@@ -18,12 +18,11 @@ import difflib
 import importlib
 import inspect
 import math
-import os
 import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
@@ -31,7 +30,7 @@ import yaml
 
 from rlkit.bounds import Bound, Bounded, FolderName
 from rlkit.errors import ConfigError, InputError
-from rlkit.place import by_value, load_user_file, user_file
+from rlkit.place import Beside, beside, by_value, load_user_file, user_file
 from rlkit.plug import Plug, a, is_kind, kind_of
 from rlkit.reading import LARGEST, PYTHON, Loader, Located, located, override, printable, read, shown
 from rlkit.values import OnlyPython
@@ -62,7 +61,7 @@ class _Builder:
         if inspect.isclass(hint) and issubclass(hint, OnlyPython):
             return self.given(hint, at, path)
         if origin is Annotated:
-            return self.bounded(hint, at, path)
+            return self.annotated(hint, at, path)
         if origin in (Union, types.UnionType):
             return self.union(hint, at, path)
         if origin is Literal:
@@ -80,13 +79,19 @@ class _Builder:
             return self.mapping(hint, at, path)
         return self.scalar(hint, at, path)
 
-    def bounded(self, hint: Any, at: Located, path: str) -> Any:
+    def annotated(self, hint: Any, at: Located, path: str) -> Any:
         before = len(self.errors)
         out = self.value(typing.get_args(hint)[0], at, path)
-        for bound in hint.__metadata__ if len(self.errors) == before else ():
-            if isinstance(bound, Bound | FolderName) and not bound.admits(out):
-                return self.fail(at, path, f"is {shown(out)}; it must {bound}.")
+        for note in hint.__metadata__ if len(self.errors) == before else ():
+            if isinstance(note, Bound | FolderName) and not note.admits(out):
+                return self.fail(at, path, f"is {shown(out)}; it must {note}.")
+            if isinstance(note, Beside):
+                out = note.resolve(out, self.folders(at))
         return out
+
+    def folders(self, at: Located) -> tuple[Path, ...]:
+        """Where a path is looked for: beside the file that is loaded, then beside the extended one in which it stands."""
+        return (self.base,) if at.folder is None else (self.base, at.folder)
 
     def scalar(self, hint: Any, at: Located, path: str) -> Any:
         v = at.value
@@ -165,7 +170,7 @@ class _Builder:
     def component(self, kind: type[Plug], at: Located, path: str) -> Any:
         v = at.value
         if isinstance(v, str):  # GroupNorm means {type: GroupNorm}
-            at = Located({"type": Located(v, at.origin)}, at.origin)
+            at = Located({"type": at}, at.origin)
         elif not isinstance(v, dict) or "type" not in v:
             return self.fail(at, path, f"found {shown(at.plain())}, expected {_one_of(kind)}.")
         fields = dict(at.value)
@@ -173,7 +178,7 @@ class _Builder:
         if not isinstance(name.value, str):
             return self.unlike(str, name, f"{path}.type")
         try:
-            cls = find(name.value, kind, self.base)
+            cls = find(name.value, kind, self.folders(name))
         except InputError as error:
             return self.fail(name, f"{path}.type", str(error))
         return self.section(cls, Located(fields, at.origin), path)
@@ -257,14 +262,14 @@ def known(kind: type[Plug]) -> dict[str, type]:
     }
 
 
-def find(name: str, kind: type[Plug], base: Path) -> type:
+def find(name: str, kind: type[Plug], folders: Sequence[Path] = (Path("."),)) -> type:
     """A class of a kind by name, or ``file.py:Class`` / ``module:Class`` of the user's own.
 
     Raises:
         ConfigError: nothing of that name, with the closest ones; or it is not of that kind, with what it is.
     """
     if ":" in name:
-        return _own(name, kind, base)
+        return _own(name, kind, folders)
     classes = known(kind)
     if name in classes:
         return classes[name]
@@ -277,11 +282,11 @@ def find(name: str, kind: type[Plug], base: Path) -> type:
     )
 
 
-def _own(name: str, kind: type[Plug], base: Path) -> type:
+def _own(name: str, kind: type[Plug], folders: Sequence[Path]) -> type:
     place, _, attribute = name.rpartition(":")
     if not attribute or not (place.endswith(".py") or all(part.isidentifier() for part in place.split("."))):
         raise ConfigError(f"{shown(name)} is not of the form my_file.py:MyClass or package.module:MyClass.")
-    there = vars(load_module(place, base))
+    there = vars(load_module(place, folders))
     cls = there.get(attribute)
     if not inspect.isclass(cls):
         mine = [n for n, c in there.items() if inspect.isclass(c) and issubclass(c, kind) and not inspect.isabstract(c)]
@@ -304,8 +309,8 @@ def _own(name: str, kind: type[Plug], base: Path) -> type:
     return cls
 
 
-def load_module(place: str, base: Path) -> Any:
-    """A module by name, or a file by path (relative to the config); what a file defines travels to Ray workers by value.
+def load_module(place: str, folders: Sequence[Path] = (Path("."),)) -> Any:
+    """A module by name, or a file by path in one of the folders; what a file defines travels to Ray workers by value.
 
     Raises:
         ConfigError: no such file or module, or it fails to import.
@@ -315,9 +320,10 @@ def load_module(place: str, base: Path) -> Any:
             return importlib.import_module(place)
         except Exception as error:
             raise ConfigError(f"importing {place} failed: {type(error).__name__}: {error}.") from error
-    path = locate(place, base)
+    path = Path(beside(place, folders))
     if not path.is_file():
-        raise ConfigError(f"there is no file {place} (looked in {base.resolve()} and in the current folder).")
+        looked = dict.fromkeys(str(folder.resolve()) for folder in folders)
+        raise ConfigError(f"there is no file {place} (looked in {', '.join(looked)} and in the current folder).")
     module = load_user_file(path)
     try:
         import cloudpickle
@@ -362,18 +368,13 @@ def load_with_origins(source: str | Path | Mapping[str, Any], overrides: Iterabl
         tree, base = read(source), Path(source).parent
     for text in overrides:
         override(tree, text)
-    remembered = tree.value.get("base")  # the resolved configuration of a run folder remembers where it came from
-    if remembered is not None and isinstance(remembered.value, str):
+    # Run folders of earlier versions have relative paths, and the folder that these are in.
+    remembered = tree.value.pop("base", None)
+    if remembered is not None:
+        if not isinstance(remembered.value, str):
+            raise ConfigError(f"{remembered.origin}: base: found {shown(remembered.plain())}, expected a text.")
         base = Path(remembered.value)
-    return dataclasses.replace(build(Run, tree, base), base=str(base.resolve())), tree
-
-
-def locate(place: str, base: str | Path | None) -> Path:
-    """A path of a configuration: relative to the folder of the configuration, or else to the current one."""
-    beside = Path(base or ".") / place
-    return (
-        beside if os.path.exists(beside) else Path(place)
-    )  # unlike a Path's own method, false for a name that is too long
+    return build(Run, tree, base), tree
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -423,7 +424,7 @@ def to_yaml(x: Any) -> str:
 def describe(run: Any, origins: Located) -> str:
     """The resolved configuration, one value a line, with where each came from."""
     given = {path: leaf.origin for path, leaf in origins.leaves()}
-    rows = [(path, leaf.value) for path, leaf in located(plain(run)).leaves() if path != "base"]
+    rows = [(path, leaf.value) for path, leaf in located(plain(run)).leaves()]
     width = max(len(p) for p, _ in rows)
     shown = [(p, "" if v is None else repr(v) if isinstance(v, str) and not v else str(v)) for p, v in rows]
     value_width = min(40, max(len(v) for _, v in shown))

@@ -1,4 +1,9 @@
-"""The user's own Python files: each is executed once in a process, under a name of its own, and finds the files beside it.
+"""Paths of a configuration, which are found where it is read; and the user's own Python files.
+
+A path stands in a field of type :data:`Place`. The reader of configurations looks for it beside the file that is read, and what it hands on
+needs no folder any more. Paths that Python code gives are relative to the current folder.
+
+Each of the user's Python files is executed once in a process, under a name of its own, and finds the files beside it.
 
 The folder of a user's file is a package, and its name spells the path: ``/home/me/rewards.py`` is ``rlkit_user_2fhome_2fme.rewards``. So
 two files of one name in different folders are two modules, a loss and a reward in one file come from one module, and another process that
@@ -17,17 +22,19 @@ import ast
 import functools
 import importlib
 import importlib.util
+import os
 import re
 import sys
 import sysconfig
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 from rlkit.errors import ConfigError
 
@@ -36,6 +43,34 @@ LIBRARIES = (f"{Path(__file__).parent}/", f"{sysconfig.get_path('stdlib')}/", "<
 _SOURCES: dict[str, bytes] = {}  # the text of every file that was executed
 _GIVEN: dict[str, bytes] = {}  # texts from another process, used in place of what is on disk
 _LOCK = threading.RLock()
+
+
+# -- paths of a configuration -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Marks a text that is a path, or holds one: the group of ``part``, a pattern of the whole text."""
+
+    part: str = "(.+)"
+
+    def resolve(self, text: str, folders: Iterable[Path]) -> str:
+        """The text with the path as :func:`beside` finds it."""
+        found = re.fullmatch(self.part, text)
+        return text if found is None else text[: found.start(1)] + beside(found[1], folders) + text[found.end(1) :]
+
+
+Place = Annotated[str, Beside()]  # or a name, where there is no such file: of a model on the hub, of a data set
+PlacedFunction = Annotated[str, Beside(r"(.+\.py):[^:]+")]
+
+
+def beside(path: str, folders: Iterable[Path]) -> str:
+    """The path in the first of the folders that has it; else as it is, which is relative to the current folder."""
+    places = (str(folder.resolve() / path) for folder in folders)
+    return next(filter(os.path.exists, places), path)
+
+
+# -- the user's own files ---------------------------------------------------------------------------------------------
 
 
 def load_user_file(path: str | Path) -> ModuleType:

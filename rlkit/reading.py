@@ -27,6 +27,7 @@ class Located:
 
     value: Any
     origin: str
+    folder: Path | None = None  # of the file in which it stands
 
     def plain(self) -> Any:
         if isinstance(self.value, dict):
@@ -114,10 +115,10 @@ def _too_much(deep: bool) -> str:
 
 
 class _Reader:
-    """The nodes of one YAML text as ``Located`` values."""
+    """The nodes of one YAML text as ``Located`` values; ``folder`` is that of the file, whose lines are told then."""
 
-    def __init__(self, place: str, lines: bool) -> None:
-        self.place, self.lines, self.count = place, lines, 0
+    def __init__(self, place: str, folder: Path | None = None) -> None:
+        self.place, self.folder, self.lines, self.count = place, folder, folder is not None, 0
         self.inside = list[int]()
 
     def at(self, mark: Any) -> str:
@@ -157,11 +158,11 @@ class _Reader:
         self.inside.append(id(node))
         try:
             if isinstance(node, yaml.MappingNode) and node.tag == _YAML + "map":
-                return Located(self.mapping(node), origin)
+                return Located(self.mapping(node), origin, self.folder)
             if isinstance(node, yaml.SequenceNode) and node.tag == _YAML + "seq":
-                return Located([self.convert(v) for v in node.value], origin)
+                return Located([self.convert(v) for v in node.value], origin, self.folder)
             if isinstance(node, yaml.ScalarNode) and node.tag.removeprefix(_YAML) in (*_PLAIN, "str"):
-                return Located(self.scalar(node), origin)
+                return Located(self.scalar(node), origin, self.folder)
         finally:
             self.inside.pop()
         tag = node.tag.replace(_YAML, "!!")
@@ -293,7 +294,7 @@ def _read(path: Path, where: str, chain: tuple[Path, ...]) -> Located:
         raise ConfigError(f"{where}{path}: extends itself: {' -> '.join(p.name for p in (*chain, path))}.")
     if len(chain) >= LONGEST_CHAIN:
         raise ConfigError(f"{where}{path}: more than {LONGEST_CHAIN} files extend each other.")
-    tree = _Reader(printable(str(path)), lines=True).read(text)
+    tree = _Reader(printable(str(path)), path.parent).read(text)
     if tree is None or not isinstance(tree.value, dict):
         found = "nothing" if tree is None or tree.value is None else shown(tree.plain())
         raise ConfigError(f"{printable(str(path))}: the file holds {found}; it must be a mapping of keys to values.")
@@ -330,7 +331,7 @@ def override(tree: Located, text: str) -> None:
     keys = path.split(".")
     if not all(keys) or len(keys) > DEEPEST or _unwritable(path):
         raise ConfigError(f"command line: {shown(path)} is not a path of keys, e.g. learner.lr or objective.0.coef.")
-    value = _Reader(f"command line: {path}", lines=False).read(raw) or Located(None, "command line")
+    value = _Reader(f"command line: {path}").read(raw) or Located(None, "command line")
     value.move("command line")
     here = tree
     for i, key in enumerate(keys):

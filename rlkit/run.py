@@ -84,7 +84,6 @@ class Run(Bounded):
     eval: EvalSection = field(default_factory=EvalSection)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     log: LogSection = field(default_factory=LogSection)
-    base: str = "."  # the folder of the configuration: paths of rewards are relative to it
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -180,7 +179,6 @@ class Run(Bounded):
             teacher=self.teacher,
             deepspeed=self.deepspeed,
             peft=self.peft,
-            base=self.base,
         )
 
     def engine_setup(self, path: str, max_model_len: int) -> EngineSetup:

@@ -20,7 +20,7 @@ from rlkit.cluster.groups import EngineGroup, LearnerGroup
 from rlkit.cluster.ray import connect
 from rlkit.cluster.start import start as start_workers
 from rlkit.cluster.sync import WeightSync, probe_parity
-from rlkit.config import locate, plain, to_yaml
+from rlkit.config import plain, to_yaml
 from rlkit.data.prompts import first_of_each, load_prompts, overlap, preview
 from rlkit.data.statistics import PromptStatistics
 from rlkit.data.stored import StoredRows
@@ -133,8 +133,7 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False, stop: Stopper 
     stop = stop or Stopper()
     check(run)
     if run.model.path is not None:
-        require_model(run.model.path, "model.path", run.base)
-        run = run.replace(model=dataclasses.replace(run.model, path=str(locate(run.model.path, run.base))))
+        require_model(run.model.path, "model.path")
         model_config(str(run.model.path), "model.path")
     findings = examine_all(run.objective, run.reward_penalties)
     refuse_nothing(findings, run.off_policy)
@@ -149,39 +148,31 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False, stop: Stopper 
             changes = compare(folder, run)
             found = Found(True, *_checkpoints(run, folder).newest_whole(), changes)
         specs = run.scored_by
-        scorer = Scorer(
-            specs, on_error=run.on_reward_error, workers=max(1, (os.cpu_count() or 2) // 2), base=Path(run.base)
-        )
+        scorer = Scorer(specs, on_error=run.on_reward_error, workers=max(1, (os.cpu_count() or 2) // 2))
         stack.callback(scorer.close)
         # Everything that can be wrong is found before the run folder is made: a run that cannot start leaves nothing behind.
         tokenizer = tokenizer_of(run)
         notes = [] if run.model.path is None else generation_notes(run.model.path, tokenizer, run.sampling)
-        train_prompts = load_prompts(run.data, "train", tokenizer, notes.append, run.base)
-        test_prompts = first_of_each(
-            load_prompts(run.data, "test", tokenizer, notes.append, run.base), run.eval.prompts
-        )
+        train_prompts = load_prompts(run.data, "train", tokenizer, notes.append)
+        test_prompts = first_of_each(load_prompts(run.data, "test", tokenizer, notes.append), run.eval.prompts)
         notes += filter(None, [overlap(train_prompts, test_prompts)])
         scorer.check(list(train_prompts[0].columns))
         notes += self_test(specs, [*train_prompts, *test_prompts])
         check_columns(run, train_prompts)
-        rows = StoredRows(run.data.stored, tokenizer, run.seed, run.base) if run.data.stored else None
+        rows = StoredRows(run.data.stored, tokenizer, run.seed) if run.data.stored else None
         interrupt = (
             Interruption(run.rollout.interrupt, tokenizer, run.sampling.max_tokens) if run.rollout.interrupt else None
         )
         for anchor, where, spec in (("ref", "reference", run.reference), ("teacher", "teacher", run.teacher)):
             if need & {anchor, f"{anchor}_full"}:
                 for path in () if spec is None else spec.models:
-                    require_model(path, f"{where}.path", run.base, FIRST_TRAIN)
-                    model_config(
-                        str(locate(path, run.base)),
-                        f"{where}.path",
-                        FIRST_TRAIN,
-                    )
-                    examine(str(locate(path, run.base)), f"{where}.path")
-                    same_tokens(str(locate(path, run.base)), f"{where}.path", tokenizer)
+                    require_model(path, f"{where}.path", FIRST_TRAIN)
+                    model_config(path, f"{where}.path", FIRST_TRAIN)
+                    examine(path, f"{where}.path")
+                    same_tokens(path, f"{where}.path", tokenizer)
         if run.critic is not None and run.critic.path is not None:
-            examine(str(locate(run.critic.path, run.base)), "critic.path")
-            same_tokens(str(locate(run.critic.path, run.base)), "critic.path", tokenizer)
+            examine(run.critic.path, "critic.path")
+            same_tokens(run.critic.path, "critic.path", tokenizer)
         if run.model.path is not None:
             examine(run.model.path)
         context = context_length(run, [*train_prompts, *test_prompts], run.model.path, rows.longest if rows else 0)

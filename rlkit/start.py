@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlkit.config import locate
 from rlkit.files import sync_tree
 from rlkit.learner.warm_up import warm_up
 from rlkit.model.generation import eos_tokens, load_settings, settled
@@ -21,7 +20,7 @@ def tokenizer_of(run: Run) -> Any:
     """The tokenizer of the model that training starts from, which need not be made for it."""
     if run.model.path is None:
         return make_tokenizer(run.alphabet)
-    return load_tokenizer(str(locate(run.model.path, run.base)))
+    return load_tokenizer(run.model.path)
 
 
 def made(run: Run, folder: str | Path, context: int = 512) -> Path:

@@ -65,9 +65,9 @@ def folder(path: Path, value: float) -> Path:
     return path
 
 
-def score(*specs: RewardSpec, base: Path | None = None) -> tuple[dict[str, float], Any]:
+def score(*specs: RewardSpec) -> tuple[dict[str, float], Any]:
     said: list[str] = []
-    scorer = Scorer(specs, base=base, report=said.append)
+    scorer = Scorer(specs, report=said.append)
     rollout = Rollout(Prompt("0", (1,), "q", answer="a"), [1], [True], [0.0], [0], "stop", text="a")
     try:
         scorer.check([])
@@ -82,7 +82,7 @@ def test_a_file_with_a_loss_and_a_reward_is_executed_once(tmp_path: Path, small:
     here = folder(tmp_path / "a", 1.0)
     file = here / "rewards.py"
     run = rk.load({**small, "objective": [{"type": f"{file}:L"}], "rewards": [f"{file}:reward"]})
-    score(*run.rewards, base=here)
+    score(*run.rewards)
     assert type(run.objective[0]) is load_user_file(file).L
     assert (here / f"log.{os.getpid()}").read_text() == "executed\n"
     assert all(p.read_text() == "executed\n" for p in here.glob("log.*")) and len(list(here.glob("log.*"))) == 2
@@ -107,7 +107,7 @@ def test_what_a_file_defines_travels_without_the_file(pickler: str, tmp_path: Pa
     from rlkit.config import load_module
 
     here = folder(tmp_path / "a", 3.0)
-    module = load_module("rewards.py", here)
+    module = load_module("rewards.py", [here])
     data = pytest.importorskip(pickler).dumps((module.L(scale=2.0), module.value))
     for file in here.iterdir():
         file.unlink()
@@ -187,3 +187,36 @@ def test_an_error_in_a_file_names_the_users_line(text: str, told: str, tmp_path:
         Scorer([RewardSpec(f"{tmp_path}/mine.py:f")]).check([])
     with pytest.raises(ConfigError, match=told.rstrip("$")):
         rk.load({**small, "objective": [{"type": f"{tmp_path}/mine.py:L"}]})
+
+
+def test_paths_are_found_when_the_configuration_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the file that is read, then beside the one that it extends; what is nowhere is a name, or relative to the current folder."""
+    for name in (
+        "here/rows.jsonl",
+        "here/mine.py",
+        "here/models/a/config.json",
+        "below/t.txt",
+        "below/both.jsonl",
+        "here/both.jsonl",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("def f(): ...")
+    (tmp_path / "below" / "c.yaml").write_text(
+        "model: {path: owner/name}\ndata: {train: [rows.jsonl, gsm8k, both.jsonl], template: 'chat:./t.txt', stored: {path: no.jsonl}}\n"
+        "critic: {path: models/a}\nreference: {type: Soup, paths: [models/a, owner/other]}\nobjective: [PPOClip]\nrewards: [mine.py:f, math]\n"
+    )
+    (tmp_path / "here" / "c.yaml").write_text("extends: ../below/c.yaml\n")
+    monkeypatch.chdir(tmp_path / "below")
+    run, here = rk.load("../here/c.yaml"), tmp_path / "here"
+    assert run.data.train == (f"{here}/rows.jsonl", "gsm8k", f"{here}/both.jsonl")
+    assert run.data.template == f"chat:{tmp_path}/below/./t.txt".replace("/./", "/")
+    assert run.data.stored is not None and run.data.stored.path == "no.jsonl"
+    assert run.critic is not None and run.critic.path == f"{here}/models/a" and run.model.path == "owner/name"
+    assert isinstance(run.reference, rk.references.Soup) and run.reference.paths == (f"{here}/models/a", "owner/other")
+    assert [r.fn for r in run.rewards] == [f"{here}/mine.py:f", "math"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "resolved.yaml").write_text(rk.to_yaml(run))
+    assert rk.load("resolved.yaml") == run
+    old = (tmp_path / "below" / "c.yaml").read_text() + f"base: {here}\n"  # as run folders of earlier versions have it
+    (tmp_path / "old.yaml").write_text(old)
+    assert rk.load("old.yaml").rewards == run.rewards

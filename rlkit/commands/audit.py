@@ -164,7 +164,6 @@ def audit(
     verifiers: Sequence[str | RewardSpec],
     *,
     workers: int | None = None,
-    base: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Audit:
     """Runs verifiers over the responses of a JSONL file, in the same worker processes and with the same time-outs as in a run.
@@ -185,7 +184,7 @@ def audit(
         label = spec.label if spec.label not in names else f"{spec.label} ({len(names) + 1})"
         spec = dataclasses.replace(spec, name="verifier", fn=EXPLAINED if spec.is_math else spec.fn, weight=1.0)
         scorer = Scorer(
-            [spec], on_error="mask", workers=workers or max(1, os.cpu_count() or 1), base=base, report=lambda text: None
+            [spec], on_error="mask", workers=workers or max(1, os.cpu_count() or 1), report=lambda text: None
         )
         try:
             scorer.check(columns)

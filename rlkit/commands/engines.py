@@ -33,7 +33,7 @@ def running(
 ) -> Iterator[tuple[EngineGroup, Scorer]]:
     """``(engines, scorer)`` for a model and the rewards of a run: one engine in this process, or several on Ray."""
     with contextlib.ExitStack() as stack:
-        scorer = Scorer(run.scored_by, on_error=run.on_reward_error, base=Path(run.base))
+        scorer = Scorer(run.scored_by, on_error=run.on_reward_error)
         stack.callback(scorer.close)
         scorer.check(list(prompts[0].columns))
         for note in scorer.trial(prompts[0]):

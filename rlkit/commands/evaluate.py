@@ -60,7 +60,7 @@ def evaluate(
         raise ConfigError(
             "--adaptive stops sampling when the majority is settled: -n must be above 1 (it is the most it draws)."
         )
-    prompts = load_prompts(run.data, "test", tokenizer, say, run.base)
+    prompts = load_prompts(run.data, "test", tokenizer, say)
     if not prompts:
         raise ConfigError(
             "data.test is not set: there are no prompts to score. Add e.g. data.test=my_prompts.jsonl or data.test=math500."

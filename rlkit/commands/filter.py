@@ -62,7 +62,7 @@ class Filtered:
         for changes in ({}, {"columns": columns}, plain):
             read = dataclasses.replace(data, task=None, train=str(path), **changes)
             try:
-                again = load_prompts(read, "train", self.tokenizer, base=self.run.base)
+                again = load_prompts(read, "train", self.tokenizer)
             except DataError:
                 continue  # a column that this file does not have
             if [(p.id, p.token_ids) for p in again] == [(p.id, p.token_ids) for p in kept]:
@@ -93,7 +93,7 @@ def filter(
     quiet_libraries()
     path = model_folder(model)
     tokenizer = load_tokenizer(path)
-    prompts = load_prompts(run.data, "train", tokenizer, say, run.base)
+    prompts = load_prompts(run.data, "train", tokenizer, say)
     with running(run, path, prompts) as (engines, scorer):
         scorer.report = say
         rollouts = sample_and_score(engines, scorer, prompts, n, dataclasses.replace(run.sampling, seed=run.seed))

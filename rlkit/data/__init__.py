@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from rlkit.bounds import Bounded, Count, Natural
 from rlkit.data.curriculum import AdmitRule, DropRule, Sampler, Shuffle
+from rlkit.data.render import TEMPLATE
 from rlkit.data.rows import Rows, RowsGiven
 from rlkit.data.stored import Stored
 from rlkit.data.tasks import Task
 from rlkit.errors import ConfigError
+from rlkit.place import Place
 from rlkit.values import Given, otherwise
 
-Source = str | tuple[str, ...] | Rows
+Source = Place | tuple[Place, ...] | Rows
 
 
 def _source(given: Any, where: str) -> Source | None:
@@ -58,7 +60,7 @@ class Data(Bounded):
     size: Count | None = None
     test_size: Natural | None = None
     columns: dict[str, str] = field(default_factory=dict)
-    template: str = "plain"
+    template: Annotated[str, TEMPLATE] = "plain"
     system: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     max_prompt_tokens: Count = 1024

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlkit.config import locate
 from rlkit.data import Data
 from rlkit.data.files import is_file_of_rows, read_file
 from rlkit.data.render import Encoder, Renderer
@@ -26,9 +25,8 @@ def load_prompts(
     split: Split,
     tokenizer: Any,
     say: Callable[[str], None] = lambda text: None,
-    base: str | Path | None = None,
 ) -> list[Prompt]:
-    """The prompts of one split, in a fixed order; files are looked up beside ``base``, the configuration's folder.
+    """The prompts of one split, in a fixed order.
 
     A question (or chat) that differs from an earlier one in white space only is left out and counted. Columns of a row travel with its
     prompt, and so do ``question``, the text without the template, and ``messages``, the chat where the prompt is one.
@@ -51,13 +49,13 @@ def load_prompts(
             yield from ((f"data.{split}[{i}]", row, data.columns) for i, row in enumerate(source))
             return
         for name in (source,) if isinstance(source, str) else source or ():
-            for where, row in read_rows(name, split, base, say):
+            for where, row in read_rows(name, split, say):
                 if is_named(name):
                     yield where, row, {}
                 else:
                     yield where, row if isinstance(source, str) else {**row, "dataset": Path(name).stem}, data.columns
 
-    render, encode = Renderer.of(data, tokenizer, base), Encoder(tokenizer)
+    render, encode = Renderer.of(data, tokenizer), Encoder(tokenizer)
     prompts: list[Prompt] = []
     seen: dict[str, tuple[str, Any]] = {}
     long: list[str] = []
@@ -169,21 +167,19 @@ def pick(row: Mapping[str, Any], column: str, what: str, where: str) -> Any:
     )
 
 
-def read_rows(
-    source: str, split: Split, base: str | Path | None = None, say: Callable[[str], None] = lambda text: None
-) -> Iterable[tuple[str, Row]]:
+def read_rows(source: str, split: Split, say: Callable[[str], None] = lambda text: None) -> Iterable[tuple[str, Row]]:
     """``(place, row)`` of a file, of a named set (:mod:`rlkit.data.sets`), or of a hub data set ``owner/name[:config]``."""
     if Rows.MARK in source:
         raise DataError(
             f"data.{split}: {source} are not in this file. Give them again, rk.load(...).replace(data={{{split!r}: rows}}), or name a file."
         )
-    path = locate(source, base)
+    path = Path(source)
     if is_file_of_rows(source):
         if not path.exists():
-            folder = (Path(base or ".") / source).parent
-            near = difflib.get_close_matches(path.name, [p.name for p in folder.glob("*")], 1)
+            near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1)
             raise DataError(
-                f"data.{split}: there is no file {source!r}." + (f" Did you mean {folder / near[0]}?" if near else "")
+                f"data.{split}: there is no file {source!r}."
+                + (f" Did you mean {path.parent / near[0]}?" if near else "")
             )
         return read_file(path)
     if path.exists():

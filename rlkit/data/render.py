@@ -11,10 +11,11 @@ from typing import Any
 
 import yaml
 
-from rlkit.config import locate
 from rlkit.errors import DataError, first_line
+from rlkit.place import Beside
 
 TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATE = Beside(r"(?:chat:)?(.*/.*|.*\.txt)")  # which names of templates are paths
 ROLES = ("system", "developer", "user", "assistant", "tool")
 FIXED = ("messages", "conversation", "add_generation_prompt", "continue_final_message", "tokenize", "return_dict")
 Message = dict[str, Any]
@@ -76,15 +77,13 @@ class Renderer:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, data: Any, tokenizer: Any, base: str | Path | None = None) -> Renderer:
+    def of(cls, data: Any, tokenizer: Any) -> Renderer:
         """As the section ``data`` says.
 
         Raises:
             DataError: a template that is not there; a chat template is asked for, and the tokenizer has none.
         """
-        made = cls(
-            tokenizer, data.template, load_template(data.template, base), data.system, dict(data.chat_template_kwargs)
-        )
+        made = cls(tokenizer, data.template, load_template(data.template), data.system, dict(data.chat_template_kwargs))
         if made.template.chat:
             made.check()
         return made
@@ -102,7 +101,9 @@ class Renderer:
             system, options = data.get("system"), dict(data.get("chat_template_kwargs") or {})
         except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{config}: this is not the configuration of a run ({type(error).__name__}).") from None
-        return cls(tokenizer, name, load_template(name, run.get("base")), system, options)
+        return cls(
+            tokenizer, name, load_template(TEMPLATE.resolve(name, [Path(run.get("base") or ".")])), system, options
+        )
 
     def __call__(self, value: Any, where: str) -> Rendered:
         """The prompt of a row's value, a text or a list of messages; ``where`` is the row's place.
@@ -237,7 +238,7 @@ def short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:60]} ... ({len(text)} characters)"
 
 
-def load_template(name: str, base: str | Path | None = None) -> Template:
+def load_template(name: str) -> Template:
     """A template by name (a file of ``rlkit/data/templates``) or path; ``chat:NAME`` puts its text into the tokenizer's chat template.
 
     Raises:
@@ -246,7 +247,7 @@ def load_template(name: str, base: str | Path | None = None) -> Template:
     if name == "chat":
         return Template("{question}", chat=True)
     chat, name = name.startswith("chat:"), name.removeprefix("chat:")
-    path = locate(name, base) if "/" in name or name.endswith(".txt") else TEMPLATES / f"{name}.txt"
+    path = Path(name) if "/" in name or name.endswith(".txt") else TEMPLATES / f"{name}.txt"
     if not path.is_file():
         known = sorted(p.stem for p in TEMPLATES.glob("*.txt"))
         near = difflib.get_close_matches(name, known, 1)

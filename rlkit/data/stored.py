@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.bounds import Bounded, Count
-from rlkit.config import locate
 from rlkit.data.files import parse, read_lines
 from rlkit.data.render import Encoder
 from rlkit.errors import DataError
 from rlkit.files import replace_file, told
+from rlkit.place import Place
 from rlkit.samples import Prompt, Rollout
 
 
@@ -28,7 +28,7 @@ from rlkit.samples import Prompt, Rollout
 class Stored(Bounded):
     """``per_step`` responses of the file ``path`` join every batch, in shuffled order, again and again."""
 
-    path: str
+    path: Place
     per_step: Count = 32
 
 
@@ -50,11 +50,11 @@ def write_stored(path: str | Path, rollouts: Sequence[Rollout]) -> None:
 class StoredRows:
     """The rows of a file; ``draw(step, n)`` depends on the step alone, so a resumed run sees the same ones."""
 
-    def __init__(self, spec: Stored, tokenizer: Any, seed: int, base: str | Path | None = None) -> None:
+    def __init__(self, spec: Stored, tokenizer: Any, seed: int) -> None:
         """Raises ValueError for a missing file, and for a malformed row with its line."""
 
         self.spec, self.seed, self.rows = spec, seed, list[Rollout]()
-        path = locate(spec.path, base)
+        path = Path(spec.path)
         if not path.is_file():
             raise DataError(
                 f"data.stored: there is no file {spec.path!r}. Make it with: rlkit filter CONFIG --model MODEL --low 1 --out "

@@ -19,7 +19,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from rlkit.config import locate
 from rlkit.errors import ConfigError, ModelError, NumericsError
 from rlkit.learner.backend import DeepSpeedBackend, TorchBackend, alone, in_buckets
 from rlkit.learner.plan import micro_batch
@@ -101,7 +100,7 @@ class Learner:
         critic = None
         if setup.critic is not None:
             own = setup.critic.path is not None
-            where = str(locate(setup.critic.path, setup.base)) if setup.critic.path is not None else setup.start.path
+            where = setup.critic.path if setup.critic.path is not None else setup.start.path
             value, _ = load_for(where, lm.dtype, self.attention, "critic.path" if own else "model.path")
             if section.gradient_checkpointing:
                 value.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -267,7 +266,7 @@ class Learner:
 
     def load_frozen(self, path: str | None) -> PolicyModel:
         start = self.setup.start
-        where = start.path if path is None else str(locate(path, self.setup.base))
+        where = start.path if path is None else path
         name = "model.path" if path is None else "reference.path or teacher.path"
         lm, _ = load_for(where, start.type, self.attention, name)
         sizes = (lm.get_output_embeddings().out_features, self.policy.output.out_features)

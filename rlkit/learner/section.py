@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlkit.bounds import Bounded, Count, Decay, Natural, NonNegative, Positive
+from rlkit.place import Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,5 +47,5 @@ class Critic(Bounded):
         path: where it starts; null: the same weights as the policy. lr: null: ``learner.lr``.
     """
 
-    path: str | None = None
+    path: Place | None = None
     lr: NonNegative | None = None

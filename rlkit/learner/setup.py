@@ -39,7 +39,7 @@ class LearnerSetup:
 
     Attributes:
         needs: what the terms, the advantage and the penalties of the run read. steps: its optimizer steps, over which the learning rate
-            changes. base: the folder that paths of models are relative to.
+            changes.
     """
 
     start: Start
@@ -54,7 +54,6 @@ class LearnerSetup:
     teacher: Reference | None = None
     deepspeed: Mapping[str, Any] | None = None
     peft: dict[str, Any] | None = None
-    base: str = "."
 
     @property
     def updates(self) -> int:

@@ -10,21 +10,18 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rlkit.config import locate
 from rlkit.errors import ConfigError, ModelError, first_line
 
 PATIENCE = 10.0  # seconds
 
 
-def require_model(name: str, where: str, base: str | Path | None = None, remedy: str = "") -> None:
+def require_model(name: str, where: str, remedy: str = "") -> None:
     """Refuses a name that is neither a model folder, nor in the hub's cache, nor on the hub. ``where`` is the setting that holds it.
-
-    A folder is looked for beside the configuration (``base``), and in the current folder.
 
     Raises:
         ModelError: which of these it is, and what to do.
     """
-    told = _missing(name, locate(name, base))
+    told = _missing(name, Path(name))
     if told is not None:
         raise ModelError(f"{where}: {name[:200]!r} {told} {remedy}".rstrip())
 

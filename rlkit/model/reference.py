@@ -25,6 +25,7 @@ from rlkit.errors import ModelError
 from rlkit.model.export import stored
 from rlkit.model.policy import PolicyModel, evaluate_new
 from rlkit.objective.full_vocab import CHUNK_ELEMENTS, Head
+from rlkit.place import Place
 from rlkit.plug import Plug
 from rlkit.types import Batch, Sampling, Stats
 
@@ -131,7 +132,7 @@ class _Loaded(Reference):
     """A second model: that of ``path``, or the one that training starts from. ``offload`` keeps it in host memory between passes."""
 
     whole: ClassVar[bool] = True
-    path: str | None = None
+    path: Place | None = None
     offload: bool = False
 
     @property
@@ -495,7 +496,7 @@ class Soup(Reference):
     """
 
     whole: ClassVar[bool] = True
-    paths: tuple[str, ...]
+    paths: tuple[Place, ...]
     weights: tuple[float, ...] | None = None
     offload: bool = False
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from rlkit.bounds import Bounded, Count, Natural, NonNegative
 from rlkit.errors import ConfigError
+from rlkit.place import Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class WarmUp(Bounded):
 class Model(Bounded):
     """Where training starts: a folder or hub name (``path``), or a tiny model that the run makes (``make``)."""
 
-    path: str | None = None
+    path: Place | None = None
     make: TinyModel | None = None
     warm_up: WarmUp | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rlkit.config import locate
 from rlkit.data.prompts import load_prompts
 from rlkit.errors import ConfigError, InputError
 from rlkit.learner.plan import micro_batch
@@ -145,7 +144,7 @@ class Planner:
             if spec is None or not need & {name, f"{name}_full"} or isinstance(spec, Served):
                 continue
             path = next(iter(getattr(spec, "paths", ())), getattr(spec, "path", None))
-            anchor = plain if path is None else shape(str(locate(path, run.base)))
+            anchor = plain if path is None else shape(path)
             if not (
                 isinstance(spec, Frozen) and path is None and run.peft is not None
             ):  # else the adapter is switched off
@@ -160,7 +159,7 @@ class Planner:
     def _own_config(self) -> Any:
         run = self.run
         if run.model.path is not None:
-            return str(locate(run.model.path, run.base))
+            return run.model.path
         from transformers import AutoConfig
 
         with tempfile.TemporaryDirectory() as folder:
@@ -342,7 +341,7 @@ def prompt_lengths(run: Run) -> list[int]:
     data = dataclasses.replace(run.data, size=min(run.data.size or FIRST_ROWS, FIRST_ROWS))
     try:
         tokenizer = tokenizer_of(run)
-        return [len(p.token_ids) for p in load_prompts(data, "train", tokenizer, base=run.base)]
+        return [len(p.token_ids) for p in load_prompts(data, "train", tokenizer)]
     except (InputError, OSError):
         return []
 

@@ -8,7 +8,6 @@ import time
 
 import torch
 
-from rlkit.config import locate
 from rlkit.learner.learner import Learner
 from rlkit.objective import normalise
 from rlkit.run import Run
@@ -28,7 +27,7 @@ def probe(run: Run) -> str:
     with tempfile.TemporaryDirectory() as folder:
         if run.model.path is None:
             made(run, folder)
-        path = str(locate(run.model.path, run.base)) if run.model.path is not None else folder
+        path = run.model.path if run.model.path is not None else folder
         learner = Learner(run.learner_setup(path))
     device = learner.device
     response = run.sampling.max_tokens

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlkit.config import locate
 from rlkit.errors import ConfigError, RewardError
 from rlkit.place import LIBRARIES, by_value, load_user_file
 
@@ -23,7 +22,7 @@ MOST_PARTS, LONGEST_NAME = 100, 200
 LONGEST_ERROR = 2_000  # characters of an error's text
 
 
-def import_function(where: str, base: Path | None = None) -> Callable[..., Any]:
+def import_function(where: str) -> Callable[..., Any]:
     """The function at ``file.py:name`` or ``module:name``, or a built-in reward.
 
     Raises:
@@ -37,10 +36,10 @@ def import_function(where: str, base: Path | None = None) -> Callable[..., Any]:
             "package.module:function."
         )
     if place.endswith(".py"):
-        path = locate(place, base)
+        path = Path(place)
         if not path.is_file():
             raise ConfigError(
-                f"rewards: there is no file {place!r} (looked in {Path(base or '.').resolve()} and in the current folder)."
+                f"rewards: there is no file {place!r}, neither beside the configuration nor in the current folder."
             )
         try:
             module = load_user_file(path)

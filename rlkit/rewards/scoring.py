@@ -25,9 +25,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from rlkit.bounds import Bounded, Count, Finite, Positive
-from rlkit.config import locate
 from rlkit.errors import ConfigError, RewardError
-from rlkit.place import snapshot
+from rlkit.place import PlacedFunction, snapshot
 from rlkit.rewards.functions import BUILTIN, clip, import_function, is_async, label_of, pack, parameters, signature
 from rlkit.rewards.workers import GIB, Answer, AsyncWorker, Call, Job, Output, Worker
 from rlkit.samples import Prompt, Rollout
@@ -48,7 +47,7 @@ class RewardSpec(Bounded):
 
     shorthand: ClassVar[str] = "fn"
 
-    fn: str | Callable[..., Any]
+    fn: PlacedFunction | Callable[..., Any]
     weight: Finite = 1.0
     timeout: Positive = 10.0
     name: str | None = None
@@ -93,10 +92,9 @@ class Scorer:
         *,
         on_error: Literal["mask", "raise", "zero"] = "mask",
         workers: int = 1,
-        base: Path | None = None,
         report: Callable[[str], None] = print,
     ) -> None:
-        self.rewards, self.on_error, self.base, self.report = tuple(rewards), on_error, base, report
+        self.rewards, self.on_error, self.report = tuple(rewards), on_error, report
         self.workers, self.counts = max(1, workers), Counter[str]()
         self.output = Output()
         self._names: list[list[str]] = []
@@ -135,7 +133,7 @@ class Scorer:
         functions: list[Any] = []
         self._names, self._waits = [], set()
         for spec in self.rewards:
-            fn = import_function(spec.fn, self.base) if isinstance(spec.fn, str) else spec.fn
+            fn = import_function(spec.fn) if isinstance(spec.fn, str) else spec.fn
             takes = signature(fn, spec.label).parameters
             unknown = [name for name in spec.args if name not in takes]
             if unknown and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
@@ -149,7 +147,7 @@ class Scorer:
                 self._waits.add(len(functions))
             if isinstance(spec.fn, str) and ".py:" in spec.fn:
                 path, _, name = spec.fn.rpartition(":")
-                functions.append(f"{locate(path, self.base).resolve()}:{name}")
+                functions.append(f"{Path(path).resolve()}:{name}")
             else:
                 functions.append(spec.fn)
             try:

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from rlkit.config import build
+from rlkit.data import Data
+from rlkit.reading import located
+
+
+def beside(folder: Path, **settings: Any) -> Data:
+    """The section ``data`` of a configuration in that folder."""
+    return build(Data, located(settings), folder)
+
 
 DAPO = (
     "Solve the following math problem step by step. The last line of your response should be of the form Answer: $Answer (without quotes) where "

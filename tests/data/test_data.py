@@ -28,6 +28,7 @@ from rlkit.data.tasks import Arithmetic, Countdown, Modular, Sorting, WordProble
 from rlkit.model.load import load_tokenizer
 from rlkit.model.tiny import make_tiny, make_tokenizer
 from rlkit.types import Prompt, Rollout
+from tests.data.tables import beside
 
 TASKS = [
     Sorting(levels=(1, 2)),
@@ -164,7 +165,7 @@ def test_pools_open_by_pass_rate_and_keep_a_share_of_the_old() -> None:
 def test_proportions_of_data_sets(tmp_path: Path) -> None:
     for name, n in (("a", 2), ("b", 8)):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"prompt": f"{name}{i}"}) for i in range(n)))
-    ps = load_prompts(Data(train=("a.jsonl", "b.jsonl")), "train", make_tokenizer("ab0123456789"), base=tmp_path)
+    ps = load_prompts(beside(tmp_path, train=["a.jsonl", "b.jsonl"]), "train", make_tokenizer("ab0123456789"))
     assert [p.columns["dataset"] for p in ps] == ["a"] * 2 + ["b"] * 8
     state = Proportions(weights={"a": 3.0, "b": 1.0}).build(ps, 0, PromptStatistics(ps))
     drawn = Counter(next(state).columns["dataset"] for _ in range(1000))
@@ -247,20 +248,20 @@ def test_files_columns_templates_and_limits(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("Q{question}=")
     tokenizer = make_tokenizer("0123456789+-=Q")
     said: list[str] = []
-    data = Data(train="d.jsonl", columns={"prompt": "q", "answer": "a"}, template="t.txt", max_prompt_tokens=20)
-    got = load_prompts(data, "train", tokenizer, said.append, base=tmp_path)
+    columns = {"prompt": "q", "answer": "a"}
+    data = beside(tmp_path, train="d.jsonl", columns=columns, template="t.txt", max_prompt_tokens=20)
+    got = load_prompts(data, "train", tokenizer, said.append)
     assert [(p.text, p.answer, p.columns["level"]) for p in got] == [("Q1+1=", "2", 1), ("Q9-9=", "0", 1)]
     assert "d.jsonl:3 (52 tokens)" in said[0] and "1 duplicate" in said[1]
-    csv = load_prompts(Data(train="d.csv", columns={"prompt": "q", "answer": "a"}), "train", tokenizer, base=tmp_path)
+    csv = load_prompts(beside(tmp_path, train="d.csv", columns=columns), "train", tokenizer)
     assert [p.answer for p in csv] == ["2", "0"]
     with pytest.raises(ValueError, match="max_prompt_tokens"):
         load_prompts(
-            Data(train="d.jsonl", columns={"prompt": "q"}, max_prompt_tokens=20, too_long="raise"),
+            beside(tmp_path, train="d.jsonl", columns={"prompt": "q"}, max_prompt_tokens=20, too_long="raise"),
             "train",
             tokenizer,
-            base=tmp_path,
         )
     with pytest.raises(ValueError, match=r"no column 'question'.*columns are q, a, level"):
-        load_prompts(Data(train="d.jsonl", columns={"prompt": "question"}), "train", tokenizer, base=tmp_path)
+        load_prompts(beside(tmp_path, train="d.jsonl", columns={"prompt": "question"}), "train", tokenizer)
     with pytest.raises(ValueError, match="Did you mean"):
-        load_prompts(Data(train="dd.jsonl"), "train", tokenizer, base=tmp_path)
+        load_prompts(Data(train=str(tmp_path / "dd.jsonl")), "train", tokenizer)

@@ -11,19 +11,19 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from rlkit.data import Data
 from rlkit.data.prompts import load_prompts
 from rlkit.data.stored import Stored, StoredRows
 from rlkit.errors import DataError
 from rlkit.model.tiny import make_tokenizer
 from rlkit.types import Prompt
+from tests.data.tables import beside
 
 GOOD = b'{"prompt": "1", "answer": "2"}\n'
 ROWS = [("1", "2"), ("2", "4")]
 
 
 def read(folder: Path, name: str, **settings: object) -> list[Prompt]:
-    return load_prompts(Data(train=name, **settings), "train", make_tokenizer("0123456789 "), base=folder)
+    return load_prompts(beside(folder, train=name, **settings), "train", make_tokenizer("0123456789 "))
 
 
 WHOLE = {
@@ -87,7 +87,7 @@ DAMAGED = {
     "same.csv": (b"prompt,answer,answer\n1,2,3\n", ":1: the column 'answer' stands twice"),
     "no.parquet": (b"no parquet", "[0]: not a readable Parquet file (Parquet magic bytes not found"),
     "torn.parquet": (b"PAR1" + b"\x00" * 40 + b"PAR1", "[0]: not a readable Parquet file ("),
-    "nothing.jsonl": (b"\n\n", "data.train: no prompt is left of nothing.jsonl"),
+    "nothing.jsonl": (b"\n\n", "data.train: no prompt is left of "),
 }
 
 
@@ -102,14 +102,15 @@ def test_damage_is_said_with_its_place(name: str, tmp_path: Path) -> None:
     assert "\n" not in message
 
 
-def test_places_that_are_no_file_of_rows(tmp_path: Path) -> None:
+def test_places_that_are_no_file_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.jsonl").mkdir()
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "rows.tsv").write_text("prompt\n1")
     for name, says in (
         ("folder.jsonl", r"folder\.jsonl is a folder; name a file"),
-        ("data", r"'data' is a folder; rows are read from \.jsonl"),
-        ("data/rows.tsv", r"'data/rows\.tsv' is a file; rows are read from"),
+        ("data", r"data' is a folder; rows are read from \.jsonl"),
+        ("data/rows.tsv", r"data/rows\.tsv' is a file; rows are read from"),
         ("data/rows.jsonl", r"there is no file 'data/rows\.jsonl'\. Did you mean .*rows\.tsv"),
     ):
         with pytest.raises(DataError, match=says):
@@ -146,7 +147,7 @@ def test_stored_rows_are_read_by_the_same_rules(tmp_path: Path) -> None:
     row = {"prompt": "1\u20282", "tokens": [5, 1], "logp": [-1.0, -0.5]}
     line = json.dumps(row, ensure_ascii=False).encode()  # a line separator of Unicode ends no line
     (tmp_path / "s.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\n")
-    rows = StoredRows(Stored(path="s.jsonl"), make_tokenizer("12\u2028"), 0, tmp_path).rows
+    rows = StoredRows(Stored(path=str(tmp_path / "s.jsonl")), make_tokenizer("12\u2028"), 0).rows
     assert [r.prompt.text for r in rows] == ["1\u20282"] and rows[0].prompt.token_ids == (3, 5, 4)
     for bad, says in (
         (b"\xff", "not UTF-8"),
@@ -155,4 +156,4 @@ def test_stored_rows_are_read_by_the_same_rules(tmp_path: Path) -> None:
     ):
         (tmp_path / "s.jsonl").write_bytes(line + b"\n" + bad)
         with pytest.raises(DataError, match=rf"s\.jsonl:2: .*{says}"):
-            StoredRows(Stored(path="s.jsonl"), make_tokenizer("12\u2028"), 0, tmp_path)
+            StoredRows(Stored(path=str(tmp_path / "s.jsonl")), make_tokenizer("12\u2028"), 0)

@@ -19,6 +19,7 @@ from rlkit.data.stored import Stored, StoredRows
 from rlkit.errors import DataError
 from rlkit.model.load import load_tokenizer
 from rlkit.types import Prompt
+from tests.data.tables import beside
 from tests.scripted import make_scripted
 from tests.tokenizers import CHAT, ids, make
 
@@ -38,14 +39,14 @@ def test_the_first_token_is_the_tokenizers_own(family: str, tmp_path: Path) -> N
     (tmp_path / "d.jsonl").write_text('{"prompt": "hi"}')
     templates = ["plain", "abel", *(["chat"] if tokenizer.chat_template else [])]
     for template in templates:
-        p = load_prompts(Data(train="d.jsonl", template=template), "train", tokenizer, base=tmp_path)[0]
+        p = load_prompts(beside(tmp_path, train="d.jsonl", template=template), "train", tokenizer)[0]
         written = "<s>" in p.text  # a chat template writes its first token itself, or there is none
         front = (2,) if (has and template != "chat") or written else ()
         rest = p.text.removeprefix("<s>")
         assert p.token_ids == (*front, *ids(tokenizer, rest)) and p.token_ids.count(2) <= 1 and 1 not in p.token_ids
     row = {"prompt": p.text, "prompt_tokens": p.token_ids, "tokens": [80], "logp": [-1.0]}
     (tmp_path / "s.jsonl").write_text(json.dumps(row))
-    assert StoredRows(Stored(path="s.jsonl"), tokenizer, 0, tmp_path).rows[0].prompt.token_ids == p.token_ids
+    assert StoredRows(Stored(path=str(tmp_path / "s.jsonl")), tokenizer, 0).rows[0].prompt.token_ids == p.token_ids
     assert Encoder(tokenizer)("<s>x") == (2, *ids(tokenizer, "x"))
 
 
@@ -159,7 +160,7 @@ def test_templates_that_do_not_fit() -> None:
 
 def load(folder: Path, name: str, **settings: Any) -> tuple[list[Prompt], list[str]]:
     said: list[str] = []
-    return load_prompts(Data(train=name, **settings), "train", make(chat=CHAT), said.append, folder), said
+    return load_prompts(beside(folder, train=name, **settings), "train", make(chat=CHAT), said.append), said
 
 
 def test_files_of_chats(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from rlkit.data.render import Renderer, load_template
 from rlkit.data.sets import SETS, after_marks, boxed, integer, normalised, plain, read_set, several
 from rlkit.data.statistics import PromptStatistics
 from rlkit.model.tiny import make_tokenizer
-from tests.data.tables import DAPO, TABLES
+from tests.data.tables import DAPO, TABLES, beside
 
 Asked = list[tuple[str, str | None, str, str | None]]
 
@@ -188,11 +188,9 @@ def test_training_on_an_evaluation_set_is_said(hub: Asked) -> None:
     assert read_set("aime24", "train", said.append) and "evaluation set" in said[0]
 
 
-def load(data: Data, split: Any = "train", base: Path | None = None) -> tuple[list[Any], list[str]]:
+def load(data: Data, split: Any = "train") -> tuple[list[Any], list[str]]:
     said: list[str] = []
-    return load_prompts(
-        data, split, make_tokenizer("".join(chr(i) for i in range(32, 127)) + "\n"), said.append, base
-    ), said
+    return load_prompts(data, split, make_tokenizer("".join(chr(i) for i in range(32, 127)) + "\n"), said.append), said
 
 
 def test_names_in_yaml_and_on_the_command_line(hub: Asked, tmp_path: Path) -> None:
@@ -211,7 +209,7 @@ def test_names_in_yaml_and_on_the_command_line(hub: Asked, tmp_path: Path) -> No
     assert {p.columns["level"] for p in load(run.data)[0]} == {1, 2, 3}
     (tmp_path / "own.jsonl").write_text(json.dumps({"q": "How many?", "a": 3}))
     run = rk.load(tmp_path / "run.yaml", ["data.train=[own.jsonl, gsm8k]"])
-    mixed, _ = load(run.data, base=tmp_path)
+    mixed, _ = load(run.data)
     assert [(p.columns["dataset"], p.answer) for p in mixed] == [("own", 3), ("gsm8k", "72"), ("gsm8k", "1080")]
 
 
@@ -234,7 +232,7 @@ def test_duplicates_by_question_and_contradictions(tmp_path: Path) -> None:
         ("x2 = 4", "2"),
     ]
     (tmp_path / "d.jsonl").write_text("\n".join(json.dumps({"prompt": q, "answer": a}) for q, a in rows))
-    prompts, said = load(Data(train="d.jsonl"), base=tmp_path)
+    prompts, said = load(beside(tmp_path, train="d.jsonl"))
     assert len(prompts) == 4 and said[0] == "data: 2 duplicate prompts of the train split dropped."
     assert (
         "1 duplicate(s) have another answer" in said[1]
@@ -260,18 +258,18 @@ def test_empty_answers(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"some\.jsonl:2: the answer is empty \(2 of 4 prompts of data\.train\)\. Fill it in"
     ):
-        load(Data(train=name), base=tmp_path)
+        load(beside(tmp_path, train=name))
     name = write(tmp_path / "none.jsonl", {"prompt": "1", "solution": "1"}, {"prompt": "2", "solution": ""})
-    _, said = load(Data(train=name), base=tmp_path)
+    _, said = load(beside(tmp_path, train=name))
     assert (
         "no prompt of the train split has an answer (other columns: solution)" in said[0] and "data.columns" in said[0]
     )
     with pytest.raises(ValueError, match=r"none\.jsonl:2: the answer is empty \(1 of 2"):
-        load(Data(train=name, columns={"answer": "solution"}), base=tmp_path)
+        load(beside(tmp_path, train=name, columns={"answer": "solution"}))
     with pytest.raises(
         ValueError, match=r"none\.jsonl:1: there is no column 'solutoin' for the answer.*Did you mean 'solution'"
     ):
-        load(Data(train=name, columns={"answer": "solutoin"}), base=tmp_path)
+        load(beside(tmp_path, train=name, columns={"answer": "solutoin"}))
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
@@ -285,19 +283,19 @@ def test_files_with_a_column_map(suffix: str, tmp_path: Path) -> None:
         "csv": lambda: table.to_csv(path, index=False),
         "parquet": lambda: table.to_parquet(path),
     }[suffix]()
-    prompts, _ = load(Data(train=f"d.{suffix}", columns={"prompt": "question", "answer": "gold"}), base=tmp_path)
+    prompts, _ = load(beside(tmp_path, train=f"d.{suffix}", columns={"prompt": "question", "answer": "gold"}))
     assert [(p.text, p.answer) for p in prompts] == [("1 + 1", "2"), ("2 + 2", "4")]
 
 
 def test_columns_inside_columns(tmp_path: Path) -> None:
     name = write(tmp_path / "verl.jsonl", {"extra_info": {"question": "1 + 1"}, "reward_model": {"ground_truth": "2"}})
     columns = {"prompt": "extra_info.question", "answer": "reward_model.ground_truth"}
-    assert [(p.text, p.answer) for p in load(Data(train=name, columns=columns), base=tmp_path)[0]] == [("1 + 1", "2")]
+    assert [(p.text, p.answer) for p in load(beside(tmp_path, train=name, columns=columns))[0]] == [("1 + 1", "2")]
     with pytest.raises(
         ValueError,
         match=r"verl\.jsonl:1: reward_model: there is no column 'truth' for the answer; columns are ground_truth",
     ):
-        load(Data(train=name, columns={**columns, "answer": "reward_model.truth"}), base=tmp_path)
+        load(beside(tmp_path, train=name, columns={**columns, "answer": "reward_model.truth"}))
 
 
 def test_templates() -> None:

@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 
 def score(*fns: Any, columns: dict[str, Any] | None = None) -> dict[str, float]:
     said: list[str] = []
-    scorer = Scorer([f if isinstance(f, RewardSpec) else RewardSpec(f) for f in fns], base=HERE, report=said.append)
+    scorer = Scorer([f if isinstance(f, RewardSpec) else RewardSpec(f) for f in fns], report=said.append)
     prompt = Prompt("p", (1,), "q", answer="abc", columns=columns or {})
     rollout = Rollout(prompt, [1], [True], [0.0], [0], "stop", text="abcd")
     try:

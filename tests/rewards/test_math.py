@@ -634,7 +634,7 @@ def test_a_thousand_bombs_leave_the_pool_healthy() -> None:
 
 
 def test_one_that_hangs_costs_only_itself() -> None:
-    scorer = Scorer([RewardSpec("examples.py:some_hang", timeout=0.7)], workers=2, base=HERE, report=lambda text: None)
+    scorer = Scorer([RewardSpec(f"{HERE}/examples.py:some_hang", timeout=0.7)], workers=2, report=lambda text: None)
     scorer.check([])
     before = len(multiprocessing.active_children())
     texts = ["fine", "hang", "fine", "die", "fine", "fine"] * 2

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from rlkit.config import build, plain
+from rlkit.reading import located
 from rlkit.rewards import RewardError, RewardSpec, Scorer
 from rlkit.rewards.math import extract_answer, reward
 from rlkit.types import Prompt, Rollout
@@ -23,11 +25,16 @@ def responses(n: int = 3) -> list[Rollout]:
     ]
 
 
+def here(spec: RewardSpec) -> RewardSpec:
+    """As a configuration beside the tests names it."""
+    return build(RewardSpec, located(plain(spec)), HERE) if isinstance(spec.fn, str) else spec
+
+
 def score(
     spec: RewardSpec | list[RewardSpec], on_error: str = "mask"
 ) -> tuple[list[Rollout], dict[str, float], list[str]]:
     said: list[str] = []
-    scorer = Scorer(spec if isinstance(spec, list) else [spec], on_error=on_error, workers=1, base=HERE)
+    scorer = Scorer([here(s) for s in (spec if isinstance(spec, list) else [spec])], on_error=on_error, workers=1)
     scorer.report = said.append
     try:
         scorer.check([])
@@ -92,7 +99,7 @@ def test_a_reward_that_cannot_be_imported_is_refused_at_once(where: str, told: s
 
 
 def test_a_parameter_that_no_column_fills_is_refused() -> None:
-    scorer = Scorer([RewardSpec("examples.py:unknown_column")], on_error="mask", workers=1, base=HERE)
+    scorer = Scorer([RewardSpec(f"{HERE}/examples.py:unknown_column")], on_error="mask", workers=1)
     with pytest.raises(ValueError, match="no_such_column"):
         scorer.check(["level"])
     scorer.close()
@@ -139,7 +146,7 @@ def test_an_async_reward_that_ends_or_blocks_its_process_is_reported(
 
 
 def test_async_rewards_of_many_threads() -> None:
-    scorer = Scorer([RewardSpec("examples.py:meets", args={"calls": 60})], workers=1, base=HERE)
+    scorer = Scorer([RewardSpec(f"{HERE}/examples.py:meets", args={"calls": 60})], workers=1)
     scorer.check([])
     groups = [responses(6) for _ in range(10)]
     with ThreadPoolExecutor(10) as pool:
