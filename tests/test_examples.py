@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from rlkit.plug import Plug
+
 EXAMPLES = Path("examples")
 COMMANDS = {
     "custom_reward": [sys.executable, "examples/custom_reward.py"],
     "custom_loss": [sys.executable, "-m", "rlkit", "train", "examples/custom_loss.yaml"],
     "custom_engine": [sys.executable, "-m", "rlkit", "train", "examples/custom_engine.yaml"],
+    "custom_parts": [
+        *(sys.executable, "-m", "rlkit", "train", "examples/custom_parts.yaml"),
+        *("steps=2", "model.warm_up.steps=5", "rollout.prompts=4"),  # that all parts fit together, not what they learn
+    ],
     "local": [sys.executable, "-m", "rlkit", "train", "examples/local.yaml"],
     "own_data": [sys.executable, "-m", "rlkit", "train", "examples/own_data.yaml"],
 }
@@ -24,18 +31,32 @@ def test_example(name: str, tmp_path: Path) -> None:
     done = subprocess.run([*COMMANDS[name], f"out={tmp_path}"], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / name / "summary.json").read_text())
-    if name != "own_data":
+    if name == "custom_parts":
+        row = json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])
+        assert row.keys() >= {
+            "loss/LeCam(ref)",
+            "loss/TOPR",
+            "coef/LeCam(ref)",
+            "coef/Surprise",
+            "correction/mean_weight",
+        }
+    elif name != "own_data":
         assert summary["eval_after"] > summary["eval_before"] + 0.3, done.stdout
 
 
 def test_every_example_is_run() -> None:
     used = {word for command in COMMANDS.values() for word in command}
     here = {str(p) for p in EXAMPLES.iterdir() if p.suffix in (".py", ".yaml")}
+    named = {f"examples/{file}" for p in EXAMPLES.glob("*.yaml") for file in re.findall(r"(\w+\.py):", p.read_text())}
     elsewhere = {
-        "examples/custom_engine.py",
-        "examples/custom_loss.py",
-        "examples/rewards.py",  # named by configurations
         "examples/ray_job.py",
         "examples/real.py",  # a pretrained model: by hand, `make real`
     }  # tests/stack/test_quickstart.py
-    assert here == {w for w in used if w.startswith("examples/")} | elsewhere
+    assert here == {w for w in used if w.startswith("examples/")} | named | elsewhere
+
+
+def test_every_kind_of_part_has_an_example() -> None:
+    text = "".join(p.read_text() for p in EXAMPLES.glob("custom_*.py"))
+    kinds = {kind.__name__ for kind in Plug.__subclasses__() if not kind.__module__.startswith("tests")}
+    shown = {base.split("(")[1] for base in re.findall(r"^class \w+\(\w+", text, re.MULTILINE)}
+    assert {"Schedule" if kind == "Coefficient" else kind for kind in kinds} <= shown

@@ -388,7 +388,7 @@ def examine(part: Term | Penalty, sampled: Sampled, seed: int = 0) -> Finding:
         noise=own.noise,
         coefficient=None if scale_S is None else type(part.coef).__name__,
         bend=_cosine(scaled.mean, own.mean),
-        acknowledged=isinstance(part, Term) and part.acknowledge,
+        acknowledged=part.acknowledge,
         in_reward=isinstance(part, Penalty),
         measured_only=as_coefficient(part.coef) == Constant(0.0),
     )

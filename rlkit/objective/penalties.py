@@ -40,6 +40,7 @@ class Penalty(Plug):
     homes: ClassVar[tuple[str, ...]] = ("rlkit.objective.penalties",)
 
     coef: float | Coefficient = 0.05
+    acknowledge: bool = False  # as of a term
 
     @property
     def placement(self) -> Placement:
