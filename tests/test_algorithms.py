@@ -12,6 +12,8 @@ import rlkit as rk
 from rlkit.cli import main
 from rlkit.objective.oracle import dishonest, examine_all
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = sorted(Path("configs/algorithms").glob("*.yaml"))
 
 

@@ -89,6 +89,7 @@ def test_a_configuration_is_read_as_it_stands(snippet: Snippet, small: dict[str,
     assert set(section) <= {f for f in dir(run) if getattr(run, f) is not None}
 
 
+@pytest.mark.slow
 def test_python_runs_as_it_stands(
     small: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,7 +118,7 @@ def test_python_runs_as_it_stands(
     assert given["k1-in-the-loss.md"]["loss"] == pytest.approx(0.4)
 
 
-@pytest.mark.parametrize(("where", "words"), commands(), ids=lambda x: x if isinstance(x, str) else x[0])
+@pytest.mark.parametrize(("where", "words"), list(commands()), ids=lambda x: x if isinstance(x, str) else x[0])
 def test_a_whole_command_is_understood(where: str, words: list[str]) -> None:
     call = cli.parse(words)
     if (ROOT / words[1]).exists():

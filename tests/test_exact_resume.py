@@ -24,6 +24,8 @@ from rlkit.rollout import hf
 from rlkit.types import Prompt, Rollout, Sampling
 from tests.test_resume import around
 
+pytestmark = pytest.mark.slow
+
 LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.5}
 KL = {"type": "KL", "estimator": "k2"}
 

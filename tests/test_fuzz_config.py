@@ -18,6 +18,8 @@ from rlkit.checks import check
 from rlkit.errors import ConfigError, InputError
 from rlkit.reading import read
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 CONFIGS = [
     read(ROOT / path).plain()

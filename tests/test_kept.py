@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 import rlkit as rk
 from rlkit.rollout import hf
 
+pytestmark = pytest.mark.slow
+
 KEPT = Path("tests/kept").resolve()
 CLOCKS = ("time/", "speed/", "memory/", "idle/", "seconds")
 

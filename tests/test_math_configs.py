@@ -27,6 +27,8 @@ from rlkit.objective.oracle import dishonest, examine_all
 from rlkit.types import Prompt
 from tests.data.tables import TABLES
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = sorted(Path("configs/math").glob("*.yaml"))
 IDS = [p.stem for p in CONFIGS]
 GPUS = 8  # of one node; every header says so, or fewer

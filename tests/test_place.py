@@ -18,6 +18,8 @@ from rlkit.place import load_user_file, snapshot, user_file
 from rlkit.rewards import RewardSpec, Scorer
 from rlkit.types import Prompt, Rollout
 
+pytestmark = pytest.mark.slow
+
 BOTH = """
 from __future__ import annotations
 

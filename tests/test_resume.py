@@ -31,8 +31,10 @@ from rlkit.record.log import lock_folder
 from rlkit.resume import difference, is_free
 from rlkit.stopping import TIME_LIMIT, Best, Stopped
 from tests.conftest import settings_of_small
-from tests.test_checkpoints import Payload, flip
+from tests.record.test_checkpoint import Payload, flip
 from tests.test_files import largest_file
+
+pytestmark = pytest.mark.slow
 
 Hook = Callable[[Any, int], None]
 

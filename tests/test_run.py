@@ -17,6 +17,8 @@ from rlkit.cli import main
 from rlkit.session import build
 from tests.rewards.examples import correct
 
+pytestmark = pytest.mark.slow
+
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -8,6 +8,8 @@ import pytest
 
 from rlkit.learner.backend import alone, rank_environment
 
+pytestmark = pytest.mark.slow
+
 
 def test_variables_of_the_only_rank_are_there_for_a_while_and_then_the_users_again(
     monkeypatch: pytest.MonkeyPatch,

@@ -15,6 +15,8 @@ from rlkit.learner.plan import optimizer_steps
 from rlkit.run import Run
 from rlkit.types import Batch, Prompt, Rollout
 
+pytestmark = pytest.mark.slow
+
 NEEDS = frozenset({"adv", "old", "behav"})
 
 

@@ -18,6 +18,8 @@ from rlkit.objective.penalties import DivergenceReward, KLReward, with_advantage
 from rlkit.types import Batch, New
 from tests.objective.test_divergences import CASES, P
 
+pytestmark = pytest.mark.slow
+
 V, BETA = 6, 0.3
 G = torch.Generator().manual_seed(1)
 REF = torch.randn(V, generator=G, dtype=torch.float64).log_softmax(0)

@@ -19,6 +19,8 @@ from rlkit.planning import Machine, plan_here, shape
 from rlkit.planning.here import memory_limit
 from rlkit.planning.memory import GIB
 
+pytestmark = pytest.mark.slow
+
 LAPTOP = Machine(memory=16 * GIB, cores=2, flops=1e11, process=0.3 * GIB)
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -22,6 +22,8 @@ from rlkit.planning.memory import activations, head_bytes, layer_backward, state
 from rlkit.run import LearnerSection
 from rlkit.types import Sampling
 
+pytestmark = pytest.mark.slow
+
 QWEN_7B = Qwen2Config(
     vocab_size=152064,
     hidden_size=3584,

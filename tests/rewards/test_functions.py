@@ -16,6 +16,8 @@ from rlkit.errors import ConfigError
 from rlkit.rewards import RewardSpec, Scorer
 from rlkit.types import Prompt, Rollout
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 
 

@@ -18,6 +18,8 @@ from rlkit.errors import ConfigError, RewardError
 from rlkit.rewards import RewardSpec, Scorer
 from rlkit.types import Prompt, Rollout
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 CASES = str(HERE / "hostile.py")
 

@@ -15,6 +15,8 @@ from rlkit.rewards import RewardError, RewardSpec, Scorer
 from rlkit.rewards.math import extract_answer, reward
 from rlkit.types import Prompt, Rollout
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 
 

@@ -20,6 +20,8 @@ from rlkit.rollout.engine import SimpleEngine
 from rlkit.trainer import train
 from rlkit.types import Prompt, Rollout, Sampling
 
+pytestmark = pytest.mark.slow
+
 
 class Slow(SimpleEngine):
     """Answers with the number that is its weight, when it is let go."""

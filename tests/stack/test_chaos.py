@@ -42,7 +42,7 @@ from rlkit.record.checkpoint import Checkpoints
 from rlkit.record.log import RunLog
 from rlkit.rollout.collector import Collector
 from tests.conftest import settings_of_small
-from tests.test_checkpoints import flip
+from tests.record.test_checkpoint import flip
 
 STEPS, EVERY, PROMPTS, SIZE = 40, 4, 4, 40
 TAILS = (b'{"step": 3, "rew', b"\0" * 700, b'{"step": 41}\0\0', b"\xff\xfe\n", b"")

@@ -21,7 +21,9 @@ from rlkit.model import packed
 from rlkit.model.load import examine, load_for, load_lm
 from rlkit.model.policy import PolicyModel, prove_logprobs
 from rlkit.model.tiny import make_tiny, make_tokenizer
-from tests.models.families import FAMILIES, make
+from tests.model.families import FAMILIES, make
+
+pytestmark = pytest.mark.slow
 
 WEIGHT = "model.layers.1.mlp.up_proj.weight"
 Change = Callable[[Path], Any]

@@ -14,6 +14,8 @@ import rlkit as rk
 from rlkit.learner.learner import Learner
 from rlkit.model.reference import OwnWeights
 
+pytestmark = pytest.mark.slow
+
 
 def test_an_export_that_is_not_the_trained_model_ends_in_an_error(
     small: dict[str, Any], monkeypatch: pytest.MonkeyPatch

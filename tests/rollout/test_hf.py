@@ -16,6 +16,8 @@ from rlkit.rollout.hf import HFEngine
 from rlkit.session import build
 from rlkit.types import Batch, Prompt, Rollout, Sampling
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [Prompt(str(i), tuple(range(3, 4 + size)), "") for i, size in enumerate((0, 1, 9, 5))]  # padded by 0 to 9
 
 

@@ -20,6 +20,8 @@ from rlkit.model.reference import EMA, Frozen, Reference, ReferenceState, Served
 from rlkit.model.tiny import make_tiny
 from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
 
+pytestmark = pytest.mark.slow
+
 NEEDS = frozenset({"ref"})
 
 

@@ -22,6 +22,8 @@ from rlkit.types import Prompt, Sampling
 from tests.scripted import make_scripted, run_scripts
 from tests.tokenizers import CHAT, ids, make
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_end_and_every_stop_string(tmp_path: Path) -> None:
     tokenizer = make_scripted(tmp_path)

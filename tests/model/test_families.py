@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from rlkit.session import quiet_libraries
-from tests.models.families import FAMILIES, Family, make
-from tests.models.table import BOUND, COLUMNS, PAGE, RESULTS, Training, cell, label, measure, read, rows
+from tests.model.families import FAMILIES, Family, make
+from tests.model.table import BOUND, COLUMNS, PAGE, RESULTS, Training, cell, label, measure, read, rows
+
+pytestmark = pytest.mark.slow
 
 BY_NAME = {f.name: f for f in FAMILIES}
 SLOW = ("vllm", "LoRA vllm", "bfloat16 hf", "bfloat16 vllm")

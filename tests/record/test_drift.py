@@ -17,6 +17,8 @@ import rlkit as rk
 from rlkit.record.drift import ROWS, TOKENS, Drift, ratio
 from rlkit.types import Prompt, Rollout
 
+pytestmark = pytest.mark.slow
+
 V, T, END = 3, 3, 0
 
 

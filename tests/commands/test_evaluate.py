@@ -17,6 +17,8 @@ from rlkit.model.load import load_lm
 from rlkit.rollout.hf import HFEngine
 from rlkit.types import Prompt, Sampling
 
+pytestmark = pytest.mark.slow
+
 Capture = pytest.CaptureFixture[str]
 
 

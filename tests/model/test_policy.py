@@ -17,6 +17,8 @@ from rlkit.model.policy import PolicyModel, evaluate_new
 from rlkit.model.tiny import make_tiny
 from rlkit.types import Batch, Prompt, Rollout, Sampling
 
+pytestmark = pytest.mark.slow
+
 PAD = 0
 
 

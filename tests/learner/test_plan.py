@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlkit.learner.plan import cut, minibatches, optimizer_steps, take
+from rlkit.learner.plan import cut, minibatches, optimizer_steps, pack, take
 from rlkit.objective import Term, loss, normalise
 from rlkit.objective.divergences import KL
 from rlkit.objective.losses import ClipCov, PPOClip, Reinforce
 from rlkit.types import Batch, New, Prompt, Rollout
+
+pytestmark = pytest.mark.slow
 
 V = 7
 GROUPS = {  # for each number of rows, which rows share a prompt
@@ -115,3 +117,23 @@ def test_value_objects_are_frozen_and_parts_are_new_objects() -> None:
     assert everything is not b and everything.logp is not b.logp
     assert everything.prompt == ("p0", "p1") and b.rows(torch.tensor([False, True])).prompt == ("p1",)
     assert snapshot(everything) == snapshot(b)
+
+
+def test_cutting_keeps_groups_whole_and_respects_the_token_limit() -> None:
+    g = torch.Generator().manual_seed(0)
+    length = torch.randint(1, 50, (40,), generator=g)
+    for ranks in (1, 2, 3):
+        plan = pack(length, ranks, max_tokens=100)
+        assert sorted(r for rank in plan for micro in rank for r in micro) == list(range(40))
+        assert len({len(rank) for rank in plan}) == 1
+        assert all(int(length[m].max()) * len(m) <= 100 for rank in plan for m in rank if m)
+    b = Batch(
+        seq=torch.arange(12),
+        group=torch.arange(12) // 3,
+        source=torch.zeros(12, dtype=torch.long),
+        reward=torch.zeros(12),
+    )
+    parts = minibatches(b, epochs=2, count=2, seed=1)
+    assert len(parts) == 4 and sorted(torch.cat(parts[:2]).tolist()) == list(range(12))
+    assert all(set(b.group[p].tolist()).isdisjoint(b.group[q].tolist()) for p, q in (parts[:2], parts[2:]))
+    assert len(minibatches(b, 1, 5, 0)) == 4  # groups are never split

@@ -1,9 +1,9 @@
 """Measures every family of models by every property, and writes docs/models.md::
 
-    python -m tests.models.table                   # everything: an hour on two CPU cores
-    python -m tests.models.table "Gemma 2" Llama   # some families anew; the others as they were measured
-    python -m tests.models.table --write           # only the page, from what was measured
-    python -m tests.models.table --real FOLDER     # also one row of a real model
+    python -m tests.model.table                   # everything: an hour on two CPU cores
+    python -m tests.model.table "Gemma 2" Llama   # some families anew; the others as they were measured
+    python -m tests.model.table --write           # only the page, from what was measured
+    python -m tests.model.table --real FOLDER     # also one row of a real model
 
 A number is the largest difference of a log-prob in nats (in bfloat16 the mean one) on responses that the model itself sampled. What is
 refused stands there with the sentence that a user gets.
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from rlkit.types import TOLERANCE, Batch, Prompt, Rollout, Sampling
-from tests.models.families import FAMILIES, Family, make
+from tests.model.families import FAMILIES, Family, make
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, RESULTS = ROOT / "docs" / "models.md", Path(__file__).with_name("results.json")
@@ -239,7 +239,7 @@ def write(results: dict[str, dict[str, Result]]) -> None:
     lines = [
         "# Models",
         "",
-        "Made by `python -m tests.models.table`: tiny models of the real architectures, from their configuration classes in transformers, with",
+        "Made by `python -m tests.model.table`: tiny models of the real architectures, from their configuration classes in transformers, with",
         "windows, caps and scales set to where they matter. Each is trained for two steps between three publishes. A number is the largest",
         "difference of two log-probs of a token, in nats, over 8 responses that the model sampled itself (in bfloat16 the mean difference); below",
         "1e-4 (0.05) it is rounding, above it stands in bold. A number in brackets is a note under the table: the sentence that a user gets. Head",

@@ -27,6 +27,8 @@ from rlkit.objective.losses import Entropy, PPOClip
 from rlkit.run import Run, WarmUp
 from rlkit.types import Batch, New, Prompt, Rollout
 
+pytestmark = pytest.mark.slow
+
 NEEDS = frozenset({"adv", "old", "behav"})
 COEFS = (1.0, 1.0)
 

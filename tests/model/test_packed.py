@@ -20,6 +20,8 @@ from rlkit.model.policy import PolicyModel, ValueModel, evaluate_new
 from rlkit.model.tiny import make_tiny
 from rlkit.types import Batch, Prompt, Rollout, Sampling
 
+pytestmark = pytest.mark.slow
+
 packed.register()
 
 

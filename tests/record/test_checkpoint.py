@@ -206,3 +206,22 @@ def test_a_damaged_table_of_prompts_is_named_and_a_missing_one_is_not_made(tmp_p
     with pytest.raises(ValueError, match="not a table"):
         table.load(tmp_path / "none.sqlite")
     assert not (tmp_path / "none.sqlite").exists()
+
+
+def test_a_checkpoint_is_complete_or_absent(tmp_path: Path) -> None:
+    c = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        c.save(step, {"step": step}, lambda folder: (Path(folder) / "learner.pt").write_bytes(b"x" * 9))
+    assert [p.name for p in c.complete()] == ["step_00000002", "step_00000003"]
+
+    def dies(folder: str) -> None:
+        (Path(folder) / "learner.pt").write_bytes(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError):
+        c.save(4, {}, dies)
+    latest = c.complete()[-1]
+    assert Checkpoints.read(latest) == (3, {"step": 3})
+    (latest / "learner.pt").write_bytes(b"short")
+    with pytest.raises(ValueError, match=r"learner.pt should have 9 bytes, found 5"):
+        Checkpoints.read(latest)

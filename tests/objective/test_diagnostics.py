@@ -15,6 +15,8 @@ from rlkit.cli import main
 from rlkit.objective.diagnostics import add_gram, gradient_shares, kl_breakdown, kl_tokens
 from rlkit.types import Batch, Stats
 
+pytestmark = pytest.mark.slow
+
 
 def test_kl_by_place_sign_surprise_and_pass_rate() -> None:
     kl = torch.tensor([1.0, 2, 3, 4, 10, 20, 30, 40])

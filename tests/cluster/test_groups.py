@@ -28,6 +28,8 @@ from rlkit.rollout.section import RolloutSection
 from rlkit.run import Cluster
 from rlkit.types import Prompt, Rollout, Sampling
 
+pytestmark = pytest.mark.slow
+
 
 def answered(value: Any) -> Future[Any]:
     future: Future[Any] = Future()

@@ -21,7 +21,9 @@ from rlkit.model.policy import PolicyModel
 from rlkit.model.reference import AdapterOff, OwnWeights
 from rlkit.model.tiny import make_tiny
 from rlkit.types import Batch, Prompt, Rollout, Sampling
-from tests.models.families import FAMILIES, make
+from tests.model.families import FAMILIES, make
+
+pytestmark = pytest.mark.slow
 
 LINEAR = {"r": 4, "lora_alpha": 32, "target_modules": "all-linear"}
 BATCH = Batch.from_rollouts(
