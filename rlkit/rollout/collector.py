@@ -1,4 +1,12 @@
-"""One collector for on-policy, k-steps-off and in-flight training: only ``max_lag`` and the weight sync's mode differ."""
+"""One collector for on-policy, k-steps-off and in-flight training: only ``max_lag`` and the weight sync's mode differ.
+
+    the loop's thread                                   one thread a group (the pool)
+    next() -- starts groups up to a limit -->           engine.generate, scorer.score
+           <-- takes the oldest that counts -- pending <-- the group's result
+
+The loop waits for the group that it takes, a group for the engine and its rewards, and nobody for the loop: a group that has finished stays
+in ``pending``. The limit bounds how many there are, and so how old a token gets. Errors of a group wait in its result until it is taken.
+"""
 
 from __future__ import annotations
 
