@@ -143,12 +143,12 @@ class Planner:
         for name, spec in (("ref", run.reference), ("teacher", run.teacher)):
             if spec is None or not need & {name, f"{name}_full"} or isinstance(spec, Served):
                 continue
-            path = next(iter(getattr(spec, "paths", ())), getattr(spec, "path", None))
+            path = next(iter(spec.models), None)
             anchor = plain if path is None else shape(path)
             if not (
                 isinstance(spec, Frozen) and path is None and run.peft is not None
             ):  # else the adapter is switched off
-                self.anchors[name] = (anchor, bool(getattr(spec, "offload", False)))
+                self.anchors[name] = (anchor, spec.offload)
             again = (
                 run.learner.epochs
                 if any(isinstance(t, FullDivergence) and t.anchor == name for t in run.objective)
