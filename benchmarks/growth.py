@@ -86,7 +86,7 @@ MODEL = {
 def learners(curve: str, folder: str) -> Iterator[Any]:
     """The learners of a run that trains GRPO with k3 to a frozen reference."""
     from rlkit.cluster.groups import LearnerGroup, LocalWorkers
-    from rlkit.config import load
+    from rlkit.run import load
 
     count, stage = STAGES.get(curve, (1, None))
     run = load(
@@ -245,10 +245,10 @@ def driver_curve() -> list[dict[str, Any]]:
     """
     import torch
 
-    from rlkit.config import load
     from rlkit.learner.plan import optimizer_steps
     from rlkit.model import packed
     from rlkit.objective.advantages import GroupNorm
+    from rlkit.run import load
     from rlkit.types import Batch
 
     torch.set_num_threads(1)

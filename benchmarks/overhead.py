@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from rlkit.config import load
 from rlkit.learner.learner import Learner
 from rlkit.model.tiny import make_tiny
 from rlkit.objective import normalise
+from rlkit.run import load
 from rlkit.types import Batch, Prompt, Rollout
 
 PPO = {"type": "PPOClip"}

@@ -11,7 +11,7 @@ from rlkit.commands.plan import plan
 from rlkit.commands.sample import sample
 from rlkit.commands.show import show
 from rlkit.commands.submit import submit
-from rlkit.config import load, to_yaml
+from rlkit.config import to_yaml
 from rlkit.data import Data, tasks
 from rlkit.data import curriculum as samplers
 from rlkit.data.curriculum import AdmitRule, DropRule, Sampler
@@ -108,6 +108,7 @@ from rlkit.run import (
     Run,
     TinyModel,
     WarmUp,
+    load,
 )
 from rlkit.samples import Prompt, Rollout, Sampling
 from rlkit.trainer import train

@@ -22,9 +22,9 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 import yaml
 
@@ -32,12 +32,9 @@ from rlkit.bounds import Bound, Bounded, FolderName
 from rlkit.errors import ConfigError, InputError
 from rlkit.place import Beside, beside, by_value, load_user_file, user_file
 from rlkit.plug import Plug, a, is_kind, kind_of
-from rlkit.reading import LARGEST, PYTHON, Loader, Located, located, override, printable, read, shown
+from rlkit.reading import LARGEST, PYTHON, Loader, Located, located, printable, shown
 from rlkit.values import OnlyPython
 from rlkit.values import expected as words
-
-if TYPE_CHECKING:
-    from rlkit.run import Run
 
 # -- building ---------------------------------------------------------------------------------------------------------
 
@@ -346,35 +343,6 @@ def build(cls: Any, tree: Located, base: Path | None = None) -> Any:
     if builder.errors:
         raise ConfigError("\n".join(builder.errors))
     return out
-
-
-def load(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Run:
-    """The :class:`rlkit.run.Run` of a YAML file, or of the same keys as a mapping.
-
-    ``overrides`` are like ``["steps=200", "learner.lr=1e-5"]``.
-
-    Raises:
-        ConfigError: every mistake found, one a line, each with its place.
-    """
-    return load_with_origins(source, overrides)[0]
-
-
-def load_with_origins(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> tuple[Run, Located]:
-    from rlkit.run import Run
-
-    if isinstance(source, Mapping):
-        tree, base = located(source), Path(".")
-    else:
-        tree, base = read(source), Path(source).parent
-    for text in overrides:
-        override(tree, text)
-    # Run folders of earlier versions have relative paths, and the folder that these are in.
-    remembered = tree.value.pop("base", None)
-    if remembered is not None:
-        if not isinstance(remembered.value, str):
-            raise ConfigError(f"{remembered.origin}: base: found {shown(remembered.plain())}, expected a text.")
-        base = Path(remembered.value)
-    return build(Run, tree, base), tree
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

@@ -10,11 +10,11 @@ import fnmatch
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rlkit import config
+from rlkit.config import plain
 from rlkit.errors import CheckpointError, ConfigError
 from rlkit.reading import read
 from rlkit.record.masking import MASK
-from rlkit.run import Run
+from rlkit.run import Run, load
 
 FREE = (
     *("name", "out", "base", "steps"),
@@ -68,18 +68,18 @@ def compare(folder: Path, run: Run) -> Changes:
     Raises:
         CheckpointError: its configuration cannot be read, or something that cannot change within a run did, by name.
     """
-    path, new = folder / "config.yaml", config.plain(run)
+    path, new = folder / "config.yaml", plain(run)
     try:
         named = code_of(read(path).plain())
         foreign = {k: v for k, v in named.items() if v not in code_of(new).values()}
         if foreign:
             _refuse({k: (v, leaves(new).get(k)) for k, v in foreign.items()}, folder)
-        old: Run = config.load(path)
+        old: Run = load(path)
     except (ConfigError, UnicodeDecodeError, OSError) as error:
         raise CheckpointError(
             f"--resume: {path}, with which the run was started, cannot be read: {error} Repair it; nothing was changed."
         ) from None
-    changes = difference(config.plain(old), new)
+    changes = difference(plain(old), new)
     refused = {k: v for k, v in changes.items() if not is_free(k)}
     if (old.cluster.learners if old.cluster else 1) != (run.cluster.learners if run.cluster else 1) and sharded(run):
         refused["cluster.learners"] = changes.get("cluster.learners", (1, run.cluster.learners if run.cluster else 1))

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from rlkit.bounds import Bound, Bounded, Name, Seed
 from rlkit.cluster.section import Cluster, Probe
+from rlkit.config import build
 from rlkit.data import Data
 from rlkit.data.tasks import TaskReward
 from rlkit.errors import ConfigError
@@ -26,6 +27,7 @@ from rlkit.objective import Term, is_marking, needs
 from rlkit.objective.advantages import Advantage, GroupNorm
 from rlkit.objective.corrections import Correction
 from rlkit.objective.penalties import Penalty
+from rlkit.reading import Located, located, override, read, shown
 from rlkit.record.section import CheckpointSection, LogSection
 from rlkit.rewards import RewardSpec
 from rlkit.rollout.engine import EngineSetup
@@ -201,3 +203,30 @@ class Run(Bounded):
             ConfigError: no such key, or a value that cannot stand there.
         """
         return changed(self, {**(changes or {}), **more})
+
+
+def load(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Run:
+    """The :class:`Run` of a YAML file, or of the same keys as a mapping.
+
+    ``overrides`` are like ``["steps=200", "learner.lr=1e-5"]``.
+
+    Raises:
+        ConfigError: every mistake found, one a line, each with its place.
+    """
+    return load_with_origins(source, overrides)[0]
+
+
+def load_with_origins(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> tuple[Run, Located]:
+    if isinstance(source, Mapping):
+        tree, base = located(source), Path(".")
+    else:
+        tree, base = read(source), Path(source).parent
+    for text in overrides:
+        override(tree, text)
+    # Run folders of earlier versions have relative paths, and the folder that these are in.
+    remembered = tree.value.pop("base", None)
+    if remembered is not None:
+        if not isinstance(remembered.value, str):
+            raise ConfigError(f"{remembered.origin}: base: found {shown(remembered.plain())}, expected a text.")
+        base = Path(remembered.value)
+    return build(Run, tree, base), tree

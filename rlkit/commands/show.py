@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.checks import check
-from rlkit.config import describe, load_with_origins
+from rlkit.config import describe
 from rlkit.errors import ConfigError
-from rlkit.run import Run
+from rlkit.run import Run, load_with_origins
 
 
 @dataclass(frozen=True)

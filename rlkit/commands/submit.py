@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rlkit.config import load
 from rlkit.errors import ClusterError, RunError, first_line
+from rlkit.run import load
 
 SKIP = ["runs/", "**/.git/", "**/.venv/", "**/__pycache__/", "*.safetensors", "*.pt"]
 

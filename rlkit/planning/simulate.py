@@ -19,9 +19,9 @@ from typing import Literal
 
 import numpy as np
 
-from rlkit.config import load
 from rlkit.errors import ConfigError
 from rlkit.files import read_rows
+from rlkit.run import load
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from rlkit.checks import without_dropout
-from rlkit.config import load as make_run
 from rlkit.learner.learner import Learner
 from rlkit.learner.plan import optimizer_steps
 from rlkit.run import Run
+from rlkit.run import load as make_run
 from rlkit.types import Batch, Prompt, Rollout
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from rlkit.cluster.groups import LearnerGroup, LocalWorkers
-from rlkit.config import load as make_run
 from rlkit.errors import ConfigError, NumericsError
 from rlkit.learner.backend import check_deepspeed_options, free_port, rank_environment
 from rlkit.learner.learner import Learner
@@ -25,6 +24,7 @@ from rlkit.objective import Term, normalise
 from rlkit.objective.diagnostics import bad_gradients
 from rlkit.objective.losses import Entropy, PPOClip
 from rlkit.run import Run, WarmUp
+from rlkit.run import load as make_run
 from rlkit.types import Batch, New, Prompt, Rollout
 
 pytestmark = pytest.mark.slow

@@ -85,8 +85,8 @@ class Training:
     def __init__(self, path: Path, engine: str, peft: dict[str, Any] | None, dtype: str = "float32") -> None:
         from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers
         from rlkit.cluster.sync import WeightSync, probe_parity
-        from rlkit.config import load
         from rlkit.learner.learner import Learner
+        from rlkit.run import load
 
         run: dict[str, Any] = {
             "model": {"path": str(path), "dtype": dtype},

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from rlkit.checks import stale
-from rlkit.config import load as make_run
 from rlkit.record.alarms import ALARMS, LONG, SHORT, WINDOW, Alarms
+from rlkit.run import load as make_run
 
 Row = dict[str, float]
 BY_NAME = {a.name: a for a in ALARMS}

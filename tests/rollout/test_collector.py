@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from rlkit.config import load
 from rlkit.data.curriculum import AdmitRule, Shuffle, ZeroVariance
 from rlkit.data.statistics import PromptStatistics
 from rlkit.rollout.collector import Collector, Rules, read_groups, version_metrics, write_groups
 from rlkit.rollout.engine import request_seed
 from rlkit.rollout.hf import _batches, _Request
 from rlkit.rollout.section import RolloutSection
+from rlkit.run import load
 from rlkit.types import Prompt, Rollout, Sampling
 
 

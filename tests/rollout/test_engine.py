@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlkit.config import load
 from rlkit.errors import ConfigError
 from rlkit.rollout.engine import SimpleEngine
+from rlkit.run import load
 from rlkit.trainer import train
 from rlkit.types import Prompt, Rollout, Sampling
 

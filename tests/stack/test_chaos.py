@@ -34,13 +34,13 @@ import pytest
 
 from rlkit import trainer
 from rlkit.cluster.ray import RayWorkers
-from rlkit.config import load
 from rlkit.data.tasks import Sorting
 from rlkit.files import read_rows
 from rlkit.model.tiny import make_tiny
 from rlkit.record.checkpoint import Checkpoints
 from rlkit.record.log import RunLog
 from rlkit.rollout.collector import Collector
+from rlkit.run import load
 from tests.conftest import settings_of_small
 from tests.record.test_checkpoint import flip
 

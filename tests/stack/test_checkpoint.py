@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlkit.cluster.groups import LearnerGroup, LocalWorkers
-from rlkit.config import load as make_run
 from rlkit.errors import CheckpointError
 from rlkit.learner.backend import free_port, rank_environment
 from rlkit.learner.learner import Learner
 from rlkit.learner.plan import optimizer_steps
 from rlkit.run import Run
+from rlkit.run import load as make_run
 from rlkit.types import Stats
 from tests.stack.test_learner import batch
 

@@ -24,12 +24,12 @@ import pytest
 from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers
 from rlkit.cluster.ray import start_engines
 from rlkit.cluster.sync import WeightSync, probe_parity
-from rlkit.config import load as make_run
 from rlkit.learner.learner import Learner
 from rlkit.rollout.engine import Aborted, EngineSetup, EngineSpec
 from rlkit.rollout.hf import HFEngine
 from rlkit.rollout.vllm import VLLMEngine
 from rlkit.run import Cluster
+from rlkit.run import load as make_run
 from rlkit.types import Batch, Prompt, Rollout, Sampling
 
 PROMPTS = [Prompt(str(i), tuple(range(3, 5 + i)), "") for i in range(4)]

@@ -12,13 +12,13 @@ import torch
 
 from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers
 from rlkit.cluster.sync import WeightSync
-from rlkit.config import load as make_run
 from rlkit.data.tasks import Sorting
 from rlkit.learner.learner import Learner
 from rlkit.model.load import load_lm
 from rlkit.model.policy import PolicyModel, evaluate_new
 from rlkit.model.tiny import make_tiny
 from rlkit.rollout.vllm import VLLMEngine
+from rlkit.run import load as make_run
 from rlkit.types import Batch, Prompt, Rollout, Sampling
 
 BATCH = Batch.from_rollouts(

@@ -25,10 +25,9 @@ from rlkit.cluster.groups import EngineGroup
 from rlkit.cluster.local import is_open
 from rlkit.cluster.ray import RayWorkers, start_engines
 from rlkit.cluster.reaper import users
-from rlkit.config import load
 from rlkit.errors import EngineError
 from rlkit.rollout.engine import EngineSetup, EngineSpec, SimpleEngine
-from rlkit.run import Cluster
+from rlkit.run import Cluster, load
 from rlkit.trainer import train
 from rlkit.types import Prompt, Rollout, Sampling
 

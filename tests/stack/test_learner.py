@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from rlkit.cluster.groups import LearnerGroup, LocalWorkers
-from rlkit.config import load as make_run
 from rlkit.learner.learner import Learner
 from rlkit.learner.setup import LearnerSetup
 from rlkit.model.load import load_lm
@@ -21,6 +20,7 @@ from rlkit.objective import loss, normalise
 from rlkit.objective.diagnostics import gradient_shares
 from rlkit.objective.divergences import KL
 from rlkit.objective.losses import Entropy, PPOClip
+from rlkit.run import load as make_run
 from rlkit.types import Batch, Prompt, Rollout, Sampling
 
 NEEDS = frozenset({"adv", "old", "ref", "behav", "value", "returns"})

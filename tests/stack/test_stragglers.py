@@ -7,7 +7,7 @@ import json
 import shutil
 from typing import Any
 
-from rlkit.config import load
+from rlkit.run import load
 from rlkit.trainer import train
 
 
