@@ -133,12 +133,18 @@ class Reference(Plug):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Loaded(Reference):
-    """A second model: that of ``path``, or the one that training starts from. ``offload`` keeps it in host memory between passes."""
+class Loaded(Reference):
+    """Base of references that have weights of their own. ``offload`` keeps them in host memory between passes."""
 
     whole: ClassVar[bool] = True
-    path: Place | None = None
     offload: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OnePath(Loaded):
+    """A second model: that of ``path``, or the one that training starts from."""
+
+    path: Place | None = None
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -209,7 +215,7 @@ class OwnWeights(ReferenceState):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frozen(_Loaded):
+class Frozen(_OnePath):
     """The model that training started from (``path: null``) or another checkpoint, never changed.
 
     With LoRA and no ``path``, the adapter is switched off instead of loading a second model, wherever that gives the start model back.
@@ -324,7 +330,7 @@ class Served(Reference):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tempered(_Loaded):
+class Tempered(_OnePath):
     """A frozen model, flattened where the reward is low: ``ref^phi / Z`` per token, ``phi = floor + (1 - floor) clip(reward, 0, 1)``.
 
     With ``floor: 0`` a wrong response is compared with the uniform distribution.
@@ -364,7 +370,7 @@ class _EMAState(_Following):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EMA(_Loaded):
+class EMA(_OnePath):
     """``ref <- decay * ref + (1 - decay) * policy`` every ``every`` steps.
 
     Source: WARP 2406.16768; GRPO-CARE 2506.16141.
@@ -418,7 +424,7 @@ class _ResetState(_Following):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HardReset(_Loaded):
+class HardReset(_OnePath):
     """``ref <- policy`` every ``every`` steps, or when a moving average of the KL (nats per token) passes ``kl_above``,
     or when ``patience`` evaluations bring no better score; optionally with a fresh optimizer.
 
@@ -477,7 +483,7 @@ class _ElasticState(ReferenceState):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ElasticReset(_Loaded):
+class ElasticReset(_OnePath):
     """The start model as the reference, and every ``every`` steps the policy becomes its own moving average, which restarts at the start.
 
     ``average <- decay * average + (1 - decay) * policy`` each step; at a reset ``policy <- average``, ``average <- start``. The optimizer's
@@ -494,16 +500,14 @@ class ElasticReset(_Loaded):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Soup(Reference):
+class Soup(Loaded):
     """The (weighted) average of several checkpoints of one architecture.
 
     Source: SALSA (its weights from memory, not checked against the paper).
     """
 
-    whole: ClassVar[bool] = True
     paths: tuple[Place, ...]
     weights: tuple[float, ...] | None = None
-    offload: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

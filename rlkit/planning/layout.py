@@ -14,7 +14,7 @@ from typing import Any
 from rlkit.data.prompts import load_prompts
 from rlkit.errors import ConfigError, InputError
 from rlkit.learner.plan import micro_batch
-from rlkit.model.reference import Frozen, Served
+from rlkit.model.reference import Frozen, Loaded
 from rlkit.objective.full_vocab import FullDivergence
 from rlkit.planning import speed
 from rlkit.planning.memory import GIB, Budget, Shape, Sharding, engine_memory, learner_memory, shape
@@ -141,7 +141,7 @@ class Planner:
         self._found: dict[tuple[int, bool], tuple[Estimate | None, Estimate]] = {}
         self.passes = 1.0 if {"old", "value"} & set(before) else 0.0
         for name, spec in (("ref", run.reference), ("teacher", run.teacher)):
-            if spec is None or not need & {name, f"{name}_full"} or isinstance(spec, Served):
+            if not need & {name, f"{name}_full"} or not isinstance(spec, Loaded):
                 continue
             path = next(iter(spec.models), None)
             anchor = plain if path is None else shape(path)
