@@ -193,10 +193,10 @@ def trl_side(name: str, seed: int, folder: str) -> dict[str, Any]:
     import rlkit as rk
     from rlkit.cluster.groups import EngineGroup, LocalWorkers
     from rlkit.data.prompts import load_prompts
+    from rlkit.heldout import sample_and_score
     from rlkit.model.load import load_tokenizer
     from rlkit.rewards import Scorer
     from rlkit.rollout.hf import HFEngine
-    from rlkit.trainer import sample_and_score
 
     s = SETTINGS[name]
     run = rk.load(s.mapping(steps=s.steps, model={"path": str(base(name))}))

@@ -91,9 +91,9 @@ def trl_side(seed: int, folder: str, steps: int, parts: int) -> report.Row:
     import rlkit as rk
     from rlkit.cluster.groups import EngineGroup, LocalWorkers
     from rlkit.data.prompts import load_prompts
+    from rlkit.heldout import sample_and_score
     from rlkit.rewards import Scorer
     from rlkit.rollout.hf import HFEngine
-    from rlkit.trainer import sample_and_score
 
     run = rk.load(report.ROOT / "configs" / "real.yaml", settings(folder, seed))
     tokenizer, task = AutoTokenizer.from_pretrained(run.model.path), run.data.task

@@ -80,10 +80,10 @@ def measure(run: Any, model: Path, base: Path, n: int) -> Row:
     from rlkit.cluster.groups import EngineGroup, LocalWorkers
     from rlkit.data.prompts import load_prompts
     from rlkit.evaluation.metrics import pass_at_k, powers_of_two
+    from rlkit.heldout import sample_and_score
     from rlkit.model.load import load_tokenizer
     from rlkit.rewards import Scorer
     from rlkit.rollout.hf import HFEngine
-    from rlkit.trainer import sample_and_score
     from rlkit.types import Sampling
 
     prompts = load_prompts(run.data, "test", load_tokenizer(str(model)))

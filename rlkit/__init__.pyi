@@ -93,6 +93,7 @@ from rlkit.objective.losses import (
 from rlkit.objective.penalties import DivergenceReward, KLReward, Penalty
 from rlkit.planning.probe import probe
 from rlkit.record.plots import plot_run
+from rlkit.record.results import HeldOut, RunFolder
 from rlkit.rewards import RewardSpec
 from rlkit.rollout.engine import Engine, EngineSetup, EngineSpec, SimpleEngine
 from rlkit.run import (
@@ -111,7 +112,7 @@ from rlkit.run import (
     load,
 )
 from rlkit.samples import Prompt, Rollout, Sampling
-from rlkit.trainer import train
+from rlkit.trainer import StepResult, Steps, steps, train
 from rlkit.types import Batch, New, Stats
 
 __version__: str
@@ -124,6 +125,7 @@ __all__ = [
     "plan",
     "probe",
     "train",
+    "steps",
     "evaluate",
     "metrics",
     "compare",
@@ -134,6 +136,11 @@ __all__ = [
     "plot_run",
     "submit",
     "to_yaml",
+    # what a run gives back
+    "Steps",
+    "StepResult",
+    "RunFolder",
+    "HeldOut",
     # a run, and the sections of a configuration
     "Run",
     "Model",

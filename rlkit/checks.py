@@ -14,12 +14,92 @@ from rlkit.errors import ConfigError, InputError
 from rlkit.learner.backend import check_deepspeed_options
 from rlkit.model.endings import Endings
 from rlkit.model.generation import load_settings, settled
-from rlkit.model.hub import model_config
+from rlkit.model.hub import model_config, require_model
+from rlkit.model.load import examine, same_tokens
 from rlkit.model.reference import Frozen
+from rlkit.objective.oracle import Finding, examine_all, refuse_nothing
+from rlkit.record.output import require_folder
 from rlkit.rewards import RewardSpec
 from rlkit.run import Run
 from rlkit.types import Prompt, Sampling
 from rlkit.verifier.verify import gold_against_itself
+
+FIRST_TRAIN = (
+    "Give a model folder or a hub name, or train one first, e.g. rlkit train configs/algorithms/grpo.yaml, which leaves "
+    "runs/grpo/final."
+)
+
+
+class Findings:
+    """Collects what is wrong in the blocks ``with findings: ...``, so that all of it is said at once."""
+
+    def __init__(self) -> None:
+        self.errors: list[InputError] = []
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, InputError):
+            self.errors.append(error)
+            return True
+        return False
+
+    def refuse(self) -> None:
+        """Raises what was found: a single error as it is, several as a ConfigError with a line for each."""
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            raise ConfigError("\n".join(map(str, self.errors)))
+
+
+def check_configuration(run: Run, *, new: bool) -> list[Finding]:
+    """What costs next to nothing: sections together, models that must be there, the place of a ``new`` run, the objective.
+
+    Returns:
+        What the objective's parts really do, for those who want to say it.
+
+    Raises:
+        InputError: all that is wrong, a line for each.
+    """
+    wrong, found = Findings(), list[Finding]()
+    with wrong:
+        check(run)
+    if run.model.path is not None:
+        with wrong:
+            require_model(run.model.path, "model.path")
+            model_config(run.model.path, "model.path")
+    for where, path in _other_models(run):
+        with wrong:
+            require_model(path, where, "" if where == "critic.path" else FIRST_TRAIN)
+    if new:
+        with wrong:
+            require_folder(run.folder, "out")
+    if not wrong.errors:  # a term is examined once it fits the run
+        found = examine_all(run.objective, run.reward_penalties)
+        with wrong:
+            refuse_nothing(found, run.off_policy)
+    wrong.refuse()
+    return found
+
+
+def _other_models(run: Run) -> Iterator[tuple[str, str]]:
+    """(setting, folder or hub name) of every model beside the one that is trained."""
+    for anchor, where, spec in (("ref", "reference", run.reference), ("teacher", "teacher", run.teacher)):
+        if run.needs & {anchor, f"{anchor}_full"}:
+            for path in () if spec is None else spec.models:
+                yield f"{where}.path", path
+    if run.critic is not None and run.critic.path is not None:
+        yield "critic.path", run.critic.path
+
+
+def check_models(run: Run, tokenizer: Any) -> None:
+    """Raises ModelError for a model that cannot be loaded, or whose tokens are not those of the model that is trained."""
+    for where, path in _other_models(run):
+        model_config(path, where, "" if where == "critic.path" else FIRST_TRAIN)
+        examine(path, where)
+        same_tokens(path, where, tokenizer)
+    if run.model.path is not None:
+        examine(run.model.path)
 
 
 def check(run: Run) -> None:

@@ -10,12 +10,22 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlkit.checks import check, check_columns, context_length, generation_notes, self_test, stale, without_dropout
+from rlkit.checks import (
+    Findings,
+    check_columns,
+    check_configuration,
+    check_models,
+    context_length,
+    generation_notes,
+    self_test,
+    stale,
+    without_dropout,
+)
 from rlkit.cluster.groups import EngineGroup, LearnerGroup
 from rlkit.cluster.ray import connect
 from rlkit.cluster.start import start as start_workers
@@ -25,16 +35,14 @@ from rlkit.data.prompts import first_of_each, load_prompts, overlap, preview
 from rlkit.data.statistics import PromptStatistics
 from rlkit.data.stored import StoredRows
 from rlkit.files import Appender, replace_file, told
-from rlkit.model.hub import model_config, require_model
-from rlkit.model.load import examine, same_tokens
 from rlkit.objective.coefficients import Coefficients
-from rlkit.objective.oracle import dishonest, examine_all, refuse_nothing
+from rlkit.objective.oracle import dishonest
 from rlkit.record.alarms import Alarms
 from rlkit.record.checkpoint import Cadence, Checkpoints
 from rlkit.record.drift import Drift
 from rlkit.record.log import RunLog, Timeline, environment, lock_folder, new_folder, newest_folder
 from rlkit.record.masking import mask_values
-from rlkit.record.output import require_folder
+from rlkit.record.results import HeldOut, RunFolder
 from rlkit.resume import Changes, compare
 from rlkit.rewards import Scorer
 from rlkit.rollout.collector import Collector, Group, Rules
@@ -43,47 +51,80 @@ from rlkit.rollout.lengths import LengthState
 from rlkit.run import Run
 from rlkit.start import start_model, tokenizer_of
 from rlkit.stopping import Best, Stopper
-from rlkit.types import Prompt, Sampling
-
-FIRST_TRAIN = (
-    "Give a model folder or a hub name, or train one first, e.g. rlkit train configs/algorithms/grpo.yaml, which leaves "
-    "runs/grpo/final."
-)
+from rlkit.types import Prompt, Rollout, Sampling, Stats
 
 
 @dataclass
-class Parts:
-    """Everything that :func:`rlkit.trainer.train` drives."""
+class Feed:
+    """Where rollouts come from: prompts, how they are sampled, and what scores the responses."""
 
-    run: Run
-    folder: Path
-    log: RunLog
     tokenizer: Any
-    train_prompts: list[Prompt]
-    test_prompts: list[Prompt]
+    train: list[Prompt]
+    test: list[Prompt]
     scorer: Scorer
+    collector: Collector
+    sampling: Sampling
+    stored: StoredRows | None
+
+
+@dataclass
+class Fleet:
+    """What computes: learners, engines, and the sync of weights from the first to the second."""
+
     learners: LearnerGroup
     engines: EngineGroup
     sync: WeightSync
-    collector: Collector
-    statistics: PromptStatistics
+
+
+@dataclass
+class Controls:
+    """What changes as the run goes on: coefficients, the response limit, and whether scores still improve."""
+
     terms: Coefficients
     penalties: Coefficients
-    checkpoints: Checkpoints
-    found: Found
-    stop: Stopper
-    sampling: Sampling
-    started: float  # time.monotonic() when the run began
     lengths: LengthState | None
-    stored: StoredRows | None
-    correct: str  # the reward that says whether a response is right: the first one
+    best: Best
+    new_score: float | None = None  # the last held-out score, until a step has reported it
+
+
+@dataclass
+class Record:
+    """What the run writes down and keeps, and what it watches itself by."""
+
+    folder: RunFolder
+    log: RunLog
+    checkpoints: Checkpoints
+    cadence: Cadence
+    statistics: PromptStatistics
     timeline: Timeline
     drift: Drift
     alarms: Alarms
-    cadence: Cadence
-    best: Best
-    new_score: float | None = None  # the last held-out score, until a step has reported it
+    found: Found
+    started: float  # time.monotonic() when the run began
     state: State | None = None  # of the last finished step: what a checkpoint holds beside the learners' part
+
+
+@dataclass
+class Session:
+    """A run and its parts. ``on_eval`` and ``on_save`` hear of every held-out evaluation and of every checkpoint."""
+
+    run: Run
+    feed: Feed
+    fleet: Fleet
+    controls: Controls
+    record: Record
+    stop: Stopper
+    on_eval: Callable[[HeldOut], object] = lambda held_out: None
+    on_save: Callable[[Path], object] = lambda folder: None
+
+    def sampled(self) -> list[Rollout]:
+        """A few responses to look at."""
+        return [r for p in self.feed.train[:2] for r in self.fleet.engines.generate(p, 2, self.feed.sampling)]
+
+    def probe(self, version: int, engines: Sequence[int] | None = None) -> Stats:
+        """Holds the engines' log-probs (all of them, or those named) against the learners', after the publication of ``version``."""
+        learners, prompts, tolerance = self.fleet.learners, self.feed.train[:2], self.run.probe_tolerance
+        return probe_parity(learners, self.fleet.engines, prompts, self.feed.sampling, tolerance, version, engines)
 
 
 @dataclass(frozen=True)
@@ -94,6 +135,19 @@ class State:
     driver: dict[str, Any]
     statistics: PromptStatistics
     in_flight: tuple[Group, ...]  # those that finish until it is written are stored with their responses
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run is given, read and checked before it has a folder. ``context``: the longest prompt and response, in tokens."""
+
+    tokenizer: Any
+    train: list[Prompt]
+    test: list[Prompt]
+    scorer: Scorer
+    stored: StoredRows | None
+    interrupt: Interruption | None
+    context: int
 
 
 @dataclass(frozen=True)
@@ -110,8 +164,8 @@ class Found:
         return 0 if self.checkpoint is None else int(self.checkpoint.name.removeprefix("step_"))
 
 
-def record(run: Run, folder: Path, found: Found) -> None:
-    """Writes down what the run is: ``config.yaml``, and a line of ``environment.jsonl`` for every start, with what it changed."""
+def write_down(run: Run, folder: Path, found: Found) -> None:
+    """What the run is: ``config.yaml``, and a line of ``environment.jsonl`` for every start, with what it changed."""
     replace_file(folder / "config.yaml", to_yaml(mask_values(plain(run))))
     stamp = environment()
     if found.resume:
@@ -123,60 +177,26 @@ def record(run: Run, folder: Path, found: Found) -> None:
 
 
 @contextlib.contextmanager
-def build(run: Run, *, resume: bool = False, quiet: bool = False, stop: Stopper | None = None) -> Iterator[Parts]:
+def open_session(
+    run: Run, *, resume: bool = False, quiet: bool = False, stop: Stopper | None = None
+) -> Iterator[Session]:
     """All parts of a run; closes them at the end, whatever happens.
 
-    With ``resume`` nothing on disk changes here: :func:`rlkit.trainer.restore` writes when the checkpoint has been loaded.
+    With ``resume`` nothing on disk changes here: :func:`rlkit.saving.restore` writes when the checkpoint has been loaded.
     """
     started = time.monotonic()
     quiet_libraries()
     stop = stop or Stopper()
-    check(run)
-    if run.model.path is not None:
-        require_model(run.model.path, "model.path")
-        model_config(str(run.model.path), "model.path")
-    findings = examine_all(run.objective, run.reward_penalties)
-    refuse_nothing(findings, run.off_policy)
-    need = run.needs
-    found = Found(resume)
-    if not resume:
-        require_folder(Path(run.out) / run.name, "out")
+    findings = check_configuration(run, new=not resume)
+    found, notes = Found(resume), list[str]()
     with contextlib.ExitStack() as stack:
         if resume:
             folder = newest_folder(run.folder)
             stack.callback(lock_folder(folder).release)
             changes = compare(folder, run)
             found = Found(True, *_checkpoints(run, folder).newest_whole(), changes)
-        specs = run.scored_by
-        scorer = Scorer(specs, on_error=run.on_reward_error, workers=max(1, (os.cpu_count() or 2) // 2))
-        stack.callback(scorer.close)
         # Everything that can be wrong is found before the run folder is made: a run that cannot start leaves nothing behind.
-        tokenizer = tokenizer_of(run)
-        notes = [] if run.model.path is None else generation_notes(run.model.path, tokenizer, run.sampling)
-        train_prompts = load_prompts(run.data, "train", tokenizer, notes.append)
-        test_prompts = first_of_each(load_prompts(run.data, "test", tokenizer, notes.append), run.eval.prompts)
-        notes += filter(None, [overlap(train_prompts, test_prompts)])
-        scorer.check(list(train_prompts[0].columns))
-        notes += self_test(specs, [*train_prompts, *test_prompts])
-        check_columns(run, train_prompts)
-        rows = StoredRows(run.data.stored, tokenizer, run.seed) if run.data.stored else None
-        interrupt = (
-            Interruption(run.rollout.interrupt, tokenizer, run.sampling.max_tokens) if run.rollout.interrupt else None
-        )
-        for anchor, where, spec in (("ref", "reference", run.reference), ("teacher", "teacher", run.teacher)):
-            if need & {anchor, f"{anchor}_full"}:
-                for path in () if spec is None else spec.models:
-                    require_model(path, f"{where}.path", FIRST_TRAIN)
-                    model_config(path, f"{where}.path", FIRST_TRAIN)
-                    examine(path, f"{where}.path")
-                    same_tokens(path, f"{where}.path", tokenizer)
-        if run.critic is not None and run.critic.path is not None:
-            examine(run.critic.path, "critic.path")
-            same_tokens(run.critic.path, "critic.path", tokenizer)
-        if run.model.path is not None:
-            examine(run.model.path)
-        context = context_length(run, [*train_prompts, *test_prompts], run.model.path, rows.longest if rows else 0)
-        notes += scorer.trial(train_prompts[0])
+        given = _inputs(run, stack, notes)
         if run.cluster is not None:
             connect(run.cluster, say=notes.append)
             stop.install()  # Ray has set handlers of its own
@@ -184,76 +204,102 @@ def build(run: Run, *, resume: bool = False, quiet: bool = False, stop: Stopper 
             folder, lock = new_folder(run.folder)
             stack.callback(lock.release)
             with told("the run folder"):
-                record(run, folder, found)
+                write_down(run, folder, found)
         log = RunLog(run.log, run.steps, folder, quiet)
         stack.callback(log.close)
         log.say(f"rlkit: {run.name}, {run.steps} steps, in {folder}" + (f", from step {found.step}" if resume else ""))
-        scorer.report = log.say
+        given.scorer.report = log.say
         for finding in dishonest(findings, run.off_policy):
             notes.append(f"note: {finding.sentence} (rlkit check; acknowledge: true silences this)")
-        for warning in (stale(run), without_dropout(run)):
-            if warning is not None:
-                notes.append(warning)
-        for line in (*notes, preview(train_prompts, tokenizer)):
+        notes += filter(None, (stale(run), without_dropout(run)))
+        for line in (*notes, preview(given.train, given.tokenizer)):
             log.say(line)
-        model_path = start_model(run, folder, train_prompts, tokenizer, context, log.say)
-        own_seeds = run.rollout.seeded and run.sampling.seed is None
-        sampling = dataclasses.replace(run.sampling, seed=run.seed) if own_seeds else run.sampling
-        learners, engines = _workers(run, model_path, context, folder, log)
-        stack.callback(learners.close)
-        stack.callback(engines.close)
-        statistics = PromptStatistics(train_prompts)
-        timeline = Timeline(folder / "trace.json" if run.log.trace else None)
-        sampler = run.data.sampler.build(train_prompts, run.seed, statistics)
-        drift = Drift(run.log.drift)
-        collector = Collector(
-            engines if interrupt is None else Interrupted(engines, interrupt),
-            scorer,
-            sampler,
-            statistics,
-            run.rollout,
-            sampling,
-            Rules(run.data.drop, run.data.refill, run.data.admit),
-            timeline=timeline,
-            witness=drift.see,
-        )
-        stack.callback(collector.close)
-        yield Parts(
+        record = _record(run, folder, log, given, found, started)
+        fleet = _fleet(run, folder, given, log, stack)
+        lengths = LengthState(run.rollout.lengths) if run.rollout.lengths else None
+        session = Session(
             run,
-            folder,
-            log,
-            tokenizer,
-            train_prompts,
-            test_prompts,
-            scorer,
-            learners,
-            engines,
-            WeightSync(
-                learners,
-                engines,
-                run.rollout.pause,
-                lambda engine, version: probe_parity(
-                    learners, engines, train_prompts[:2], sampling, run.probe_tolerance, version, [engine]
-                ),
-            ),
-            collector,
-            statistics,
-            Coefficients(run.objective),
-            Coefficients(run.reward_penalties),
-            _checkpoints(run, folder),
-            found,
+            _feed(run, given, fleet.engines, record, stack),
+            fleet,
+            Controls(Coefficients(run.objective), Coefficients(run.reward_penalties), lengths, Best()),
+            record,
             stop,
-            sampling,
-            started,
-            LengthState(run.rollout.lengths) if run.rollout.lengths else None,
-            rows,
-            specs[0].label,
-            timeline,
-            drift,
-            Alarms(),
-            Cadence(run.checkpoint.every, run.checkpoint.seconds),
-            Best(),
         )
+        fleet.sync.check = lambda engine, version: session.probe(version, [engine])
+        yield session
+
+
+def _inputs(run: Run, stack: contextlib.ExitStack, notes: list[str]) -> Inputs:
+    specs = run.scored_by
+    scorer = Scorer(specs, on_error=run.on_reward_error, workers=max(1, (os.cpu_count() or 2) // 2))
+    stack.callback(scorer.close)
+    tokenizer = tokenizer_of(run)
+    if run.model.path is not None:
+        notes += generation_notes(run.model.path, tokenizer, run.sampling)
+    train = load_prompts(run.data, "train", tokenizer, notes.append)
+    test = first_of_each(load_prompts(run.data, "test", tokenizer, notes.append), run.eval.prompts)
+    notes += filter(None, [overlap(train, test)])
+    wrong = Findings()
+    with wrong:
+        scorer.check(list(train[0].columns))
+        notes += self_test(specs, [*train, *test])
+    with wrong:
+        check_columns(run, train)
+    with wrong:
+        check_models(run, tokenizer)
+    wrong.refuse()
+    stored = StoredRows(run.data.stored, tokenizer, run.seed) if run.data.stored else None
+    section = run.rollout.interrupt
+    interrupt = None if section is None else Interruption(section, tokenizer, run.sampling.max_tokens)
+    context = context_length(run, [*train, *test], run.model.path, stored.longest if stored else 0)
+    notes += scorer.trial(train[0])
+    return Inputs(tokenizer, train, test, scorer, stored, interrupt, context)
+
+
+def _record(run: Run, folder: Path, log: RunLog, given: Inputs, found: Found, started: float) -> Record:
+    return Record(
+        RunFolder(folder),
+        log,
+        _checkpoints(run, folder),
+        Cadence(run.checkpoint.every, run.checkpoint.seconds),
+        PromptStatistics(given.train),
+        Timeline(folder / "trace.json" if run.log.trace else None),
+        Drift(run.log.drift),
+        Alarms(),
+        found,
+        started,
+    )
+
+
+def seeded(run: Run) -> Sampling:
+    """``sampling`` with the seed that makes a resumed run repeat its samples, unless the run has one of its own or wants none."""
+    own_seeds = run.rollout.seeded and run.sampling.seed is None
+    return dataclasses.replace(run.sampling, seed=run.seed) if own_seeds else run.sampling
+
+
+def _fleet(run: Run, folder: Path, given: Inputs, log: RunLog, stack: contextlib.ExitStack) -> Fleet:
+    path = start_model(run, folder, given.train, given.tokenizer, given.context, log.say)
+    learners, engines = _workers(run, path, given.context, folder, log)
+    stack.callback(learners.close)
+    stack.callback(engines.close)
+    return Fleet(learners, engines, WeightSync(learners, engines, run.rollout.pause))
+
+
+def _feed(run: Run, given: Inputs, engines: EngineGroup, record: Record, stack: contextlib.ExitStack) -> Feed:
+    sampling = seeded(run)
+    collector = Collector(
+        engines if given.interrupt is None else Interrupted(engines, given.interrupt),
+        given.scorer,
+        run.data.sampler.build(given.train, run.seed, record.statistics),
+        record.statistics,
+        run.rollout,
+        sampling,
+        Rules(run.data.drop, run.data.refill, run.data.admit),
+        timeline=record.timeline,
+        witness=record.drift.see,
+    )
+    stack.callback(collector.close)
+    return Feed(given.tokenizer, given.train, given.test, given.scorer, collector, sampling, given.stored)
 
 
 def _checkpoints(run: Run, folder: Path) -> Checkpoints:

@@ -45,6 +45,7 @@ class Stopper:
         if slurm.isdigit():
             ends.append(float(slurm))
         self.end = min(ends, default=None)
+        self.finished = False  # a program said that the run has made its last step
         self._start = time.time()
         self._request: Stopped | None = None
         self._save_wanted = False

@@ -100,8 +100,10 @@ def test_python_runs_as_it_stands(
         trained.append(run if run.name == "small" else rk.load({**small, "steps": 1}).replace(rewards=run.rewards))
         return train(trained[-1], quiet=True)
 
-    train = rk.train
+    train, steps = rk.train, rk.steps
     monkeypatch.setattr(rk, "train", shortly)
+    short = {**small, "name": "steps", "steps": 1, "rewards": ["task"]}
+    monkeypatch.setattr(rk, "steps", lambda run: steps(rk.load(short), quiet=True))
     given: dict[str, dict[str, Any]] = {
         "README.md": {},
         "k1-in-the-loss.md": {"logp": torch.zeros(3), "ref_logp": torch.ones(3), "policy_loss": 0.5, "coef": 0.1},

@@ -146,9 +146,9 @@ def same(whole: Path, resumed: Path) -> None:
 def killed_at(step: int, copy: Path) -> Any:
     """Copies the run folder within a step: what a SIGKILL would leave."""
 
-    def hook(p: Any, now: int) -> None:
+    def hook(s: Any, now: int) -> None:
         if now == step:
-            shutil.copytree(p.folder, copy, ignore=shutil.ignore_patterns(".lock"))
+            shutil.copytree(s.record.folder, copy, ignore=shutil.ignore_patterns(".lock"))
 
     return around("summarize", hook)
 

@@ -22,12 +22,13 @@ import yaml
 from safetensors.torch import load_file
 
 import rlkit as rk
-from rlkit import trainer
+from rlkit import finish, heldout, trainer
 from rlkit.cli import main
 from rlkit.errors import CheckpointError, RunError
 from rlkit.files import read_rows
 from rlkit.record.checkpoint import Checkpoints
 from rlkit.record.log import lock_folder
+from rlkit.record.results import HeldOut
 from rlkit.resume import difference, is_free
 from rlkit.stopping import TIME_LIMIT, Best, Stopped
 from tests.conftest import settings_of_small
@@ -40,23 +41,23 @@ Hook = Callable[[Any, int], None]
 
 
 @contextlib.contextmanager
-def around(name: str, hook: Hook, before: bool = False) -> Iterator[None]:
-    """Calls ``hook(parts, step)`` after, or before, a function of the trainer."""
-    original = getattr(trainer, name)
+def around(name: str, hook: Hook, before: bool = False, module: Any = trainer) -> Iterator[None]:
+    """Calls ``hook(session, step)`` after, or before, a function that the trainer (or another ``module``) calls."""
+    original = getattr(module, name)
 
-    def both(p: Any, *rest: Any) -> Any:
+    def both(s: Any, *rest: Any) -> Any:
         if before:
-            hook(p, rest[0])
-        out = original(p, *rest)
+            hook(s, rest[0])
+        out = original(s, *rest)
         if not before:
-            hook(p, rest[0])
+            hook(s, rest[0])
         return out
 
-    setattr(trainer, name, both)
+    setattr(module, name, both)
     try:
         yield
     finally:
-        setattr(trainer, name, original)
+        setattr(module, name, original)
 
 
 def at(step: int, do: Callable[[], Any]) -> Hook:
@@ -103,7 +104,7 @@ def died(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str
     out = tmp_path_factory.mktemp("died")
     settings = {**settings_of_small(out, tiny), "eval": {"prompts": 0}, "probe": {"every": 0}, "steps": 6}
     run = rk.load({**settings, "checkpoint": {"every": 2, "minutes": None}})
-    with around("after_step", at(5, die)), pytest.raises(InterruptedError):
+    with around("save_when_due", at(5, die)), pytest.raises(InterruptedError):
         rk.train(run, quiet=True)
     folder = Path(run.out) / run.name
     with (folder / "metrics.jsonl").open("a") as f:
@@ -286,7 +287,7 @@ def test_a_checkpoint_of_a_version_before_is_continued(killed: tuple[rk.Run, Pat
 
 def test_a_run_without_a_checkpoint_starts_again_and_keeps_its_rows(plain: dict[str, Any]) -> None:
     run = rk.load(plain)
-    with around("after_step", at(2, die)), pytest.raises(InterruptedError):
+    with around("save_when_due", at(2, die)), pytest.raises(InterruptedError):
         rk.train(run, quiet=True)
     folder = rk.train(run, resume=True, quiet=True)
     assert steps(folder) == [1, 2, 3, 4, 5, 6] and steps(folder / "repeated") == [1, 2]
@@ -351,7 +352,7 @@ def test_a_second_signal_ends_at_once_and_sigusr1_goes_on(plain: dict[str, Any])
 
     with (
         around("summarize", at(1, send(signal.SIGUSR1)), before=True),
-        around("after_step", at(2, twice)),
+        around("save_when_due", at(2, twice)),
         pytest.raises(KeyboardInterrupt) as ended,
     ):
         rk.train(run, quiet=True)
@@ -405,12 +406,12 @@ def test_a_full_disk_stops_nothing_and_afterwards_everything_is_there(
     run = rk.load({**plain, "checkpoint": {"every": 2, "minutes": None}, "log": {"tensorboard": True, "trace": True}})
     limit = contextlib.ExitStack()
 
-    def fills(p: Any, step: int) -> None:
+    def fills(s: Any, step: int) -> None:
         if step == 1:
             limit.enter_context(largest_file(100))
         if step == 5:
             limit.close()
-            p.cadence.not_before = 0.0  # or it would wait ten times as long as the last try took
+            s.record.cadence.not_before = 0.0  # or it would wait ten times as long as the last try took
 
     with limit, around("after_step", fills, before=True):
         folder = rk.train(run)
@@ -429,7 +430,7 @@ def test_a_model_that_cannot_be_written_is_one_sentence(plain: dict[str, Any]) -
     run = rk.load({**plain, "steps": 1})
     with (
         contextlib.ExitStack() as limit,
-        around("go_back", lambda p, step: limit.enter_context(largest_file(3000))),
+        around("go_back", lambda s, step: limit.enter_context(largest_file(3000)), module=finish),
         pytest.raises(
             RunError, match=r"the model of the last step could not be written \(.*: File too large\)"
         ) as told,
@@ -462,11 +463,11 @@ TABLE = {0: 0.1, 1: 0.3, 2: 0.7, 3: 0.5, 4: 0.6, 5: 0.65, 6: 0.2}
 
 
 def scored(monkeypatch: pytest.MonkeyPatch, asked: list[int]) -> None:
-    def evaluate(p: Any, step: int) -> dict[str, Any]:
+    def evaluate(s: Any, step: int) -> HeldOut:
         asked.append(step)
-        return {"step": step, "score": TABLE[step]}
+        return HeldOut(step, TABLE[step])
 
-    monkeypatch.setattr(trainer, "evaluate", evaluate)
+    monkeypatch.setattr(heldout, "evaluate", evaluate)
 
 
 def test_the_best_checkpoint_stays_and_the_run_ends_and_goes_back_to_it(
@@ -476,7 +477,7 @@ def test_the_best_checkpoint_stays_and_the_run_ends_and_goes_back_to_it(
     scored(monkeypatch, asked)
     settings = {"every": 1, "prompts": 4, "patience": 3, "go_back": True}
     run = rk.load({**small, "steps": 6, "eval": settings, "checkpoint": {"every": 1, "keep": 1}, "probe": {"every": 0}})
-    with around("after_step", at(4, die)), pytest.raises(InterruptedError):
+    with around("save_when_due", at(4, die)), pytest.raises(InterruptedError):
         rk.train(run, quiet=True)
     folder = Path(run.out) / run.name
     kept = {p.name for p in (folder / "checkpoints").iterdir()}
@@ -493,7 +494,7 @@ def test_the_best_checkpoint_stays_and_the_run_ends_and_goes_back_to_it(
 
 def test_an_evaluation_is_not_repeated_by_a_resume(small: dict[str, Any]) -> None:
     run = rk.load({**small, "steps": 4, "eval": {"every": 2, "prompts": 4}, "checkpoint": {"every": 2}})
-    with around("after_step", at(3, die)), pytest.raises(InterruptedError):
+    with around("save_when_due", at(3, die)), pytest.raises(InterruptedError):
         rk.train(run, quiet=True)
     folder = Path(run.out) / run.name
     before = (folder / "eval.jsonl").read_bytes()

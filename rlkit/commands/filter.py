@@ -15,11 +15,11 @@ from rlkit.data.prompts import load_prompts
 from rlkit.data.stored import write_stored
 from rlkit.errors import ConfigError, DataError
 from rlkit.files import replace_file, told
+from rlkit.heldout import sample_and_score
 from rlkit.model.load import load_tokenizer
 from rlkit.run import Run
 from rlkit.samples import Prompt, Rollout
 from rlkit.session import quiet_libraries
-from rlkit.trainer import sample_and_score
 
 
 @dataclass(frozen=True)

@@ -386,8 +386,26 @@ class Coefficients:
     def values(self) -> list[float]:
         return [s["value"] for s in self.states]
 
+    def named(self) -> dict[str, float]:
+        return {part.name: value for part, value in zip(self.parts, self.values(), strict=True)}
+
+    def hold(self, name: str, value: float) -> None:
+        """Holds the coefficient of a part at ``value`` from now on: ``held`` in its state says that its rule no longer moves it.
+
+        Raises:
+            ConfigError: there is no such part, or the value is not a number.
+        """
+        names = list(self.named())
+        if name not in names:
+            raise ConfigError(f"there is no coefficient of {name!r}; there are those of {', '.join(names)}.")
+        if not math.isfinite(value):
+            raise ConfigError(f"the coefficient of {name} cannot be {value}; it must be finite.")
+        self.states[names.index(name)] = {"value": float(value), "held": 1.0}
+
     def update(self, step: int, stats: Stats) -> None:
-        self.states = [spec.next(s, step, stats) for spec, s in zip(self.specs, self.states, strict=True)]
+        self.states = [
+            s if "held" in s else spec.next(s, step, stats) for spec, s in zip(self.specs, self.states, strict=True)
+        ]
 
     def metrics(self) -> dict[str, float]:
         out = {}

@@ -20,6 +20,7 @@ from typing import Any
 from rlkit.errors import CheckpointError, ConfigError
 from rlkit.files import Appender, FolderLock, move_rows, reason
 from rlkit.record.masking import mask_command
+from rlkit.record.results import HeldOut, digits
 from rlkit.record.section import LogSection
 from rlkit.samples import Rollout
 
@@ -239,6 +240,27 @@ class RunLog:
                 "group": r.group,
             }
             self.append(name, row)
+
+    def held_out(self, found: HeldOut) -> None:
+        """One line of ``eval.jsonl``, and one on the screen."""
+        self.append("eval.jsonl", found.row())
+        if self.tensorboard is not None:
+            score = math.nan if found.score is None else found.score
+            self.tensorboard.add_scalar("eval/score", score, found.step)
+            for name, values in found.datasets.items():
+                for key, value in values.items():
+                    self.tensorboard.add_scalar(f"eval/{name}/{key}" if name else f"eval/{key}", value, found.step)
+        most = list(next(iter(found.datasets.values()), {}))[-1:]  # pass@k of the largest k
+        sets = "; ".join(
+            f"{name or 'all'} {values['pass@1']:.3f}, {k} {values[k]:.3f}"
+            for name, values in found.datasets.items()
+            for k in most
+        )
+        self.say(
+            ("\n" if self.live and found.step else "")
+            + f"held-out score at step {found.step}: {digits(found.score)} ({found.prompts} prompts"
+            + (f"; {sets})" if found.n > 1 or len(found.datasets) > 1 else ")")
+        )
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """One line of a JSONL file; ``row`` has a ``step``."""

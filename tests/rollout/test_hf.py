@@ -13,7 +13,7 @@ import rlkit as rk
 from rlkit.model import packed
 from rlkit.objective.penalties import with_advantages
 from rlkit.rollout.hf import HFEngine
-from rlkit.session import build
+from rlkit.session import open_session
 from rlkit.types import Batch, Prompt, Rollout, Sampling
 
 pytestmark = pytest.mark.slow
@@ -42,21 +42,23 @@ def test_generates_what_the_librarys_attention_generates(tiny: Path, temperature
 
 
 def test_a_learner_and_an_engine_share_one_model(small: dict[str, Any]) -> None:
-    with build(rk.load({**small, "learner": {"lr": 1e-2, "gradient_checkpointing": True}}), quiet=True) as p:
-        engine, learner = p.engines.workers.worker, p.learners.workers.worker
+    run = rk.load({**small, "learner": {"lr": 1e-2, "gradient_checkpointing": True}})
+    with open_session(run, quiet=True) as s:
+        engines, learners = s.fleet.engines, s.fleet.learners
+        engine, learner = engines.workers.worker, learners.workers.worker
         assert engine.lm is learner.policy.lm
-        p.sync.publish(0)
+        s.fleet.sync.publish(0)
         for version in (1, 2):  # generates, trains, and generates with what was trained
-            rollouts = p.collector.next(version - 1)
+            rollouts = s.feed.collector.next(version - 1)
             assert learner.policy.lm.training and {v for r in rollouts for v in r.version} == {version - 1}
-            for mine, its in zip(rollouts, p.learners.logprobs(rollouts), strict=True):
+            for mine, its in zip(rollouts, learners.logprobs(rollouts), strict=True):
                 assert mine.logp == pytest.approx(its, abs=1e-5)
-            batch = p.learners.annotate(Batch.from_rollouts(rollouts), p.run.passes)
-            batch = with_advantages(batch, p.run.advantage, p.run.reward_penalties, p.penalties.values())
+            batch = learners.annotate(Batch.from_rollouts(rollouts), run.passes)
+            batch = with_advantages(batch, run.advantage, run.reward_penalties, s.controls.penalties.values())
             before = learner.policy.base.get_input_embeddings().weight.detach().clone()
-            p.learners.update(batch, p.terms.values(), seed=version)
+            learners.update(batch, s.controls.terms.values(), seed=version)
             assert not torch.equal(before, learner.policy.base.get_input_embeddings().weight)
-            p.sync.publish(version)
+            s.fleet.sync.publish(version)
 
 
 @pytest.mark.parametrize(

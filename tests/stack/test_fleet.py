@@ -19,7 +19,7 @@ import psutil
 import pytest
 from torch import Tensor
 
-from rlkit import trainer
+from rlkit import heldout
 from rlkit.cluster import ray as on_ray
 from rlkit.cluster.groups import EngineGroup
 from rlkit.cluster.local import is_open
@@ -113,8 +113,8 @@ def test_lost_engines_change_nothing(
             signal_to(signal.SIGKILL)(engines.workers, evaluations[-1])  # type: ignore[arg-type]
         return original(engines, *rest)
 
-    original = trainer.sample_and_score
-    monkeypatch.setattr(trainer, "sample_and_score", sample_and_score)
+    original = heldout.sample_and_score
+    monkeypatch.setattr(heldout, "sample_and_score", sample_and_score)
     folder = train(load(shaken))
     told = capsys.readouterr().out
     assert not left and told.count("Starting it again") == 3 and told.count("gave no sign of life") == 1, told

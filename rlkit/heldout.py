@@ -1,0 +1,135 @@
+"""Held-out prompts: what the model makes of them, on their cadence, and what follows from it for the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from rlkit.evaluation.compare import mcnemar
+from rlkit.evaluation.metrics import pass_at_k, powers_of_two
+from rlkit.evaluation.samples import correctness, dataset_of
+from rlkit.record.results import HeldOut
+from rlkit.rollout.collector import Scores
+from rlkit.rollout.engine import Generates
+from rlkit.saving import remember, save
+from rlkit.session import Session
+from rlkit.types import Prompt, Rollout, Sampling
+
+
+def sample_and_score(
+    engine: Generates, scorer: Scores, prompts: Sequence[Prompt], n: int, sampling: Sampling
+) -> list[Rollout]:
+    """``n`` scored responses to every prompt, in the order of the prompts."""
+
+    def one(prompt: Prompt) -> list[Rollout]:
+        group = engine.generate(prompt, n, sampling)
+        scorer.score(group)
+        return group
+
+    pool = ThreadPoolExecutor(512)  # as many as keep engines full; each waits for its group
+    try:
+        return [r for group in pool.map(one, prompts) for r in group]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # a run that is stopped does not wait for the rest
+
+
+def measure(
+    rollouts: Sequence[Rollout], prompts: Sequence[Prompt], n: int, *, label: str, step: int, temperature: float
+) -> HeldOut:
+    """Mean reward and pass@k of ``n`` responses to each of ``prompts``, in their order; ``label`` names the reward that says "right"."""
+    scored = [r.reward for r in rollouts if not math.isnan(r.reward)]
+    right = [[correctness(r, label) >= 0.5 for r in rollouts[i : i + n]] for i in range(0, len(rollouts), n)]
+    by_set: dict[str, list[list[bool]]] = defaultdict(list)
+    for prompt, flags in zip(prompts, right, strict=True):
+        by_set[dataset_of(prompt)].append(flags)
+    return HeldOut(
+        step,
+        sum(scored) / len(scored) if scored else None,
+        len(prompts),
+        n,
+        temperature,
+        {
+            name: {f"pass@{k}": sum(pass_at_k(n, sum(f), k) for f in rows) / len(rows) for k in powers_of_two(n)}
+            for name, rows in by_set.items()
+        },
+        sum(r.finish == "length" for r in rollouts) / len(rollouts),
+        tuple(any(f) for f in right),
+    )
+
+
+def evaluate(s: Session, step: int) -> HeldOut:
+    """The model of now on held-out prompts, written down and said; an evaluation that is in ``eval.jsonl`` is not made again."""
+    section, start, prompts = s.run.eval, time.perf_counter(), s.feed.test
+    temperature = s.feed.sampling.temperature if section.temperature is None else section.temperature
+    earlier = s.record.folder.held_out()
+    for known in earlier:
+        if known.step == step and known.asked == (len(prompts), section.n, temperature):
+            return known
+    sampling = dataclasses.replace(s.feed.sampling, temperature=temperature)
+    rollouts = sample_and_score(s.fleet.engines, s.feed.scorer, prompts, section.n, sampling)
+    label = s.run.scored_by[0].label
+    found = measure(rollouts, prompts, section.n, label=label, step=step, temperature=temperature)
+    found = dataclasses.replace(found, seconds=time.perf_counter() - start)
+    s.record.log.held_out(found)
+    s.record.log.rollouts(step, rollouts[:: section.n], "eval_samples.jsonl")  # of the same prompts every time
+    if section.alarm and section.n > 1 and earlier:
+        warn_of_loss(s, earlier[0].solved, found.solved)
+    s.on_eval(found)
+    return found
+
+
+def warn_of_loss(s: Session, before: Sequence[bool], after: Sequence[bool]) -> None:
+    """Says when fewer prompts are solved by any of the n responses than by the start model's, by more than chance."""
+    if len(before) != len(after):
+        return
+    gained, lost = (sum(y and not x for x, y in zip(a, b, strict=True)) for a, b in ((before, after), (after, before)))
+    if lost > gained and mcnemar(gained, lost) < 0.05:
+        s.record.log.say(
+            f"warning: pass@{s.run.eval.n} on held-out prompts is {sum(after) / len(after):.3f}; the start model's was "
+            f"{sum(before) / len(before):.3f} ({lost} prompts are no longer solved, {gained} newly are). Training narrows what the "
+            "model can do: a divergence that covers mass (docs/regularizers.md), a smaller learning rate or fewer steps keep more."
+        )
+
+
+def evaluate_when_due(s: Session, step: int) -> HeldOut | None:
+    """On their cadence and before the first step; the best score so far gets a checkpoint."""
+    section = s.run.eval
+    if not s.feed.test or (step and (not section.every or step % section.every or step >= s.run.steps)):
+        return None
+    with s.stop.interruptible():
+        found = evaluate(s, step)
+    s.controls.new_score = found.score
+    _observe(s, found)
+    return found
+
+
+def evaluate_at_the_end(s: Session, step: int) -> HeldOut | None:
+    if not s.feed.test:
+        return None
+    with s.stop.interruptible():
+        found = evaluate(s, step)
+    _observe(s, found)
+    return found
+
+
+def _observe(s: Session, found: HeldOut) -> None:
+    """Keeps a checkpoint of the best held-out score. The start model needs none, unless the run may go back to it."""
+    better = s.controls.best.observe(found.step, found.score)
+    remember(s, found.step)
+    if better and s.run.checkpoint.best and s.run.eval.every and (found.step or s.run.eval.go_back):
+        save(s)
+
+
+def stalled(s: Session) -> bool:
+    """Whether the run ends because held-out scores no longer improve."""
+    patience, best = s.run.eval.patience, s.controls.best
+    if patience is None or best.stalled < patience:
+        return False
+    s.record.log.say(
+        f"\nThe held-out score has not improved in {best.stalled} evaluations (eval.patience): the run ends here."
+    )
+    return True

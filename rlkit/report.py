@@ -1,0 +1,93 @@
+"""What a step measured: seconds by stage, rewards, lengths, KL, how busy engines and learners were."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+
+from rlkit.objective.corrections import correction_stats
+from rlkit.objective.diagnostics import gradient_shares, kl_breakdown, kl_tokens
+from rlkit.record.memory import resident
+from rlkit.session import Session
+from rlkit.types import Batch, Rollout, Stats
+
+
+class Clock:
+    """Seconds by stage of one step, and what engines and learners had worked when it began."""
+
+    def __init__(self, s: Session) -> None:
+        self.start, self.stages, self.timeline = time.perf_counter(), dict[str, float](), s.record.timeline
+        self.engines_busy, self.learners_busy = s.fleet.engines.busy(), s.fleet.learners.busy()
+
+    @contextlib.contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        with self.timeline(stage):
+            yield
+        self.stages[stage] = self.stages.get(stage, 0.0) + time.perf_counter() - start
+
+
+def summarize(s: Session, step: int, stats: Stats, rollouts: Sequence[Rollout], batch: Batch, clock: Clock) -> None:
+    """Everything a step measured, under ``stage/name``."""
+    fleet, controls = s.fleet, s.controls
+    tokens = sum(len(r.tokens) for r in rollouts)
+    rewards = batch.reward
+    log_behav = batch.logp["behav"]
+    values = {
+        "reward/mean": float(rewards.mean()),
+        "reward/std": float(rewards.std(correction=0)) if rewards.min() < rewards.max() else 0.0,
+        "reward/equal_groups": equal_groups(batch),
+        "entropy/sampled": float(-log_behav.mean()),  # unbiased: the expectation of -log mu under mu
+        "length/mean": tokens / len(rollouts),
+        "length/max": float(max(len(r.tokens) for r in rollouts)),
+        "length/truncated": sum(r.finish == "length" for r in rollouts) / len(rollouts),
+        "batch/sequences": float(len(rollouts)),
+        "batch/tokens": float(batch.N),
+    }
+    for name in sorted({k for r in rollouts for k in r.parts}):
+        scored = [r.parts[name] for r in rollouts if name in r.parts]
+        values[f"reward/{name}"] = sum(scored) / len(scored)
+    if "ref" in batch.logp:
+        per_response = batch.seq_sum(batch.logp.get("old", log_behav) - batch.logp["ref"])
+        values["kl/ref_sequence"] = float(per_response.mean())
+        s.record.statistics.observe_kl(rollouts, per_response.tolist())
+    if s.run.correction is not None:
+        correction_stats(batch, stats)
+    total = time.perf_counter() - clock.start
+    values |= {f"time/{k}": v for k, v in clock.stages.items()}
+    values |= {
+        "time/step": total,
+        "speed/tokens_per_second": tokens / total,
+        "memory/driver_mib": resident(),
+        "memory/engine_mib": fleet.engines.peak(),
+    }
+    stats.update({k: v for k, v in values.items() if k not in stats})
+    if controls.lengths is not None:
+        stats.update(controls.lengths.metrics())
+        controls.lengths.observe(step, values["entropy/sampled"])
+    stats.update(
+        {
+            "idle/engines": max(0.0, 1 - (fleet.engines.busy() - clock.engines_busy) / total),
+            "idle/learners": max(0.0, 1 - (fleet.learners.busy() - clock.learners_busy) / total),
+        }
+    )
+    stats.update(s.feed.collector.metrics() | s.feed.scorer.metrics())
+    stats.update(controls.terms.metrics() | controls.penalties.metrics())
+
+
+def equal_groups(b: Batch) -> float:
+    """The share of prompt groups (of two or more responses) whose rewards are all one number; 0 if there is no such group."""
+    groups = [rewards for rewards in (b.reward[b.group == g] for g in b.group.unique()) if len(rewards) > 1]
+    return sum(bool((rewards == rewards[0]).all()) for rewards in groups) / max(1, len(groups))
+
+
+def break_down(s: Session, stats: Stats, batch: Batch, step: int) -> Stats:
+    """Adds where the KL and the gradients come from; ``kl_tokens.jsonl`` gets the tokens that carry most of the KL."""
+    shares = gradient_shares(stats, [t.name for t in s.run.objective])
+    stats = stats.without("gram/").update(shares | kl_breakdown(batch))
+    if "ref" in batch.logp:
+        tokenizer = s.feed.tokenizer
+        tokens = kl_tokens(batch, lambda i: str(tokenizer.convert_ids_to_tokens(i)))
+        s.record.log.append("kl_tokens.jsonl", {"step": step, "tokens": tokens})
+    return stats
