@@ -118,11 +118,6 @@ class Reference(Plug):
         return ()
 
     @property
-    def offload(self) -> bool:
-        """Whether its weights stand in host memory between passes."""
-        return False
-
-    @property
     def is_start(self) -> bool:
         """Whether it is, in a run's first step, the model that training starts from."""
         return False
