@@ -44,7 +44,6 @@ def test_what_python_gives_is_what_a_file_gives() -> None:
         model=rk.Model(path=Path("m")),
         learner={"lr": 1, "betas": [0.9, 0.99]},
         cluster=rk.Cluster(engines=np.int64(2)),
-        base=loaded.base,
     )
     assert run == loaded and pickle.loads(pickle.dumps(run)) == run
     assert type(run.learner.lr) is float and type(run.cluster and run.cluster.engines) is int
