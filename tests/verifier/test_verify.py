@@ -19,7 +19,7 @@ from rlkit.rewards import RewardSpec, Scorer
 from rlkit.rewards.math import extract_answer, gold_against_itself, last_boxed, reward, same_answer, verify, vote_key
 from rlkit.types import Prompt, Rollout
 
-HERE = Path(__file__).parent
+EXAMPLES = Path(__file__).parents[1] / "rewards" / "examples.py"
 
 # response, reference, whether it counts in the modes strict and permissive
 SAME = [
@@ -634,7 +634,7 @@ def test_a_thousand_bombs_leave_the_pool_healthy() -> None:
 
 
 def test_one_that_hangs_costs_only_itself() -> None:
-    scorer = Scorer([RewardSpec(f"{HERE}/examples.py:some_hang", timeout=0.7)], workers=2, report=lambda text: None)
+    scorer = Scorer([RewardSpec(f"{EXAMPLES}:some_hang", timeout=0.7)], workers=2, report=lambda text: None)
     scorer.check([])
     before = len(multiprocessing.active_children())
     texts = ["fine", "hang", "fine", "die", "fine", "fine"] * 2
@@ -675,7 +675,7 @@ def test_an_audit_counts_reasons_and_disagreements(tmp_path: Path, capsys: pytes
     )
     result = audit(
         file,
-        ["math", RewardSpec("math", name="whole", args={"extract": ["whole"]}), f"{HERE}/examples.py:hangs_on_long"],
+        ["math", RewardSpec("math", name="whole", args={"extract": ["whole"]}), f"{EXAMPLES}:hangs_on_long"],
         workers=1,
     )
     assert [s.reason for s in result.scored[0]] == ["equal", "different", "truncated", "equal", "no_answer"]
