@@ -116,7 +116,7 @@ def test_algorithm(path: Path, tmp_path: Path, grpo: Path) -> None:
         ("dph_rl", "data.stored=null", r"data.stored is not set. Make them with: rlkit filter"),
         ("ppo", "objective=[PPOClip]", "nothing trains it: add {type: ValueMSE"),
         ("grpo", "critic={}", "critic is set, but nothing needs values"),
-        ("ppo_critic", "critic.path=no/critic", "critic.path: 'no/critic' is not a model"),
+        ("ppo_critic", "critic.path=no/critic", "critic.path: 'no/critic' is no folder"),
         (
             "decoupled_kl",
             "teacher={type: Served, url: 'http://127.0.0.1:9'}",

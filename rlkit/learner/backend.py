@@ -352,7 +352,11 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Inside, the variables that torch.distributed and DeepSpeed read are those of the only rank; then they are the caller's again."""
+    """Inside, the variables that torch.distributed and DeepSpeed read are those of the only rank; then they are the caller's again.
+
+    Only ``LOCAL_RANK`` stays, if the caller has none: ZeRO-3 reads it in its passes.
+    """
+    os.environ.setdefault("LOCAL_RANK", "0")
     ours = rank_environment(0, 1, "127.0.0.1", free_port())
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)

@@ -21,4 +21,4 @@ def test_variables_of_the_only_rank_are_there_for_a_while_and_then_the_users_aga
     with pytest.raises(OSError, match="refused"), alone():
         assert os.environ["RANK"] == "0" and os.environ["WORLD_SIZE"] == "1" and int(os.environ["MASTER_PORT"]) > 0
         raise OSError("refused")
-    assert {name: os.environ[name] for name in names if name in os.environ} == {"WORLD_SIZE": "8"}
+    assert {name: os.environ[name] for name in names if name in os.environ} == {"WORLD_SIZE": "8", "LOCAL_RANK": "0"}

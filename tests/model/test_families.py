@@ -30,6 +30,7 @@ def test_what_is_sampled_referenced_and_exported_is_what_is_trained(family: Fami
     assert isinstance(layout, str) or layout < BOUND["float32"]
 
 
+@pytest.mark.filterwarnings("default")  # vLLM and what it imports warn as they like
 @pytest.mark.parametrize("name", ["Qwen3-MoE", "Gemma 2", "OLMo 2"])
 def test_vllm_samples_what_is_trained(name: str, tmp_path: Path) -> None:
     """Experts, which vLLM packs for CPUs; caps and windows; a model that vLLM takes from transformers, as the learner of this process does."""
@@ -37,6 +38,7 @@ def test_vllm_samples_what_is_trained(name: str, tmp_path: Path) -> None:
     assert max(Training(make(BY_NAME[name], tmp_path / "model"), "vllm", None).gaps) < BOUND["float32"]
 
 
+@pytest.mark.filterwarnings("default")  # vLLM and what it imports warn as they like
 def test_vllm_says_that_it_cannot_take_the_weights_of_a_model(tmp_path: Path) -> None:
     """Its GPT-OSS writes experts past vLLM's own loaders: old ones would go on sampling."""
     with pytest.raises(RuntimeError, match=r"GptOss.* cannot take new weights while it runs.*Set rollout.engine: hf"):

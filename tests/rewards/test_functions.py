@@ -124,7 +124,7 @@ def test_every_kind_of_callable_is_a_reward() -> None:
 
 def test_every_kind_of_callable_is_a_reward_in_a_file() -> None:
     names = ["cached", "cached_too", "doubled", "JUDGE", "JUDGE.other", "Judge.kind", "Judge.fixed", "tripled"]
-    assert score(*(f"test_functions.py:{name}" for name in names)) == {
+    assert score(*(f"{__file__}:{name}" for name in names)) == {
         "cached": 4.0,
         "cached_too": 5.0,
         "doubled": 8.0,
