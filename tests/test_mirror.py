@@ -6,7 +6,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ASIDE = {  # tests of a room, and what of it they are about
-    "commands/test_functions.py": "what the functions return, beside what the program prints",
     "commands/test_functions.py": "that each command is a function with a typed result",
     "data/test_data.py": "tasks, curricula and prompts together",
     "learner/test_dropout.py": "that no pass has any",
