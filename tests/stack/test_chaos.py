@@ -169,7 +169,8 @@ def damage_newest(folder: Path, draw: random.Random) -> None:
     there = Checkpoints(folder / "checkpoints", 2).complete()
     if len(there) > 1:
         file = draw.choice(sorted(p for p in there[-1].rglob("*") if p.is_file()))
-        flip(file, draw.randrange(file.stat().st_size))
+        if size := file.stat().st_size:  # there may be nothing ahead
+            flip(file, draw.randrange(size))
 
 
 def tear(folder: Path, draw: random.Random) -> None:
