@@ -31,9 +31,9 @@ import yaml
 from rlkit.bounds import Bound, Bounded, FolderName
 from rlkit.errors import ConfigError, InputError
 from rlkit.place import Beside, beside, by_value, load_user_file, user_file
-from rlkit.plug import Plug, a, is_kind, kind_of
+from rlkit.plug import Plug, is_kind, kind_of
 from rlkit.reading import LARGEST, PYTHON, Loader, Located, located, printable, shown
-from rlkit.values import OnlyPython
+from rlkit.values import OnlyPython, an_object, required, unknown_key
 from rlkit.values import expected as words
 
 # -- building ---------------------------------------------------------------------------------------------------------
@@ -191,22 +191,18 @@ class _Builder:
             hints = typing.get_type_hints(cls, include_extras=True)
         except Exception as error:  # names of the user's annotations that only a type checker sees
             return self.fail(at, path, f"the annotations of {cls.__name__} cannot be read: {error}.")
-        fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+        fields = [f.name for f in dataclasses.fields(cls) if f.init]
         before = len(self.errors)
         values = {}
         for key, v in at.value.items():
             where = f"{path}.{key}" if path else key or "''"
             if key not in fields:
-                near = difflib.get_close_matches(key[:100], list(fields), 1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                self.fail(v, where, f"unknown key.{hint} Keys here: {', '.join(fields) or 'none'}.")
+                self.fail(v, where, unknown_key(key, fields))
                 continue
             values[key] = self.value(hints[key], v, where)
-        for f in fields.values():
-            if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-                where = f"{path}.{f.name}" if path else f.name
-                if f.name not in at.value:
-                    self.fail(at, where, "is missing, and it has no default.")
+        for name in required(cls):
+            if name not in at.value:
+                self.fail(at, f"{path}.{name}" if path else name, "is missing, and it has no default.")
         if len(self.errors) > before:
             return None
         try:
@@ -273,7 +269,11 @@ def find(name: str, kind: type[Plug], folders: Sequence[Path] = (Path("."),)) ->
     other = next((k for k in Plug.__subclasses__() if name in known(k)), None)
     near = difflib.get_close_matches(name[:100], list(classes), 1, cutoff=0.5)
     raise ConfigError(
-        (f"there is no {shown(name)}." if other is None else f"{name} is {a(other)}; here stands {a(kind)}.")
+        (
+            f"there is no {shown(name)}."
+            if other is None
+            else f"{name} is {an_object(other)}; here stands {an_object(kind)}."
+        )
         + (f" Did you mean {near[0]!r}?" if near and other is None else "")
         + f" There are {', '.join(sorted(classes))}, or your own as my_file.py:MyClass."
     )
@@ -297,10 +297,12 @@ def _own(name: str, kind: type[Plug], folders: Sequence[Path]) -> type:
         raise ConfigError(
             f"{name} is no {kind.__name__}: make it a subclass (from rlkit import {kind.__name__}; class {attribute}({kind.__name__}))."
             if other is None
-            else f"{name} is {a(other)}; here stands {a(kind)}."
+            else f"{name} is {an_object(other)}; here stands {an_object(kind)}."
         )
     if inspect.isabstract(cls):
-        raise ConfigError(f"{name} does not define {', '.join(sorted(cls.__abstractmethods__))}, which {a(kind)} must.")
+        raise ConfigError(
+            f"{name} does not define {', '.join(sorted(cls.__abstractmethods__))}, which {an_object(kind)} must."
+        )
     if "__dataclass_fields__" not in vars(cls) and inspect.get_annotations(cls):
         raise ConfigError(f"{name} has fields but is no dataclass: write @dataclass(frozen=True) above the class.")
     return cls

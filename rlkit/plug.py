@@ -29,8 +29,3 @@ def is_kind(cls: object) -> bool:
 def kind_of(cls: type) -> type[Plug] | None:
     """The kind of a class; None where it is of none."""
     return next((base for base in cls.__mro__ if is_kind(base)), None)
-
-
-def a(kind: type) -> str:
-    """The name of a kind with its article."""
-    return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"

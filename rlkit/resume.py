@@ -17,7 +17,7 @@ from rlkit.record.masking import MASK
 from rlkit.run import Run, load
 
 FREE = (
-    *("name", "out", "base", "steps"),
+    *("name", "out", "steps"),
     *("checkpoint.*", "eval.*", "log.*", "probe.*"),
     *(
         f"learner.{k}"

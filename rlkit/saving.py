@@ -57,9 +57,8 @@ def save(s: Session, *, complete: bool = True) -> bool:
         with s.stop.interruptible():
             s.feed.collector.finish_ahead()
     kept = best.step if s.run.checkpoint.best else -1
-    problem = (
-        record.log.on_disk()
-    )  # rows first: a run that continues from a checkpoint does not make earlier rows again
+    # Rows first: a run that continues from a checkpoint does not make earlier rows again.
+    problem = record.log.on_disk()
     if problem is None:
         try:
             record.checkpoints.save(now.step, now.driver, write, protect={kept})

@@ -196,11 +196,7 @@ def make(cls: Any, values: Mapping[str, Any], where: str, wrong: list[str]) -> A
     """An instance of a dataclass with these fields; its own mistakes are added to ``wrong``."""
     try:
         refuse_unknown(cls, values, where)
-        missing = [
-            f.name
-            for f in dataclasses.fields(cls)
-            if f.init and f.name not in values and f.default is f.default_factory is dataclasses.MISSING
-        ]
+        missing = [name for name in required(cls) if name not in values]
         if missing:
             raise ConfigError(f"{where}.{missing[0]}: is missing, and it has no default.")
         return cls(**values)
@@ -214,9 +210,19 @@ def refuse_unknown(cls: Any, names: Iterable[str], where: str) -> None:
     fields = [f.name for f in dataclasses.fields(cls) if f.init]
     for name in names:
         if name not in fields:
-            near = difflib.get_close_matches(str(name)[:100], fields, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{where}.{name}: unknown key.{hint} Keys here: {', '.join(fields) or 'none'}.")
+            raise ConfigError(f"{where}.{name}: {unknown_key(name, fields)}")
+
+
+def unknown_key(name: str, fields: Sequence[str]) -> str:
+    """What is said of a key that is none of ``fields``."""
+    near = difflib.get_close_matches(str(name)[:100], fields, 1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown key.{hint} Keys here: {', '.join(fields) or 'none'}."
+
+
+def required(cls: Any) -> list[str]:
+    """The fields of a dataclass that have no default."""
+    return [f.name for f in dataclasses.fields(cls) if f.init and f.default is f.default_factory is dataclasses.MISSING]
 
 
 def an_object(cls: type) -> str:
