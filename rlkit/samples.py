@@ -68,3 +68,9 @@ class Rollout:
     parts: dict[str, float] = field(default_factory=dict)  # named reward components
     error: str | None = None  # why there is no reward (a verifier that raised or timed out)
     ref_logp: list[float] | None = None  # [T] stored reference log-probs
+
+    @classmethod
+    def given(cls, prompt: Prompt, tokens: list[int], finish: Finish = "stop", **more: Any) -> Rollout:
+        """A response that was not sampled here, as far as only its tokens matter: it has log-probs of 0 and the version 0."""
+        n = len(tokens)
+        return cls(prompt, tokens, [True] * n, [0.0] * n, [0] * n, finish, **more)

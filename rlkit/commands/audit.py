@@ -198,17 +198,7 @@ def audit(
                     row["answer"],
                     {c: row.get(c) for c in columns},
                 )
-                rollouts.append(
-                    Rollout(
-                        prompt,
-                        tokens,
-                        [True] * len(tokens),
-                        [0.0] * len(tokens),
-                        [0] * len(tokens),
-                        row.get("finish") or "stop",
-                        text=str(row["response"]),
-                    )
-                )
+                rollouts.append(Rollout.given(prompt, tokens, row.get("finish") or "stop", text=str(row["response"])))
             scorer.score(rollouts)
         finally:
             scorer.close()

@@ -26,19 +26,7 @@ from rlkit.types import Batch, Prompt, Rollout, Sampling
 def demonstration_batch(pairs: Sequence[tuple[Prompt, list[int]]]) -> Batch:
     """Prompts with the response tokens to imitate."""
     return Batch.from_rollouts(
-        [
-            Rollout(
-                prompt,
-                tokens,
-                [True] * len(tokens),
-                [0.0] * len(tokens),
-                [0] * len(tokens),
-                "stop",
-                source="dataset",
-                group=i,
-            )
-            for i, (prompt, tokens) in enumerate(pairs)
-        ]
+        [Rollout.given(prompt, tokens, source="dataset", group=i) for i, (prompt, tokens) in enumerate(pairs)]
     )
 
 

@@ -172,11 +172,7 @@ class Scorer:
         """
 
         tried = {"its answer": str("an answer" if prompt.answer is None else prompt.answer), "an empty response": ""}
-        rollouts = [
-            Rollout(prompt, [0] * n, [True] * n, [0.0] * n, [0] * n, "stop", text=text)
-            for text in tried.values()
-            for n in [len(text.split())]
-        ]
+        rollouts = [Rollout.given(prompt, [0] * len(text.split()), text=text) for text in tried.values()]
         calls = [self._calls(r) for r in rollouts]
         plain = iter(list(self._call([c for one in calls for c in one if not isinstance(c, Future)], patient=True)))
         answers = [[c.result() if isinstance(c, Future) else next(plain) for c in one] for one in calls]
