@@ -19,7 +19,6 @@ import argparse
 import json
 import random
 import tempfile
-import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from statistics import mean
 from typing import Any, ClassVar
 
 import report
+import trl_loop
 
 from rlkit.data.tasks import Row, Sorting
 
@@ -185,99 +185,19 @@ def rlkit_side(name: str, engine: str, seed: int, folder: str) -> dict[str, Any]
 
 
 def trl_side(name: str, seed: int, folder: str) -> dict[str, Any]:
-    import torch
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
-
     import rlkit as rk
-    from rlkit.cluster.groups import EngineGroup, LocalWorkers
-    from rlkit.data.prompts import load_prompts
-    from rlkit.heldout import sample_and_score
-    from rlkit.model.load import load_tokenizer
-    from rlkit.rewards import Scorer
-    from rlkit.rollout.hf import HFEngine
 
     s = SETTINGS[name]
-    run = rk.load(s.mapping(steps=s.steps, model={"path": str(base(name))}))
-    task, tokenizer = run.data.task, load_tokenizer(str(base(name)))
-    train, test = (load_prompts(run.data, split, tokenizer) for split in ("train", "test"))
-    scorer = Scorer(run.scored_by)
-    scorer.check(list(test[0].columns))
-
-    def accuracy(model: Any) -> float:
-        model.save_pretrained(f"{folder}/m")
-        tokenizer.save_pretrained(f"{folder}/m")
-        engine = HFEngine(f"{folder}/m")
-        try:
-            return mean(
-                r.reward for r in sample_and_score(EngineGroup(LocalWorkers(engine)), scorer, test, 1, run.sampling)
-            )
-        finally:
-            engine.close()
-
-    def reward(completions: list[str], answer: list[str], **_: Any) -> list[float]:
-        return [float(task.verify(c, {"answer": a})) for c, a in zip(completions, answer, strict=True)]
-
-    model = AutoModelForCausalLM.from_pretrained(base(name), dtype=torch.float32)
-    seconds: list[float] = []
-    length: list[float] = []
-    scores = {0: accuracy(model)}
-
-    class Clock(TrainerCallback):
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.start = time.perf_counter()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **__: Any) -> None:
-            seconds.append(time.perf_counter() - self.start)
-            length.append(trainer._metrics["train"]["completions/mean_length"][-1])
-            if state.global_step % s.every == 0:
-                scores[state.global_step] = accuracy(model)
-
-    args = GRPOConfig(
-        output_dir=folder,
+    return trl_loop.train(
+        rk.load(s.mapping(steps=s.steps, model={"path": str(base(name))})),
+        folder,
+        seed=seed,
+        steps=s.steps,
+        every=s.every,
+        curves={"length": "completions/mean_length"},
         per_device_train_batch_size=s.prompts * N,
-        num_generations=N,
-        max_completion_length=run.sampling.max_tokens,
-        max_steps=s.steps,
-        learning_rate=run.learner.lr,
-        lr_scheduler_type="constant",
-        adam_beta2=0.95,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
         beta=0.0,
         loss_type="grpo",
-        use_cpu=not torch.cuda.is_available(),
-        bf16=False,
-        gradient_checkpointing=False,
-        seed=seed,
-        report_to=[],
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-    )
-    trainer = GRPOTrainer(
-        model=model,
-        reward_funcs=reward,
-        args=args,
-        processing_class=tokenizer,
-        callbacks=[Clock()],
-        train_dataset=Dataset.from_list([{"prompt": p.text, "answer": p.answer} for p in train]),
-    )
-    trainer.train()
-    scorer.close()
-    return {"seconds": seconds, "length": length, "scores": scores}
-
-
-def reaches(row: dict[str, Any], target: float) -> float | None:
-    """Training seconds until the first evaluation of at least ``target``."""
-    return next(
-        (
-            sum(row["seconds"][:step])
-            for step, score in sorted((int(k), v) for k, v in row["scores"].items())
-            if score >= target
-        ),
-        None,
     )
 
 
@@ -327,7 +247,7 @@ def measure(side: str, name: str, seed: int, jobs: int) -> dict[str, Any]:
         "jobs": jobs,
         "samples_per_second": samples * len(steady) / sum(steady),
         "tokens_per_second": samples * sum(row["length"][2:]) / sum(steady),
-        "seconds_to_target": reaches(row, SETTINGS[name].target),
+        "seconds_to_target": report.reaches(row, SETTINGS[name].target),
         **row,
     }
 

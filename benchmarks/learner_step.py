@@ -15,12 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 import tempfile
 import time
 from typing import Any
 
-from report import RESULTS, ROOT, append, page, peak_during, plot, process, random_model, read, table
+from report import RESULTS, append, page, peak_during, plot, process, random_model, read, real_model, table
 
 G = 8
 MODEL = {
@@ -85,16 +84,7 @@ def rlkit_step(folder: str, data: list[dict[str, Any]]) -> tuple[Any, Any]:
     learner = Learner(run.learner_setup(folder, frozenset({"adv", "old", "ref"})))
     b = Batch.from_rollouts(
         [
-            Rollout(
-                Prompt(str(r["group"]), tuple(r["prompt"]), ""),
-                r["tokens"],
-                [True] * len(r["tokens"]),
-                [0.0] * len(r["tokens"]),
-                [0] * len(r["tokens"]),
-                "stop",
-                group=r["group"],
-                reward=0.0,
-            )
+            Rollout.given(Prompt(str(r["group"]), tuple(r["prompt"]), ""), r["tokens"], group=r["group"], reward=0.0)
             for r in data
         ]
     )
@@ -175,13 +165,6 @@ def trl_step(folder: str, data: list[dict[str, Any]]) -> tuple[Any, Any]:
         trainer._compute_loss(model, inputs).backward()
 
     return step, model
-
-
-def real_model() -> str:
-    sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "examples")]
-    import real
-
-    return str(real.model("HuggingFaceTB/SmolLM2-135M-Instruct"))
 
 
 def worker(side: str, case: dict[str, int], repeats: int, out: str) -> None:

@@ -5,8 +5,7 @@
     python benchmarks/real_model.py --runs one-process trl --seeds 1
 
 SmolLM2-135M-Instruct answers word problems with `configs/real.yaml` as it is; `stack` adds vLLM, Ray and DeepSpeed, `lora` an adapter. Held-out score:
-100 problems that no training row has, one response each, at the temperature of training. `road` is a longer run on problems of two steps with
-numbers up to 99, by KL strength and divergence, and what is forgotten elsewhere (capitals that the start model knows).
+100 problems that no training row has, one response each, at the temperature of training.
 
 TRL's GRPOTrainer gets the same model, prompts, reward, batch, clip, learning rate and AdamW, and a k3 KL with the same coefficient (it has no k2). Its
 held-out score is measured by rlkit's engine outside the clock. Each run is a process of its own. Seconds are those of training steps; `whole` is from
@@ -19,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 import threading
 import time
@@ -29,8 +27,7 @@ from typing import Any
 
 import psutil
 import report
-
-sys.path[:0] = [str(report.ROOT / "scripts"), str(report.ROOT / "examples")]
+import trl_loop
 
 LORA = ["peft={r:32,lora_alpha:64,target_modules:all-linear}", "learner.lr=1e-4"]
 STACK = ["rollout.engine=vllm", "cluster={cpus:0.5}", "deepspeed={zero_optimization:{stage:1}}"]
@@ -46,10 +43,8 @@ TARGET = 0.9
 
 
 def settings(folder: str, seed: int) -> list[str]:
-    import real
-
     return [
-        f"model.path={real.model('HuggingFaceTB/SmolLM2-135M-Instruct')}",
+        f"model.path={report.real_model()}",
         f"out={folder}",
         f"seed={seed}",
         "eval.every=2",
@@ -83,96 +78,25 @@ CURVES = {"reward": "reward/mean", "kl": "kl/ref", "entropy": "entropy/sampled",
 
 def trl_side(seed: int, folder: str, steps: int, parts: int) -> report.Row:
     """``parts``: micro-batches of a step; with one TRL is fastest and needs the most memory."""
-    import torch
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
-
     import rlkit as rk
-    from rlkit.cluster.groups import EngineGroup, LocalWorkers
-    from rlkit.data.prompts import load_prompts
-    from rlkit.heldout import sample_and_score
-    from rlkit.rewards import Scorer
-    from rlkit.rollout.hf import HFEngine
 
     run = rk.load(report.ROOT / "configs" / "real.yaml", settings(folder, seed))
-    tokenizer, task = AutoTokenizer.from_pretrained(run.model.path), run.data.task
-    train, test = (load_prompts(run.data, split, tokenizer) for split in ("train", "test"))
-    scorer = Scorer(run.scored_by)
-    scorer.check(list(test[0].columns))
-    model = AutoModelForCausalLM.from_pretrained(run.model.path, dtype=torch.float32)
-    seconds: list[float] = []
-    curves: dict[str, list[float]] = {"reward": [], "kl": [], "length": []}
-    logged = {"reward": "reward", "kl": "kl", "length": "completions/mean_length"}
-
-    def accuracy() -> float:
-        model.save_pretrained(f"{folder}/m")
-        tokenizer.save_pretrained(f"{folder}/m")
-        engine = HFEngine(f"{folder}/m")
-        try:
-            group = EngineGroup(LocalWorkers(engine))
-            return mean(r.reward for r in sample_and_score(group, scorer, test, 1, run.sampling))
-        finally:
-            engine.close()
-
-    scores = {0: accuracy()}
-
-    class Clock(TrainerCallback):
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.start = time.perf_counter()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **__: Any) -> None:
-            seconds.append(time.perf_counter() - self.start)
-            for key, name in logged.items():
-                curves[key].append(trainer._metrics["train"][name][-1])
-            if state.global_step % 2 == 0:
-                scores[state.global_step] = accuracy()
-
-    def reward(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
-        return [float(task.verify(c[0]["content"], {"answer": a})) for c, a in zip(completions, answer, strict=True)]
-
-    prompts, n = run.rollout.prompts, run.rollout.n
     clip, kl = run.objective
-    args = GRPOConfig(
-        output_dir=folder,
-        per_device_train_batch_size=prompts * n // parts,
+    return trl_loop.train(
+        run,
+        folder,
+        seed=seed,
+        steps=steps,
+        every=2,
+        curves={"reward": "reward", "kl": "kl", "length": "completions/mean_length"},
+        chat=True,
+        per_device_train_batch_size=run.rollout.prompts * run.rollout.n // parts,
         gradient_accumulation_steps=parts,
-        num_generations=n,
-        max_completion_length=run.sampling.max_tokens,
-        temperature=run.sampling.temperature,
-        max_steps=steps,
-        learning_rate=run.learner.lr,
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=run.learner.warmup_steps,
-        adam_beta2=0.95,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
         beta=kl.coef,
         epsilon=clip.eps_low,
         epsilon_high=clip.eps_high,
         loss_type="dapo",
-        use_cpu=not torch.cuda.is_available(),
-        bf16=False,
-        gradient_checkpointing=False,
-        seed=seed,
-        report_to=[],
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
     )
-    trainer = GRPOTrainer(
-        model=model,
-        reward_funcs=reward,
-        args=args,
-        processing_class=tokenizer,
-        callbacks=[Clock()],
-        train_dataset=Dataset.from_list(
-            [{"prompt": [{"role": "user", "content": p.columns["question"]}], "answer": p.answer} for p in train]
-        ),
-    )
-    trainer.train()
-    scorer.close()
-    return {"seconds": seconds, "scores": scores, **curves}
 
 
 def peak_of_children(done: threading.Event, peak: list[float]) -> None:
@@ -207,15 +131,9 @@ def measure(name: str, seed: int, threads: int, steps: int, parts: int) -> repor
         **({"parts": parts} if name == "trl" else {}),
         "whole": whole,
         "peak_gib": peak[0],
-        "seconds_to_target": reaches(row, TARGET),
+        "seconds_to_target": report.reaches(row, TARGET),
         **row,
     }
-
-
-def reaches(row: Mapping[str, Any], target: float) -> float | None:
-    """Training seconds until the first held-out score of at least ``target``."""
-    scores = sorted((int(k), v) for k, v in row["scores"].items())
-    return next((sum(row["seconds"][:step]) for step, score in scores if score >= target), None)
 
 
 def interval(values: Sequence[float]) -> str:

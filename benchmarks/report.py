@@ -86,6 +86,14 @@ def random_model(folder: str, **config: Any) -> str:
     return folder
 
 
+def real_model() -> str:
+    """SmolLM2-135M-Instruct, as `make real` gets it."""
+    sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "examples")]
+    import real
+
+    return str(real.model("HuggingFaceTB/SmolLM2-135M-Instruct"))
+
+
 def resident() -> float:
     """MiB of resident memory of this process."""
     import psutil
@@ -124,6 +132,12 @@ def process(script: str, *arguments: str, threads: int | None = None) -> Row:
         raise SystemExit(f"{Path(script).name} {' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
     row: Row = json.loads(done.stdout.strip().splitlines()[-1])
     return row
+
+
+def reaches(row: Row, target: float) -> float | None:
+    """Training seconds until the first held-out score of at least ``target``; ``scores`` by step, ``seconds`` of each step."""
+    scores = sorted((int(step), score) for step, score in row["scores"].items())
+    return next((sum(row["seconds"][:step]) for step, score in scores if score >= target), None)
 
 
 def taken_on(rows: Sequence[Row]) -> str:
