@@ -146,9 +146,8 @@ def base(name: str) -> Path:
         if s.vocabulary is None:
             warm(f"{name}-base", {"make": dict(s.model)}, 300)
         else:
-            narrow = warm(
-                f"{name}-narrow", {"make": dict(s.model)}, 500, explain=False
-            )  # answers first: explanations would drown them
+            # Answers first: explanations would drown them.
+            narrow = warm(f"{name}-narrow", {"make": dict(s.model)}, 500, explain=False)
             warm(f"{name}-base", {"path": str(widen(narrow, OUT / f"{name}-wide", s.vocabulary))}, 60)
     return folder
 

@@ -187,9 +187,8 @@ def update_curve(curve: str) -> list[dict[str, Any]]:
             first = []
             for b, row in zip(batches, found, strict=True):
                 start, once = time.perf_counter(), partial(both, group, b, 0, clock)
-                if (
-                    len(mine) > 1 and curve not in STAGES
-                ):  # of one learner, in ascending order: what is freed is used again
+                # Of one learner, in ascending order: what is freed is used again.
+                if len(mine) > 1 and curve not in STAGES:
                     row["added_mib"] = added(baseline, once)
                 else:
                     once()

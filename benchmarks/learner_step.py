@@ -30,13 +30,14 @@ MODEL = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 2048,
 }
-CASES = [  # vocabulary, prompts, tokens of a prompt, shortest and longest response
+# Vocabulary, prompts, tokens of a prompt, shortest and longest response; the last: no padding, hardly a prompt to share.
+CASES = [
     {"vocab": 1000, "prompts": 2, "prompt": 128, "low": 32, "high": 256},
     {"vocab": 32000, "prompts": 2, "prompt": 128, "low": 32, "high": 256},
     {"vocab": 151936, "prompts": 1, "prompt": 128, "low": 32, "high": 256},
     {"vocab": 1000, "prompts": 2, "prompt": 512, "low": 32, "high": 256},
     {"vocab": 1000, "prompts": 2, "prompt": 32, "low": 256, "high": 256},
-]  # the last: no padding, hardly a prompt to share
+]
 REAL = {"vocab": 49152, "prompts": 12, "prompt": 48, "low": 8, "high": 20}  # SmolLM2-135M-Instruct
 
 

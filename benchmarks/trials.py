@@ -17,6 +17,7 @@ from typing import Any
 
 from report import RESULTS, Row, read
 
+# Student's t, 95 %, by degrees of freedom.
 T95 = {
     1: 12.71,
     2: 4.30,
@@ -27,7 +28,7 @@ T95 = {
     7: 2.36,
     8: 2.31,
     9: 2.26,
-}  # Student's t, 95 %, by degrees of freedom
+}
 
 
 def half_width(values: Sequence[float]) -> float:

@@ -24,11 +24,12 @@ from typing import Any
 from report import RESULTS, ROOT, append, page, peak_during, plot, process, random_model, read, table
 
 NAME = "weight_sync"
+# Hidden, feed-forward, layers, vocabulary.
 SIZES = {
     "1M": (128, 384, 4, 2048),
     "10M": (256, 1024, 8, 8192),
     "100M": (768, 2048, 12, 32000),
-}  # hidden, feed-forward, layers, vocabulary
+}
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 PLACES = {
     "hf": "one process, Hugging Face engine",
@@ -47,11 +48,8 @@ CASES += [
 ]
 CASES += [{"size": "100M", "dtype": "float32", "place": place, "lora": True} for place in ("vllm", "ray 1")]
 REPEATS = 5
-PROMPT, LOW, HIGH = (
-    128,
-    32,
-    256,
-)  # tokens of a prompt, of the shortest and of the longest response: as in learner_step.py
+# Tokens of a prompt, of the shortest and of the longest response: as in learner_step.py.
+PROMPT, LOW, HIGH = 128, 32, 256
 
 
 def model_folder(size: str, folder: str) -> str:

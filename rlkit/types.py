@@ -143,13 +143,11 @@ class Batch:
     def rows(self, keep: PerSequence) -> Batch:
         """The sub-batch of the sequences where ``keep`` (bool) holds, a new object; group labels stay as they are."""
         kept = keep.nonzero()[:, 0]
-        edge = torch.searchsorted(
-            self.seq, torch.arange(self.S + 1, device=self.seq.device)
-        )  # the first token of each sequence
+        # The first token of each sequence.
+        edge = torch.searchsorted(self.seq, torch.arange(self.S + 1, device=self.seq.device))
         count = edge.diff()[kept]
-        tok = _runs(
-            edge[kept], count
-        )  # indices, not a mask: cutting a batch into many parts stays linear in its tokens
+        # Indices, not a mask: cutting a batch into many parts stays linear in its tokens.
+        tok = _runs(edge[kept], count)
 
         def pick(x: Tensor | None) -> Tensor | None:
             return None if x is None else x[tok]

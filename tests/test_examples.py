@@ -50,9 +50,9 @@ def test_every_example_is_run() -> None:
     here = {str(p) for p in EXAMPLES.iterdir() if p.suffix in (".py", ".yaml")}
     named = {f"examples/{file}" for p in EXAMPLES.glob("*.yaml") for file in re.findall(r"(\w+\.py):", p.read_text())}
     elsewhere = {
-        "examples/ray_job.py",
+        "examples/ray_job.py",  # tests/stack/test_quickstart.py
         "examples/real.py",  # a pretrained model: by hand, `make real`
-    }  # tests/stack/test_quickstart.py
+    }
     assert here == {w for w in used if w.startswith("examples/")} | named | elsewhere
 
 

@@ -130,9 +130,8 @@ def test_any_words_of_yaml(tmp_path: Path, parts: list[str]) -> None:
     text = "".join(parts)
     (tmp_path / "c.yaml").write_text(text, encoding="utf-8", errors="surrogatepass")
     outcome(tmp_path / "c.yaml")
-    with pytest.raises(
-        ConfigError
-    ):  # as the value of an override, where it must not be valid: no step count looks like this
+    # As the value of an override, where it must not be valid: no step count looks like this.
+    with pytest.raises(ConfigError):
         rk.load(ROOT / "configs/quickstart.yaml", [f"steps=[{text}"])
 
 

@@ -109,9 +109,8 @@ def test_it_fits_the_real_model_and_the_hardware(path: Path, tmp_path: Path) -> 
         <= context_length(run, [longest], str(tmp_path))
         <= config.max_position_embeddings
     )
-    assert (
-        micro_batch(run.learner.max_tokens, "cuda", 1) >= run.data.max_prompt_tokens + response
-    )  # the longest row is one micro-batch
+    # The longest row is one micro-batch.
+    assert micro_batch(run.learner.max_tokens, "cuda", 1) >= run.data.max_prompt_tokens + response
     for spec in run.rewards:
         assert spec.args.get("limit", response) == response
     for term in run.objective:

@@ -22,6 +22,7 @@ def test_metrics_do_not_depend_on_how_they_were_cut() -> None:
 
 def test_rows_of_a_batch_are_what_a_mask_would_keep() -> None:
     g = torch.Generator().manual_seed(0)
+    # One of them without a sampled token.
     rollouts = [
         Rollout(
             Prompt(str(i), tuple(range(3, 4 + i)), ""),
@@ -34,7 +35,7 @@ def test_rows_of_a_batch_are_what_a_mask_would_keep() -> None:
             reward=float(i),
         )
         for i in range(7)
-    ]  # one of them without a sampled token
+    ]
     b = Batch.from_rollouts(rollouts)
     b = b.replace(norm=torch.rand(2, b.S, generator=g))
     assert int((b.seq == 4).sum()) == 0

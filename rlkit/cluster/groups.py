@@ -146,9 +146,8 @@ class LearnerGroup:
         start = torch.cat([start.new_zeros(1), start])
         index = torch.cat([torch.arange(int(start[s]), int(start[s + 1])) for part in rows for s in part.tolist()])
         found = {name: torch.empty(b.N).index_copy_(0, index, torch.cat([r[name] for r in results])) for name in which}
-        cut_off = (
-            self.setup.sampling.top_p < 1 or self.setup.sampling.top_k > 0
-        )  # then a token may have the probability 0
+        # Where sampling is cut off, a token may have the probability 0.
+        cut_off = self.setup.sampling.top_p < 1 or self.setup.sampling.top_k > 0
         for name, x in found.items():
             good = x.isfinite() | ((x == -math.inf) & cut_off)
             b.check_tokens("value" if name == "value" else f"log-prob {name!r}", x, good)

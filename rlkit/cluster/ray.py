@@ -60,9 +60,8 @@ def connect(cluster: Cluster, learners: int | None = None, say: Callable[[str], 
         disconnect()
     if not ray.is_initialized():
         logs = bool(os.environ.get("RLKIT_RAY_LOGS"))
-        if (
-            not logs
-        ):  # Ray prints what it notices itself, pages of its log among it, whatever it was told; we say what was lost
+        # Ray prints what it notices itself, pages of its log among it, whatever it was told; we say what was lost.
+        if not logs:
             ray._private.worker.print_to_stdstream = lambda data, ignore_prefix: None
         common: dict[str, Any] = {
             "log_to_driver": logs,

@@ -97,9 +97,8 @@ def probe_parity(
     for i in engines.up() if which is None else which:
         groups = [engines.generate_on(i, prompt, 2, sampling) for prompt in prompts]
         rollouts = [r for group in groups if group is not None for r in group]
-        if len(rollouts) < 2 * len(
-            prompts
-        ):  # it was lost; the one that takes its place is probed before it gets requests
+        # An engine was lost; the one that takes its place is probed before it gets requests.
+        if len(rollouts) < 2 * len(prompts):
             continue
         stale = sorted({v for r in rollouts for v in r.version} - {version})
         if stale:

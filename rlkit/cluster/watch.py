@@ -118,10 +118,8 @@ class Watch:
         last = time.monotonic()
         while not self._closed.wait(self.period):
             now = time.monotonic()
-            passed, last = (
-                min(now - last, 2 * self.period),
-                now,
-            )  # while the driver itself was stopped, nobody was silent
+            # While the driver itself was stopped, nobody was silent.
+            passed, last = min(now - last, 2 * self.period), now
             broken = self.ground()
             for i, member in enumerate(list(self._members)):
                 if broken is not None:

@@ -123,9 +123,8 @@ class PromptStatistics:
         Raises:
             OSError: it cannot be written.
         """
-        with contextlib.closing(
-            sqlite3.connect(":memory:")
-        ) as db:  # SQLite would say of a full disk only that something failed
+        # SQLite would say of a full disk only that something failed.
+        with contextlib.closing(sqlite3.connect(":memory:")) as db:
             db.execute(f"create table prompts (id text primary key, {', '.join(f'{c} real' for c in COLUMNS)})")
             rows = zip(self.ids, *(self.data[c].tolist() for c in COLUMNS), strict=True)
             db.executemany(f"insert into prompts values ({', '.join('?' * (1 + len(COLUMNS)))})", rows)

@@ -169,9 +169,8 @@ class Countdown(_Leveled):
     """
 
     alphabet: ClassVar[str] = "0123456789+-*() >:"
-    levels: tuple[Annotated[int, Bound(at_least=1, at_most=5)], ...] = (
-        2,
-    )  # all solutions of more numbers are too many to list
+    # All solutions of more numbers are too many to list.
+    levels: tuple[Annotated[int, Bound(at_least=1, at_most=5)], ...] = (2,)
     top: Count = 9
     mistakes: Share = 0.3
 

@@ -125,9 +125,8 @@ class _Calibration:
         self.conf, self.hit = conf[self.order], hit[self.order]
         self.start = np.flatnonzero(np.r_[True, np.diff(self.conf) != 0])  # blocks of equal confidence
         level = self.conf[self.start]
-        self.bin = np.clip(
-            np.ceil(level * bins - 1e-9).astype(int) - 1, 0, bins - 1
-        )  # (lo, hi]; 0 belongs to the first
+        # Bins are (lo, hi]; 0 belongs to the first.
+        self.bin = np.clip(np.ceil(level * bins - 1e-9).astype(int) - 1, 0, bins - 1)
         self.bins = bins
 
     def _block(self, x: Array) -> Array:

@@ -48,9 +48,8 @@ def read_samples(path: str | Path, say: Callable[[str], None] = print) -> tuple[
     for number, row in enumerate(read_rows(path, notes.append)):
         if settings is None and "evaluation" in row:
             settings = row["evaluation"]
-        elif (
-            "prompt_id" in row and "correct" in row
-        ):  # one that was drawn again, because a line was damaged, counts once
+        elif "prompt_id" in row and "correct" in row:
+            # One that was drawn again, because a line was damaged, counts once.
             rows[number if "k" not in row else (*_question(row), row["k"])] = row
         else:
             raise ConfigError(
@@ -197,9 +196,8 @@ def draw(
             try:
                 future.result()
             except BaseException:
-                pool.shutdown(
-                    wait=False, cancel_futures=True
-                )  # what is graded is kept; the next call goes on from there
+                # What is graded is kept; the next call goes on from there.
+                pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
 

@@ -127,9 +127,8 @@ def fit_sigmoid(
     drop = target - start
     height = grid_a - start  # [A]
     # sum of squares of drop - height * s, for every asymptote at once
-    ssr = (
-        drop @ drop - 2 * height[:, None, None] * (s @ drop) + height[:, None, None] ** 2 * (s**2).sum(-1)
-    )  # [A, M, B]
+    # [A, M, B]
+    ssr = drop @ drop - 2 * height[:, None, None] * (s @ drop) + height[:, None, None] ** 2 * (s**2).sum(-1)
     place = ssr.argmin(-1)
     b = np.log(slopes)
 

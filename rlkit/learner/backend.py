@@ -30,10 +30,8 @@ OURS = {
     "scheduler",
     "fp16",
 }
-UNPICKLES = (
-    "checkpoint",
-    "datastates_ckpt",
-)  # other writers and universal checkpoints, whose readers run what is in the files
+# Other writers and universal checkpoints, whose readers run what is in the files.
+UNPICKLES = ("checkpoint", "datastates_ckpt")
 
 
 def lr_factor(section: LearnerSection, total: int) -> Callable[[int], float]:
@@ -249,9 +247,8 @@ class DeepSpeedBackend:
         schedule.step()
 
     def _adam(self) -> Any:
-        return getattr(
-            self.engine.optimizer, "optimizer", self.engine.optimizer
-        )  # inside ZeRO's wrapper, or AdamW itself
+        # Inside ZeRO's wrapper, or AdamW itself.
+        return getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
 
     def assign(self, parameter: nn.Parameter, value: Tensor) -> None:
         """See :meth:`TorchBackend.assign`; the optimizer's own float32 copy gets the value too."""

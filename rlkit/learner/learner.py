@@ -63,9 +63,8 @@ class Learner:
         self.notes = [f"note: micro-batches are {self.layout}."] if ": " in self.layout else []
         self.policy, self.proof, self.exports = self._make_policy(lm)
         endings = Endings.of(start.path, load_tokenizer(start.path))
-        self.generation, _ = settled(
-            load_settings(start.path), endings.ids
-        )  # now: settings that cannot be saved end no long run
+        # Now: settings that cannot be saved end no long run.
+        self.generation, _ = settled(load_settings(start.path), endings.ids)
         self.backend = self._make_backend()
         self.full = [t for t in setup.objective if isinstance(t, FullDivergence)]
         self.peaks = Peaks()

@@ -16,9 +16,8 @@ from rlkit.objective import Term, is_marking, normalise
 from rlkit.types import Batch
 
 MOST_TOKENS = 16384  # of a micro-batch where nothing is set
-KEPT = (
-    768 << 20
-)  # bytes that a micro-batch on a CPU may keep for its backward pass; more is no faster there (docs/planning.md)
+# Bytes that a micro-batch on a CPU may keep for its backward pass; more is no faster there (docs/planning.md).
+KEPT = 768 << 20
 
 
 def micro_batch(max_tokens: int | None, device: str, width: int) -> int:

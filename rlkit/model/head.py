@@ -66,9 +66,8 @@ class _Tiles:
         tile = CPU_ELEMENTS if hidden.device.type == "cpu" and not self.truncated else CHUNK_ELEMENTS
         self.rows = max(1, min(n, tile // v if self.truncated or n * v <= tile else math.isqrt(tile) // 2))
         self.columns = v if self.truncated else min(v, max(1, tile // self.rows))
-        self.single = (
-            not self.truncated and 0 < n <= self.rows and v <= self.columns
-        )  # then the buffer holds all logits
+        # One tile is all: the buffer holds every logit.
+        self.single = not self.truncated and 0 < n <= self.rows and v <= self.columns
         self.buffer = torch.empty(self.rows * self.columns, device=hidden.device) if buffer is None else buffer
         # Products in the model's own precision are rounded to it, as those of the engine are.
         self.low = (
@@ -187,11 +186,12 @@ class _TokenLogprob(torch.autograd.Function):
         d_bias = torch.zeros(bias.shape, device=bias.device) if wants_bias else None
         part: Tensor | None = None
         for r, c in tiles:
+            # Here it is log p.
             dz = (
                 tiles.logits(r, c).sub_(top[r] + log_total[r])
                 if kept is None
                 else _part(kept, *tiles.shape).sub_(log_total[r])
-            )  # log p
+            )
             slope = tiles.slope(dz + (top[r] + log_total[r])) if tiles.cap is not None else None
             if ctx.entropy:
                 p = torch.exp(dz, out=_part(spare, *dz.shape))

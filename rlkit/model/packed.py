@@ -58,16 +58,14 @@ def make(ids: Tensor, length: Tensor, action: Tensor, group: Tensor) -> Packing:
     tokens = ids.tolist()
     members: dict[Any, list[int]] = {}
     for r, (p, g) in enumerate(zip(prompts, groups, strict=True)):
-        members.setdefault((g, *tokens[starts[r] : starts[r] + p]), []).append(
-            r
-        )  # another prompt in a group stands for itself
+        # Another prompt in a group stands for itself.
+        members.setdefault((g, *tokens[starts[r] : starts[r] + p]), []).append(r)
     source: list[int] = []  # the original token at each place
     position: list[int] = []
     place = [0] * len(tokens)
     spans: list[tuple[int, int]] = []  # (first place, tokens) of each prompt
-    rows: list[
-        tuple[int, int, int, int]
-    ] = []  # (first place of the prompt, its tokens, first place of the response, its tokens)
+    # (first place of the prompt, its tokens, first place of the response, its tokens)
+    rows: list[tuple[int, int, int, int]] = []
     for (_, *prompt), of_group in members.items():
         p, begin = len(prompt), len(source)
         source += range(starts[of_group[0]], starts[of_group[0]] + p)

@@ -190,9 +190,8 @@ class PolicyModel(nn.Module):
             rows, weight = _TiedEmbedding.apply(table.weight, tokens, table.padding_idx)
             return rows  # type: ignore[no-any-return]
 
-        hidden = hidden_states(
-            self.base.get_decoder(), ids, length, action, group, None if table is None else embed
-        )  # [L, H]
+        decoder = self.base.get_decoder()
+        hidden = hidden_states(decoder, ids, length, action, group, None if table is None else embed)  # [L, H]
         at = hidden[action - 1]  # the one shift
         logp, ent, found = self.output(
             at,

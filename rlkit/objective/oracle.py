@@ -46,9 +46,8 @@ class World:
 
     def __init__(self, sampled: Sampled = "on-policy", seed: int = 0, distance: float = 0.6) -> None:
         g = torch.Generator().manual_seed(seed)
-        inner = [
-            p for t in range(LONGEST) for p in itertools.product(range(1, V), repeat=t)
-        ]  # prefixes that have not ended
+        # Prefixes that have not ended.
+        inner = [p for t in range(LONGEST) for p in itertools.product(range(1, V), repeat=t)]
         self.row = {p: i for i, p in enumerate(inner)}
         self.responses = [(*p, c) for p in inner for c in range(V) if c == 0 or len(p) == LONGEST - 1]
         rows = [self.row[y[:t]] for y in self.responses for t in range(len(y))]
@@ -434,9 +433,8 @@ def _of_zero(
     if found.claims in minimum:
         return dataclasses.replace(found, zero=True, follows=found.claims)
     if found.claims == SUPERVISED and found.coefficient is not None and not scaled.zero:
-        return dataclasses.replace(
-            found, follows=found.claims, cosine=0.0, norm=0.0
-        )  # of the responses that its coefficient chooses
+        # It follows them on the responses that its coefficient chooses.
+        return dataclasses.replace(found, follows=found.claims, cosine=0.0, norm=0.0)
     silent = plain.single == 0 and own.single == 0
     if found.sampled == "on-policy" and found.claims is None:
         away = examine(part, "off-policy", seed)

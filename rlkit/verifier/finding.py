@@ -182,9 +182,8 @@ def _boxed(text: str) -> str | None:
     if content is None or not PROSE.search(content):
         return content
     value = value_of(content)
-    ends = value is not None and content.rstrip(" .$}").endswith(
-        value.rstrip(" .$}")
-    )  # words before it are dropped, none after it
+    # Words before it are dropped, none after it.
+    ends = value is not None and content.rstrip(" .$}").endswith(value.rstrip(" .$}"))
     return value if ends else content
 
 

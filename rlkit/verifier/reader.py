@@ -20,9 +20,8 @@ from rlkit.verifier.values import Based, Equation, Inequality, Items, Matrix, Ra
 
 _WAY = {"<": 1, "le": 1, ">": -1, "ge": -1, "ne": 0}  # where the larger side stands: 1 on the right
 _RELATIONS = {"=", *_WAY}
-_SPACED = re.compile(
-    r"([^\d,;]*)(\d{1,3}(?: \d{3})+)((?:\.\d+)?(?:[^\d,;./][^\d,;]*)?)\Z"
-)  # 1 500 euros, the only number of a text
+# 1 500 euros, the only number of a text.
+_SPACED = re.compile(r"([^\d,;]*)(\d{1,3}(?: \d{3})+)((?:\.\d+)?(?:[^\d,;./][^\d,;]*)?)\Z")
 _GROUPED = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?![\d])")
 
 

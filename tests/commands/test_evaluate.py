@@ -269,9 +269,8 @@ def test_sampling_realigned_best_and_tilted(tiny: Path, tmp_path: Path, capsys: 
     plain = capsys.readouterr().out
     assert len(plain.splitlines()) == 41
     assert main([*base, "--reference", str(tiny), "--realign", "2.0"]) == 0
-    assert (
-        capsys.readouterr().out.splitlines()[1].split("(")[0] == plain.splitlines()[1].split("(")[0]
-    )  # a mixture with itself is itself
+    # A mixture with itself is itself.
+    assert capsys.readouterr().out.splitlines()[1].split("(")[0] == plain.splitlines()[1].split("(")[0]
     assert main([*base, "--reward", varied, "--best"]) == 0
     best = capsys.readouterr().out.splitlines()
     assert "best of 40: KL to the model about" in best[1] and len(best) == 3 and "reward" in best[2]

@@ -153,9 +153,8 @@ def test_summary_by_hand() -> None:
         e["length"]["wrong"] == {"value": None, "low": None, "high": None}
         and e["calibration"]["auroc"]["value"] is None
     )
-    assert d["calibration"]["brier"]["value"] == pytest.approx(
-        (0 + 0.5**2) / 2
-    )  # shares 1/2 and 1/2, credits 1/2 and 0
+    # Shares 1/2 and 1/2, credits 1/2 and 0.
+    assert d["calibration"]["brier"]["value"] == pytest.approx((0 + 0.5**2) / 2)
     json.dumps(got, allow_nan=False)
     assert summarize(iter(rows)) == got  # the same seed gives the same intervals
 
@@ -187,9 +186,8 @@ def test_intervals_are_those_of_resampled_prompts() -> None:
     draws = rng.integers(0, 40, (4000, 40))
     low, high = np.percentile(per_prompt.mean(1)[draws].mean(1), [2.5, 97.5])
     assert (got["avg"]["low"], got["avg"]["high"]) == pytest.approx((low, high), abs=0.015)
-    assert (got["avg"]["high"] - got["avg"]["low"]) > 1.2 * 3.92 * per_prompt.std() / math.sqrt(
-        per_prompt.size
-    )  # wider than independent samples would give
+    # Wider than independent samples would give.
+    assert (got["avg"]["high"] - got["avg"]["low"]) > 1.2 * 3.92 * per_prompt.std() / math.sqrt(per_prompt.size)
     low, high = np.percentile([np.sort(lengths[d].ravel())[159] for d in draws], [2.5, 97.5])
     assert (got["length"]["median"]["low"], got["length"]["median"]["high"]) == pytest.approx((low, high), abs=6)
     share = [max(sum(r["answer"] == a for r in rows if r["prompt_id"] == str(p)) for a in "012") / 8 for p in range(40)]

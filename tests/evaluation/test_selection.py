@@ -76,9 +76,10 @@ def test_the_chosen_distribution_by_enumeration() -> None:
     p, reward, n = rng.dirichlet(np.ones(4)), np.array([0.5, 1.0, 0.5, -1.0]), 3
     want = np.zeros(4)
     for draw in itertools.product(range(4), repeat=n):
+        # Of equal rewards the lower index is first.
         rollouts = [
             Rollout(PROMPTS[0], [i], [True], [0.0], [0], "stop", reward=reward[i], group=i) for i in sorted(draw)
-        ]  # of equal rewards the lower index is first
+        ]
         want[best_of_n(rollouts)[0].group] += p[list(draw)].prod()
     got = best_of_n_distribution(p, reward, n)
     assert (
@@ -148,12 +149,10 @@ def test_the_frontier() -> None:
         best /= best.sum()
         f = frontier(samples, [beta])[0]
         assert (f.reward, f.kl) == pytest.approx((best @ r, kl(best, p)), rel=1e-9, abs=1e-12) and f.valid == 1
-        for other in (
-            (p, np.full(4, 0.25), best_of_n_distribution(p, r, 4)) if (best > 0).all() else ()
-        ):  # best underflows for a small beta
-            assert other @ r - beta * kl(other, p) == pytest.approx(
-                beta * f.log_z - beta * kl(other, best), rel=1e-9
-            )  # how far any policy is below
+        # `best` underflows for a small beta.
+        for other in (p, np.full(4, 0.25), best_of_n_distribution(p, r, 4)) if (best > 0).all() else ():
+            # How far any policy is below.
+            assert other @ r - beta * kl(other, p) == pytest.approx(beta * f.log_z - beta * kl(other, best), rel=1e-9)
     both = frontier([samples, -samples], [1.0])[0]
     parts = [frontier(s, [1.0])[0] for s in (samples, -samples)]
     assert both.kl == pytest.approx((parts[0].kl + parts[1].kl) / 2) and both.ess == min(x.ess for x in parts)

@@ -140,13 +140,8 @@ def test_a_few_in_a_row_stop_the_run_and_name_term_and_token(small: dict[str, An
     def update(bad: bool) -> float:
         return group.update(rows(0, bad), COEFS, 0, say=said.append)["learner/skipped"]
 
-    assert [update(bad) for bad in (True, True, False, True, True)] == [
-        1,
-        1,
-        0,
-        1,
-        1,
-    ]  # the good one starts the count anew
+    # The good one starts the count anew.
+    assert [update(bad) for bad in (True, True, False, True, True)] == [1, 1, 0, 1, 1]
     assert len(said) == 4 and all("Root at token 1 (id " in s and "of a response to prompt p1" in s for s in said)
     with pytest.raises(
         NumericsError, match=r"Root at token 1 .*prompt p1.* 3 optimizer steps in a row .*learner.max_skipped: 3"

@@ -96,9 +96,8 @@ class Training:
             "learner": {"lr": 2e-3},
             "peft": peft,
         }
-        if (
-            dtype == "bfloat16" and engine == "hf"
-        ):  # vLLM and DeepSpeed get on once in a process, and here they would again and again
+        # vLLM and DeepSpeed get on once in a process, and here they would again and again.
+        if dtype == "bfloat16" and engine == "hf":
             run["deepspeed"] = {"zero_optimization": {"stage": 1}}
         self.run = load(run)
         self.learner = Learner(self.run.learner_setup(str(path), frozenset({"ref"})))

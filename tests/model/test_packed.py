@@ -178,6 +178,5 @@ def test_long_and_short_rows_attend_in_parts_of_their_own() -> None:
     layout = packed.make(b.ids, b.length, b.action, b.group)
     cost = sum(p.query.shape[0] * p.query.shape[1] * p.key.shape[1] for p in layout.parts)
     real = 50 * 50 + 400 * 450 + 30 * 10 * 60
-    assert (
-        len(layout.ids) == 50 + 700 and cost < 4.5 * real
-    )  # a part has at least four rows: three short ones stand beside the long one
+    # A part has at least four rows: three short ones stand beside the long one.
+    assert len(layout.ids) == 50 + 700 and cost < 4.5 * real

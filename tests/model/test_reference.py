@@ -88,9 +88,8 @@ def test_elastic_reset_by_its_formula_and_resumed(small: dict[str, Any], tiny: P
     shift(a, 0.01), shift(b, 0.01)
     a.after_step(6, Stats()), b.after_step(6, Stats())
     torch.testing.assert_close(policy(a), policy(b))
-    torch.testing.assert_close(
-        a.anchors["ref"].logprobs(batch(), Sampling()), anchor
-    )  # the reference stays where training started
+    # The reference stays where training started.
+    torch.testing.assert_close(a.anchors["ref"].logprobs(batch(), Sampling()), anchor)
 
 
 def test_elastic_reset_moves_an_adapter_and_reaches_the_engine(small: dict[str, Any]) -> None:

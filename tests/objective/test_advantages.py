@@ -132,9 +132,8 @@ def test_nearly_equal_rewards_keep_their_sign(value: float, others: int, up: boo
         adv = Advantages.of(advantage, b).adv
         assert bool(((adv[lone] > 0) == up).all()), advantage
         assert bool((adv[same] == 0).all()), advantage
-        if not isinstance(
-            advantage, LogMeanExp
-        ):  # whose others' soft value is that of a mean in which one number is off by a rounding
+        # To LogMeanExp the others' soft value is that of a mean in which one number is off by a rounding.
+        if not isinstance(advantage, LogMeanExp):
             assert bool(((adv[~lone & ~same] < 0) == up).all()), advantage
 
 

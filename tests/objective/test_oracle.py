@@ -199,12 +199,8 @@ def test_a_loss_without_an_expected_gradient_is_nothing(what: str, reduce: Any) 
     [
         ("k1, importance", "ref", OFF, REVERSE),  # with an importance weight k1 is a KL
         ("k1, importance", MIXTURE, OFF, "KL(pi‖ref+teacher) per token"),
-        (
-            "k1, importance",
-            "old",
-            ON,
-            "KL(pi‖old) per token",
-        ),  # at its minimum, with noise: off-policy it shows what it is
+        # At its minimum, with noise: off-policy it shows what it is.
+        ("k1, importance", "old", ON, "KL(pi‖old) per token"),
         ("k2", "ref", ON, REVERSE),
         ("cross entropy of samples", "ref", OFF, SUPERVISED),
         ("k1", "ref", OFF, UNLEARNING),  # whatever the anchor is: what it says of stale samples is to leave them

@@ -186,9 +186,8 @@ def test_long_wrong_responses_count_more() -> None:
         reward=torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0]),
     )
     factor = LengthShaped(of=Plain(), rate=1.1)
-    b = b.replace(
-        reward=b.reward + torch.tensor([0.0, -1, -1, -1, -1])
-    )  # Plain gives the reward itself: wrong ones are -1
+    # Plain gives the reward itself: wrong ones are -1.
+    b = b.replace(reward=b.reward + torch.tensor([0.0, -1, -1, -1, -1]))
     got = [x[0] for x in rows(b, factor(b).adv)]
     assert got == pytest.approx([1.0, -(2 - 1.1**-7), -1.0, -1.0, -1.0])
     with pytest.raises(ValueError, match="rate"):

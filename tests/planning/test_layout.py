@@ -145,9 +145,8 @@ def test_unknown_hardware_says_what_there_is() -> None:
 def test_flops_of_a_dense_model_are_two_and_six_a_parameter() -> None:
     s = shape(QWEN_7B)
     assert forward_flops(s, 1000, 1000, 0) == pytest.approx(2 * s.active * 1000)
-    assert update_flops(s, 1000, 1000, 0) == pytest.approx(
-        (6 * s.active + 2 * s.head) * 1000
-    )  # and the logits a second time
+    # The logits come a second time.
+    assert update_flops(s, 1000, 1000, 0) == pytest.approx((6 * s.active + 2 * s.head) * 1000)
     assert update_flops(s, 1000, 0, 0, True) == pytest.approx(8 * (s.active - s.head) * 1000)
     # Causal attention over 4096 tokens: 4 q t for the token at t, so 2 q T on average.
     assert forward_flops(s, 1, 0, 4096) - forward_flops(s, 1, 0, 0) == pytest.approx(2 * 28 * 3584 * 4096)

@@ -214,9 +214,8 @@ def test_peak_of_a_real_forward_and_backward_pass(
     config = tiny_config(family, 256, 4, 4, 2, 768, vocab=2000)
     policy = model(config, dtype, checkpointing, peft=peft)
     ids, at, action = micro_batch(4, 128)
-    policy(ids, at, action, torch.arange(len(at)), Sampling())[
-        0
-    ].sum().backward()  # gradients exist from here on: the second micro-batch adds to them
+    # Gradients exist from here on: the second micro-batch adds to them.
+    policy(ids, at, action, torch.arange(len(at)), Sampling())[0].sum().backward()
     with Live(policy) as live:
         policy(ids, at, action, torch.arange(len(at)), Sampling())[0].sum().backward()
     s, size = shape(config, peft), 4 if dtype is torch.float32 else 2

@@ -147,9 +147,8 @@ def test_stragglers_left_for_later() -> None:
         and max(one.lag) <= max(two.lag) <= 3
     )
     assert len(one.lag) == len(plain.lag) == 40 * 16 * 8 <= one.served <= 40 * 16 * 8 + 4 * 8
-    same = simulate(
-        work(over=0.5), 1, EngineModel(0.01, max_running=32), LearnerModel(1.0, 0.0), steps=4
-    )  # fixed lengths, in waves
+    # Fixed lengths, in waves.
+    same = simulate(work(over=0.5), 1, EngineModel(0.01, max_running=32), LearnerModel(1.0, 0.0), steps=4)
     assert same.tokens.tolist() == [3200.0] * 4
 
 

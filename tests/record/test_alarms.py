@@ -42,9 +42,8 @@ def flat(k: int) -> float:
     return 0.3
 
 
-CASES: list[
-    tuple[str, dict[str, Any], dict[str, Any]]
-] = [  # alarm, metrics with which it fires, and nearly the same without
+# Alarm, metrics with which it fires, and nearly the same without.
+CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("kl_without_reward", {"kl__ref": lambda k: 0.01 * k, "reward__mean": flat}, {"kl__ref": lambda k: 0.01 * k}),
     (
         "kl_without_reward",

@@ -70,9 +70,8 @@ def test_its_expectation_is_the_kl_by_enumeration() -> None:
         reach = math.exp(sum(START.each(prefix)))
         kl += reach * float((p.exp() * (p - POLICY.table[prefix])).sum())
         length += reach
-    spread = sum(
-        w * (sum(START.each(r)) - sum(POLICY.each(r)) - kl) ** 2 for r, w in PROBABILITY.items()
-    )  # of one response
+    # The variance of one response.
+    spread = sum(w * (sum(START.each(r)) - sum(POLICY.each(r)) - kl) ** 2 for r, w in PROBABILITY.items())
     value = square = 0.0
     for a, b in itertools.product(RESPONSES, repeat=2):
         found, weight = measured([a, b]), PROBABILITY[a] * PROBABILITY[b]

@@ -280,9 +280,8 @@ def test_every_token_knows_the_weights_that_sampled_it(
         for k in range(3)
     }
     assert len(seams) > 3 and max(gaps[0]) < 1e-4
-    assert (
-        min(abs(rollouts[s].logp[t] - known[0][s][t]) for s, t in seams) > 1e-4
-    )  # the first new token is not an old one
+    # The first new token is not an old one.
+    assert min(abs(rollouts[s].logp[t] - known[0][s][t]) for s, t in seams) > 1e-4
     if mode == "continue":
         assert max(*gaps[1], *gaps[2]) < 1e-4  # nothing was computed from what the old weights had cached
     else:

@@ -97,9 +97,8 @@ def test_the_plain_model_with_what_travels_is_the_adapted_one(
     torch.testing.assert_close(
         evaluate_new(PolicyModel(plain), BATCH, Sampling(), frozenset()).logp.detach(), now, rtol=1e-6, atol=1e-6
     )
-    assert all(
-        torch.equal(before[n], p) for n, p in learner.policy.named_parameters()
-    )  # merging has left nothing behind
+    # Merging has left nothing behind.
+    assert all(torch.equal(before[n], p) for n, p in learner.policy.named_parameters())
     if "init_lora_weights" not in adapter:  # which changes the base under the adapter
         from peft import PeftModel
 
@@ -200,10 +199,8 @@ def test_sharded_adapters_reach_an_engine_on_ray(small: dict[str, Any], tiny: Pa
             seen.append(known)
             learners.update(Batch.from_rollouts(rollouts), (1.0,), seed=0)
         assert seen[0] != seen[1] != seen[2]
-        for actor in (
-            *learner_actors.actors,
-            *engine_actors.actors,
-        ):  # what DeepSpeed and gloo open is closed to others, too
+        # What DeepSpeed and gloo open is closed to others, too.
+        for actor in (*learner_actors.actors, *engine_actors.actors):
             process = psutil.Process(ray.get(actor.__ray_call__.remote(lambda self: os.getpid())))
             heard = {c.laddr.ip for c in process.net_connections("inet") if c.status == "LISTEN"}
             assert heard and heard <= {"127.0.0.1", "::ffff:127.0.0.1"}

@@ -464,9 +464,8 @@ def test_no_text_breaks_the_verifier_or_makes_it_compute_much(
     response: str, gold: str, extract: tuple[str, ...]
 ) -> None:
     before = WORK.total
-    bare, gold = (
-        re.sub(r"\\boxed\{|####|Answer:", "", text) for text in (response, gold)
-    )  # no solution, but an answer
+    # No solution, but an answer.
+    bare, gold = (re.sub(r"\\boxed\{|####|Answer:", "", text) for text in (response, gold))
     verdict = verify(response, gold, extract=extract)
     assert verdict.reason in ("equal", "different", "no_answer", "unreadable", "refused")
     assert verify(rf"\boxed{{{response}}}", "5 " + bare).reason in (
