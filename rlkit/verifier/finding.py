@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 from rlkit.errors import ConfigError
 from rlkit.verifier.algebra import MAX_TEXT
-from rlkit.verifier.passages import Passage, formulas
+from rlkit.verifier.passages import DASH, Passage, formulas
 from rlkit.verifier.phrases import (
     BEFORE,
     CHANGED_AFTER,
@@ -45,6 +45,8 @@ from rlkit.verifier.phrases import (
     wordy,
 )
 from rlkit.verifier.reader import read
+from rlkit.verifier.spelled import spelled
+from rlkit.verifier.units import NO_UNIT
 from rlkit.verifier.values import Scalar
 
 EXTRACT = ("boxed", "tag", "line", "hash", "closing")
@@ -58,7 +60,7 @@ _END = re.compile(
 )
 _CHANNEL = re.compile(r"<\|channel\|>final<\|message\|>")
 _BRACES = re.compile(
-    r"\\(?:boxed|fbox)\s{0,3}(?:(\{)|([-+]?(?:\\[dt]?frac\s?(?:\d\d|\{[^{}$]{1,40}\}\{[^{}$]{1,40}\})|\\sqrt\s?(?:\d|\{[^{}$]{1,40}\})"
+    r"\\(?:boxed|fbox)\s{0,3}(?:(\{)|([-+\u2212\u2013]?(?:\\[dt]?frac\s?(?:\d\d|\{[^{}$]{1,40}\}\{[^{}$]{1,40}\})|\\sqrt\s?(?:\d|\{[^{}$]{1,40}\})"
     r"|[0-9A-Za-z][^\s$.,;)\\{}]*(?:\.\d+)?|\([^()$\n]{1,60}\))))|\\[{}]|[{}]"
 )
 _MODIFIED = re.compile(
@@ -88,10 +90,12 @@ _STATES: dict[str, re.Pattern[str]] = {
     for words, rest in (
         (
             "answer",
-            r"(?:s?(?:[*_]{1,2}|[\s,]|\b(?:should|must|would|will|to|turns?|comes?|out|therefore|thus|then|here|choice|option|value)\b){0,8}"
-            r"(?:(?:is|are|be|equals)\b|[=:：→])(?:\s*[:：])?|[*_ \t]{0,6}\|)",
+            r"(?:s?(?:[*_]{1,2}|[\s,]|\b(?:should|must|would|will|to|turns?|comes?|out|therefore|thus|then|here|hence|choice|option|value)\b"
+            r"|\bto\s+(?:the|this|that|your|our)\s+(?:\w+\s+)?(?:problem|question|exercise|task|puzzle|part)\b){0,8}"
+            r"(?:(?:is|are|be|equals)\b|[=:：→])(?:\s*[:：])?|[*_ \t]{0,6}\|(?=[ \t]*[^\s|])|\.(?:\*\*|__)(?=\s))",
         ),
         ("option choice", rf"{_GAP}(?:is\b|:)"),
+        ("ans", r"\.?[ \t]*[:=]"),
         ("réponse reponse", rf"(?:\s+finale)?{_GAP}(?:est\b|:)"),
         ("respuesta resposta risposta", rf"(?:\s+finale?)?{_GAP}(?:(?:es|é|è)(?!\w)|:)"),
         ("antwort ergebnis", rf"{_GAP}(?:(?:ist|lautet)\b|:)(?:\s*:)?"),
@@ -117,11 +121,42 @@ _NO_ANSWERS = re.compile(
     r"|an?(?=\s)|just|simply)\b"
 )
 _TRIES = 20  # statements of an answer that are looked at, from the end
+_FENCE = re.compile(r"^[ \t>]{0,12}(```|~~~)[ \t]*([\w+#.-]{0,20})[ \t]*$", re.MULTILINE)
+_SHOWN = frozenset(("", *"text txt plaintext plain output out stdout console math latex tex markdown md".split()))
 _MARKS = re.compile(r"\\(?:boxed|fbox)(?=\s*\{)|\\(?:blacksquare|square|Box|qed|checkmark|therefore)(?![A-Za-z])")
+_DENIED_AFTER = re.compile(
+    r"(?i)^[\s\x02]*(?:(?:is|are|was|were|does|do|can|could|would|should)(?:n['’]t|\s+not)|cannot)\b"
+)
+_IS_IT = re.compile(
+    r"(?i)^[\s\x02.)]*(?:is|are|will\s+be|would\s+be|must\s+be)\s+(?:the|our|my|your)\s+"
+    r"(?:(?:final|correct|right|required|requested|desired|wanted|only|best)\s+){0,2}(?:answer|result|solution|value|number|choice|option|one)\b"
+    r"|^[\s\x02.)]*(?:is|must\s+be)\s+(?:correct|right|true)\b"
+)
+# a last sentence of these kinds tells what was given, or why
+_GIVEN = re.compile(
+    r"(?i)^[\s\W]*(?:if|suppose|assume|let|consider|given|because|since|as|for|when|while|although|though|recall|remember|first|next|now|then|step"
+    r"|we\s+know|we\s+(?:can|could|need|have\s+to|must|should)|to\s|in\s+order|where|here|i\b|this\s+is\s+(?:because|since|due)|the\s+(?:reason|problem|question))\b"
+)
+_PARAGRAPH = re.compile(r"(?:^|\n[ \t]*\n|:[ \t]*\n)[ \t\x02>]*$")
+_EXCLAIMED = re.compile(r"(?:%|°|\.\d+|\d/\d+|[<>≤≥]=?\s*-?\d+|\^\d+|\d\s?i|,.*\)|=.*)!$")  # no factorials
+_COMMA_LANGUAGE = re.compile(
+    r"(?i)\b(?:antwort|ergebnis|lautet|ist|réponse|résultat|donc|vaut|respuesta|resultado|es|resposta|portanto|risposta|risultato|quindi"
+    r"|odpowiedź|wynik|wynosi|cevap|sonuç|antwoord|svaret|resultatet)\b|[а-яё]|\best\b|\b[éè]\s"
+)
+_ENGLISH = re.compile(r"(?i)\b(?:the|is|answer|so|of|and|therefore|we|it)\b")
+_REASON = re.compile(r"(?i)[,;]?\s+(?:because|since|as|which|where|when|while)\b.*$", re.DOTALL)
+_ANSWERS = re.compile(r"(?i)\b(?:answers?|results?|values?|solutions?)[\s*_]*\|?\s*$")  # the last of a table's heads
+_OPENS = re.compile(r"(?:\*\*|__)([^*_\n]{1,80})(?:\*\*|__)[ \t.]*\n[ \t]*\n")
+_ADVERBS = re.compile(
+    r"(?i)^(?:(?:therefore|thus|hence|then|indeed|simply|clearly|obviously|actually|in\s+fact|precisely|exactly)\b[,:\s]*)+"
+)
 # what models say after the answer
 _FAREWELL = re.compile(
     r"(?i)\b(?:hope|let\s+me\s+know|feel\s+free|happy\s+to|glad\s+to|thanks?|done|qed|q\.e\.d|that['’]s\s+it|good\s+luck|great|would\s+you|do\s+you)\b"
     r"|^[^\w\x00\x01]*$"
+)
+_LATER = re.compile(
+    r"(?i)\b(?:so|thus|therefore|hence|total|result|answer|finally|conclu\w+|equals?|wait|actually)\b|\*\*|∴"
 )
 _SUBJECT = re.compile(
     r"(?i)\b(?:result|value|answer|outcome|solution|quantity|total|choice|option)\b[^.:]{0,60}(?:\b(?:is|are|be)\b|:)\s+\S+(?:\s\S+){0,2}[.!\s\x02]*$"
@@ -131,10 +166,11 @@ _WORDS_ONLY = re.compile(r"[A-Za-z][A-Za-z'’-]*(?: [A-Za-z'’-]+){0,3}\.?")
 
 @dataclass(frozen=True)
 class Found:
-    """An answer as written, and the way (one of ``KINDS``) that found it."""
+    """An answer as written, and the way (one of ``KINDS``) that found it; ``comma``: its line is in a language of decimal commas."""
 
     text: str
     way: str
+    comma: bool = False
 
 
 def _parts(response: str) -> Iterator[str]:
@@ -142,6 +178,8 @@ def _parts(response: str) -> Iterator[str]:
     text = response[-MAX_RESPONSE:].lstrip()
     end = next((m.start() for m in _END.finditer(text) if m.start()), None)
     text = text[:end]
+    if not text.isascii():
+        text = DASH.sub("\u2212", text)
     thought = text.rfind("</think>")
     channel = None
     for channel in _CHANNEL.finditer(text):  # noqa: B007
@@ -187,6 +225,22 @@ def _boxed(text: str) -> str | None:
     return value if ends else content
 
 
+def _unfenced(text: str) -> str:
+    """Without programs between fences, which say nothing of the answer; other text there is a paragraph of its own."""
+    if "```" not in text and "~~~" not in text:
+        return text
+    out, at = [], 0
+    opened: re.Match[str] | None = None
+    for m in _FENCE.finditer(text):
+        if opened is None:
+            out += [text[at : m.start()], "\n\n"]
+            opened, at = m, m.end()
+        elif m[1] == opened[1] and not m[2]:
+            out += [text[at : m.start()] if opened[2].lower() in _SHOWN else "", "\n\n"]
+            opened, at = None, m.end()
+    return "".join([*out, text[at:]])
+
+
 def _without_formulas(text: str) -> str:
     """The same length, with formulas covered."""
     shadow = text
@@ -207,6 +261,8 @@ def _statements(text: str) -> list[int]:
             at = lowered.rfind(word, 0, at)
             if at < 0:
                 break
+            if word == "ans" and text[at - 1 : at].isalpha():
+                continue
             if word in ("option", "choice") and not _BEFORE_CHOICE.search(text, max(0, at - 12), at):
                 continue
             end = at + len(word)
@@ -242,7 +298,8 @@ def _statement(text: str, at: int, complete: bool) -> str | None:
         return None  # cut off inside the answer: 12 of 123
     if found is not None and not complete and found.end() >= len(rest) and not found[0].startswith("\n"):
         return None
-    return rest[: found.start() if found else None].strip(" \t:|") or None
+    said = _ADVERBS.sub("", rest[: found.start() if found else None].strip(" \t:|"))
+    return (said[:-1] if _EXCLAIMED.search(said) else said) or None
 
 
 def _line(text: str, complete: bool) -> str | None:
@@ -317,13 +374,34 @@ def _unmarked(text: str) -> str:
 def _closing(text: str, complete: bool) -> str | None:
     if not complete:
         return None
+    opens = _OPENS.match(text)
+    if (
+        opens
+        and not _LATER.search(text, opens.end())
+        and value_of(opens[1]) is not None
+        and re.search(r"\d|\\", opens[1])
+    ):
+        return value_of(opens[1])
     for tail in _tails(text):
         if re.search(r"\\(?:boxed|fbox)\s*\{", tail) and not boxes(tail):
             return None  # a box that does not close is an answer that was not finished
         value = _last_value(_unmarked(tail), every_number=False)
         if value is not None:
             return value
-    return None
+    return _sole(text)
+
+
+def _sole(text: str) -> str | None:
+    """A text that is a value and nothing else: 42, (B), 5 + 7 = 12."""
+    bare = stripped(text[: MAX_TEXT + 1]).strip(" .!")
+    if len(bare) > 120 or "\n" in text.strip():
+        return None
+    value = read(bare, True)
+    if CHOICE.fullmatch(bare):
+        return bare
+    if value is None or wordy(value, bare) or not re.search(r"\d|\\[A-Za-z]|[∞π√]", bare):
+        return None
+    return outcome(bare)
 
 
 def _number(text: str, complete: bool) -> str | None:
@@ -343,20 +421,34 @@ def _last_value(text: str, every_number: bool) -> str | None:
     for k in range(len(spans) - 1, max(-1, len(spans) - 1 - SENTENCES), -1):
         start, end = spans[k]
         sentence = reading.plain[start:end].replace("\x02", " ")
+        if "\x00" in sentence and (cell := _last_cell(reading.text[:end])) is not None:
+            return cell
         if sentence.rstrip().endswith("?") or _in_check(reading, spans, k):
             continue
-        concludes = _CONCLUDES.search(sentence) is not None
-        value = _value_in(
-            reading,
-            start,
-            end,
-            concludes,
-            every_number,
-            all(_FAREWELL.search(reading.plain[a:b].replace("\x02", " ")) for a, b in spans[k + 1 :]),
-        )
+        last = all(_FAREWELL.search(reading.plain[a:b].replace("\x02", " ")) for a, b in spans[k + 1 :])
+        hence = None
+        for hence in _HENCE.finditer(sentence):  # noqa: B007
+            pass
+        if hence is not None:  # "it takes 2/2=1, so the total is 2+1=3 bolts"
+            value = _value_in(reading, start + hence.end(), end, True, every_number, last)
+            if value is not None:
+                return value
+        value = _value_in(reading, start, end, _CONCLUDES.search(sentence) is not None, every_number, last)
         if value is not None:
             return value
     return None
+
+
+def _last_cell(text: str) -> str | None:
+    """Of the row of a table with which a text ends the last cell, where the head of its column says that answers stand there."""
+    rows: list[str] = []
+    for line in reversed(text.splitlines()):
+        if not line.strip().startswith("|"):
+            break
+        rows.append(line)
+    if len(rows) < 3 or not _ANSWERS.search(rows[-1]):
+        return None
+    return value_of(rows[0].strip().strip("|").rpartition("|")[2])
 
 
 def _in_check(reading: Passage, spans: Sequence[tuple[int, int]], k: int) -> bool:
@@ -383,15 +475,17 @@ def _value_in(reading: Passage, start: int, end: int, concludes: bool, every_num
         if DENIED.search(before):
             continue
         stated = COPULA.search(before) is not None or not re.search(r"\w", before)
+        after = reading.plain[g.end : end]
+        if _DENIED_AFTER.search(after):
+            continue
         if CONDITION.search(before) and not re.search(r"(?i)\b(?:is|are|be|equals?)\s*$|[:=]\s*$", before):
             continue
         if ("=" in g.text and k and _PLACE.search(before)) or _BY.search(before):
             continue
-        marked = reading.plain[start : g.start].count("\x02\x02") % 2 == 1
+        marked = reading.plain[start : g.start].count("\x02\x02") % 2 == 1 or reading.titled(start, g.start)
         delimited = reading.plain[g.start : g.start + 1] == "\x01"
-        alone = not reading.plain[start : g.start].strip(" \t\n\x02") and not reading.plain[g.end : end].strip(
-            " \t\n.,\x02"
-        )
+        alone = not reading.plain[start : g.start].strip(" \t\n\x02") and not after.strip(" \t\n.,\x02")
+        is_it = _IS_IT.search(after) is not None
         if g.formula or (delimited and (alone or any(c.isdigit() for c in g.text) or (stated and concludes))):
             return outcome(reading.with_unit(g, end))
         ends = (
@@ -399,15 +493,34 @@ def _value_in(reading: Passage, start: int, end: int, concludes: bool, every_num
             and before.strip()
             and "\x00" not in reading.masked[g.end : end].removeprefix(reading.unit_mask(g, end))
         )
-        if CHANGED_AFTER.search(reading.plain[g.end : end]):
+        if CHANGED_AFTER.search(after):
             return None
+        rest = reading.masked[g.end : end].removeprefix(reading.unit_mask(g, end)).strip(" \t\n.,!\x02")
+        apart = alone or (not before.strip() and not rest)
+        if (
+            last
+            and apart
+            and any(c.isdigit() for c in g.text)
+            and _PARAGRAPH.search(reading.text[max(0, start - 40) : start])
+        ):
+            return outcome(reading.with_unit(g, end))
+        sole = last and len(groups) == 1 and len(before.split()) > 1 and not _GIVEN.search(reading.plain[start:end])
         # of several plain numbers that follow one another, it is not clear which is meant
         clear = k == 0 or re.search(
             r"(?i)\b(?:is|are|be|equals?|gets?)(?:\s+(?:about|only|just))?\s*\$?$|[=:]\s*$", before
         )
-        if any(c.isdigit() for c in g.text) and (every_number or concludes or marked or ends):
+        if any(c.isdigit() for c in g.text) and (every_number or concludes or marked or ends or is_it or sole):
             modified = _MODIFIED.search(before) is not None
             return outcome(reading.with_unit(g, end)) if every_number or (clear and not modified) else None
+        if (
+            not _REASON.sub("", after).strip(" .!\n\x02")
+            and last
+            and CHOICE.fullmatch(g.text)
+            and OPTION.search(before)
+        ):
+            return g.text
+        if is_it and CHOICE.fullmatch(g.text) and (OPTION.search(before) or not re.search(r"\w", before)):
+            return g.text
         chosen = concludes or stated or OPTION.search(before) or re.search(r"\b(?:with|by)\s*$", before)
         if (
             chosen
@@ -424,12 +537,38 @@ def _value_in(reading: Passage, start: int, end: int, concludes: bool, every_num
         if not re.search(r"\w", before) or (COPULA.search(before) and not DENIED.search(before)):
             return bold if not bold.endswith(":") else None
     named = last and _SUBJECT.search(reading.plain[start:end]) is not None
+    if last and not groups:
+        count = _counted(reading.text[start:end])
+        if count is not None:
+            return count
     if (concludes or named) and not groups:
         sentence = reading.text[start:end].strip().rstrip(".!")
         said = re.split(r"(?i)\b(?:is|are|be|get|equals)\b|:\s", sentence)
         words = said[-1].strip(" .,;:!*_\"'")
         if len(said) > 1 and 0 < len(words.split()) <= 3 and not DOUBT.search(sentence):
             return words
+    return None
+
+
+_COUNTED = re.compile(
+    r"(?i)\b(?:is|are|be|equals?|gets?|makes?|needs?|takes?|leaves?|has|have)\s+((?:[a-z]+[ -]?){1,10})[.!]?\s*$"
+)
+
+
+def _counted(sentence: str) -> str | None:
+    """The number in words that a sentence ends with, or ends with but for a word or two: "There are twenty-one ways." """
+    said = _COUNTED.search(sentence)
+    if said is None or DOUBT.search(sentence):
+        return None
+    words = said[1].lower().split()
+    for n in range(len(words), max(0, len(words) - 3), -1):
+        after = words[n:]
+        if spelled(" ".join(words[:n])) is not None:
+            return (
+                " ".join(words[:n])
+                if not NO_UNIT.intersection(after) and "of" not in after and "and" not in after
+                else None
+            )
     return None
 
 
@@ -447,15 +586,26 @@ def find(response: str, extract: Sequence[str] = EXTRACT, finish: str = "stop") 
     complete = finish != "length"
     parts = list(_parts(response))
     for part in parts:
+        shown = _unfenced(part)
         for kind in extract:
-            text = _WAYS[kind](part, complete)
+            text = _WAYS[kind](part if kind in ("boxed", "tag", "whole") else shown, complete)
             if text is not None and text.strip():
-                return Found(text.strip(), kind)
+                return Found(text.strip(), kind, "," in text and _comma(part, text))
     for part in parts if "line" in extract else []:
         raw = _raw_line(part, complete)
         if raw is not None:
             return Found(raw, "line")
     return None
+
+
+def _comma(text: str, answer: str) -> bool:
+    """Whether the line that holds an answer is written in a language whose decimals have a comma: 2,5."""
+    at = text.rfind(answer)
+    if at < 0:
+        return False
+    start, end = text.rfind("\n", 0, at) + 1, text.find("\n", at)
+    line = text[max(start, at - 400) : at] + (text[at + len(answer) : end if end >= 0 else None])[:400]
+    return _COMMA_LANGUAGE.search(line) is not None and _ENGLISH.search(line) is None
 
 
 def extract_answer(response: str, extract: Sequence[str] = EXTRACT, finish: str = "stop") -> str | None:

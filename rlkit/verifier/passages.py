@@ -18,13 +18,17 @@ _LABEL = (
     r"(?:steps?|figures?|fig|equations?|eq|questions?|problems?|exercises?|cases?|parts?|pages?|sections?|chapters?|tables?|theorems?"
     r"|lemmas?|examples?|methods?|lines?|rows?|columns?|grades?|version)"
 )
+_MEASURES = "|".join(sorted((name for name in (*UNITS, "units", "unit") if len(name) > 1), key=len, reverse=True))
+_POWER = r"(?:\^(?:[23]|\{[23]\})|[\u00b2\u00b3])"
 _WORDS = re.compile(
     _KEEP
     + rf"|(?P<label>(?<![\w\\]){_LABEL}\.?\s+\(?\d[\d.]*\)?(?!\w))"
+    + rf"|(?P<power>(?<![A-Za-z\\])(?:(?<=\d )m|{_MEASURES}){_POWER}(?![\w^]))"
     + r"|(?P<cjk>[\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]+)"
-    + rf"|(?P<digits>\d(?:[\d,]*\d)?(?:\.\d+)?)(?P<after>(?:(?![{_SIGNS}])\w)*(?:-[^\W\d_]\w*)*)"
+    + rf"|(?P<digits>\d(?:[\d,]*\d)?(?:\.\d+)?)(?P<after>(?:(?![{_SIGNS}])\w)*(?:-[^\W\d_]\w*)*)(?:{_POWER})?"
     + rf"|(?P<letters>(?![{_SIGNS}])"
-    + r"[^\W\d_](?:[^\W_]|['’](?=[^\W\d_]))*(?:-(?=[^\W\d_][^\W\d_])[^\W_]+|_(?=[^\W\d_]{2})\w+)*)",
+    + rf"[^\W\d_](?:(?![{_SIGNS}])[^\W_]|['’](?=[^\W\d_]))*"
+    + r"(?:-(?=[^\W\d_][^\W\d_])[^\W_]+|_(?=[^\W\d_]{2})\w+)*)",
     re.DOTALL | re.IGNORECASE,
 )
 _NAMES = frozenset("sin cos tan cot sec csc log ln exp sqrt pi arcsin arccos arctan mod gcd lcm".split())
@@ -40,10 +44,19 @@ _UNIT_WORDS = re.compile(
 )
 _END_OF_SENTENCE = re.compile(r"\n|[.!?](?=[\s\"'”’)\x02]|$)|[。！？]")
 INTRODUCED = re.compile(
-    r"(?i)^\s*\\(?:text|mbox|textbf|mathrm)\s?\{[^{}]{0,80}?(?:\b(?:is|are|equals)|[:=])\s*\}\s*(?=\S)"
+    r"(?i)^\s*\\(?:text|mbox|textbf|mathrm)\s?\{[^{}]{0,80}?(?:\b(?:is|are|was|were|equals|has|have|had|gets?|makes?|needs?|takes?|costs?|pays?|earns?)|[:=])"
+    r"\s*\}\s*(?=\S)"
 )
 # two stars or underlines that are no power and no part of a word
 EMPHASIS = re.compile(r"(?<![\w)}*])\*{2,3}|\*{2,3}(?![\w({\\*])|(?<!\w)__|__(?!\w)|`")
+# a dash before a number that follows nothing it could be taken from is a minus; "5 \u2013 7" and "5\u20137" are a range
+DASH = re.compile(r"(?<![\w)}\]])(?<![\d)}\]$][ ])[\u2013\u2014](?=\d|\.\d|\\[dt]?frac)")
+_ROW = re.compile(r"^[ \t]*\|.*\|[ \t]*$", re.MULTILINE)  # of a table
+# a parenthesis with words is beside the point
+_ASIDE = re.compile(
+    r"(?<=\S)[ ]\([^()\n\x01$\\]*?(?<![A-Za-z])(?!sqrt|sin|cos|tan|log|base)[A-Za-z]{3,}[^()\n]*\)"
+    r"|(?<=\d)[ ]\((?:[≈~=]\s?)?-?[\d.,]+\s?%\)"
+)
 _JOINS = re.compile(r"\s*(?:,|;|,?\s*(?:and|or|und|et|y|oder|ou|o|和|或))\s*")
 _RANGES = re.compile(r"\s*(?:to|through|–|-)\s*")
 _NO_SINGLE = {"in", "a", "I", "m", "s", "g", "h", "l", "day", "days", "min"}
@@ -93,7 +106,8 @@ class Passage:
             shadow[start:end] = "\x01" * (end - start)
         hidden = "".join(shadow)
         self.plain = EMPHASIS.sub(lambda m: "\x02" * len(m[0]), hidden)
-        self.masked = _WORDS.sub(_mask, self.plain)
+        self.plain = _ROW.sub(lambda m: m[0].replace("|", "\x00"), self.plain)
+        self.masked = _WORDS.sub(_mask, _ASIDE.sub(lambda m: "\x00" * len(m[0]), self.plain))
 
     def sentences(self) -> list[tuple[int, int]]:
         """Spans of sentences and lines, in order."""
@@ -131,6 +145,10 @@ class Passage:
                 g = Group(last.start, g.end, f"{last.text} to {g.text}", last.formula or g.formula)
             out.append(g)
         return out
+
+    def titled(self, start: int, at: int) -> bool:
+        """Whether a position stands in a heading that begins at ``start``."""
+        return re.match(r"\s*#{1,6}\s", self.plain[start:at]) is not None
 
     def with_unit(self, g: Group, end: int) -> str:
         """A value with the unit that follows it as a word."""
@@ -183,10 +201,10 @@ def _mask(m: re.Match[str]) -> str:
             or after[0].isdigit()
         ):
             return "\x00" * len(whole)
-        if len(after) <= 2 and after.isascii() and after.lower() not in UNITS:
-            return whole  # 3x, 2ab
+        if (len(after) <= 2 and after.isascii() and after.lower() not in UNITS) or after in _NAMES:
+            return whole  # 3x, 2ab, 5sqrt
         if after.lower() in UNITS or not after.isascii():
-            return m["digits"] + "\x00" * len(after)  # 5cm: the unit is read from the text
+            return m["digits"] + "\x00" * (len(whole) - len(m["digits"]))  # 5cm: the unit is read from the text
         return "\x00" * len(whole)
     letters = m["letters"]
     if letters and ((len(letters) == 1 and letters.isascii()) or letters.lower() in _NAMES):

@@ -19,7 +19,7 @@ DENIED = re.compile(
     r"|either|neither|nor|might|could|may|except|unless|without|instead\s+of|up\s+to|unsure)|n['’]t)\b(?:\s+[\w'’]+){0,3}[\s(]*$"
 )
 CONDITION = re.compile(
-    r"(?i)\b(?:for|when|where|if|since|because|whenever|assuming|provided|given(?!\s+by))"
+    r"(?i)\b(?:for|when|where|if|since|because|whenever|assuming|provided|(?<!the )given(?!\s+by))"
     r"(?:\s+[\w'’-]+){0,3}\s*$"
 )
 # words that make another number of the one they stand before, behind or between
@@ -28,7 +28,7 @@ _CHANGED = re.compile(
     r"|over|out|per|in|by|choose|mod|modulo|remainder|less|more|fewer|exceeds?|none|log|raised|power|product|but|except)\b"
 )
 CHANGED_AFTER = re.compile(
-    r"(?i)^[\s\x02]*(?:squared|cubed|dozen|factorial|times|more|less|fewer|percent\s+of|of\s+the\s*\d|\+)"
+    r"(?i)^[\s\x02]*(?:squared|cubed|dozen|factorial|times|(?:more|less|fewer)\s+than|percent\s+of|of\s+the\s*\d|\+)"
 )
 _IS = re.compile(
     r"(?i)(?:\b(?:is|are|was|were|be|equals?|gets?|gives?|yields?|have|has|had|makes?|means|needs?|takes?|costs?)\b|[:=,])"
@@ -45,13 +45,15 @@ _MONTH = re.compile(
     r"(?i)\b(?:january|february|march|april|may|june|july|august|september|october|november|december|base)\s*$"
 )
 CHOICE = re.compile(r"\(?[A-J]\)?")
-OPTION = re.compile(r"(?i)\b(?:option|choice|letter|answer)\s*:?\s*$")
+OPTION = re.compile(
+    r"(?i)\b(?:(?:option|choice|letter|answer)(?:\s+(?:is|are|must\s+be|would\s+be|will\s+be))?|choose|chose|pick|select|go\s+with|opt\s+for)\s*:?\s*$"
+)
 
 
 def outcome(text: str) -> str:
     """Of 3 + 4 = 7, or x = 3 + 4 = 7, what it comes to: the working of an answer that no box holds is not graded."""
     parts = re.split(r"(?<![<>!:=\\])=(?!=)", text)
-    if len(parts) == 1 or "\\begin" in text or re.search(r"[,;]\s*[A-Za-z]\w?\s*=", text):
+    if len(parts) == 1 or "\\begin" in text or re.search(r"(?:[,;]|\b(?:and|or)\b\s*\}?)\s*[A-Za-z]\w?\s*=", text):
         return text
     left = parts[0].strip(" {}")
     if len(parts) == 2 and re.search(
@@ -92,6 +94,9 @@ def value_of(phrase: str) -> str | None:
     introduced = INTRODUCED.match(phrase)
     if introduced and not DOUBT.search(introduced[0]):
         phrase = phrase[introduced.end() :]
+    instead = re.match(r"(?i)not\s.{1,60}?\bbut\s+(?:rather\s+|actually\s+|instead\s+)?(?=\S)", phrase)
+    if instead:
+        phrase = phrase[instead.end() :]
     aside = re.search(r"(?<=\S)\s+\([^()$\\]*[A-Za-z]{3}[^()$\\]*\)\s*$", phrase)
     if aside and not DOUBT.search(aside[0]):
         phrase = phrase[: aside.start()]

@@ -13,8 +13,9 @@ from typing import Any
 from rlkit.verifier.algebra import INFINITY, MAX_DEPTH, WORK, Expr, Unreadable, number, symbol
 from rlkit.verifier.expressions import Parser
 from rlkit.verifier.regions import as_region, complement, intersection, merged
+from rlkit.verifier.spelled import NUMBER_WORDS, spelled
 from rlkit.verifier.text import clean, words
-from rlkit.verifier.tokens import CALLS, CONNECT, GREEK, NUMBER_WORDS, PLAIN, Token, enclosed, name_of, split, tokenize
+from rlkit.verifier.tokens import CALLS, CONNECT, GREEK, PLAIN, Token, enclosed, name_of, split, tokenize
 from rlkit.verifier.units import LARGE, NO_UNIT, SINGLE_LETTERS
 from rlkit.verifier.values import Based, Equation, Inequality, Items, Matrix, Ratio, Region, Scalar, Text, Value
 
@@ -44,6 +45,10 @@ class Reader:
         based = _based(s)
         if based is not None:
             return based
+        if "-" in s and re.fullmatch(r"(?:\\text\s?\{)?[A-Za-z][A-Za-z -]*\}?", s):
+            said = spelled(words(s))  # twenty-one
+            if said is not None:
+                return Scalar(number(said))
         runs = re.findall(r"[A-Za-z']+", s) if re.fullmatch(r"[A-Za-z][A-Za-z' ]*", s) else []
         if (
             len(runs) > 1
@@ -67,6 +72,10 @@ class Reader:
             or (tokens[0].kind == "word" and words(tokens[0].text) in ("approximately", "about", "roughly"))
         ):
             tokens = tokens[1:]
+        if len(tokens) > 1 and tokens[0].kind == "word" and words(tokens[0].text) in ("minus", "negative"):
+            if tokens[1].kind not in ("number", "cmd", "{", "("):
+                raise Unreadable("words before a value")
+            tokens = [Token("-", "-"), *tokens[1:]]
         if not tokens:
             raise Unreadable("empty")
         if len(tokens) == 1 and name_of(tokens[0]) == "emptyset":
@@ -94,8 +103,9 @@ class Reader:
 
     def _words(self, text: str) -> Value:
         plain = words(text)
-        if plain in NUMBER_WORDS:
-            return Scalar(number(NUMBER_WORDS[plain]))
+        said = spelled(plain)
+        if said is not None:
+            return Scalar(number(said))
         if plain in ("all real numbers", "all reals", "all real", "the real numbers", "real numbers"):
             return Region(((None, False, None, False),))
         if plain in (

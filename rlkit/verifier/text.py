@@ -88,6 +88,14 @@ TEXT_COMMAND = re.compile(
     r"\\(?:text(?:bf|rm|it|normal|up|sf|tt|sc)?|mbox|hbox|"
     r"math(?:rm|bf|it|sf|tt|bb|cal|ds)|Bbb|operatorname\*?|emph|mathop|underline|fbox|boxed)\s*\{"
 )
+# TeX's old way: {a \over b}
+_OVER = re.compile(
+    r"\{((?:[^{}]|\{[^{}]{0,60}\}){1,200}?)\\(over|choose)(?![A-Za-z])((?:[^{}]|\{[^{}]{0,60}\}){1,200})\}"
+)
+_MONEY = re.compile(r"([€£])\s?(\d[\d,.]*)")
+_CLOCK = re.compile(
+    r"(?<=:\d\d)\s*([AaPp])\.?\s?[Mm](?![A-Za-z])\.?|(?<=\d)\s*([AP])M(?![A-Za-z])|(?<=\d)\s*([ap])\.\s?m\."
+)
 _REALS = re.compile(r"\\(?:mathbb|Bbb|mathbf|mathds)\s*(?:\{\s*R\s*\}|R(?![A-Za-z]))")
 _WRAPPED = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"), ('"', '"'))
 
@@ -101,7 +109,10 @@ def clean(text: str) -> str:
     if len(text) > 4 * MAX_TEXT:
         raise Unreadable("the answer is too long")
     s = text.strip()
+    if "=" in s:
+        s = s.replace("<=", r"\le ").replace(">=", r"\ge ").replace("!=", r"\ne ")
     if not s.isascii():
+        s = _MONEY.sub(r"\2\1", s)
         s = re.sub("[⁰¹²³⁴-⁹⁻⁺ⁿ]+", lambda m: "^{" + "".join(_SUPER[c] for c in m[0]) + "}", s)
         s = re.sub("[₀-₉]+", lambda m: "_{" + "".join(_SUB[c] for c in m[0]) + "}", s)
         s = re.sub(r"√\s?(\d+(?:\.\d+)?|[A-Za-z])", r"\\sqrt{\1}", s).replace("√", r"\sqrt ")
@@ -120,7 +131,14 @@ def clean(text: str) -> str:
             break
     s = re.sub(r"\\\\(?:\[[^\]]{0,12}\])?", r"\\newrow " if r"\begin" in s else r"\\", s)  # without rows: escaped twice
     s = _REALS.sub(r"\\reals ", s)
+    if r"\over" in s or r"\choose" in s:
+        s = f"{{{s}}}"  # the braces around a formula as a whole may be left out
+        for _ in range(3):
+            s = _OVER.sub(lambda m: rf"\{'frac' if m[2] == 'over' else 'binom'}{{{m[1]}}}{{{m[3]}}}", s)
+        s = s[1:-1] if s.startswith("{") and s.endswith("}") and braced(s, 1) == len(s) else s
+    s = _CLOCK.sub(lambda m: rf" \text{{{(m[1] or m[2] or m[3]).lower()}m}}", s)
     s = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", _THOUSANDS.sub("", s))
+    s = re.sub(r"(?<=\d)\{,\}(?=\d)", ".", s)  # not before three digits: a decimal comma
     s = _DROPPED.sub(" ", s)
     s = _BLANK.sub(" ", s)
     s = re.sub(r" {2,}", " ", s).strip()

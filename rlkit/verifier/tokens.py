@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from rlkit.verifier.algebra import MAX_DEPTH, Unreadable
 from rlkit.verifier.numeric import FUNCTIONS
+from rlkit.verifier.spelled import NUMBER_WORDS
 from rlkit.verifier.text import TEXT_COMMAND, braced
 from rlkit.verifier.units import UNITS
 
@@ -75,13 +76,6 @@ _TOKEN = re.compile(
     r"|(?P<cmd>\\(?:[A-Za-z]+|.))|(?P<letters>[A-Za-z]+)|(?P<other>\S)",
     re.DOTALL,
 )
-NUMBER_WORDS = {
-    word: number
-    for number, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-        "nineteen twenty".split()
-    )
-}
 GREEK = frozenset(
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega "
     "Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar".split()

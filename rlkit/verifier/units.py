@@ -49,6 +49,9 @@ SINGLE_LETTERS = {"m", "s", "g", "h", "l"}
 def unit_of(text: str) -> tuple[str, Fraction] | None:
     """Dimension and size of a unit as written after a number ("sq. cm", "inches^2", "cubic feet"), or None if it is not known."""
     s = re.sub(r"[{}.\\]", " ", text.casefold()).strip()
+    clock = re.fullmatch(r"([ap]) ?m", s)
+    if clock:
+        return f"{clock[1]}.m.", Fraction(1)
     s = re.sub(r"\s+", " ", s)
     power_of = 1
     for word, n in (("square ", 2), ("sq ", 2), ("cubic ", 3), ("cu ", 3)):

@@ -107,8 +107,11 @@ def _choice(text: str) -> str | None:
     return found[1] or found[3]
 
 
-def _compare(found: str, gold: str, mode: Mode, boxed: bool) -> tuple[bool, Tier | None, Reason]:
-    """Whether the answer ``found`` is the reference ``gold``; outside of a box, a long decimal may stand for a fraction."""
+def _compare(found: str, gold: str, mode: Mode, boxed: bool, comma: bool) -> tuple[bool, Tier | None, Reason]:
+    """Whether the answer ``found`` is the reference ``gold``; outside of a box, a long decimal may stand for a fraction.
+
+    ``comma``: 2,5 may be a decimal; with three digits behind it, a comma is one of thousands.
+    """
     if _INTEGER.fullmatch(found) and _INTEGER.fullmatch(gold):
         if found == gold:
             return True, "string", "equal"
@@ -131,13 +134,15 @@ def _compare(found: str, gold: str, mode: Mode, boxed: bool) -> tuple[bool, Tier
     if (words or re.fullmatch(r"[a-z]{3,}", one[1])) and one[1] == two[1] and not re.search(r"\d \d", two[1]):
         return True, "string", "equal"
     label = re.fullmatch(
-        r"(?:\\(?:text|mathrm|textbf|mathbf)\s?\{)?\(([A-J])\)\}?(?=[\s\d\\-])(.{1,300})", two[0], re.DOTALL
+        r"(?:\\(?:text|mathrm|textbf|mathbf)\s?\{)?(?:\([A-J]\)|[A-J][.):])\}?(?=[\s\d\\-])(.{1,300})",
+        two[0],
+        re.DOTALL,
     )
-    texts = [found, label[2]] if label else [found]  # (B) 12
+    texts = [found, label[1]] if label else [found]  # (B) 12
     comparison = Comparison(mode, boxed)
     golds = _readings(gold, True)
     readings = [v for text in texts for v in _readings(text, False)]
-    if mode == "permissive" and re.fullmatch(r"-?\d{1,9},\d{1,2}", two[0]):
+    if (mode == "permissive" or comma) and re.fullmatch(r"-?\$?\d{1,9},(?:\d{1,2}|\d{4,12})(?![\d,])[^,]*", two[0]):
         readings += _readings(two[0].replace(",", "."), False)
     undecided = not golds or not readings
     WORK.begin()
@@ -154,8 +159,10 @@ def _compare(found: str, gold: str, mode: Mode, boxed: bool) -> tuple[bool, Tier
 
 
 @functools.lru_cache(maxsize=16_384)
-def _decide(found: str, gold: str, mode: Mode, boxed: bool = True) -> tuple[bool, Tier | None, Reason]:
-    return _compare(found, gold, mode, boxed)
+def _decide(
+    found: str, gold: str, mode: Mode, boxed: bool = True, comma: bool = False
+) -> tuple[bool, Tier | None, Reason]:
+    return _compare(found, gold, mode, boxed, comma)
 
 
 def same_answer(answer: str, truth: str, mode: Mode = "strict") -> bool:
@@ -198,7 +205,9 @@ def verify(
     for candidate, gold in ((f, g) for f in (found.text, *joined) for g in golds):
         short = len(candidate) <= 4 * MAX_TEXT
         correct, tier, reason = (
-            _decide(candidate, gold, mode, found.way == "boxed") if short else (candidate == gold, "string", "refused")
+            _decide(candidate, gold, mode, found.way == "boxed", found.comma)
+            if short
+            else (candidate == gold, "string", "refused")
         )
         verdict = Verdict(correct, candidate, gold, tier, reason if not correct else "equal", found.way)
         if correct:

@@ -667,7 +667,7 @@ def test_an_audit_counts_reasons_and_disagreements(tmp_path: Path, capsys: pytes
         (r"\boxed{6}", "5", True, "stop"),
         ("cut", "5", False, "length"),
         (r"\boxed{0.5}", "1/2", True, "stop"),
-        ("5", "5", True, "stop"),
+        ("five", "5", True, "stop"),
     ]
     file = tmp_path / "responses.jsonl"
     file.write_text(
