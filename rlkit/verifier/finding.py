@@ -30,6 +30,7 @@ from rlkit.errors import ConfigError
 from rlkit.verifier.algebra import MAX_TEXT
 from rlkit.verifier.passages import DASH, Passage, formulas
 from rlkit.verifier.phrases import (
+    ARTICLE,
     BEFORE,
     CHANGED_AFTER,
     CHOICE,
@@ -37,6 +38,7 @@ from rlkit.verifier.phrases import (
     COPULA,
     DENIED,
     DOUBT,
+    MONTH,
     OPTION,
     PROSE,
     outcome,
@@ -96,8 +98,11 @@ _STATES: dict[str, re.Pattern[str]] = {
         ),
         ("option choice", rf"{_GAP}(?:is\b|:)"),
         ("ans", r"\.?[ \t]*[:=]"),
-        ("réponse reponse", rf"(?:\s+finale)?{_GAP}(?:est\b|:)"),
-        ("respuesta resposta risposta", rf"(?:\s+finale?)?{_GAP}(?:(?:es|é|è)(?!\w)|:)"),
+        ("réponse reponse", rf"(?:\s+(?:finale|correcte|exacte))?{_GAP}(?:est\b|:)"),
+        (
+            "respuesta resposta risposta",
+            rf"(?:\s+(?:finale?|corr?ec?ta|corretta|exacta))?{_GAP}(?:(?:es|é|è)(?!\w)|:)",
+        ),
         ("antwort ergebnis", rf"{_GAP}(?:(?:ist|lautet)\b|:)(?:\s*:)?"),
         ("ответ", rf"{_GAP}(?:[:—–-]|равен\b)"),
         ("odpowiedź", rf"{_GAP}(?:to\b|:)"),
@@ -109,6 +114,11 @@ _STATES: dict[str, re.Pattern[str]] = {
     )
     for word in words.split()
 }
+# "I do not think that the answer is 5", "if the answer is 5"
+_DISOWNED = re.compile(
+    r"(?i)\b(?:n['’]t|not)\s+(?:think|believe|say|mean)\b[^.,;\n]*$|n['’]t\s+(?:think|believe|say|mean)\b[^.,;\n]*$"
+    r"|\b(?:if|whether|unless|doubt)\s+(?:that\s+)?(?:the|my|our)?\s*$"
+)
 _BEFORE_CHOICE = re.compile(r"(?i)\b(?:correct|right)\s+$")
 _HEADING = re.compile(r"(?i)(?:^|\n)[ \t>]*(?:#{1,6}[ \t]*|\*\*|__)(?:the\s+)?(?:(?:final|correct)\s+)?$")
 _HEADED = re.compile(r"[ \t]*(?:\*\*|__)?[ \t]*(?=\n)")
@@ -131,6 +141,7 @@ _IS_IT = re.compile(
     r"(?i)^[\s\x02.)]*(?:is|are|will\s+be|would\s+be|must\s+be)\s+(?:the|our|my|your)\s+"
     r"(?:(?:final|correct|right|required|requested|desired|wanted|only|best)\s+){0,2}(?:answer|result|solution|value|number|choice|option|one)\b"
     r"|^[\s\x02.)]*(?:is|must\s+be)\s+(?:correct|right|true)\b"
+    r"|^\s*(?:[A-Za-z/^²³]+\s+){0,3}as\s+(?:the|our|my)\s+(?:final\s+)?(?:answer|result|solution)\b"
 )
 # a last sentence of these kinds tells what was given, or why
 _GIVEN = re.compile(
@@ -146,7 +157,15 @@ _COMMA_LANGUAGE = re.compile(
 _ENGLISH = re.compile(r"(?i)\b(?:the|is|answer|so|of|and|therefore|we|it)\b")
 _REASON = re.compile(r"(?i)[,;]?\s+(?:because|since|as|which|where|when|while)\b.*$", re.DOTALL)
 _ANSWERS = re.compile(r"(?i)\b(?:answers?|results?|values?|solutions?)[\s*_]*\|?\s*$")  # the last of a table's heads
-_OPENS = re.compile(r"(?:\*\*|__)([^*_\n]{1,80})(?:\*\*|__)[ \t.]*\n[ \t]*\n")
+# a text that begins with a line for its result
+_OPENS = re.compile(
+    r"(?i)(?:\*\*|__)(?:(?:final\s+)?(?:result|solution|value|total)\s*)?(?::\s*(?:\*\*|__))?\s*([^*_\n:]{1,80}?)(?:\*\*|__)?"
+    r"[ \t.]*\n[ \t]*\n"
+)
+_CLEAR = re.compile(r"(?i)\b(?:is|are|be|equals?|gets?)(?:\s+(?:about|only|just))?\s*\$?$|[=:]\s*$")
+_COUNTED = re.compile(
+    r"(?i)\b(?:is|are|be|equals?|gets?|makes?|needs?|takes?|leaves?|has|have)\s+((?:[a-z]+[ -]?){1,10})$"
+)
 _ADVERBS = re.compile(
     r"(?i)^(?:(?:therefore|thus|hence|then|indeed|simply|clearly|obviously|actually|in\s+fact|precisely|exactly)\b[,:\s]*)+"
 )
@@ -156,7 +175,7 @@ _FAREWELL = re.compile(
     r"|^[^\w\x00\x01]*$"
 )
 _LATER = re.compile(
-    r"(?i)\b(?:so|thus|therefore|hence|total|result|answer|finally|conclu\w+|equals?|wait|actually)\b|\*\*|∴"
+    r"(?i)\b(?:so|thus|therefore|hence|total|result|answer|finally|conclu\w+|equals?|wait|actually)\b|\*\*[^*\n]*\d[^*\n]*\*\*|∴"
 )
 _SUBJECT = re.compile(
     r"(?i)\b(?:result|value|answer|outcome|solution|quantity|total|choice|option)\b[^.:]{0,60}(?:\b(?:is|are|be)\b|:)\s+\S+(?:\s\S+){0,2}[.!\s\x02]*$"
@@ -269,7 +288,7 @@ def _statements(text: str) -> list[int]:
             m = states.match(text, end)
             if m is None and word == "answer" and _HEADING.search(text[max(0, at - 40) : at]):
                 m = _HEADED.match(text, end)
-            if m is not None:
+            if m is not None and not _DISOWNED.search(text, max(0, at - 60), at):
                 found.add(m.end())
     return sorted(found)[-_TRIES:]
 
@@ -291,14 +310,14 @@ def _statement(text: str, at: int, complete: bool) -> str | None:
     display = re.match(r"\s*(?:\\\[|\$\$)\s*", rest)
     if display:
         end = rest.find(r"\]" if r"\[" in display[0] else "$$", display.end())
-        return rest[display.end() : end].strip(" \t\n.,") or None if end >= 0 else None
+        return rest[display.end() : end].strip().rstrip(" \t\n.,") or None if end >= 0 else None
     rest = rest.lstrip().lstrip("|").lstrip()
     found = _STOP.search(_without_formulas(rest))
     if found is None and not complete:
         return None  # cut off inside the answer: 12 of 123
     if found is not None and not complete and found.end() >= len(rest) and not found[0].startswith("\n"):
         return None
-    said = _ADVERBS.sub("", rest[: found.start() if found else None].strip(" \t:|"))
+    said = _ADVERBS.sub("", rest[: found.start() if found else None].strip(" \t:|,"))
     return (said[:-1] if _EXCLAIMED.search(said) else said) or None
 
 
@@ -397,7 +416,11 @@ def _sole(text: str) -> str | None:
     if len(bare) > 120 or "\n" in text.strip():
         return None
     value = read(bare, True)
-    if CHOICE.fullmatch(bare):
+    if spelled(bare.lower()) is not None:
+        return bare
+    if re.match(r"[A-Za-z]+['’ ]", bare) and isinstance(value, Scalar):
+        return None  # "I'd say 17"
+    if CHOICE.fullmatch(bare) or re.fullmatch(r"\([a-j]\)", bare):
         return bare
     if value is None or wordy(value, bare) or not re.search(r"\d|\\[A-Za-z]|[∞π√]", bare):
         return None
@@ -466,109 +489,98 @@ def _in_check(reading: Passage, spans: Sequence[tuple[int, int]], k: int) -> boo
 
 
 def _value_in(reading: Passage, start: int, end: int, concludes: bool, every_number: bool, last: bool) -> str | None:
+    """The value that a sentence states; ``last``: it ends the text, ``concludes``: it says that it is a conclusion."""
     groups = reading.groups(start, end)
-    bold = reading.bold(start, end)
+    given = _GIVEN.search(reading.plain[start:end]) is not None and not concludes
     for k in range(len(groups) - 1, -1, -1):
         g = groups[k]
         left = groups[k - 1].end if k else start
         before = reading.plain[max(left, g.start - BEFORE) : g.start].replace("\x02", " ")
-        if DENIED.search(before):
-            continue
-        stated = COPULA.search(before) is not None or not re.search(r"\w", before)
-        after = reading.plain[g.end : end]
-        if _DENIED_AFTER.search(after):
+        after = reading.plain[g.end : end].replace("\x02", " ")
+        if DENIED.search(before) or _DENIED_AFTER.search(after) or _BY.search(before):
             continue
         if CONDITION.search(before) and not re.search(r"(?i)\b(?:is|are|be|equals?)\s*$|[:=]\s*$", before):
             continue
-        if ("=" in g.text and k and _PLACE.search(before)) or _BY.search(before):
+        if "=" in g.text and k and _PLACE.search(before):
             continue
         marked = reading.plain[start : g.start].count("\x02\x02") % 2 == 1 or reading.titled(start, g.start)
         delimited = reading.plain[g.start : g.start + 1] == "\x01"
-        alone = not reading.plain[start : g.start].strip(" \t\n\x02") and not after.strip(" \t\n.,\x02")
-        is_it = _IS_IT.search(after) is not None
-        if g.formula or (delimited and (alone or any(c.isdigit() for c in g.text) or (stated and concludes))):
+        digits = any(c.isdigit() for c in g.text)
+        stated = COPULA.search(before) is not None or not re.search(r"\w", before)
+        alone = not reading.plain[start : g.start].strip(" \t\n\x02") and not after.strip(" \t\n.,")
+        if g.formula or (delimited and (alone or digits or (stated and concludes))):
             return outcome(reading.with_unit(g, end))
-        ends = (
-            last
-            and before.strip()
-            and "\x00" not in reading.masked[g.end : end].removeprefix(reading.unit_mask(g, end))
-        )
         if CHANGED_AFTER.search(after):
             return None
-        rest = reading.masked[g.end : end].removeprefix(reading.unit_mask(g, end)).strip(" \t\n.,!\x02")
-        apart = alone or (not before.strip() and not rest)
-        if (
-            last
-            and apart
-            and any(c.isdigit() for c in g.text)
-            and _PARAGRAPH.search(reading.text[max(0, start - 40) : start])
-        ):
-            return outcome(reading.with_unit(g, end))
-        sole = last and len(groups) == 1 and len(before.split()) > 1 and not _GIVEN.search(reading.plain[start:end])
-        # of several plain numbers that follow one another, it is not clear which is meant
-        clear = k == 0 or re.search(
-            r"(?i)\b(?:is|are|be|equals?|gets?)(?:\s+(?:about|only|just))?\s*\$?$|[=:]\s*$", before
-        )
-        if any(c.isdigit() for c in g.text) and (every_number or concludes or marked or ends or is_it or sole):
-            modified = _MODIFIED.search(before) is not None
-            return outcome(reading.with_unit(g, end)) if every_number or (clear and not modified) else None
-        if (
-            not _REASON.sub("", after).strip(" .!\n\x02")
-            and last
-            and CHOICE.fullmatch(g.text)
-            and OPTION.search(before)
-        ):
-            return g.text
-        if is_it and CHOICE.fullmatch(g.text) and (OPTION.search(before) or not re.search(r"\w", before)):
-            return g.text
-        chosen = concludes or stated or OPTION.search(before) or re.search(r"\b(?:with|by)\s*$", before)
-        if (
-            chosen
-            and (
-                marked
-                or concludes
-                or (last and (delimited or (COPULA.search(before) and "\x00" not in reading.masked[g.end : end])))
+        unit = len(reading.unit_mask(g, end))
+        words = reading.masked[g.end + unit : end]  # after it and its unit
+        is_it = _IS_IT.search(after[unit:]) is not None
+        if digits:
+            month = MONTH.search(before)
+            if month is not None:
+                return f"{month[0].strip()} {g.text}" if concludes and not words.strip(" .!\n\x02") else None
+            if last and not before.strip() and not words.strip(" \t\n.,!\x02") and _apart(reading.text, start):
+                return outcome(reading.with_unit(g, end))
+            ends = last and not given and before.strip() and "\x00" not in words[: len(words) - len(_reason(after))]
+            sole = last and not given and len(groups) == 1 and len(before.split()) > 1
+            if every_number or concludes or marked or is_it or ends or sole:
+                # of several plain numbers that follow one another, it is not clear which is meant
+                clear = k == 0 or _CLEAR.search(before) or re.search(r"\d.*=", g.text)
+                modified = _MODIFIED.search(before) is not None
+                return outcome(reading.with_unit(g, end)) if every_number or (clear and not modified) else None
+        elif CHOICE.fullmatch(g.text) and (
+            (is_it and (OPTION.search(before) or not re.search(r"\w", before)))
+            or (last and OPTION.search(before) and not after[: len(after) - len(_reason(after))].strip(" .!\n"))
+            or (
+                (concludes or stated or OPTION.search(before) or re.search(r"\b(?:with|by)\s*$", before))
+                and (marked or concludes or (last and (delimited or (COPULA.search(before) and "\x00" not in words))))
             )
-            and CHOICE.fullmatch(g.text)
         ):
             return g.text
+    return _words_in(reading, start, end, concludes, last, bool(groups))
+
+
+def _apart(text: str, start: int) -> bool:
+    """Whether a paragraph begins at a position, or what a colon before it announces."""
+    return _PARAGRAPH.search(text[max(0, start - 40) : start]) is not None
+
+
+def _reason(after: str) -> str:
+    """The part of a sentence's end that tells why, or more of a value: "because ...", "which is more than 46"."""
+    found = _REASON.search(after)
+    return found[0] if found else ""
+
+
+def _words_in(reading: Passage, start: int, end: int, concludes: bool, last: bool, values: bool) -> str | None:
+    """The answer that a sentence gives in words: emphasised ones, a number, or what the result is said to be."""
+    bold = reading.bold(start, end)
     if bold is not None and _WORDS_ONLY.fullmatch(bold):
         before = reading.plain[start : reading.plain.rfind("\x02\x02" + bold, start, end)].replace("\x02", " ")
         if not re.search(r"\w", before) or (COPULA.search(before) and not DENIED.search(before)):
             return bold if not bold.endswith(":") else None
-    named = last and _SUBJECT.search(reading.plain[start:end]) is not None
-    if last and not groups:
-        count = _counted(reading.text[start:end])
-        if count is not None:
-            return count
-    if (concludes or named) and not groups:
-        sentence = reading.text[start:end].strip().rstrip(".!")
+    if values:
+        return None
+    sentence = reading.text[start:end].strip().rstrip(".!")
+    if DOUBT.search(sentence):
+        return None
+    count = _counted(sentence) if last else None
+    if count is not None:
+        return count
+    if concludes or (last and _SUBJECT.search(reading.plain[start:end])):
         said = re.split(r"(?i)\b(?:is|are|be|get|equals)\b|:\s", sentence)
-        words = said[-1].strip(" .,;:!*_\"'")
-        if len(said) > 1 and 0 < len(words.split()) <= 3 and not DOUBT.search(sentence):
+        words = ARTICLE.sub("", said[-1].strip(" .,;:!*_\"'"))
+        if len(said) > 1 and 0 < len(words.split()) <= 3:
             return words
     return None
 
 
-_COUNTED = re.compile(
-    r"(?i)\b(?:is|are|be|equals?|gets?|makes?|needs?|takes?|leaves?|has|have)\s+((?:[a-z]+[ -]?){1,10})[.!]?\s*$"
-)
-
-
 def _counted(sentence: str) -> str | None:
-    """The number in words that a sentence ends with, or ends with but for a word or two: "There are twenty-one ways." """
+    """The number in words that a sentence ends with, or ends with but for a word or two: "There are twenty-one ways"."""
     said = _COUNTED.search(sentence)
-    if said is None or DOUBT.search(sentence):
-        return None
-    words = said[1].lower().split()
+    words = said[1].lower().split() if said else []
     for n in range(len(words), max(0, len(words) - 3), -1):
-        after = words[n:]
         if spelled(" ".join(words[:n])) is not None:
-            return (
-                " ".join(words[:n])
-                if not NO_UNIT.intersection(after) and "of" not in after and "and" not in after
-                else None
-            )
+            return None if {*NO_UNIT, "of", "and"}.intersection(words[n:]) else " ".join(words[:n])
     return None
 
 

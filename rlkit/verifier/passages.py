@@ -15,7 +15,7 @@ _SIGNS = "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞⁰¹²³⁴-⁹ⁿ₀-₉π
 _ENVIRONMENT = r"\\begin\{(?P<env>[A-Za-z]{1,12})\*?\}.{0,600}?\\end\{(?P=env)\*?\}"
 _KEEP = rf"(?P<keep>{_ENVIRONMENT}|\\(?:text|mathrm|mathbf|textbf|mathbb|mbox|operatorname)\s?\{{[^{{}}]{{0,80}}\}}|\\[A-Za-z]+|\\.)"
 _LABEL = (
-    r"(?:steps?|figures?|fig|equations?|eq|questions?|problems?|exercises?|cases?|parts?|pages?|sections?|chapters?|tables?|theorems?"
+    r"(?:steps?|figures?|fig|footnotes?|equations?|eq|questions?|problems?|exercises?|cases?|parts?|pages?|sections?|chapters?|tables?|theorems?"
     r"|lemmas?|examples?|methods?|lines?|rows?|columns?|grades?|version)"
 )
 _MEASURES = "|".join(sorted((name for name in (*UNITS, "units", "unit") if len(name) > 1), key=len, reverse=True))
@@ -42,7 +42,10 @@ _RUN = re.compile(
 _UNIT_WORDS = re.compile(
     r"[\s\x02]*((?:[A-Za-z]+\.?(?:\s?\^\s?\{?[23]\}?|²|³)?)(?:[ ]?(?:/|[ ])[ ]?[A-Za-z]+(?:\^\{?[23]\}?|²|³)?){0,3})"
 )
-_END_OF_SENTENCE = re.compile(r"\n|[.!?](?=[\s\"'”’)\x02]|$)|[。！？]")
+_END_OF_SENTENCE = re.compile(
+    r"\n|\\end\{(?:align|equation|gather|multline|aligned|eqnarray)\*?\}(?=\s+[A-Z])|[.!?](?=[\s\"'”’)\x02]|$)|[。！？]"
+)
+_NEXT = re.compile(r"[ \t]+(?=[A-Z])")  # after a displayed formula
 INTRODUCED = re.compile(
     r"(?i)^\s*\\(?:text|mbox|textbf|mathrm)\s?\{[^{}]{0,80}?(?:\b(?:is|are|was|were|equals|has|have|had|gets?|makes?|needs?|takes?|costs?|pays?|earns?)|[:=])"
     r"\s*\}\s*(?=\S)"
@@ -112,7 +115,12 @@ class Passage:
     def sentences(self) -> list[tuple[int, int]]:
         """Spans of sentences and lines, in order."""
         out, start = [], 0
-        for m in _END_OF_SENTENCE.finditer(self.plain):
+        displays = [
+            m
+            for _, b, _ in self.formulas
+            if self.text[b - 2 : b] in ("$$", r"\]") and (m := _NEXT.match(self.plain, b))
+        ]
+        for m in sorted([*_END_OF_SENTENCE.finditer(self.plain), *displays], key=lambda m: m.start()):
             if m[0] == "." and re.search(r"(?:^|\n)[\s\x02]*\d{1,2}$", self.plain[max(0, m.start() - 12) : m.start()]):
                 continue  # the number of a list's line
             if self.plain[start : m.end()].strip(" \t\n.\x02"):
@@ -126,7 +134,7 @@ class Passage:
         """The values between two positions, in order."""
         begin = start
         marker = re.match(
-            r"[\s\x02]*(?:#{1,6}\s|[-*•]\s|>\s|\(?\d{1,2}[.)]\s+(?=\S)|\(?[a-z]\)\s)+", self.plain[start:end]
+            r"[\s\x02]*(?:#{1,6}\s|[-*•]\s|>\s|\(?\d{1,2}[.)]\s+(?=\S)|\(?[a-z]\)\s|A:\s)+", self.plain[start:end]
         )
         if marker and marker.end() < end - start:
             begin = start + marker.end()
@@ -207,6 +215,8 @@ def _mask(m: re.Match[str]) -> str:
             return m["digits"] + "\x00" * (len(whole) - len(m["digits"]))  # 5cm: the unit is read from the text
         return "\x00" * len(whole)
     letters = m["letters"]
+    if letters == "I" and re.match(r"\s+[a-z]{2}", m.string[m.end() : m.end() + 8]):
+        return "\x00"  # I got 5
     if letters and ((len(letters) == 1 and letters.isascii()) or letters.lower() in _NAMES):
         return whole
     return "\x00" * len(whole)

@@ -12,11 +12,12 @@ from rlkit.verifier.values import Items, Ratio, Scalar, Text, Value
 BEFORE = 120  # characters before a value that say what it is
 PROSE = re.compile(r"(?:(?<![\\A-Za-z])|\\text[a-z]{0,2}\s?\{\s?)[A-Za-z]{2,}")
 COPULA = re.compile(
-    r"(?i)(?:\b(?:is|are|was|were|be|equals?|to|of|get|gets|gives?|yields?|obtain|have|has|become|becomes|find|at|est|es|ist|lautet|é|è|являе\w+)\b|[:=：是为は])\s*$"
+    r"(?i)(?:\b(?:is|are|was|were|be|equals?|to|of|get|gets|gives?|yields?|obtain|have|has|become|becomes|find|at|est|es|ist|lautet|é|è|являе\w+)\b|['’]s|[:=：是为は])\s*$"
 )
 DENIED = re.compile(
-    r"(?i)(?:\b(?:not|never|cannot|than|at\s+least|at\s+most|between|under|over|above|below|nearly|almost|maybe|perhaps|possibly|probably"
+    r"(?i)(?:\b(?:not|never|cannot|than|at\s+least|at\s+most|nearly|almost|maybe|perhaps|possibly|probably"
     r"|either|neither|nor|might|could|may|except|unless|without|instead\s+of|up\s+to|unsure)|n['’]t)\b(?:\s+[\w'’]+){0,3}[\s(]*$"
+    r"|\b(?:between|under|over|above|below)\b(?:\s+(?!(?:is|are|was|were|equals?)\b)[\w'’]+){0,3}[\s(]*$"
 )
 CONDITION = re.compile(
     r"(?i)\b(?:for|when|where|if|since|because|whenever|assuming|provided|(?<!the )given(?!\s+by))"
@@ -41,9 +42,11 @@ _SENTENCE = re.compile(
     r"(?![A-Za-z}])(?=.*[\d\\]|\s\(?[A-J]\)?\W*$)"
 )
 _TEXT = re.compile(r"\\(?:text|mbox|textbf|mathrm)\s?\{([^{}$]{2,200})\}")
-_MONTH = re.compile(
+MONTH = re.compile(
     r"(?i)\b(?:january|february|march|april|may|june|july|august|september|october|november|december|base)\s*$"
 )
+ARTICLE = re.compile(r"(?i)^(?:an?|the)\s+(?=\w{2})")
+_CHOSEN = re.compile(r"(?i)(?:the\s+)?(?:option|choice|letter)\s*:?\s*\(?([A-J])\)?\W*")
 CHOICE = re.compile(r"\(?[A-J]\)?")
 OPTION = re.compile(
     r"(?i)\b(?:(?:option|choice|letter|answer)(?:\s+(?:is|are|must\s+be|would\s+be|will\s+be))?|choose|chose|pick|select|go\s+with|opt\s+for)\s*:?\s*$"
@@ -57,7 +60,10 @@ def outcome(text: str) -> str:
         return text
     left = parts[0].strip(" {}")
     if len(parts) == 2 and re.search(
-        r"[A-Za-z]", re.sub(r"\\(?:d?frac|times|cdot|div|sqrt|left|right|,|;|%|pi)|\\text\s?\{[^{}]*\}", "", left)
+        r"[A-Za-z]",
+        re.sub(
+            r"\\(?:d?frac|times|cdot|div|sqrt|left|right|,|;|%|pi)|(?<=\d)\s*x\s*(?=\d)|\\text\s?\{[^{}]*\}", "", left
+        ),
     ):
         return text  # a name, or an equation
     last = parts[-1].strip()
@@ -103,6 +109,9 @@ def value_of(phrase: str) -> str | None:
     bare = stripped(phrase)
     if re.match(r"[<>]\s*[-\d.]+$|[\d.,]+\s*\+$", bare):
         return None  # more than 5
+    chosen = _CHOSEN.fullmatch(bare)
+    if chosen:
+        return chosen[1].upper()
     value = read(bare, True)
     if value is not None and not wordy(value, bare):
         return bare
@@ -117,7 +126,7 @@ def value_of(phrase: str) -> str | None:
     for g in reversed(groups):
         before = reading.plain[max(0, g.start - BEFORE) : g.start].replace("\x02", " ")
         after = reading.plain[g.end :].replace("\x02", " ")
-        if DENIED.search(before) or _MONTH.search(before) or DOUBT.search(after) or CHANGED_AFTER.search(after):
+        if DENIED.search(before) or MONTH.search(before) or DOUBT.search(after) or CHANGED_AFTER.search(after):
             return None
         if _CHANGED.search(_IS.split(before)[-1]):
             return None
@@ -140,5 +149,5 @@ def value_of(phrase: str) -> str | None:
     words = [w for w in re.split(r"(?i)\b(?:is|are|was|be|equals?|gets?|gives?|obtain)\b|:", bare) if w.strip()]
     last = words[-1].strip(" .,;:!*\"'") if words else ""
     if len(words) > 1 and 0 < len(last.split()) <= 4 and not re.search(r"\d", last) and not DOUBT.search(bare):
-        return re.sub(r"(?i)^(?:option|choice|the)\s+", "", last)
+        return ARTICLE.sub("", re.sub(r"(?i)^(?:option|choice)\s+", "", last))
     return bare if value is not None and len(bare.split()) <= 6 and not DOUBT.search(bare) else None

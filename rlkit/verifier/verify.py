@@ -142,7 +142,9 @@ def _compare(found: str, gold: str, mode: Mode, boxed: bool, comma: bool) -> tup
     comparison = Comparison(mode, boxed)
     golds = _readings(gold, True)
     readings = [v for text in texts for v in _readings(text, False)]
-    if (mode == "permissive" or comma) and re.fullmatch(r"-?\$?\d{1,9},(?:\d{1,2}|\d{4,12})(?![\d,])[^,]*", two[0]):
+    if (mode == "permissive" or comma) and re.fullmatch(
+        r"-?\$?\d{1,9},(?:\d{1,2}|\d{4,12}|(?<=\b0,)\d{3})(?![\d,])[^,]*", two[0]
+    ):
         readings += _readings(two[0].replace(",", "."), False)
     undecided = not golds or not readings
     WORK.begin()

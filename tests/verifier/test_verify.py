@@ -667,7 +667,7 @@ def test_an_audit_counts_reasons_and_disagreements(tmp_path: Path, capsys: pytes
         (r"\boxed{6}", "5", True, "stop"),
         ("cut", "5", False, "length"),
         (r"\boxed{0.5}", "1/2", True, "stop"),
-        ("five", "5", True, "stop"),
+        ("10\n-5", "5", True, "stop"),
     ]
     file = tmp_path / "responses.jsonl"
     file.write_text(
@@ -686,7 +686,7 @@ def test_an_audit_counts_reasons_and_disagreements(tmp_path: Path, capsys: pytes
     told = capsys.readouterr().out
     assert [s.way for s in result.scored[0]] == ["boxed", "boxed", "", "boxed", ""]
     assert "found by: boxed 3" in told and "(no_answer)" in told
-    assert "math: 2 of 5 correct" in told and "truncated 1" in told and "math and exact disagree on 3 of 5" in told
+    assert "math: 2 of 5 correct" in told and "truncated 1" in told and "math and exact disagree on 2 of 5" in told
     file.write_text('{"response": "5"}\n')
     with pytest.raises(ValueError, match=r"responses.jsonl:1.*answer"):
         read_responses(file)
