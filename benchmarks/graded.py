@@ -35,7 +35,7 @@ class Answer:
 class Case:
     kind: str
     style: str
-    held_out: bool
+    part: str  # of the benchmark: the styles that the verifier was written with, or held out
     gold: str
     text: str
     right: bool
@@ -707,30 +707,33 @@ def cases(seed: int = 0, each: int = 3, files: Iterable[str | Path] = (), per_fi
     """Right and wrong cases of every answer in every style that suits it, ``each`` draws of each pair; the same for the same seed."""
     r = random.Random(seed)
     pools: list[Callable[[random.Random], Answer]] = list(ANSWERS)
-    from_files: list[Answer] = []
-    for file in files:
-        golds = [
-            str(json.loads(line)["answer"])
-            for line in Path(file).read_text(encoding="utf-8").split("\n")
-            if line.strip()
-        ]
-        r.shuffle(golds)
-        from_files += [a for g in golds[:per_file] if (a := _of_file(g, golds, r)) is not None]
-    for held_out, groups in ((False, TUNED), (False, SECOND), (False, THIRD), (True, HELD_OUT)):
+    from_files = references(files, per_file, r)
+    for part, groups in (("tuned", TUNED), ("tuned", SECOND), ("tuned", THIRD), ("held out", HELD_OUT)):
         for style_kind, styles in groups.items():
             for make in pools:
                 for _ in range(each):
-                    yield from _pair(make(r), style_kind, styles, held_out, r)
+                    yield from _pair(make(r), style_kind, styles, part, r)
         for a in from_files:
             style_kind = r.choice(list(groups))
-            yield from _pair(a, style_kind, groups[style_kind], held_out, r)
+            yield from _pair(a, style_kind, groups[style_kind], part, r)
 
 
-def _pair(a: Answer, style_kind: str, styles: tuple[str, ...], held_out: bool, r: random.Random) -> Iterator[Case]:
+def references(files: Iterable[str | Path], per_file: int, r: random.Random) -> list[Answer]:
+    """References of data sets (rows with "answer"), some of each."""
+    found: list[Answer] = []
+    for file in files:
+        lines = Path(file).read_text(encoding="utf-8").split("\n")
+        golds = [str(json.loads(line)["answer"]) for line in lines if line.strip()]
+        r.shuffle(golds)
+        found += [a for g in golds[:per_file] if (a := _of_file(g, golds, r)) is not None]
+    return found
+
+
+def _pair(a: Answer, style_kind: str, styles: tuple[str, ...], part: str, r: random.Random) -> Iterator[Case]:
     for right in (True, False):
         text = r.choice(a.right if right else a.wrong)
         fitting = [s for s in styles if _fits(style_kind, s, a, text)]
         if not fitting:
             continue
         hidden = a.right[0] if not right and not _DOLLARS.search(a.right[0]) and r.random() < 0.5 else None
-        yield Case(a.kind, style_kind, held_out, a.gold, _styled(r.choice(fitting), text, hidden, r), right)
+        yield Case(a.kind, style_kind, part, a.gold, _styled(r.choice(fitting), text, hidden, r), right)

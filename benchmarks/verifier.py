@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import graded_sets
 from graded import Case, cases
 
 from rlkit.rewards import RewardSpec, Scorer
@@ -203,14 +204,14 @@ def graded(files: list[str]) -> str:
     tallies: dict[tuple[str, str, str], Tally] = {}
     verify(r"\boxed{\sin 1}", r"\cos 1")
     by_math_verify("$1$", "1")  # imports
-    for case in cases(seed=0, files=files):
+    for case in (*cases(seed=0, files=files), *graded_sets.cases(seed=0, files=files)):
         for name, verifier in VERIFIERS.items():
             start = time.process_time()
             with contextlib.redirect_stderr(io.StringIO()):
                 verdict = verifier(case.text, case.gold)
             seconds = time.process_time() - start
-            half = "held out" if case.held_out else "tuned"
-            for group in (f"all, {half} styles", f"answer: {case.kind}", f"style: {case.style} ({half})"):
+            part = "sets" if case.part.startswith("set") else case.part
+            for group in (f"all: {case.part}", f"answer: {case.kind}", f"style: {case.style} ({part})"):
                 tallies.setdefault((group.partition(":")[0], group, name), Tally()).add(case, verdict, seconds)
     lines = []
     for part, title in (("all", "styles"), ("answer", "kind of answer"), ("style", "style")):

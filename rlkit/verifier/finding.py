@@ -5,15 +5,18 @@ The ways, in the order in which a run tries them (``EXTRACT``); the first that f
 1. ``boxed``: the last complete ``\boxed{...}``, also ``\boxed 5``, and of ``\boxed{\text{The answer is } 5}`` the value;
 2. ``tag``: what stands in the last ``<answer>...</answer>``;
 3. ``line``: what follows the last "Answer:", "answer is" (in a dozen languages), heading "Answer" or table cell "Answer"; of a sentence
-   ("Final answer: the number of eggs is 12.") the value in its last words;
+   ("Final answer: the number of eggs is 12.") the value in its last words. "If the answer is 5" and "I don't think that the answer
+   is 5" state none;
 4. ``hash``: what follows the last ``####``;
-5. ``closing``: the last formula of the text, in ``$...$``, ``\(...\)``, ``\[...\]``, ``$$...$$`` or as bare LaTeX; before that a bold value
-   or, in a sentence that concludes (So, Therefore, ...) or ends the text, a number or word at its end, if it stands later.
-   Names (``$x$``), conditions ("for ``$n > 0$``", "where ``$k = 2$``"), what is denied or bounded ("not 5", "at least 5"), questions and
-   checks of the result are not it.
+5. ``closing``: the last formula of the text, in ``$...$``, ``\(...\)``, ``\[...\]``, ``$$...$$`` or as bare LaTeX; before that, if it
+   stands later, a bold value, a paragraph that is only a number, the last cell under a table's "Answer", or a number or word of a sentence
+   that concludes (So, Therefore, also behind a comma) or ends the text, at its end or the only one in it. A text that is only a value is it.
+   Names (``$x$``), conditions ("for ``$n > 0$``", "where ``$k = 2$``"), what is denied or bounded ("not 5", "at least 5", "5 is not
+   it"), asides ("36 (24 apples and 12 pears)"), questions, remarks and checks of the result are not it.
 
 And only where the data says so: ``number``: the last formula or number of the text, whatever stands around it; ``whole``: all of the text.
 A number is one only if it stands on its own: not in ``x2``, ``H2O``, ``3rd``, ``2-step``, "step 3" or "(4)" after "equation".
+For all ways but the first two, programs between fences are no text; what else stands between fences is a paragraph.
 
 A response ends at its first end-of-turn token (``<|im_end|>``, ``</s>``, ...); what follows ``</think>`` (or opens the last channel) is
 searched before the whole. Everything is bounded: boxes are found in one pass over the text, formulas and sentences in its last 8,000
@@ -76,15 +79,16 @@ _BY = re.compile(
 _PLACE = re.compile(r"(?i)\b(?:at|in|using|from|with|by)\s*$")  # "at x = 2" is a condition, "we arrive at 2" none
 _CONCLUDES = re.compile(
     r"(?i)^[\s\W]*(?:so|thus|therefore|hence|consequently|finally|accordingly|overall|ultimately|in\s+(?:conclusion|summary|total|the\s+end|all)"
-    r"|as\s+a\s+(?:result|consequence)|(?:and\s+)?that(?:['’]s|\s+is)\s+(?:how|why)|altogether|we\s+(?:conclude|get|find|obtain|have)|this\s+(?:means|gives|leaves|makes|yields)|that\s+(?:means|gives|leaves|makes)|it\s+follows"
+    r"|as\s+a\s+(?:result|consequence)|(?:and\s+)?that(?:['’]s|\s+is)\s+(?:how|why)|altogether|we\s+(?:conclude|get|find|obtain|have)|this\s+(?:means|gives|leaves|makes|yields|simplifies|reduces|leads)|that\s+(?:means|gives|leaves|makes)|it\s+follows"
     r"|final\s+(?:result|value)|the\s+(?:final\s+)?(?:result|solution|total)|result|conclusion|total|solution"
     r"|donc|ainsi|also|daher|folglich|por\s+lo\s+tanto|portanto|quindi|итак|следовательно|因此|所以|故|よって|따라서)\b"
     r"|^\s*[∴⇒→]|^\W*(?:因此|所以|故|よって|したがって|따라서)"
 )
 _CHECKS = re.compile(
     r"(?i)^[\s\W]*(?:check(?:ing)?|verif(?:y|ying|ication)|to\s+(?:check|verify|double-check|confirm)|let(?:['’]s|\s+us|\s+me)\s+(?:check|verify|double-check|confirm)"
-    r"|(?:we|you|i)\s+(?:can|could)\s+(?:also\s+)?(?:check|verify|confirm)|double-check|sanity\s+check|indeed|note\b|remark|notice|recall|explanation|reasoning|justification|for\s+example)"
+    r"|(?:we|you|i)\s+(?:can|could)\s+(?:also\s+)?(?:check|verify|confirm)|double-check|sanity\s+check|explanation|reasoning|justification)"
 )
+_REMARKS = re.compile(r"(?i)^[\s\W]*(?:indeed|note\b|remark|notice|recall|for\s+example)")
 _GAP = r"(?:[*_]{1,2}|\s){0,4}"
 # what the word for an answer has to be followed by so that an answer follows, by word
 _STATES: dict[str, re.Pattern[str]] = {
@@ -149,7 +153,9 @@ _GIVEN = re.compile(
     r"|we\s+know|we\s+(?:can|could|need|have\s+to|must|should)|to\s|in\s+order|where|here|i\b|this\s+is\s+(?:because|since|due)|the\s+(?:reason|problem|question))\b"
 )
 _PARAGRAPH = re.compile(r"(?:^|\n[ \t]*\n|:[ \t]*\n)[ \t\x02>]*$")
-_EXCLAIMED = re.compile(r"(?:%|°|\.\d+|\d/\d+|[<>≤≥]=?\s*-?\d+|\^\d+|\d\s?i|,.*\)|=.*)!$")  # no factorials
+_EXCLAIMED = re.compile(
+    r"(?:%|°|\.\d+|\d/\d+|[<>≤≥]=?\s*-?\d+|\^\d+|\d\s?i|\d:\d+|e-?\d+|,.*[)}\]]|=.*)!$"
+)  # no factorials
 _COMMA_LANGUAGE = re.compile(
     r"(?i)\b(?:antwort|ergebnis|lautet|ist|réponse|résultat|donc|vaut|respuesta|resultado|es|resposta|portanto|risposta|risultato|quindi"
     r"|odpowiedź|wynik|wynosi|cevap|sonuç|antwoord|svaret|resultatet)\b|[а-яё]|\best\b|\b[éè]\s"
@@ -162,6 +168,9 @@ _OPENS = re.compile(
     r"(?i)(?:\*\*|__)(?:(?:final\s+)?(?:result|solution|value|total)\s*)?(?::\s*(?:\*\*|__))?\s*([^*_\n:]{1,80}?)(?:\*\*|__)?"
     r"[ \t.]*\n[ \t]*\n"
 )
+_IDENTIFIED = re.compile(
+    r"(?i)(?<!there )\bis\s+\S+(?:\s\S+)?\W*$"
+)  # ", so the fastest is Evelyn", not ", so we are done"
 _CLEAR = re.compile(r"(?i)\b(?:is|are|be|equals?|gets?)(?:\s+(?:about|only|just))?\s*\$?$|[=:]\s*$")
 _COUNTED = re.compile(
     r"(?i)\b(?:is|are|be|equals?|gets?|makes?|needs?|takes?|leaves?|has|have)\s+((?:[a-z]+[ -]?){1,10})$"
@@ -454,7 +463,7 @@ def _last_value(text: str, every_number: bool) -> str | None:
             pass
         if hence is not None:  # "it takes 2/2=1, so the total is 2+1=3 bolts"
             value = _value_in(reading, start + hence.end(), end, True, every_number, last)
-            if value is not None:
+            if value is not None and (re.search(r"\d|\\", value) or _IDENTIFIED.search(sentence[hence.end() :])):
                 return value
         value = _value_in(reading, start, end, _CONCLUDES.search(sentence) is not None, every_number, last)
         if value is not None:
@@ -481,7 +490,7 @@ def _in_check(reading: Passage, spans: Sequence[tuple[int, int]], k: int) -> boo
         if j < k and "\n\n" in reading.text[start : spans[j + 1][0]]:
             return False
         sentence = reading.plain[start:end].replace("\x02", " ")
-        if _CHECKS.search(sentence):
+        if _CHECKS.search(sentence) or (j == k and _REMARKS.search(sentence)):
             return True
         if _CONCLUDES.search(sentence):
             return False

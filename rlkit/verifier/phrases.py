@@ -12,7 +12,7 @@ from rlkit.verifier.values import Items, Ratio, Scalar, Text, Value
 BEFORE = 120  # characters before a value that say what it is
 PROSE = re.compile(r"(?:(?<![\\A-Za-z])|\\text[a-z]{0,2}\s?\{\s?)[A-Za-z]{2,}")
 COPULA = re.compile(
-    r"(?i)(?:\b(?:is|are|was|were|be|equals?|to|of|get|gets|gives?|yields?|obtain|have|has|become|becomes|find|at|est|es|ist|lautet|é|è|являе\w+)\b|['’]s|[:=：是为は])\s*$"
+    r"(?i)(?:\b(?:is|are|was|were|be|equals?|to|of|get|gets|gives?|yields?|obtain|have|has|become|becomes|find|at|est|es|ist|lautet|é|è|являе\w+)\b|['’]s|\b(?:is|are)\s+(?:therefore|thus|then|hence|simply|exactly|just)\b|[:=：是为は])\s*$"
 )
 DENIED = re.compile(
     r"(?i)(?:\b(?:not|never|cannot|than|at\s+least|at\s+most|nearly|almost|maybe|perhaps|possibly|probably"

@@ -153,6 +153,7 @@ def _text_tokens(content: str, command: str, gap: bool) -> list[Token]:
         command.startswith((r"\fbox", r"\boxed", r"\underline"))
         or not re.search(r"[A-Za-z]", inner)
         or re.search(r"[\\^_=]", inner)
+        or (command.startswith(r"\math") and not re.fullmatch(r"[A-Za-z' ]+", inner))
     ):
         return tokenize(inner)
     if command.startswith((r"\math", r"\operatorname")) and (len(inner) == 1 or inner in CALLS):

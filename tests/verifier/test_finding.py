@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -350,17 +352,30 @@ def test_a_number_stands_on_its_own(response: str, want: str | None) -> None:
     assert extract_answer(response, ("number",)) == want
 
 
-def test_graded_answers_in_the_styles_of_chat_models() -> None:
+@pytest.fixture
+def graded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """The benchmark's modules by name."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    yield importlib.import_module
+    for name in ("graded", "graded_sets"):
+        sys.modules.pop(name, None)
+
+
+def test_graded_answers_in_the_styles_of_chat_models(graded: Callable[[str], Any]) -> None:
     """The generic half of the benchmark (no data set): nearly all are decided rightly, and no wrong one is accepted."""
-    spec = importlib.util.spec_from_file_location("graded", Path(__file__).parents[2] / "benchmarks" / "graded.py")
-    assert spec is not None and spec.loader is not None
-    graded = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = graded  # dataclasses look their module up
-    spec.loader.exec_module(graded)
-    cases = list(graded.cases(seed=5, each=1))
+    cases = list(graded("graded").cases(seed=5, each=1))
     missed = [c for c in cases if verify(c.text, c.gold).correct != c.right]
     assert len(cases) > 1500 and len(missed) <= 0.008 * len(cases), missed
     assert [c for c in missed if not c.right] == []
+
+
+def test_four_sets_of_graded_answers(graded: Callable[[str], Any]) -> None:
+    """Of the few that are missed, each stands for something that is left open; two texts are accepted that hold one number and state nothing."""
+    cases = list(graded("graded_sets").cases(seed=5, each=2))
+    missed = [c for c in cases if verify(c.text, c.gold).correct != c.right]
+    right = sum(c.right for c in cases)
+    assert right > 600 and len(cases) - right > 1400 and len(missed) <= 0.008 * len(cases), missed
+    assert {c.text for c in missed if not c.right} <= {"Each year has 12 months.", "def f(x):\n    return 8\n"}
 
 
 def test_an_answer_that_was_cut_off_closes_nothing() -> None:
