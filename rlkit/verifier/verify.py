@@ -15,8 +15,8 @@ What is accepted, in both modes:
 * 50% against 50 (the sign as a unit, as references write it) and against 0.5 (its value); 0.5 against 50 is wrong;
 * ``x=5`` against 5, and an interval against its inequality; the same equation multiplied by a constant;
 * lists and sets in any order, tuples and matrices in theirs; (1, 2] is not [1, 2);
-* 1,234 and 1 234 are one number, the first not inside brackets or where the reference is a list; ``2{,}5`` is 2.5, and so is 2,5 in a line that
-  is written in a language of decimal commas ("Die Antwort ist 2,5.");
+* 1,234 and 1 234 are one number, the first not inside brackets or where the reference is a list; ``2{,}5`` is 2.5, and so is 2,5 in
+  a line that is written in a language of decimal commas ("Die Antwort ist 2,5.");
 * numbers in words: five, twenty-one, two thirds, minus three; a time with or without a.m. and p.m., which differ from each other;
 * outside of a box, where nothing says how exact the answer is to be, nine and more digits of a value that no decimal ends:
   0.142857142857 for 1/7. ``\boxed{0.142857142857}`` is wrong.
