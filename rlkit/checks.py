@@ -20,6 +20,7 @@ from rlkit.model.reference import Frozen
 from rlkit.objective.oracle import Finding, examine_all, refuse_nothing
 from rlkit.record.output import require_folder
 from rlkit.rewards import RewardSpec
+from rlkit.rollout.vllm import check_options
 from rlkit.run import Run
 from rlkit.types import Prompt, Sampling
 from rlkit.verifier.verify import gold_against_itself
@@ -192,6 +193,14 @@ def _sampling(run: Run) -> Iterator[str]:
         yield "rollout.max_lag above 0 needs an engine of its own to overlap with: set cluster: {} or rollout.engine: vllm."
 
 
+def _engine(run: Run) -> Iterator[str]:
+    if run.rollout.engine == "vllm":
+        try:
+            check_options(run.vllm)
+        except InputError as error:
+            yield str(error)
+
+
 def _ranks(run: Run) -> Iterator[str]:
     if run.cluster is None or run.cluster.learners == 1:
         return
@@ -252,6 +261,7 @@ CHECKS = (
     _values,
     _batches,
     _sampling,
+    _engine,
     _ranks,
     _precision,
     _rewards,

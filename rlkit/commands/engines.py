@@ -11,7 +11,7 @@ from pathlib import Path
 from rlkit.checks import context_length
 from rlkit.cluster.groups import EngineGroup
 from rlkit.cluster.start import start_engines
-from rlkit.model.hub import require_model
+from rlkit.model.hub import model_config
 from rlkit.rewards import Scorer
 from rlkit.run import Cluster, Run
 from rlkit.samples import Prompt, Rollout
@@ -19,11 +19,11 @@ from rlkit.verifier.finding import EXTRACT, extract_answer
 from rlkit.verifier.verify import vote_key
 
 
-def model_folder(model: str | Path) -> str:
-    """A run folder stands for its final model; refuses what is no model at once."""
+def model_folder(model: str | Path, where: str = "--model") -> str:
+    """A run folder stands for its final model; refuses what is no model at once, by the name of the option that gave it."""
     final = Path(model) / "final"
     path = str(final) if os.path.isdir(final) else str(model)
-    require_model(path, "--model")
+    model_config(path, where)
     return path
 
 

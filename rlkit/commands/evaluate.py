@@ -54,8 +54,8 @@ def evaluate(
     if out is not None:
         require_folder(out, "--out")
     path = model_folder(model)
-    base = None if forgetting is None else model_folder(forgetting)
-    tokenizer = load_tokenizer(path)
+    base = None if forgetting is None else model_folder(forgetting, "--forgetting")
+    tokenizer = load_tokenizer(path, "--model")
     if adaptive and n < 2:
         raise ConfigError(
             "--adaptive stops sampling when the majority is settled: -n must be above 1 (it is the most it draws)."

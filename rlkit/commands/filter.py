@@ -92,7 +92,7 @@ def filter(
         raise ConfigError(f"--low is {low} and --high is {high}: the lowest pass rate is above the highest.")
     quiet_libraries()
     path = model_folder(model)
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, "--model")
     prompts = load_prompts(run.data, "train", tokenizer, say)
     with running(run, path, prompts) as (engines, scorer):
         scorer.report = say

@@ -111,7 +111,7 @@ def sample(
     quiet_libraries()
     path = model_folder(model)
     sampling = sampling or Sampling(max_tokens=64, seed=0)
-    rendered = _render(model, load_tokenizer(path), template, prompts, answers or [None] * len(prompts), say)
+    rendered = _render(model, load_tokenizer(path, "--model"), template, prompts, answers or [None] * len(prompts), say)
     length = max((len(p.token_ids) for p in rendered), default=0) + sampling.max_tokens + 8
     with contextlib.ExitStack() as stack:
         scorer = None
@@ -120,7 +120,7 @@ def sample(
             stack.callback(scorer.close)
             scorer.check([])
         if reference is not None and realign is not None:
-            running: Engine = DeRaEngine(path, model_folder(reference), realign, max_model_len=length)
+            running: Engine = DeRaEngine(path, model_folder(reference, "--reference"), realign, max_model_len=length)
         else:
             running = ENGINES[engine].start(EngineSetup(path=path, seed=sampling.seed or 0, max_model_len=length))
         stack.callback(running.close)

@@ -13,6 +13,7 @@ from typing import Any
 from rlkit.errors import ConfigError, ModelError, first_line
 
 PATIENCE = 10.0  # seconds
+OWN_CODE = "it needs code of its own, which rlkit does not execute. Use a model that transformers knows."
 
 
 def require_model(name: str, where: str, remedy: str = "") -> None:
@@ -31,13 +32,27 @@ def model_config(path: str, where: str, remedy: str = "") -> Any:
     from transformers import AutoConfig
 
     require_model(path, where, remedy=remedy)
+    refuse_adapter(path, where)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # whatever transformers makes of somebody's file
-        said = first_line(error)
-        if "trust_remote_code" in str(error):
-            said = "it needs code of its own, which rlkit does not execute. Use a model that transformers knows."
-        raise ConfigError(f"{where}: {path!r} is not a model: {said} {remedy}".rstrip()) from error
+        raise ConfigError(f"{where}: {path!r} is not a model: {said_of(error)} {remedy}".rstrip()) from error
+
+
+def refuse_adapter(path: str | Path, where: str) -> None:
+    """Raises ModelError for a folder that holds an adapter alone."""
+    if (Path(path) / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{where}: {path} holds an adapter, not a whole model. Merge it into its base model first (PEFT: merge_and_unload, "
+            "save_pretrained) and give that folder; to go on training an adapter of rlkit, give the run's final/ folder."
+        )
+
+
+def said_of(error: BaseException) -> str:
+    """What transformers says of files that it does not load; of those with code of their own, what rlkit says."""
+    if "trust_remote_code" in str(error):
+        return OWN_CODE
+    return first_line(error)
 
 
 def _missing(name: str, place: Path) -> str | None:

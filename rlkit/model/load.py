@@ -12,6 +12,7 @@ from torch import nn
 
 from rlkit.errors import ModelError, first_line
 from rlkit.model import packed
+from rlkit.model.hub import OWN_CODE, refuse_adapter, said_of
 from rlkit.model.policy import hidden_states, padded, probe_tokens
 
 
@@ -115,16 +116,11 @@ def _read_config(path: str | Path, where: str) -> Any:
     """The configuration of a causal language model; refuses every other kind by what it says of itself."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    folder = Path(path)
-    if (folder / "adapter_config.json").is_file():
-        raise ModelError(
-            f"{where}: {path} holds an adapter, not a whole model. Merge it into its base model first (PEFT: merge_and_unload, "
-            "save_pretrained) and give that folder; to go on training an adapter of rlkit, give the run's final/ folder."
-        )
+    refuse_adapter(path, where)
     try:
         config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
     except Exception as error:  # whatever transformers makes of somebody's file
-        raise ModelError(f"{where}: {str(path)!r} is not a model: {first_line(error)}") from error
+        raise ModelError(f"{where}: {str(path)!r} is not a model: {said_of(error)}") from error
     kind = config.model_type
     if config.is_encoder_decoder:
         raise ModelError(
@@ -213,8 +209,8 @@ def _complete(told: dict[str, Any], path: str | Path, where: str) -> None:
         )
 
 
-def load_tokenizer(path: str | Path) -> Any:
-    """The tokenizer of a model folder or hub name, as it was saved.
+def load_tokenizer(path: str | Path, where: str = "model.path") -> Any:
+    """The tokenizer of a model folder or hub name, as it was saved; ``where`` names the setting that gave the path.
 
     ``AutoTokenizer`` takes the class from the *model's* type for some families (Qwen2), whatever the folder says; a folder that names the
     plain class holds a tokenizer of its own, which another class would split differently without a word. And ``add_bos_token: true`` of
@@ -239,7 +235,11 @@ def load_tokenizer(path: str | Path) -> Any:
             tokenizer.add_bos_token = True
         return tokenizer
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"model.path: no tokenizer could be loaded from {str(path)!r}: {first_line(error)}") from error
+        said = said_of(error)
+        if "backend tokenizer" in said:  # transformers goes on with what it would have taken instead
+            own = "auto_map" in get_tokenizer_config(str(path))
+            said = OWN_CODE if own else "it has no tokenizer.json, nor another file that transformers makes one of."
+        raise ModelError(f"{where}: no tokenizer could be loaded from {str(path)!r}: {said}") from error
 
 
 def same_tokens(path: str | Path, where: str, tokenizer: Any) -> None:

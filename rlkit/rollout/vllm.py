@@ -54,20 +54,21 @@ def environment() -> dict[str, str]:
     return env
 
 
-def engine_arguments(
-    model: str, *, seed: int, dtype: str, max_model_len: int, options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What vLLM's EngineArgs get: defaults of rlkit, then the user's ``vllm:`` section.
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuses a ``vllm:`` section that contradicts what training needs.
 
     Raises:
-        ValueError: an option that contradicts what training needs.
+        ConfigError: the option, and where to set it instead.
     """
-    import torch
-
     if options.get("logprobs_mode", "processed_logprobs") != "processed_logprobs":
         raise ConfigError(
             f"vllm.logprobs_mode is {options['logprobs_mode']!r}; rlkit needs processed_logprobs: log-probs of the "
             "distribution that was sampled from, after temperature and top-p."
+        )
+    if options.get("trust_remote_code"):
+        raise ConfigError(
+            "vllm.trust_remote_code: rlkit executes no code of a model: the learner would train another model than vLLM samples from. "
+            "Leave it out."
         )
     for key, where in (
         ("model", "model.path"),
@@ -79,6 +80,15 @@ def engine_arguments(
     ):
         if key in options:
             raise ConfigError(f"vllm.{key}: rlkit sets this itself; use {where}.")
+
+
+def engine_arguments(
+    model: str, *, seed: int, dtype: str, max_model_len: int, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What vLLM's EngineArgs get: defaults of rlkit, then the user's ``vllm:`` section, which :func:`check_options` may refuse."""
+    import torch
+
+    check_options(options)
     defaults: dict[str, Any] = {"disable_log_stats": True}
     if not torch.cuda.is_available():
         # A prompt that is cut in two draws a token too much, which vLLM can take back on GPUs only.
