@@ -279,9 +279,15 @@ def find(name: str, kind: type[Plug], folders: Sequence[Path] = (Path("."),)) ->
     )
 
 
+def is_own(name: str) -> bool:
+    """Whether a text has the form of a class of the user's own, ``my_file.py:MyClass`` or ``package.module:MyClass``."""
+    place, _, attribute = name.rpartition(":")
+    return bool(attribute) and (place.endswith(".py") or all(part.isidentifier() for part in place.split(".")))
+
+
 def _own(name: str, kind: type[Plug], folders: Sequence[Path]) -> type:
     place, _, attribute = name.rpartition(":")
-    if not attribute or not (place.endswith(".py") or all(part.isidentifier() for part in place.split("."))):
+    if not is_own(name):
         raise ConfigError(f"{shown(name)} is not of the form my_file.py:MyClass or package.module:MyClass.")
     there = vars(load_module(place, folders))
     cls = there.get(attribute)

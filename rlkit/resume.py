@@ -6,38 +6,24 @@ fast, where, and how it is watched, may change, and so may the optimizer's numbe
 
 from __future__ import annotations
 
-import fnmatch
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rlkit.config import plain
+from rlkit.config import is_own, plain
 from rlkit.errors import CheckpointError, ConfigError
 from rlkit.reading import read
 from rlkit.record.masking import MASK
 from rlkit.run import Run, load
 
-FREE = (
-    *("name", "out", "steps"),
-    *("checkpoint.*", "eval.*", "log.*", "probe.*"),
-    *(
-        f"learner.{k}"
-        for k in ("lr", "schedule", "warmup_steps", "final_lr", "weight_decay", "betas.*", "eps", "max_grad_norm")
-    ),
-    *(f"learner.{k}" for k in ("max_tokens", "packed", "gradient_checkpointing")),
-    "critic.lr",
-    *(
-        f"rollout.{k}"
-        for k in ("engine", "max_lag", "pause", "over", "overtake", "seeded", "max_waste", "max_model_len")
-    ),
-    *(
-        "vllm",
-        "vllm.*",
-        "cluster",
-        "cluster.*",
-        *(f"rewards.*.{k}" for k in ("timeout", "concurrency", "patience", "memory")),
-        "on_reward_error",
-    ),
-    *("reference.offload", "teacher.offload"),
+FREE = (  # each with all below it; * is any one key
+    *("name", "out", "steps", "on_reward_error", "checkpoint", "eval", "log", "probe", "vllm", "cluster"),
+    *(f"learner.{k}" for k in ("lr", "schedule", "warmup_steps", "final_lr", "weight_decay", "betas", "eps")),
+    *(f"learner.{k}" for k in ("max_grad_norm", "max_tokens", "packed", "gradient_checkpointing")),
+    *(f"rollout.{k}" for k in ("engine", "max_lag", "pause", "over", "overtake", "seeded", "max_waste")),
+    *("rollout.max_model_len", "critic.lr", "reference.offload", "teacher.offload"),
+    *(f"rewards.*.{k}" for k in ("timeout", "concurrency", "patience", "memory")),
 )
 Changes = dict[str, tuple[Any, Any]]
 
@@ -59,7 +45,12 @@ def difference(old: Any, new: Any) -> Changes:
 
 
 def is_free(path: str) -> bool:
-    return any(fnmatch.fnmatchcase(path, pattern) for pattern in FREE)
+    """Whether the value at a dotted path may change: it, or a section that it is in, is named in ``FREE``."""
+    return any(_names(free.split("."), path.split(".")) for free in FREE)
+
+
+def _names(free: Sequence[str], keys: Sequence[str]) -> bool:
+    return len(free) <= len(keys) and all(f in ("*", key) for f, key in zip(free, keys, strict=False))
 
 
 def compare(folder: Path, run: Run) -> Changes:
@@ -70,16 +61,18 @@ def compare(folder: Path, run: Run) -> Changes:
     """
     path, new = folder / "config.yaml", plain(run)
     try:
-        named = code_of(read(path).plain())
-        foreign = {k: v for k, v in named.items() if v not in code_of(new).values()}
-        if foreign:
-            _refuse({k: (v, leaves(new).get(k)) for k, v in foreign.items()}, folder)
-        old: Run = load(path)
+        written = read(path).plain()
+        foreign = {k: v for k, v in code_of(written).items() if v not in code_of(new).values()}
+        held = {k: (v, leaves(new).get(k)) for k, v in foreign.items() if not is_free(k)}
+        if held:
+            _refuse(held, folder)
+        parts = [k.removesuffix(".type") for k in foreign]  # those that may change are not made again to be compared
+        old: Run = load(path, [f"{part}={json.dumps(_at(new, part))}" for part in parts])
     except (ConfigError, UnicodeDecodeError, OSError) as error:
         raise CheckpointError(
             f"--resume: {path}, with which the run was started, cannot be read: {error} Repair it; nothing was changed."
         ) from None
-    changes = difference(plain(old), new)
+    changes = difference(plain(old), new) | difference(_below(written, parts), _below(new, parts))
     refused = {k: v for k, v in changes.items() if not is_free(k)}
     if (old.cluster.learners if old.cluster else 1) != (run.cluster.learners if run.cluster else 1) and sharded(run):
         refused["cluster.learners"] = changes.get("cluster.learners", (1, run.cluster.learners if run.cluster else 1))
@@ -89,8 +82,22 @@ def compare(folder: Path, run: Run) -> Changes:
 
 
 def code_of(x: Any) -> dict[str, str]:
-    """The classes of the user's own that plain data names. Those of a folder are not imported unless the given configuration names them."""
-    return {k: v for k, v in leaves(x).items() if k.rsplit(".", 1)[-1] == "type" and ":" in str(v)}
+    """What plain data names that may be a class of the user's own. Those of a folder are not imported unless the given configuration
+    names them. Reward functions are left out: reading a configuration imports none.
+    """
+    return {k: v for k, v in leaves(x).items() if isinstance(v, str) and is_own(v) and not k.startswith("rewards.")}
+
+
+def _at(x: Any, path: str) -> Any:
+    """The value of plain data at a dotted path; None where there is none."""
+    for key in path.split("."):
+        x = x.get(key) if isinstance(x, dict) else x[int(key)] if isinstance(x, list) and int(key) < len(x) else None
+    return x
+
+
+def _below(x: Any, paths: Sequence[str]) -> dict[str, Any]:
+    """The leaves of plain data at some paths and below them."""
+    return {k: v for k, v in leaves(x).items() if any(f"{k}.".startswith(f"{path}.") for path in paths)}
 
 
 def _refuse(refused: Changes, folder: Path) -> NoReturn:

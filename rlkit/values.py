@@ -16,7 +16,8 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import ABCMeta
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, Union, overload
@@ -126,7 +127,38 @@ def fit(hint: Any, value: Any, where: str, wrong: list[str]) -> Any:
     return value
 
 
-class Fitted:
+class Called(ABCMeta):
+    """Of classes that Python makes by calling them: a name that is missing or unknown is refused in our words, not in Python's."""
+
+    def __call__(cls: type[T], *values: Any, **named: Any) -> T:
+        try:
+            signature_of(cls).bind(*values, **named)
+        except TypeError:
+            raise ConfigError("\n".join(_miscalled(cls, len(values), named))) from None
+        return type.__call__(cls, *values, **named)  # type: ignore[no-any-return]
+
+
+@functools.cache
+def signature_of(cls: type) -> inspect.Signature:
+    """How a class is called."""
+    taken = list(inspect.signature(cls.__init__).parameters.values())  # type: ignore[misc]
+    return inspect.Signature(taken[1:])
+
+
+def _miscalled(cls: type, values: int, named: Iterable[str]) -> list[str]:
+    """What is wrong with a call of ``cls`` with so many values by their place and the others by name."""
+    parameters = signature_of(cls).parameters
+    by_place = [name for name, p in parameters.items() if p.kind is not p.KEYWORD_ONLY]
+    if values > len(by_place):
+        most = f"at most {len(by_place)} values" if by_place else "no values"
+        return [f"{cls.__name__} takes {most} without a name, and got {values}. Its keys: {', '.join(parameters)}."]
+    twice = [name for name in by_place[:values] if name in named]
+    if twice:
+        return [f"{cls.__name__}.{twice[0]} is given twice: by its place and by its name."]
+    return _misnamed(cls, [*by_place[:values], *named], cls.__name__)
+
+
+class Fitted(metaclass=Called):
     """Base of a dataclass whose fields are what their annotations say however it is made.
 
     ``shorthand`` is the field that a bare value stands for, where one is expected.
@@ -195,22 +227,21 @@ def _object(cls: type, value: Any, where: str, wrong: list[str]) -> Any:
 def make(cls: Any, values: Mapping[str, Any], where: str, wrong: list[str]) -> Any:
     """An instance of a dataclass with these fields; its own mistakes are added to ``wrong``."""
     try:
-        refuse_unknown(cls, values, where)
-        missing = [name for name in required(cls) if name not in values]
-        if missing:
-            raise ConfigError(f"{where}.{missing[0]}: is missing, and it has no default.")
+        misnamed = _misnamed(cls, values, where)
+        if misnamed:
+            raise ConfigError("\n".join(misnamed))
         return cls(**values)
     except ConfigError as error:
         wrong.append(str(error))
         return None
 
 
-def refuse_unknown(cls: Any, names: Iterable[str], where: str) -> None:
-    """Raises ConfigError for a name that is no field, with the closest one."""
-    fields = [f.name for f in dataclasses.fields(cls) if f.init]
-    for name in names:
-        if name not in fields:
-            raise ConfigError(f"{where}.{name}: {unknown_key(name, fields)}")
+def _misnamed(cls: Any, names: Collection[str], where: str) -> list[str]:
+    """What is wrong with the names of an instance's values: those that are unknown, and those that are missing."""
+    parameters = signature_of(cls).parameters
+    unknown = [f"{where}.{name}: {unknown_key(name, list(parameters))}" for name in names if name not in parameters]
+    missing = [name for name, p in parameters.items() if p.default is p.empty and name not in names]
+    return unknown + [f"{where}.{name}: is missing, and it has no default." for name in missing]
 
 
 def unknown_key(name: str, fields: Sequence[str]) -> str:
@@ -261,7 +292,9 @@ def changed(x: T, changes: Mapping[str, Any]) -> T:
     new: dict[str, Any] = {}
     for path, value in changes.items():
         key, _, rest = path.partition(".")
-        refuse_unknown(type(x), [key], name)
+        fields = [f.name for f in dataclasses.fields(made) if f.init]
+        if key not in fields:
+            raise ConfigError(f"{name}.{key}: {unknown_key(key, fields)}")
         old = new[key] if key in new else getattr(made, key)
         new[key] = _put(old, rest.split(".") if rest else [], value, f"{name}.{key}")
     return typing.cast(T, dataclasses.replace(made, **new))

@@ -29,7 +29,8 @@ from rlkit.files import read_rows
 from rlkit.record.checkpoint import Checkpoints
 from rlkit.record.log import lock_folder
 from rlkit.record.results import HeldOut
-from rlkit.resume import difference, is_free
+from rlkit.resume import compare, difference, is_free
+from rlkit.session import Found, write_down
 from rlkit.stopping import TIME_LIMIT, Best, Stopped
 from tests.conftest import settings_of_small
 from tests.record.test_checkpoint import Payload, flip
@@ -158,12 +159,17 @@ def with_payload(folder: Path) -> None:
     checkpoints.save(4, json.loads((newest / "driver.json").read_text()), write)
 
 
-def names_code(folder: Path) -> None:
-    """A configuration that would import a file of the folder when it is read."""
+def names_code(folder: Path, short: bool = False) -> None:
+    """A configuration that would import a file of the folder when it is read; ``short``: a text stands for ``{type: text}``."""
     (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    config["advantage"] = {"type": f"{folder / 'evil.py'}:Evil"}
+    name = f"{folder / 'evil.py'}:Evil"
+    config["advantage"] = name if short else {"type": name}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def names_code_shortly(folder: Path) -> None:
+    names_code(folder, short=True)
 
 
 def damage_both(folder: Path) -> None:
@@ -177,6 +183,7 @@ def damage_both(folder: Path) -> None:
         (damage_both, {}, "no checkpoint in .* is whole"),
         (with_payload, {}, "holds more than tensors and numbers"),
         (names_code, {}, r"advantage\.type was '.*Evil' and is now 'GroupNorm'"),
+        (names_code_shortly, {}, r"advantage was '.*Evil' and is now not set"),
         (
             lambda f: (f / "config.yaml").write_text("a: ["),
             {},
@@ -252,6 +259,8 @@ def test_keys_that_may_change() -> None:
         "log.wandb.project",
         "cluster.engines",
         "rewards.0.timeout",
+        "rollout.engine.type",
+        "rollout.engine.options.speed",
     )
     held = (
         "seed",
@@ -263,9 +272,53 @@ def test_keys_that_may_change() -> None:
         "data.train",
         "sampling.temperature",
         "rewards.0.fn",
+        "rewards.0.args.timeout",  # of the reward's own
+        "rewards.0",
+        "rollout",
+        "learner.lrs",
     )
     assert all(map(is_free, free)) and not any(map(is_free, held))
     assert difference({"a": None, "b": {}, "c": [1]}, {"b": None, "c": [2], "d": None}) == {"c.0": (1, 2)}
+
+
+ENGINE = """
+from dataclasses import dataclass
+from rlkit import EngineSpec
+
+@dataclass(frozen=True)
+class Mine(EngineSpec):
+    speed: int = 1
+
+    def start(self, setup):
+        raise NotImplementedError
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "changed"),
+    [
+        ({"speed": 2}, {"speed": 3}, {"rollout.engine.speed": (2, 3)}),
+        ("hf", {"speed": 3}, {"rollout.engine": ("hf", None), "rollout.engine.speed": (None, 3)}),
+        ({"speed": 3}, "vllm", {"rollout.engine": (None, "vllm"), "rollout.engine.speed": (3, None)}),
+    ],
+)
+def test_an_engine_of_the_users_own_may_change(
+    before: Any, after: Any, changed: dict[str, Any], small: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "my_engine.py").write_text(ENGINE)
+    name = f"{tmp_path / 'my_engine.py'}:Mine"
+
+    def made(engine: Any) -> rk.Run:
+        given = engine if isinstance(engine, str) else {"type": name, **engine}
+        return rk.load({**small, "rollout": {**small["rollout"], "engine": given}})
+
+    write_down(made(before), tmp_path, Found(False))
+    own = (
+        {"rollout.engine.type": (name, None) if after == "vllm" else (None, name)}
+        if "rollout.engine" in changed
+        else {}
+    )
+    assert compare(tmp_path, made(after)) == changed | own
 
 
 @pytest.mark.parametrize("number", [3, 4])

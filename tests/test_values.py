@@ -81,6 +81,19 @@ def test_a_function_is_a_reward_and_a_mapping_may_hold_objects() -> None:
             "objective is empty: name at least one loss term, e.g. objective: [{type: PPOClip}].",
         ),
         (lambda: rk.Model(), "model needs exactly one of `path` ..."),
+        (
+            lambda: rk.Run(),
+            "Run.model: is missing, and it has no default.\nRun.data: is missing, and it has no default.",
+        ),
+        (lambda: made(stepz=1), "Run.stepz: unknown key. Did you mean 'steps'? Keys here: ..."),
+        (lambda: rk.Run("run.yaml"), "Run takes no values without a name, and got 1. Its keys: name, ..."),
+        (lambda: rk.PPOClip(0.1, 0.2, 3.0, 4), "PPOClip takes at most 3 values without a name, and got 4. ..."),
+        (lambda: rk.PPOClip(0.1, eps_low=0.2), "PPOClip.eps_low is given twice: by its place and by its name."),
+        (lambda: rk.Constant(), "Constant.value: is missing, and it has no default."),
+        (
+            lambda: made(model={"make": {"layerz": 1}}, critic={"lrr": 1}),
+            "Model.make.layerz: unknown key. ...Run.critic.lrr: unknown key. Did you mean 'lr'? Keys here: path, lr.",
+        ),
         (lambda: rk.LearnerSection(betas=[0.9]), "LearnerSection.betas: found 1 values, expected 2."),
         (lambda: rk.KL(coef="much"), "KL.coef: found 'much', expected a number or a Coefficient."),
         (
