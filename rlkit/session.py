@@ -104,6 +104,10 @@ class Record:
     state: State | None = None  # of the last finished step: what a checkpoint holds beside the learners' part
 
 
+def unheard(news: object) -> None:
+    """Hears of something where nobody listens."""
+
+
 @dataclass
 class Session:
     """A run and its parts. ``on_eval`` and ``on_save`` hear of every held-out evaluation and of every checkpoint."""
@@ -114,8 +118,8 @@ class Session:
     controls: Controls
     record: Record
     stop: Stopper
-    on_eval: Callable[[HeldOut], object] = lambda held_out: None
-    on_save: Callable[[Path], object] = lambda folder: None
+    on_eval: Callable[[HeldOut], object] = unheard
+    on_save: Callable[[Path], object] = unheard
 
     def sampled(self) -> list[Rollout]:
         """A few responses to look at."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
 from rlkit.cluster.sync import probe_reference
@@ -22,7 +22,7 @@ from rlkit.report import Clock, break_down, summarize
 from rlkit.run import Run
 from rlkit.samples import Rollout
 from rlkit.saving import kept_when_left, remember, restore, save_when_due
-from rlkit.session import Session, open_session
+from rlkit.session import Session, open_session, unheard
 from rlkit.stopping import Stopper
 from rlkit.types import Batch, Stats
 
@@ -81,14 +81,16 @@ class Steps:
     come again.
 
     Attributes:
+        on_eval, on_save: hear of every held-out evaluation, and of every checkpoint's folder.
         folder: the run's folder, once the loop has come to its end.
     """
 
     run: Run
+    _: KW_ONLY
     resume: bool = False
     quiet: bool = False
-    on_eval: Callable[[HeldOut], object] = lambda held_out: None
-    on_save: Callable[[Path], object] = lambda folder: None
+    on_eval: Callable[[HeldOut], object] = unheard
+    on_save: Callable[[Path], object] = unheard
     folder: RunFolder | None = field(default=None, init=False)
 
     def __iter__(self) -> Generator[StepResult, None, None]:
@@ -130,16 +132,7 @@ class Steps:
             self.folder = finish(s, step)
 
 
-def steps(
-    run: Run,
-    *,
-    resume: bool = False,
-    quiet: bool = False,
-    on_eval: Callable[[HeldOut], object] = lambda held_out: None,
-    on_save: Callable[[Path], object] = lambda folder: None,
-) -> Steps:
-    """``run``, one finished step at a time; the arguments are those of :func:`train`."""
-    return Steps(run, resume, quiet, on_eval, on_save)
+steps = Steps  # as a loop says it: ``for step in rk.steps(run)``
 
 
 def train(
@@ -147,9 +140,9 @@ def train(
     *,
     resume: bool = False,
     quiet: bool = False,
-    on_step: Callable[[StepResult], object] = lambda step: None,
-    on_eval: Callable[[HeldOut], object] = lambda held_out: None,
-    on_save: Callable[[Path], object] = lambda folder: None,
+    on_step: Callable[[StepResult], object] = unheard,
+    on_eval: Callable[[HeldOut], object] = unheard,
+    on_save: Callable[[Path], object] = unheard,
 ) -> RunFolder:
     """Trains as ``run`` says and returns the run folder, which knows its metrics, its held-out scores and its model.
 
@@ -162,7 +155,7 @@ def train(
         RunError: the run failed.
         Stopped: a signal or a time limit ended the run; a checkpoint of the last finished step is there.
     """
-    loop = steps(run, resume=resume, quiet=quiet, on_eval=on_eval, on_save=on_save)
+    loop = Steps(run, resume=resume, quiet=quiet, on_eval=on_eval, on_save=on_save)
     with contextlib.closing(iter(loop)) as made:
         for step in made:
             on_step(step)
