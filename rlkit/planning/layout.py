@@ -17,7 +17,7 @@ from rlkit.learner.plan import micro_batch
 from rlkit.model.reference import Frozen, Loaded
 from rlkit.objective.full_vocab import FullDivergence
 from rlkit.planning import speed
-from rlkit.planning.memory import GIB, Budget, Shape, Sharding, engine_memory, learner_memory, shape
+from rlkit.planning.memory import BYTES, GIB, Budget, Shape, Sharding, engine_memory, learner_memory, shape
 from rlkit.planning.simulate import EngineModel, LearnerModel, LogNormal, Trace, Workload, simulate
 from rlkit.planning.speed import Assumptions, Gpu, find_gpu
 from rlkit.run import Run
@@ -212,104 +212,130 @@ class Planner:
                 )
                 yield Layout(learners, engines, tp, z, checkpointing, size, u, shared)
 
+    @property
+    def responses(self) -> int:
+        """Of one step."""
+        return self.run.rollout.prompts * self.run.rollout.n
+
+    @property
+    def spread(self) -> float:
+        """Tokens of the response that a token is of, on average over all tokens: ``E[l^2] / E[l]`` of a log-normal."""
+        return min(self.mean * math.exp(self.a.sigma**2), self.limit)
+
     def estimate(self, x: Layout) -> Estimate:
-        run, s, a, gpu, dtype = self.run, self.shape, self.a, self.gpu, self.run.model.dtype
-        total = run.rollout.prompts * run.rollout.n
-        engine_share = x.utilization * gpu.memory if x.shared else 0.0
-        most = math.ceil(total / run.learner.minibatches / x.learners)
+        """What a layout needs on its devices, and the seconds of its step."""
+        engine, kv = self._engine_memory(x)
+        engine_model = self._engine_model(x, kv["sequences at the mean length"])
+        parts = self._learner_seconds(x)
+        # Ranks without a row wait for the others.
+        learned = parts["total"] * math.ceil(self.responses / x.learners) * x.learners / self.responses
+        nodes = math.ceil(x.engines * x.tensor_parallel / self.per_node)
+        sync = speed.sync_seconds(self.shape, self.gpu, self.a, nodes, self.run.model.dtype)
+        tokens = self.responses * (self.prompt + self.mean)
+        return Estimate(
+            layout=x,
+            learner=self._learner_memory(x),
+            engine=engine,
+            kv=kv,
+            seconds={
+                "generate": self._generate_seconds(x, engine_model),
+                "learner": learned,
+                "sync": sync,
+                **{f"learner: {k}": v for k, v in parts.items() if k != "total"},
+            },
+            workload=self._workload(),
+            engine_model=engine_model,
+            learner_model=LearnerModel(parts["optimizer"], (learned - parts["optimizer"]) / tokens, sync),
+            loaded=float(BYTES[self.run.model.dtype] * self.shape.parameters),
+        )
+
+    def _learner_memory(self, x: Layout) -> Budget:
+        run = self.run
+        most = math.ceil(self.responses / run.learner.minibatches / x.learners)
         rows = max(1.0, min(max(x.max_tokens, self.longest) / self.longest, most))
         micro = rows * self.longest
-        learner = learner_memory(
-            s,
+        engine_share = x.utilization * self.gpu.memory if x.shared else 0.0
+        return learner_memory(
+            self.shape,
             x.sharding,
-            dtype=dtype,
+            dtype=run.model.dtype,
             tokens=micro,
             actions=micro * min(1.0, self.limit / self.longest),
             longest=self.longest,
-            capacity=a.capacity(gpu) - engine_share,
+            capacity=self.a.capacity(self.gpu) - engine_share,
             checkpointing=x.checkpointing,
             attention=run.model.attention,
             anchors=self.anchors,
             entropy=self.entropy,
             whole_vocabulary=self.whole,
         )
-        usual, usual_tokens = speed.batch_sizes(gpu)
-        seats = int(run.vllm.get("max_num_seqs", usual))
-        engine, kv = engine_memory(
-            s,
-            dtype=dtype,
-            capacity=a.capacity(gpu),
-            device=gpu.memory,
+
+    def _engine_memory(self, x: Layout) -> tuple[Budget, dict[str, float]]:
+        seats, batched = speed.batch_sizes(self.gpu)  # vLLM's own
+        return engine_memory(
+            self.shape,
+            dtype=self.run.model.dtype,
+            capacity=self.a.capacity(self.gpu),
+            device=self.gpu.memory,
             utilization=x.utilization,
             tensor_parallel=x.tensor_parallel,
-            max_seqs=seats,
-            batched_tokens=int(run.vllm.get("max_num_batched_tokens", usual_tokens)),
+            max_seqs=int(self.run.vllm.get("max_num_seqs", seats)),
+            batched_tokens=int(self.run.vllm.get("max_num_batched_tokens", batched)),
             mean=self.prompt + self.mean,
             longest=self.longest,
         )
-        # -- time
-        base, per_sequence, per_context = speed.decode_step(s, gpu, a, dtype, x.tensor_parallel)
-        running = max(1, int(kv["sequences at the mean length"]))
-        prefill = speed.prefill_seconds(s, gpu, a, x.tensor_parallel, self.prompt)
-        model = EngineModel(base, per_sequence, per_context, prefill, running)
-        each = total / x.engines
-        spread = min(self.mean * math.exp(a.sigma**2), self.limit)  # E[l^2] / E[l] of a log-normal
-        longest = min(self.limit, self.mean * math.exp(2.5 * a.sigma))
-        generate = (
-            run.rollout.prompts / x.engines * prefill
-            + base * max(longest, each / min(running, each) * self.mean)
-            + each * self.mean * (per_sequence + per_context * (self.prompt + spread / 2))
+
+    def _engine_model(self, x: Layout, running: float) -> EngineModel:
+        """How fast one engine is; ``running``: the sequences that its cache has room for."""
+        dtype, tp = self.run.model.dtype, x.tensor_parallel
+        base, per_sequence, per_context = speed.decode_step(self.shape, self.gpu, self.a, dtype, tp)
+        prefill = speed.prefill_seconds(self.shape, self.gpu, self.a, tp, self.prompt)
+        return EngineModel(base, per_sequence, per_context, prefill, max(1, int(running)))
+
+    def _generate_seconds(self, x: Layout, engine: EngineModel) -> float:
+        """Prompts, then as many steps as the longest response has tokens (or as the waves have that take turns), then each token's own."""
+        each = self.responses / x.engines
+        longest = min(self.limit, self.mean * math.exp(2.5 * self.a.sigma))
+        waves = each / min(engine.max_running, each)
+        return (
+            self.run.rollout.prompts / x.engines * engine.prefill
+            + engine.base * max(longest, waves * self.mean)
+            + each * self.mean * (engine.per_sequence + engine.per_context * (self.prompt + self.spread / 2))
         )
-        tokens, actions = total * (self.prompt + self.mean), total * self.mean
-        updates = run.learner.epochs * run.learner.minibatches
-        micros = max(1, math.ceil(tokens / run.learner.minibatches / x.learners / max(x.max_tokens, self.longest)))
-        parts = speed.learner_seconds(
-            s,
-            gpu,
-            a,
+
+    def _learner_seconds(self, x: Layout) -> dict[str, float]:
+        section = self.run.learner
+        tokens = self.responses * (self.prompt + self.mean)
+        of_rank = tokens / section.minibatches / x.learners
+        return speed.learner_seconds(
+            self.shape,
+            self.gpu,
+            self.a,
             x.sharding,
-            dtype=dtype,
+            dtype=self.run.model.dtype,
             tokens=tokens,
-            actions=actions,
-            length=self.prompt + spread,
+            actions=self.responses * self.mean,
+            length=self.prompt + self.spread,
             passes=self.passes,
-            updates=updates,
-            epochs=run.learner.epochs,
-            micros=micros,
+            updates=section.epochs * section.minibatches,
+            epochs=section.epochs,
+            micros=max(1, math.ceil(of_rank / max(x.max_tokens, self.longest))),
             checkpointing=x.checkpointing,
             gpus_per_node=self.per_node,
         )
-        # Ranks without a row wait for the others.
-        learned = parts["total"] * math.ceil(total / x.learners) * x.learners / total
-        sync = speed.sync_seconds(s, gpu, a, math.ceil(x.engines * x.tensor_parallel / self.per_node), dtype)
-        seconds = {
-            "generate": generate,
-            "learner": learned,
-            "sync": sync,
-            **{f"learner: {k}": v for k, v in parts.items() if k != "total"},
-        }
-        r = run.rollout
-        w = Workload(
+
+    def _workload(self) -> Workload:
+        """What a simulation makes again and again."""
+        r = self.run.rollout
+        return Workload(
             r.prompts,
             r.n,
-            LogNormal(min(self.mean, self.limit), a.sigma, self.limit),
+            LogNormal(min(self.mean, self.limit), self.a.sigma, self.limit),
             self.prompt,
             r.max_lag,
             "keep" if r.pause in ("keep", "continue") else "wait",
             r.over,
             r.overtake,
-        )
-        learner_model = LearnerModel(parts["optimizer"], (learned - parts["optimizer"]) / tokens, sync)
-        return Estimate(
-            x,
-            learner,
-            engine,
-            kv,
-            seconds,
-            w,
-            model,
-            learner_model,
-            float((2 if dtype == "bfloat16" else 4) * s.parameters),
         )
 
     def search(self, gpus: int) -> tuple[Estimate | None, Estimate]:
