@@ -113,59 +113,69 @@ def fit_sigmoid(
     start = float(y[0]) if r0 is None else float(r0)
     used, later = (x >= skip) & (x <= until) & (x > 0), x > until
     c, target = x[used], y[used]
-    grid_a, grid_m = (np.sort(np.asarray(grid, dtype=np.float64).ravel()) for grid in (asymptotes, midpoints))
     if len(c) < 4:
         raise ConfigError(
             f"fit_sigmoid: {len(c)} points have compute above 0 and between {skip:g} and {until:g}; at least 4 are needed for "
             "three parameters. Evaluate more often, or lower skip."
         )
-    if not len(grid_a) or not len(grid_m) or not (grid_m > 0).all() or not np.isfinite(np.r_[grid_a, grid_m]).all():
-        raise ConfigError("fit_sigmoid: asymptotes and midpoints must be finite and not empty, and midpoints positive.")
-    slopes = np.geomspace(*SLOPES, 60)
-    log_c = np.log(c)
-    s = _gain(c, grid_m[:, None, None], slopes[:, None])  # [M, B, n]
-    drop = target - start
-    height = grid_a - start  # [A]
-    # sum of squares of drop - height * s, for every asymptote at once
-    # [A, M, B]
-    ssr = drop @ drop - 2 * height[:, None, None] * (s @ drop) + height[:, None, None] ** 2 * (s**2).sum(-1)
-    place = ssr.argmin(-1)
-    b = np.log(slopes)
-
-    def cost(log_slope: Array) -> Array:  # [A, M]
-        with np.errstate(over="ignore"):
-            g = 1.0 / (1.0 + np.exp(np.exp(log_slope)[..., None] * (np.log(grid_m)[None, :, None] - log_c)))
-        squares: Array = ((drop - height[:, None, None] * g) ** 2).sum(-1)
-        return squares
-
-    found, best = _golden(cost, b[np.maximum(place - 1, 0)], b[np.minimum(place + 1, len(b) - 1)])
-    i, j = np.unravel_index(int(best.argmin()), best.shape)
-    least, slope = float(best[i, j]), float(np.exp(found[i, j]))
-    profile = best.min(1)
-    near = grid_a[profile <= least * (1 + CHI2 / max(1, len(c) - 3)) + 1e-15]
-    edge = [
-        name
-        for name, k, n in (("asymptote", i, len(grid_a)), ("midpoint", j, len(grid_m)))
-        if n > 1 and k in (0, n - 1)
-    ]
-    edge += ["slope"] if not SLOPES[0] * 1.01 < slope < SLOPES[1] / 1.01 else []
+    grid_a, grid_m = _grids(asymptotes, midpoints)
+    log_slopes, squares = _best_slopes(c, target - start, grid_a - start, grid_m)
+    i, j = np.unravel_index(int(squares.argmin()), squares.shape)
+    slope, least = float(np.exp(log_slopes[i, j])), float(squares[i, j])
+    near = grid_a[squares.min(1) <= least * (1 + CHI2 / max(1, len(c) - 3)) + 1e-15]
+    edges = {
+        "asymptote": _at_edge(int(i), grid_a),
+        "midpoint": _at_edge(int(j), grid_m),
+        "slope": not SLOPES[0] * 1.01 < slope < SLOPES[1] / 1.01,
+    }
     total = float(((target - target.mean()) ** 2).sum())
     fit = SigmoidFit(
-        start,
-        float(grid_a[i]),
-        float(grid_m[j]),
-        slope,
-        least,
-        1 - least / total if total else math.nan,
-        len(c),
-        float(c.max()),
-        (float(near.min()), float(near.max())),
-        band,
-        tuple(edge),
+        r0=start,
+        asymptote=float(grid_a[i]),
+        midpoint=float(grid_m[j]),
+        slope=slope,
+        ssr=least,
+        r2=1 - least / total if total else math.nan,
+        points=len(c),
+        last=float(c.max()),
+        asymptote_range=(float(near.min()), float(near.max())),
+        band=band,
+        at_edge=tuple(name for name, there in edges.items() if there),
     )
     if not later.any():
         return fit
     return dataclasses.replace(fit, holdout_error=float(np.sqrt(((fit.predict(x[later]) - y[later]) ** 2).mean())))
+
+
+def _grids(asymptotes: ArrayLike, midpoints: ArrayLike) -> tuple[Array, Array]:
+    """``[A]`` and ``[M]``, ascending."""
+    grid_a, grid_m = (np.sort(np.asarray(grid, dtype=np.float64).ravel()) for grid in (asymptotes, midpoints))
+    if not len(grid_a) or not len(grid_m) or not (grid_m > 0).all() or not np.isfinite(np.r_[grid_a, grid_m]).all():
+        raise ConfigError("fit_sigmoid: asymptotes and midpoints must be finite and not empty, and midpoints positive.")
+    return grid_a, grid_m
+
+
+def _at_edge(k: int, grid: Array) -> bool:
+    return len(grid) > 1 and k in (0, len(grid) - 1)
+
+
+def _best_slopes(c: Array, drop: Array, height: Array, midpoints: Array) -> tuple[Array, Array]:
+    """``[A, M]``: for each asymptote and midpoint the log of the slope of least squares, and that sum of squares.
+
+    ``c`` ``[n]``: compute. ``drop`` ``[n]``: reward above the start; ``height`` ``[A]``: asymptotes above the start.
+    """
+    slopes, log_c = np.geomspace(*SLOPES, 60), np.log(c)
+    gain, up = _gain(c, midpoints[:, None, None], slopes[:, None]), height[:, None, None]  # [M, B, n]
+    squares = drop @ drop - 2 * up * (gain @ drop) + up**2 * (gain**2).sum(-1)  # [A, M, B], of drop - up * gain
+
+    def cost(log_slope: Array) -> Array:
+        with np.errstate(over="ignore"):
+            g = 1.0 / (1.0 + np.exp(np.exp(log_slope)[..., None] * (np.log(midpoints)[None, :, None] - log_c)))
+        of_these: Array = ((drop - up * g) ** 2).sum(-1)
+        return of_these
+
+    best, scanned = squares.argmin(-1), np.log(slopes)
+    return _golden(cost, scanned[np.maximum(best - 1, 0)], scanned[np.minimum(best + 1, len(scanned) - 1)])
 
 
 def _points(compute: ArrayLike, reward: ArrayLike) -> tuple[Array, Array]:
@@ -255,47 +265,48 @@ def fit_power_law(
         raise ConfigError(
             f"fit_power_law: a model size is {next(n for n in runs if not n > 0)}; sizes are numbers of parameters, above 0."
         )
-    sizes, k, e, r2 = sorted(runs), [], [], []
-    for size in sizes:
-        x, y = _points(*runs[size])
-        keep = (x > 0) & (x >= skip)
-        x, y = x[keep], y[keep]
-        if (y >= r_max).any():
-            raise ConfigError(
-                f"fit_power_law: the run of N = {size:g} has a reward of {y.max():g}, which is not below r_max = {r_max:g}; "
-                "log(1 - R / r_max) does not exist. Raise r_max, or leave those points out."
-            )
-        if len(np.unique(x)) < 2:
-            raise ConfigError(
-                f"fit_power_law: the run of N = {size:g} has {len(x)} points with X > 0 and X >= {skip:g}; a line needs at "
-                "least two different X."
-            )
-        log_x, log_l = np.log(x), np.log1p(-y / r_max)
-        slope, intercept = np.polyfit(log_x, log_l, 1)
-        total = float(((log_l - log_l.mean()) ** 2).sum())
-        k.append(-float(slope))
-        e.append(float(intercept))
-        r2.append(1 - float(((log_l - slope * log_x - intercept) ** 2).sum()) / total if total else math.nan)
-    k_max, n_0, edge = math.nan, math.nan, False
-    if len(sizes) > 1:
-        n, target = np.array(sizes), np.array(k)
+    sizes = sorted(runs)
+    k, e, r2 = zip(*(_line(size, *_points(*runs[size]), r_max, skip) for size in sizes), strict=True)
+    k_max, n_0, edge = _efficiency(np.array(sizes), np.array(k)) if len(sizes) > 1 else (math.nan, math.nan, False)
+    return PowerLawFit(tuple(map(float, sizes)), k, e, r2, k_max, n_0, edge, r_max)
 
-        def best(
-            log_n0: Array,
-        ) -> tuple[Array, Array]:  # for each N_0 the K_max of least squares, and its sum of squares
-            shape = 1 / (1 + np.exp(log_n0)[:, None] / n)
-            top = shape @ target / (shape**2).sum(1)
-            return top, ((target - top[:, None] * shape) ** 2).sum(1)
 
-        scan = np.linspace(math.log(n[0]) - 12, math.log(n[-1]) + 12, 2000)
-        at = int(best(scan)[1].argmin())
-        edge = at in (0, len(scan) - 1)
-        place, _ = _golden(lambda z: best(z)[1], scan[[max(at - 1, 0)]], scan[[min(at + 1, len(scan) - 1)]], rounds=60)
-        if at == 0:
-            k_max, n_0 = float(target.mean()), 0.0
-        else:
-            k_max, n_0 = float(best(place)[0][0]), float(np.exp(place[0]))
-    return PowerLawFit(tuple(map(float, sizes)), tuple(k), tuple(e), tuple(r2), k_max, n_0, edge, r_max)
+def _line(size: float, x: Array, y: Array, r_max: float, skip: float) -> tuple[float, float, float]:
+    """``k``, ``E`` and the share of the variance explained, of the model of ``size``."""
+    keep = (x > 0) & (x >= skip)
+    x, y = x[keep], y[keep]
+    if (y >= r_max).any():
+        raise ConfigError(
+            f"fit_power_law: the run of N = {size:g} has a reward of {y.max():g}, which is not below r_max = {r_max:g}; "
+            "log(1 - R / r_max) does not exist. Raise r_max, or leave those points out."
+        )
+    if len(np.unique(x)) < 2:
+        raise ConfigError(
+            f"fit_power_law: the run of N = {size:g} has {len(x)} points with X > 0 and X >= {skip:g}; a line needs at "
+            "least two different X."
+        )
+    log_x, log_l = np.log(x), np.log1p(-y / r_max)
+    slope, intercept = np.polyfit(log_x, log_l, 1)
+    total = float(((log_l - log_l.mean()) ** 2).sum())
+    r2 = 1 - float(((log_l - slope * log_x - intercept) ** 2).sum()) / total if total else math.nan
+    return -float(slope), float(intercept), r2
+
+
+def _efficiency(n: Array, k: Array) -> tuple[float, float, bool]:
+    """``K_max`` and ``N_0`` of least squares, and whether ``N_0`` is at the edge of where it is searched for."""
+
+    def best(log_n0: Array) -> tuple[Array, Array]:
+        """For each ``N_0`` the ``K_max`` of least squares, and its sum of squares."""
+        shape = 1 / (1 + np.exp(log_n0)[:, None] / n)
+        top = shape @ k / (shape**2).sum(1)
+        return top, ((k - top[:, None] * shape) ** 2).sum(1)
+
+    scan = np.linspace(math.log(n[0]) - 12, math.log(n[-1]) + 12, 2000)
+    at = int(best(scan)[1].argmin())
+    if at == 0:
+        return float(k.mean()), 0.0, True
+    place, _ = _golden(lambda z: best(z)[1], scan[[at - 1]], scan[[min(at + 1, len(scan) - 1)]], rounds=60)
+    return float(best(place)[0][0]), float(np.exp(place[0])), at == len(scan) - 1
 
 
 # -- run folders ----------------------------------------------------------------------------------------------------
@@ -363,57 +374,36 @@ class ScalingReport:
 
     def table(self) -> str:
         """One line a run; the prediction is at ``extrapolate`` times the compute spent."""
-        unit = self.curves[0].unit
-        rows: list[tuple[str, ...]]
         if self.power_law is None:
-            rows = [
-                (
-                    "run",
-                    "points",
-                    "R_0",
-                    "A",
-                    "A (95 %)",
-                    f"C_mid ({unit})",
-                    "B",
-                    "R²",
-                    f"at {self.extrapolate:g} x",
-                    "note",
-                )
-            ]
-            for curve, f in zip(self.curves, self.sigmoids, strict=True):
-                note = f"at the edge of its grid: {', '.join(f.at_edge)}" if f.at_edge else ""
-                low, high = f.asymptote_range
-                rows.append(
-                    (
-                        curve.name,
-                        str(f.points),
-                        f"{f.r0:.3f}",
-                        f"{f.asymptote:.3f}",
-                        f"{low:.3f} to {high:.3f}",
-                        f"{f.midpoint:.4g}",
-                        f"{f.slope:.2f}",
-                        f"{f.r2:.3f}",
-                        f"{float(f.predict(self.extrapolate * curve.x.max())):.3f}",
-                        note,
-                    )
-                )
-            return aligned(rows)
+            return aligned(self._sigmoid_rows())
         law = self.power_law
-        rows = [("run", "N", "k(N)", "E(N)", "R²", f"at {self.extrapolate:g} x")]
+        unsure = " (N_0 is not determined by these sizes)" if law.n_0_at_edge else ""
+        return f"{aligned(self._law_rows(law))}\nk(N) = {law.k_max:.4g} / (1 + {law.n_0:.4g} / N){unsure}"
+
+    def _sigmoid_rows(self) -> list[tuple[str, ...]]:
+        columns = ("run", "points", "R_0", "A", "A (95 %)", f"C_mid ({self.curves[0].unit})", "B", "R²")
+        rows: list[tuple[str, ...]] = [(*columns, f"at {self.extrapolate:g} x", "note")]
+        for curve, f in zip(self.curves, self.sigmoids, strict=True):
+            low, high = f.asymptote_range
+            fitted = (
+                f"{f.r0:.3f}",
+                f"{f.asymptote:.3f}",
+                f"{low:.3f} to {high:.3f}",
+                f"{f.midpoint:.4g}",
+                f"{f.slope:.2f}",
+            )
+            ahead = f"{float(f.predict(self.extrapolate * curve.x.max())):.3f}"
+            note = f"at the edge of its grid: {', '.join(f.at_edge)}" if f.at_edge else ""
+            rows.append((curve.name, str(f.points), *fitted, f"{f.r2:.3f}", ahead, note))
+        return rows
+
+    def _law_rows(self, law: PowerLawFit) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [("run", "N", "k(N)", "E(N)", "R²", f"at {self.extrapolate:g} x")]
         for curve, size in zip(self.curves, self.sizes, strict=True):
             i = law.sizes.index(size)
-            rows.append(
-                (
-                    curve.name,
-                    f"{size:.4g}",
-                    f"{law.k[i]:.4f}",
-                    f"{law.e[i]:.3f}",
-                    f"{law.r2[i]:.4f}",
-                    f"{float(law.predict(size, self.extrapolate * curve.x.max())):.3f}",
-                )
-            )
-        unsure = " (N_0 is not determined by these sizes)" if law.n_0_at_edge else ""
-        return f"{aligned(rows)}\nk(N) = {law.k_max:.4g} / (1 + {law.n_0:.4g} / N){unsure}"
+            ahead = f"{float(law.predict(size, self.extrapolate * curve.x.max())):.3f}"
+            rows.append((curve.name, f"{size:.4g}", f"{law.k[i]:.4f}", f"{law.e[i]:.3f}", f"{law.r2[i]:.4f}", ahead))
+        return rows
 
     def plot(self, out: str | Path) -> Path:
         """Draws curves, fits and their extrapolation into a PNG.
