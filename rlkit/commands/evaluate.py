@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rlkit.checks import context_length
 from rlkit.commands.engines import model_folder, running, voter
@@ -13,12 +14,12 @@ from rlkit.data.prompts import first_of_each, load_prompts
 from rlkit.errors import ConfigError
 from rlkit.evaluation.compare import Forgetting, forgetting_of
 from rlkit.evaluation.report import Report
-from rlkit.evaluation.samples import SampleFile, dataset_of, draw, tenths
+from rlkit.evaluation.samples import SampleFile, draw, tenths
 from rlkit.model.load import load_tokenizer
 from rlkit.record.output import require_folder
 from rlkit.rollout.hf import HFEngine
 from rlkit.run import Run
-from rlkit.samples import Prompt
+from rlkit.samples import Prompt, Sampling
 from rlkit.session import quiet_libraries
 
 
@@ -55,41 +56,21 @@ def evaluate(
         require_folder(out, "--out")
     path = model_folder(model)
     base = None if forgetting is None else model_folder(forgetting, "--forgetting")
-    tokenizer = load_tokenizer(path, "--model")
     if adaptive and n < 2:
         raise ConfigError(
             "--adaptive stops sampling when the majority is settled: -n must be above 1 (it is the most it draws)."
         )
-    prompts = load_prompts(run.data, "test", tokenizer, say)
-    if not prompts:
-        raise ConfigError(
-            "data.test is not set: there are no prompts to score. Add e.g. data.test=my_prompts.jsonl or data.test=math500."
-        )
-    prompts = first_of_each(prompts, run.eval.prompts)
+    prompts = _held_out(run, path, say)
     usual = run.sampling.temperature if run.eval.temperature is None else run.eval.temperature
     temperatures = list(temperatures) or [usual]
-    specs = run.scored_by
     sampling = dataclasses.replace(run.sampling, seed=run.seed if run.sampling.seed is None else run.sampling.seed)
-    settings = {
-        "model": str(Path(path).resolve() if Path(path).exists() else path),
-        "template": run.data.template,
-        "max_tokens": sampling.max_tokens,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "stop": list(sampling.stop),
-        "seed": sampling.seed,
-        "rewards": [f"{s.label} {s.args}" if s.args else s.label for s in specs],
-    }
+    settings = _settings(run, path, sampling)
     store = SampleFile(Path(out) / "samples.jsonl" if out is not None else None, settings)
     if store.rows:
         say(f"{out}/samples.jsonl: {len(store.rows)} samples are there already.")
+    label = run.scored_by[0].label
     with running(run, path, prompts, engines, address) as (group, scorer), contextlib.ExitStack() as stack:
         scorer.report = say
-        certainty = None
-        if self_certainty:
-            scoring = HFEngine(path, dtype=run.model.dtype, max_model_len=1 << 30)
-            stack.callback(scoring.close)
-            certainty = scoring.self_certainty
         draw(
             group.generate,
             scorer.score,
@@ -97,21 +78,16 @@ def evaluate(
             n=n,
             sampling=sampling,
             temperatures=temperatures,
-            label=specs[0].label,
+            label=label,
             vote=voter(run),
             store=store,
             adaptive=adaptive,
-            certainty=certainty,
+            certainty=_hf_engine(run, path, 1 << 30, stack).self_certainty if self_certainty else None,
             progress=tenths(say),
         )
     store.finish()
-    wanted = {(dataset_of(p), p.id) for p in prompts}
-    rows = [
-        r
-        for r in store.rows
-        if (r["dataset"], r["prompt_id"]) in wanted and r["k"] < n and r["temperature"] in temperatures
-    ]
-    say(f"\n{path}: {len(rows)} responses to {len(prompts)} prompts; correct is what {specs[0].label!r} says")
+    rows = store.of(prompts, n, temperatures)
+    say(f"\n{path}: {len(rows)} responses to {len(prompts)} prompts; correct is what {label!r} says")
     moved = None if base is None else _forgetting(run, base, path, prompts)
     report = Report.of(path, rows, settings, forgetting=moved, base=base)
     if out is not None:
@@ -119,14 +95,40 @@ def evaluate(
     return report
 
 
+def _held_out(run: Run, path: str, say: Callable[[str], None]) -> list[Prompt]:
+    prompts = load_prompts(run.data, "test", load_tokenizer(path, "--model"), say)
+    if not prompts:
+        raise ConfigError(
+            "data.test is not set: there are no prompts to score. Add e.g. data.test=my_prompts.jsonl or data.test=math500."
+        )
+    return first_of_each(prompts, run.eval.prompts)
+
+
+def _settings(run: Run, path: str, sampling: Sampling) -> dict[str, Any]:
+    """What must be equal so that samples belong to one file."""
+    return {
+        "model": str(Path(path).resolve() if Path(path).exists() else path),
+        "template": run.data.template,
+        "max_tokens": sampling.max_tokens,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "stop": list(sampling.stop),
+        "seed": sampling.seed,
+        "rewards": [f"{s.label} {s.args}" if s.args else s.label for s in run.scored_by],
+    }
+
+
+def _hf_engine(run: Run, path: str, max_model_len: int, stack: contextlib.ExitStack) -> HFEngine:
+    engine = HFEngine(path, dtype=run.model.dtype, max_model_len=max_model_len)
+    stack.callback(engine.close)
+    return engine
+
+
 def _forgetting(run: Run, base: str, path: str, prompts: Sequence[Prompt]) -> Forgetting:
     """KL(base‖model) on one response of the base model to each prompt."""
     length = context_length(run, prompts, base)
     with contextlib.ExitStack() as stack:
-        engines = []
-        for model in (base, path):
-            engines.append(HFEngine(model, dtype=run.model.dtype, max_model_len=length))
-            stack.callback(engines[-1].close)
+        before, after = (_hf_engine(run, model, length, stack) for model in (base, path))
         sampling = dataclasses.replace(run.sampling, temperature=1.0, top_p=1.0, top_k=0, seed=run.seed)
-        rollouts = [engines[0].generate(p, 1, sampling)[0] for p in prompts]
-        return forgetting_of(engines[0], engines[1], rollouts)
+        rollouts = [before.generate(p, 1, sampling)[0] for p in prompts]
+        return forgetting_of(before, after, rollouts)

@@ -115,6 +115,11 @@ class SampleFile:
                 out[_question(r)].append(r)
         return out
 
+    def of(self, prompts: Sequence[Prompt], n: int, temperatures: Sequence[float]) -> list[Record]:
+        """The first ``n`` samples of each of ``prompts`` at each of ``temperatures``; the file may hold more."""
+        wanted = {(dataset_of(p), p.id, t) for p in prompts for t in temperatures}
+        return [r for r in self.rows if _question(r) in wanted and r["k"] < n]
+
 
 def dataset_of(prompt: Prompt) -> str:
     """The data set that a prompt is from; empty if there is only one without a name."""
