@@ -7,12 +7,13 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlkit.data import Data
+from rlkit.data import Data, Source
 from rlkit.data.files import is_file_of_rows, read_file
-from rlkit.data.render import Encoder, Renderer
+from rlkit.data.render import Encoder, Rendered, Renderer
 from rlkit.data.rows import Rows
 from rlkit.data.sets import is_named, load_table, normalised, read_set
 from rlkit.data.tasks import Row, Split
@@ -32,100 +33,149 @@ def load_prompts(
     prompt, and so do ``question``, the text without the template, and ``messages``, the chat where the prompt is one.
 
     Raises:
-        ValueError: a missing file or set, a malformed or empty row (file:line), a missing column, an empty answer among others, no row
+        DataError: a missing file or set, a malformed or empty row (file:line), a missing column, an empty answer among others, no row
             left; prompts that are too long under ``too_long: raise``.
     """
-    source = data.train if split == "train" else data.test
-    limit = data.size if split == "train" else data.test_size
+    source, limit = _asked(data, split)
     if data.task is None and source is None:
         return []
-
-    def rows() -> Iterator[tuple[str, Row, Mapping[str, str]]]:
-        """Place, row, and which columns hold what: a named set comes with its own mapped."""
-        if data.task is not None:
-            yield from ((r["id"], r, {}) for r in data.task.rows(split, limit or 0))
-            return
-        if isinstance(source, Rows):
-            yield from ((f"data.{split}[{i}]", row, data.columns) for i, row in enumerate(source))
-            return
-        for name in (source,) if isinstance(source, str) else source or ():
-            for where, row in read_rows(name, split, say):
-                if is_named(name):
-                    yield where, row, {}
-                else:
-                    yield where, row if isinstance(source, str) else {**row, "dataset": Path(name).stem}, data.columns
-
-    render, encode = Renderer.of(data, tokenizer), Encoder(tokenizer)
-    prompts: list[Prompt] = []
-    seen: dict[str, tuple[str, Any]] = {}
-    long: list[str] = []
-    unanswered: list[str] = []
-    contradicting: list[str] = []
-    twice = cut = 0
-    for where, row, mapped in rows():
-        if limit is not None and len(prompts) >= limit:
+    read = _Reading(data, split, Renderer.of(data, tokenizer), Encoder(tokenizer))
+    for where, row, columns in _given(data, split, say):
+        if limit is not None and len(read.prompts) >= limit:
             break
-        rendered = render(pick(row, mapped.get("prompt", "prompt"), "prompt", where), where)
-        answer = pick(row, mapped["answer"], "answer", where) if "answer" in mapped else row.get("answer")
+        read.add(where, row, columns)
+    read.tell(say)
+    if not read.prompts:
+        raise DataError(f"data.{split}: no prompt is left of {source or data.task}.")
+    read.check(say)
+    return read.prompts
+
+
+def _asked(data: Data, split: Split) -> tuple[Source | None, int | None]:
+    """Where the rows of a split are, and how many prompts are wanted of them at most."""
+    return (data.train, data.size) if split == "train" else (data.test, data.test_size)
+
+
+def _given(data: Data, split: Split, say: Callable[[str], None]) -> Iterator[tuple[str, Row, Mapping[str, str]]]:
+    """Place, row, and which columns hold what: a named set comes with its own mapped."""
+    source, limit = _asked(data, split)
+    if data.task is not None:
+        yield from ((r["id"], r, {}) for r in data.task.rows(split, limit or 0))
+        return
+    if isinstance(source, Rows):
+        yield from ((f"data.{split}[{i}]", row, data.columns) for i, row in enumerate(source))
+        return
+    for name in (source,) if isinstance(source, str) else source or ():
+        for where, row in read_rows(name, split, say):
+            if is_named(name):
+                yield where, row, {}
+            else:
+                yield where, row if isinstance(source, str) else {**row, "dataset": Path(name).stem}, data.columns
+
+
+@dataclass
+class _Reading:
+    """The prompts of a split as its rows come, and what there is to say of the rows.
+
+    Attributes:
+        first: (place, answer) of the first row of every question. twice: rows that repeat one. contradicting: of these, those with
+            another answer.
+        long, unanswered: places of prompts with too many tokens, and of those without an answer.
+        cut: chats that ended with an answer of the assistant.
+    """
+
+    data: Data
+    split: Split
+    render: Renderer
+    encode: Encoder
+    prompts: list[Prompt] = field(default_factory=list)
+    first: dict[str, tuple[str, Any]] = field(default_factory=dict)
+    twice: int = 0
+    contradicting: list[str] = field(default_factory=list)
+    long: list[str] = field(default_factory=list)
+    unanswered: list[str] = field(default_factory=list)
+    cut: int = 0
+
+    def add(self, where: str, row: Row, columns: Mapping[str, str]) -> None:
+        """Takes a row in, unless its question was there before or is too long."""
+        rendered = self.render(pick(row, columns.get("prompt", "prompt"), "prompt", where), where)
+        answer = pick(row, columns["answer"], "answer", where) if "answer" in columns else row.get("answer")
         if is_no_number(answer):
             raise DataError(f"{where}: the answer is {answer}. Fill it in, or remove the row.")
-        text, question = rendered.text, rendered.question
-        said = "\n".join(f"{m['role']}: {m['content']}" for m in rendered.messages) or question
-        key = text if data.task is not None else normalised(said)
-        if key in seen:
-            twice += 1
-            if seen[key][1] != answer:
-                contradicting.append(f"{where} ({answer!r}) and {seen[key][0]} ({seen[key][1]!r})")
-            continue
-        ids = encode(text, rendered.templated)
+        question = rendered.text if self.data.task is not None else _without_spaces(rendered)
+        if question in self.first:
+            self.twice += 1
+            before, other = self.first[question]
+            if other != answer:
+                self.contradicting.append(f"{where} ({answer!r}) and {before} ({other!r})")
+            return
+        ids = self.encode(rendered.text, rendered.templated)
+        if len(ids) > self.data.max_prompt_tokens:
+            self.long.append(f"{where} ({len(ids)} tokens)")
+            return
+        if answer is None or answer == [] or (isinstance(answer, str) and not answer.strip()):
+            self.unanswered.append(where)
+        self.first[question] = (where, answer)
+        self.cut += rendered.cut
         identity = row.get("id")
         if identity is None:
-            identity = hashlib.sha256(text.encode()).hexdigest()[:16]
-        if len(ids) > data.max_prompt_tokens:
-            long.append(f"{where} ({len(ids)} tokens)")
-            continue
-        if answer is None or answer == [] or (isinstance(answer, str) and not answer.strip()):
-            unanswered.append(where)
-        seen[key] = (where, answer)
-        cut += rendered.cut
-        columns = {k: v for k, v in row.items() if k not in ("prompt", "answer")}
-        # For rewards, for files that `rlkit filter` writes, and for what is printed.
-        columns.setdefault("question", question)
-        if rendered.messages:
-            columns.setdefault("messages", list(rendered.messages))
-        prompts.append(Prompt(str(identity), ids, text, answer, columns))
-    if cut:
-        say(
-            f"data: {cut} chats of the {split} split end with an answer of the assistant; it is left out of the prompt."
-        )
-    if long:
-        message = f"{len(long)} prompts are longer than data.max_prompt_tokens = {data.max_prompt_tokens}: {', '.join(long[:3])}"
-        if data.too_long == "raise":
-            raise DataError(f"data: {message}. Raise the limit, or set data.too_long: drop.")
-        say(f"data: {message}; dropped.")
-    if twice:
-        say(f"data: {twice} duplicate prompts of the {split} split dropped.")
-    if contradicting:
-        say(
-            f"data: {len(contradicting)} duplicate(s) have another answer than the first, which is kept: {contradicting[0]}."
-        )
-    if not prompts:
-        raise DataError(f"data.{split}: no prompt is left of {source or data.task}.")
-    if unanswered and ("answer" in data.columns or len(unanswered) < len(prompts)):
-        raise DataError(
-            f"{unanswered[0]}: the answer is empty ({len(unanswered)} of {len(prompts)} prompts of data.{split}). Fill it in, "
-            "remove these rows, or name the column that holds answers: data.columns: {answer: ...}."
-        )
-    if unanswered and data.task is None:
-        others = [k for k in prompts[0].columns if k not in ("id", "dataset", "question")]
-        say(
-            f"data: no prompt of the {split} split has an answer (other columns: {', '.join(others) or 'none'}); a reward that reads it "
-            "will fail. Name the column with data.columns: {answer: ...}."
-        )
-    duplicates = len(prompts) - len({p.id for p in prompts})
-    if duplicates:
-        raise DataError(f"data.{split}: {duplicates} prompts share an `id` with another one; ids must be unique.")
-    return prompts
+            identity = hashlib.sha256(rendered.text.encode()).hexdigest()[:16]
+        self.prompts.append(Prompt(str(identity), ids, rendered.text, answer, _columns(row, rendered)))
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        """Says what was left out, and refuses prompts that are too long where none may be left out."""
+        if self.cut:
+            say(
+                f"data: {self.cut} chats of the {self.split} split end with an answer of the assistant; it is left out of the prompt."
+            )
+        if self.long:
+            most = self.data.max_prompt_tokens
+            message = (
+                f"{len(self.long)} prompts are longer than data.max_prompt_tokens = {most}: {', '.join(self.long[:3])}"
+            )
+            if self.data.too_long == "raise":
+                raise DataError(f"data: {message}. Raise the limit, or set data.too_long: drop.")
+            say(f"data: {message}; dropped.")
+        if self.twice:
+            say(f"data: {self.twice} duplicate prompts of the {self.split} split dropped.")
+        if self.contradicting:
+            say(
+                f"data: {len(self.contradicting)} duplicate(s) have another answer than the first, which is kept: {self.contradicting[0]}."
+            )
+
+    def check(self, say: Callable[[str], None]) -> None:
+        """Refuses answers that are missing among others, and ids that are not unique; says where there is no answer at all."""
+        empty, all_of = len(self.unanswered), len(self.prompts)
+        if empty and ("answer" in self.data.columns or empty < all_of):
+            raise DataError(
+                f"{self.unanswered[0]}: the answer is empty ({empty} of {all_of} prompts of data.{self.split}). Fill it in, "
+                "remove these rows, or name the column that holds answers: data.columns: {answer: ...}."
+            )
+        if empty and self.data.task is None:
+            others = [k for k in self.prompts[0].columns if k not in ("id", "dataset", "question")]
+            say(
+                f"data: no prompt of the {self.split} split has an answer (other columns: {', '.join(others) or 'none'}); a reward that "
+                "reads it will fail. Name the column with data.columns: {answer: ...}."
+            )
+        duplicates = all_of - len({p.id for p in self.prompts})
+        if duplicates:
+            raise DataError(
+                f"data.{self.split}: {duplicates} prompts share an `id` with another one; ids must be unique."
+            )
+
+
+def _without_spaces(rendered: Rendered) -> str:
+    """What a prompt asks, up to white space: two rows that agree in it ask the same."""
+    return normalised("\n".join(f"{m['role']}: {m['content']}" for m in rendered.messages) or rendered.question)
+
+
+def _columns(row: Row, rendered: Rendered) -> dict[str, Any]:
+    """What of a row travels with its prompt, for rewards, for files that `rlkit filter` writes, and for what is printed."""
+    columns = {k: v for k, v in row.items() if k not in ("prompt", "answer")}
+    columns.setdefault("question", rendered.question)
+    if rendered.messages:
+        columns.setdefault("messages", list(rendered.messages))
+    return columns
 
 
 def overlap(train: Sequence[Prompt], test: Sequence[Prompt]) -> str | None:
