@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import queue
 import threading
@@ -72,6 +73,16 @@ def _batches(requests: Sequence[_Request]) -> list[list[_Request]]:
     return out
 
 
+def _left_padded(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+    """Tokens and attention mask, ``[prompts, longest]``, padded on the left: all rows continue at the same place."""
+    width = max(len(p.token_ids) for p in prompts)
+    ids, mask = (torch.zeros(len(prompts), width, dtype=torch.long) for _ in range(2))
+    for i, p in enumerate(prompts):
+        ids[i, width - len(p.token_ids) :] = torch.tensor(p.token_ids)
+        mask[i, width - len(p.token_ids) :] = 1
+    return ids, mask
+
+
 class HFEngine(Engine):
     """See :class:`rlkit.rollout.engine.Engine`. Requests with different sampling settings run one after the other.
 
@@ -87,7 +98,6 @@ class HFEngine(Engine):
         self.tokenizer = load_tokenizer(model)
         self.endings = Endings.of(model, self.tokenizer)
         self.limit = max_model_len
-        self._policy: PolicyModel | None = None
         self._inbox: queue.SimpleQueue[_Request | _Update | None] = queue.SimpleQueue()
         self._update = _Update()
         self._pending = Pending()
@@ -150,13 +160,7 @@ class HFEngine(Engine):
         sampling, version, device = batch[0].sampling, self.version, self.device
         owner = torch.tensor([i for i, r in enumerate(batch) for _ in range(r.n)], device=device)
         chance = self._chances(batch).to(device)  # [R, max_tokens]
-        width = max(len(r.prompt.token_ids) for r in batch)
-        ids = torch.zeros(len(batch), width, dtype=torch.long)
-        mask = torch.zeros(len(batch), width, dtype=torch.long)
-        for i, r in enumerate(batch):  # padded on the left: all rows continue at the same place
-            ids[i, width - len(r.prompt.token_ids) :] = torch.tensor(r.prompt.token_ids)
-            mask[i, width - len(r.prompt.token_ids) :] = 1
-        ids, mask = ids.to(device), mask.to(device)
+        ids, mask = (x.to(device) for x in _left_padded([r.prompt for r in batch]))
         position = (mask.cumsum(1) - 1).clamp(min=0)
         cache = self._cache()
         out = self.lm(
@@ -199,10 +203,9 @@ class HFEngine(Engine):
             )
             logits = out.logits[:, -1]
             self.work.steps += 1
-        counts = length.tolist()
-        self.work.tokens += sum(counts)
+        self.work.tokens += int(length.sum())
         results: list[list[Rollout]] = [[] for _ in batch]
-        found = zip(owner.tolist(), tokens.tolist(), logps.tolist(), counts, stopped.tolist(), strict=True)
+        found = zip(owner.tolist(), tokens.tolist(), logps.tolist(), length.tolist(), stopped.tolist(), strict=True)
         for k, x, logp, count, stop in found:
             text = self.endings.text(x[:count], sampling.stop)
             finish: Finish = "stop" if stop else "length"
@@ -226,10 +229,16 @@ class HFEngine(Engine):
             [torch.rand(batch[0].sampling.max_tokens, generator=g, dtype=torch.float64) for g in generators]
         )
 
+    @functools.cached_property
+    def _policy(self) -> PolicyModel:
+        """The model as learners evaluate it; an engine that only generates never makes it."""
+        return PolicyModel(self.lm)
+
+    def _batch(self, rollouts: Sequence[Rollout]) -> Batch:
+        return Batch.from_rollouts(rollouts).map(lambda t: t.to(self.device))
+
     def score(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
-        if self._policy is None:
-            self._policy = PolicyModel(self.lm)
-        b = Batch.from_rollouts(rollouts).map(lambda t: t.to(self.device))
+        b = self._batch(rollouts)
         with self._running():
             logp = evaluate_new(self._policy, b, Sampling(), frozenset()).logp
         return [x.tolist() for x in logp.split(torch.bincount(b.seq, minlength=b.S).tolist())]
@@ -239,9 +248,7 @@ class HFEngine(Engine):
 
         Source: Self-Certainty 2502.18581.
         """
-        if self._policy is None:
-            self._policy = PolicyModel(self.lm)
-        b = Batch.from_rollouts(rollouts).map(lambda t: t.to(self.device))
+        b = self._batch(rollouts)
         assert b.ids is not None and b.length is not None and b.action is not None
         with self._running():
             hidden = self._policy.hidden(b.ids, b.length, b.action, b.group)[b.action - 1]

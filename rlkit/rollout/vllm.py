@@ -109,6 +109,14 @@ def engine_arguments(
     }
 
 
+def _parameters(**settings: Any) -> Any:
+    """vLLM's SamplingParams of a request that is answered once, when it is complete."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, **settings)
+
+
 class VLLMEngine(Engine):
     """See :class:`rlkit.rollout.engine.Engine`."""
 
@@ -213,13 +221,10 @@ class VLLMEngine(Engine):
     # -- requests ---------------------------------------------------------------------------------------------------
 
     def generate(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
         check_length(prompt, sampling, self.limit)
 
         def params() -> Any:  # made when the request is admitted: the seed knows the version
-            return SamplingParams(
+            return _parameters(
                 n=n if sampling.temperature > 0 else 1,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
@@ -231,7 +236,6 @@ class VLLMEngine(Engine):
                 detokenize=bool(sampling.stop),
                 logprobs=0,
                 seed=request_seed(sampling, prompt, self.version),
-                output_kind=RequestOutputKind.FINAL_ONLY,
             )
 
         output = self._request(prompt.token_ids, params)
@@ -270,15 +274,10 @@ class VLLMEngine(Engine):
         return Rollout(prompt, tokens, [True] * len(tokens), logp, version, finish, text=text)  # type: ignore[arg-type]
 
     def score(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
         out = []
         for r in rollouts:
             ids = [*r.prompt.token_ids, *r.tokens]
-            params = SamplingParams(
-                max_tokens=1, prompt_logprobs=0, temperature=0.0, output_kind=RequestOutputKind.FINAL_ONLY
-            )
+            params = _parameters(max_tokens=1, prompt_logprobs=0, temperature=0.0)
             answer = self._request(ids, functools.partial(copy.copy, params))
             first = len(r.prompt.token_ids)
             out.append([answer.prompt_logprobs[t][ids[t]].logprob for t in range(first, len(ids))])
