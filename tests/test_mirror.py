@@ -7,7 +7,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ASIDE = {  # tests of a room, and what of it they are about
     "commands/test_functions.py": "that each command is a function with a typed result",
-    "data/test_data.py": "tasks, curricula and prompts together",
     "learner/test_dropout.py": "that no pass has any",
     "model/test_families.py": "families of models by every property, in a table",
     "model/test_probes.py": "what is measured about a model before it is trained",

@@ -1,4 +1,4 @@
-"""Tasks, files, templates and samplers."""
+"""Samplers, and the rules that admit prompts and drop groups."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from rlkit.data import Data
 from rlkit.data.curriculum import (
     GaussianDifficulty,
     GreedyUnsolved,
@@ -23,50 +22,11 @@ from rlkit.data.curriculum import (
     ZeroVariance,
 )
 from rlkit.data.prompts import load_prompts
-from rlkit.data.statistics import COLUMNS, PromptStatistics
-from rlkit.data.tasks import Arithmetic, Countdown, Modular, Sorting, WordProblems
-from rlkit.model.load import load_tokenizer
-from rlkit.model.tiny import make_tiny, make_tokenizer
-from rlkit.types import Prompt, Rollout
+from rlkit.data.statistics import PromptStatistics
+from rlkit.model.tiny import make_tokenizer
+from rlkit.types import Prompt
+from tests.data.groups import group, prompts
 from tests.data.tables import beside
-
-TASKS = [
-    Sorting(levels=(1, 2)),
-    Arithmetic(levels=(2, 4)),
-    Modular(levels=(2,)),
-    Countdown(levels=(2,), mistakes=0.8),
-    WordProblems(levels=(1, 2, 3)),
-]
-
-
-@pytest.mark.parametrize("task", TASKS, ids=lambda t: type(t).__name__)
-def test_a_task_is_deterministic_verifiable_and_keeps_its_splits_apart(task: object, tmp_path: Path) -> None:
-    train, test = task.rows("train", 80), task.rows("test", 20)
-    assert train == task.rows("train", 80) and not {r["prompt"] for r in train} & {r["prompt"] for r in test}
-    assert len({r["id"] for r in [*train, *test]}) == 100
-    rng = random.Random(0)
-    right = [task.verify(task.demonstration(r, rng), r) for r in train]
-    assert all(task.verify(r["answer"], r) and not task.verify("", r) for r in train)
-    assert 0.05 < sum(right) / len(right) < 0.6
-    made = make_tokenizer(task.alphabet)
-    make_tiny(tmp_path, task.alphabet, hidden=64, layers=1, heads=2, kv_heads=1)
-    tokenizer = load_tokenizer(tmp_path)  # saved beside a Qwen2 model and loaded again: blanks included
-    for row in task.rows("train", 20):
-        assert (
-            tokenizer(row["prompt"])["input_ids"] == made(row["prompt"])["input_ids"]
-            and tokenizer.decode(made(row["prompt"])["input_ids"]) == row["prompt"]
-        )
-    for r in train:
-        ids = tokenizer(r["prompt"] + r["answer"])["input_ids"]
-        assert tokenizer.unk_token_id not in ids and tokenizer.decode(ids) == r["prompt"] + r["answer"]
-
-
-def prompts(n: int) -> list[Prompt]:
-    return [Prompt(f"p{i}", (3,), str(i)) for i in range(n)]
-
-
-def group(p: Prompt, rewards: list[float], finish: str = "stop") -> list[Rollout]:
-    return [Rollout(p, [1], [True], [0.0], [0], finish, reward=x) for x in rewards]
 
 
 def test_shuffle_sees_every_prompt_once_an_epoch_and_resumes() -> None:
@@ -172,43 +132,6 @@ def test_proportions_of_data_sets(tmp_path: Path) -> None:
     assert drawn["a"] / 1000 == pytest.approx(0.75, abs=0.05)
 
 
-def test_statistics_by_hand(tmp_path: Path) -> None:
-    ps = prompts(3)
-    known = PromptStatistics(ps, decay=0.5)
-    known.step = 4
-    known.observe(group(ps[1], [1.0, 0.0, math.nan, 3.0]))
-    known.observe(group(ps[1], [0.0, 0.0]))
-    known.observe_kl(group(ps[1], [0.0, 0.0]), [0.5, 1.5])
-    row = {c: float(known[c][1]) for c in COLUMNS}
-    assert row == pytest.approx(
-        {
-            "groups": 2,
-            "responses": 6,
-            "failures": 1,
-            "passes": 2,
-            "pass_rate_ema": 0.5 * (0.25 + 1 / 3),
-            "reward_mean": 0.8,
-            "reward_square": 2.0,
-            "length_mean": 1,
-            "kl_mean": 1,
-            "kl_responses": 2,
-            "last_step": 4,
-        }
-    )
-    assert known.posterior()[0][1] == 3 and known.posterior()[1][1] == 4
-    known.save(tmp_path / "p.sqlite")
-    known.export(tmp_path / "p.csv")
-    assert (tmp_path / "p.csv").read_text().splitlines()[2].startswith("p1,2.0,6.0,1.0,2.0")
-    again = PromptStatistics(ps)
-    again.load(tmp_path / "p.sqlite")
-    assert all((again[c] == known[c]).all() for c in COLUMNS)
-    with pytest.raises(ValueError, match=r"'p0' is not among them.*another data set"):
-        PromptStatistics([Prompt("other", (3,), "")]).load(tmp_path / "p.sqlite")
-    (tmp_path / "bad.sqlite").write_text("not a database at all, but long enough to be looked at")
-    with pytest.raises(ValueError, match="not a table of prompt statistics"):
-        PromptStatistics(ps).load(tmp_path / "bad.sqlite")
-
-
 def test_what_is_already_solved_greedily_is_not_admitted() -> None:
     p = prompts(1)[0]
     asked: list[tuple[int, bool]] = []
@@ -234,34 +157,3 @@ def test_drop_rules() -> None:
     with pytest.raises(ValueError, match=r"of is 'maths', but the rewards of prompt p0 are math, overlong"):
         ZeroVariance(of="maths")(shaped)
     assert Overlong(share=0.5)(group(p, [0.0, 1.0], "length")) and not Overlong()(group(p, [0.0, 1.0]))
-
-
-def test_files_columns_templates_and_limits(tmp_path: Path) -> None:
-    rows = [
-        {"q": "1+1", "a": "2", "level": 1},
-        {"q": "1+1", "a": "2", "level": 1},
-        {"q": "2" * 50, "a": "3", "level": 2},
-        {"q": "9-9", "a": "0", "level": 1},
-    ]
-    (tmp_path / "d.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
-    (tmp_path / "d.csv").write_text("q,a,level\n1+1,2,1\n9-9,0,1\n")
-    (tmp_path / "t.txt").write_text("Q{question}=")
-    tokenizer = make_tokenizer("0123456789+-=Q")
-    said: list[str] = []
-    columns = {"prompt": "q", "answer": "a"}
-    data = beside(tmp_path, train="d.jsonl", columns=columns, template="t.txt", max_prompt_tokens=20)
-    got = load_prompts(data, "train", tokenizer, said.append)
-    assert [(p.text, p.answer, p.columns["level"]) for p in got] == [("Q1+1=", "2", 1), ("Q9-9=", "0", 1)]
-    assert "d.jsonl:3 (52 tokens)" in said[0] and "1 duplicate" in said[1]
-    csv = load_prompts(beside(tmp_path, train="d.csv", columns=columns), "train", tokenizer)
-    assert [p.answer for p in csv] == ["2", "0"]
-    with pytest.raises(ValueError, match="max_prompt_tokens"):
-        load_prompts(
-            beside(tmp_path, train="d.jsonl", columns={"prompt": "q"}, max_prompt_tokens=20, too_long="raise"),
-            "train",
-            tokenizer,
-        )
-    with pytest.raises(ValueError, match=r"no column 'question'.*columns are q, a, level"):
-        load_prompts(beside(tmp_path, train="d.jsonl", columns={"prompt": "question"}), "train", tokenizer)
-    with pytest.raises(ValueError, match="Did you mean"):
-        load_prompts(Data(train=str(tmp_path / "dd.jsonl")), "train", tokenizer)
