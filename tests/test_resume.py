@@ -261,6 +261,7 @@ def test_keys_that_may_change() -> None:
         "rewards.0.timeout",
         "rollout.engine.type",
         "rollout.engine.options.speed",
+        "teacher.url",
     )
     held = (
         "seed",

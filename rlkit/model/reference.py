@@ -7,10 +7,9 @@ trained there no more than :class:`Trained`.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import urllib.error
-import urllib.request
+import time
+import weakref
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rlkit.bounds import Count, Decay, Natural, NonNegative, Positive, Share
-from rlkit.errors import ModelError
+from rlkit.errors import ModelError, RunError
 from rlkit.model.export import stored
 from rlkit.model.policy import PolicyModel, evaluate_new
 from rlkit.objective.full_vocab import CHUNK_ELEMENTS, Head
@@ -242,37 +241,48 @@ class _TemperedState(OwnWeights):
 
 
 class _ServedState(ReferenceState):
-    """A model behind an OpenAI-compatible server that knows ``prompt_logprobs`` (``vllm serve``)."""
+    """A model behind an OpenAI-compatible server that knows ``prompt_logprobs`` (``vllm serve``). Its connections stay open."""
 
     def __init__(self, spec: Served) -> None:
-        self.spec = spec
-        models = [m["id"] for m in self._call("models")["data"]]
+        try:
+            import httpx
+        except ImportError:
+            raise ModelError("a served teacher or reference is asked through httpx: pip install httpx.") from None
+        self.spec, key = spec, os.environ.get("RLKIT_TEACHER_KEY", "-")
+        self.client = httpx.Client(
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=spec.timeout,
+            limits=httpx.Limits(max_connections=spec.parallel, max_keepalive_connections=spec.parallel),
+        )
+        weakref.finalize(self, self.client.close)
+        models = [m["id"] for m in self._ask("models")["data"]]
         self.model = spec.model or models[0]
         if self.model not in models:
             raise ModelError(
                 f"teacher: the server at {spec.url} has no model {self.model!r}; it has {', '.join(models)}."
             )
 
-    def _call(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        url = f"{self.spec.url.rstrip('/')}/v1/{path}"
-        data = None if body is None else json.dumps(body).encode()
-        headers = {
-            "Content-Type": "application/json",
-            "Authorization": f"Bearer {os.environ.get('RLKIT_TEACHER_KEY', '-')}",
-        }
-        try:
-            with urllib.request.urlopen(
-                urllib.request.Request(url, data, headers), timeout=self.spec.timeout
-            ) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError as error:
-            raise ModelError(
-                f"teacher: {url} answered {error.code}: {error.read()[:300].decode(errors='replace')}"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"teacher: no answer from {url} ({error}). Start one with `vllm serve MODEL`, or correct the url."
-            ) from error
+    def _ask(self, path: str, body: dict[str, Any] | None = None, patience: float = 0.0) -> Any:
+        """What the server answers. While it does not, or says that it cannot now, it is asked again, for ``patience`` seconds."""
+        import httpx
+
+        url, until, pause = f"{self.spec.url.rstrip('/')}/v1/{path}", time.monotonic() + patience, 0.1
+        while True:
+            try:
+                answer = self.client.request("GET" if body is None else "POST", url, json=body)
+                if answer.is_success:
+                    return answer.json()
+                told = f"{url} answered {answer.status_code}: {answer.text[:300]}"
+                later = answer.is_server_error or answer.status_code == httpx.codes.TOO_MANY_REQUESTS
+            except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+                told, later = f"no answer from {url} ({str(error) or type(error).__name__})", True
+            pause *= 2
+            if not later or time.monotonic() + pause > until:
+                break
+            time.sleep(pause)
+        if patience:
+            raise RunError(f"teacher: {told}. See to the server; `--resume` continues from the last checkpoint.")
+        raise ModelError(f"teacher: {told}. Start one with `vllm serve MODEL`, or correct the url.")
 
     def logprobs(self, b: Batch, sampling: Sampling) -> Tensor:
         assert b.ids is not None and b.length is not None and b.action is not None
@@ -290,7 +300,7 @@ class _ServedState(ReferenceState):
             "prompt_logprobs": 0,
             "add_special_tokens": False,
         }
-        given = self._call("completions", body)["choices"][0]["prompt_logprobs"]
+        given = self._ask("completions", body, self.spec.patience)["choices"][0]["prompt_logprobs"]
         if given is None or len(given) != len(ids):
             raise ModelError(
                 f"teacher: {self.spec.url} gave no prompt_logprobs for {len(ids)} tokens; it must be a vLLM server."
@@ -305,6 +315,10 @@ class _ServedState(ReferenceState):
 class Served(Reference):
     """Log-probs from a vLLM server: ``url`` like http://host:8000, ``model`` null for its first. The tokenizer must be the policy's.
 
+    Attributes:
+        parallel: requests at once. timeout: seconds that an answer may take. patience: seconds for which a server that does not answer, or
+            is busy, is asked again in the course of a run; at its start it is asked once.
+
     Servers answer at temperature 1 without truncation, so ``sampling.temperature`` must be 1 and top-p, top-k off. A key is read from the
     environment, ``RLKIT_TEACHER_KEY``.
     """
@@ -313,6 +327,7 @@ class Served(Reference):
     model: str | None = None
     parallel: Count = 16
     timeout: Positive = 120.0
+    patience: NonNegative = 300.0
 
     def build(self, trained: Trained) -> ReferenceState:
         s = trained.sampling

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,7 +17,7 @@ import torch
 import rlkit as rk
 from rlkit.checks import check
 from rlkit.data.tasks import Sorting
-from rlkit.errors import ConfigError
+from rlkit.errors import ConfigError, ModelError, RunError
 from rlkit.learner.learner import Learner
 from rlkit.model.load import load_lm
 from rlkit.model.reference import EMA, Frozen, Reference, ReferenceState, Served, Tempered, Trained
@@ -255,3 +259,68 @@ def test_a_reference_of_ones_own_needs_log_probs_alone_and_says_what_it_does_not
             continue
         with pytest.raises(ConfigError, match=f"reference, which type: {type(reference).__name__} does not give"):
             check(given)
+
+
+class Server(BaseHTTPRequestHandler):
+    """Knows one model; answers by ``plan``: a status, or None for no answer at all, and then as vLLM does."""
+
+    protocol_version = "HTTP/1.1"
+    plan: ClassVar[list[int | None]] = []
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.answer({"data": [{"id": "theirs"}]})
+
+    def do_POST(self) -> None:
+        ids = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["prompt"]
+        known = [None, *({str(i): {"logprob": -i / 10}} for i in ids[1:])]
+        self.answer({"choices": [{"prompt_logprobs": known}]})
+
+    def answer(self, content: dict[str, Any]) -> None:
+        self.asked.append(f"{self.client_address} {self.path}")
+        status = self.plan.pop(0) if self.plan else 200
+        if status is None:
+            self.close_connection = True
+            return
+        text = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    Server.plan, Server.asked = [], []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as served:
+        served.daemon_threads = True
+        threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{served.server_port}"
+        served.shutdown()
+
+
+def test_a_server_that_does_not_answer_is_asked_again_through_the_connections_that_are_open(server: str) -> None:
+    trained: Any = SimpleNamespace(sampling=Sampling())
+    state = Served(url=server, parallel=2).build(trained)
+    rollouts = [
+        Rollout(Prompt(str(i), (3, 4), ""), [5, 6 + i], [True] * 2, [-1.0] * 2, [0] * 2, "stop") for i in range(4)
+    ]
+    b = Batch.from_rollouts(rollouts)
+    expected = [-x / 10 for x in b.ids[b.action].tolist()]
+    Server.plan = [None, 503, 429]
+    assert state.logprobs(b, Sampling()).tolist() == pytest.approx(expected)
+    lost = len(Server.asked) - 1 - b.S
+    assert lost == 3 and state.logprobs(b, Sampling()).tolist() == pytest.approx(expected)
+    assert len({line.split(" /")[0] for line in Server.asked}) <= 3 < len(Server.asked)
+    Server.plan = [404] * b.S
+    with pytest.raises(RunError, match=r"completions answered 404.*`--resume` continues"):
+        state.logprobs(b, Sampling())
+    Server.plan, tired = [503] * 20, Served(url=server, patience=0.3)
+    with pytest.raises(ModelError, match="models answered 503"):
+        tired.build(trained)
+    Server.plan = [200] + [503] * 20
+    with pytest.raises(RunError, match="completions answered 503"):
+        tired.build(trained).logprobs(b, Sampling())
