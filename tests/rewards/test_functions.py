@@ -193,3 +193,11 @@ def test_what_cannot_travel_is_named() -> None:
 def test_settings_that_mean_nothing_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
         RewardSpec(count, **change)  # type: ignore[arg-type]
+
+
+def test_a_process_for_rewards_is_small(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import sys\ndef heavy(response): return float(len({'torch', 'numpy', 'transformers', 'ray'} & set(sys.modules)))\n"
+    )
+    assert score(f"{tmp_path / 'mine.py'}:heavy") == {"heavy": 0.0}
+    assert "torch" in sys.modules  # which the process that asks has
