@@ -7,6 +7,7 @@ tensors that were counted in real steps.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -71,19 +72,7 @@ def shape(config: Any, peft: Mapping[str, Any] | None = None, value_head: bool =
     """
     if isinstance(config, str):
         config = model_config(config, "model.path")
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        try:
-            lm = AutoModelForCausalLM.from_config(config)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"model.path: no causal language model can be made from this configuration: {first_line(error)}"
-            ) from error
-        base = lm
-        if peft is not None:
-            lm = add_adapter(lm, dict(peft), 0)
+    lm, looked_up = _without_memory(config, peft)
     c = config.get_text_config()
     missing = [
         n
@@ -95,46 +84,64 @@ def shape(config: Any, peft: Mapping[str, Any] | None = None, value_head: bool =
             f"model.path: the configuration of {type(config).__name__} has no {missing[0]}; rlkit plans Llama-like decoders."
         )
     sizes = {n: p.numel() for n, p in lm.named_parameters()}
-    trainable = sum(p.numel() for p in lm.parameters() if p.requires_grad)
     extra = c.hidden_size + 1 if value_head else 0
-    # Experts beside the routed ones hold memory but multiply no token; an untied input table is only looked up.
-    experts = (
-        getattr(c, "num_local_experts", None)
-        or getattr(c, "num_experts", None)
-        or getattr(c, "n_routed_experts", None)
-        or 0
-    )
-    routed = getattr(c, "num_experts_per_tok", 1)
-    in_experts = sum(n for name, n in sizes.items() if ".experts." in name) if experts else 0
-    tied = base.get_input_embeddings().weight is base.get_output_embeddings().weight
-    table = 0 if tied else base.get_input_embeddings().weight.numel()
-    blocks: dict[str, int] = {}
-    for name, n in sizes.items():
-        where = name.split(".layers.")
-        block = where[1].split(".")[0] if len(where) > 1 else name
-        blocks[block] = blocks.get(block, 0) + n
-    width = c.intermediate_size
-    if in_experts:
-        width = (getattr(c, "moe_intermediate_size", None) or width) * routed + (
-            getattr(c, "shared_expert_intermediate_size", None) or 0
-        )
-    kv = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
+    idle, width = _experts(c, sizes)
     return Shape(
         parameters=sum(sizes.values()) + extra,
-        trainable=trainable + extra,
-        active=sum(sizes.values()) + extra - table - (in_experts * (experts - routed) // experts if experts else 0),
-        largest=max(blocks.values()),
+        trainable=sum(p.numel() for p in lm.parameters() if p.requires_grad) + extra,
+        active=sum(sizes.values()) + extra - looked_up - idle,
+        largest=_largest_block(sizes),
         vocab=c.vocab_size,
         hidden=c.hidden_size,
         layers=c.num_hidden_layers,
         heads=c.num_attention_heads,
-        kv_heads=kv,
+        kv_heads=getattr(c, "num_key_value_heads", None) or c.num_attention_heads,
         head_dim=getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads,
         intermediate=width,
         qk_norm=any("q_norm" in n for n in sizes),
         lora=peft is not None,
         context=getattr(c, "max_position_embeddings", None) or 1 << 30,
     )
+
+
+def _without_memory(config: Any, peft: Mapping[str, Any] | None) -> tuple[Any, int]:
+    """The model that a configuration describes, on the meta device, and the parameters of its input table if that is not its output
+    layer, too: it multiplies no token.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        try:
+            lm = AutoModelForCausalLM.from_config(config)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"model.path: no causal language model can be made from this configuration: {first_line(error)}"
+            ) from error
+        table, output = lm.get_input_embeddings().weight, lm.get_output_embeddings().weight
+        return lm if peft is None else add_adapter(lm, dict(peft), 0), 0 if table is output else table.numel()
+
+
+def _experts(c: Any, sizes: Mapping[str, int]) -> tuple[int, int]:
+    """Parameters of the experts that a token is not routed to, and the width of the MLP that it passes, all its experts together."""
+    experts = next(
+        (n for key in ("num_local_experts", "num_experts", "n_routed_experts") if (n := getattr(c, key, None))), 0
+    )
+    held = sum(n for name, n in sizes.items() if ".experts." in name) if experts else 0
+    if not held:
+        return 0, c.intermediate_size
+    routed = getattr(c, "num_experts_per_tok", 1)
+    width = (getattr(c, "moe_intermediate_size", None) or c.intermediate_size) * routed
+    return held * (experts - routed) // experts, width + (getattr(c, "shared_expert_intermediate_size", None) or 0)
+
+
+def _largest_block(sizes: Mapping[str, int]) -> int:
+    """Parameters of the largest layer, or of what stands beside the layers."""
+    blocks = Counter[str]()
+    for name, n in sizes.items():
+        _, inside, below = name.partition(".layers.")
+        blocks[below.split(".")[0] if inside else name] += n
+    return max(blocks.values())
 
 
 @dataclass(frozen=True)
