@@ -143,19 +143,32 @@ def plan_here(run: Run, machine: Machine | None = None, *, prompt_tokens: float 
     """
     machine = machine or Machine.here()
     p = Planner(run, GPUS["H100"], 1, None, prompt_tokens, None, Assumptions())
-    s, size, c = p.shape, BYTES[run.model.dtype], run.cluster
-    ranks, engines = (c.learners, c.engines) if c else (1, 1)
-    rows, n, limit = run.rollout.prompts * run.rollout.n, run.rollout.n, p.limit
+    c, n, limit = run.cluster, run.rollout.n, p.limit
     packed = run.learner.packed is not False and run.model.attention is None
     # Tokens of a prompt group: packed, its prompt counts once; padded, every row is as long as the longest.
     group = p.prompt + n * limit if packed else n * p.longest
-    most = micro_batch(run.learner.max_tokens, "cpu", s.width)
-    share = math.ceil(run.rollout.prompts / run.learner.minibatches / ranks)
+    most = micro_batch(run.learner.max_tokens, "cpu", p.shape.width)
+    share = math.ceil(run.rollout.prompts / run.learner.minibatches / (c.learners if c else 1))
     micros = max(1, math.ceil(share * group / most))
     tokens = max(min(most, math.ceil(share / micros) * group), float(p.longest if not packed else p.prompt + limit))
-    actions = tokens * n * limit / group
+    return HerePlan(
+        run,
+        machine,
+        p.shape,
+        f"prompts of {p.prompt:.0f} tokens ({p.known(prompt_tokens)}), responses of up to {limit}",
+        f"micro-batches of {tokens:.0f} tokens ({'learner.max_tokens' if run.learner.max_tokens else 'automatic: at most'} {most})",
+        _processes(p, machine, tokens, tokens * n * limit / group),
+        0.0 if c is None else machine.process + LIBRARIES["ray"],
+        _seconds(p, machine, group),
+    )
+
+
+def _processes(p: Planner, machine: Machine, tokens: float, actions: float) -> tuple[tuple[Budget, int], ...]:
+    """What each process needs, and how many there are of it. ``tokens``, ``actions``: of a micro-batch."""
+    run, c, size = p.run, p.run.cluster, BYTES[p.run.model.dtype]
+    ranks, engines = (c.learners, c.engines) if c else (1, 1)
     learner = _learner(p, Sharding.of(run.deepspeed, ranks), size, tokens, actions)
-    engine = _engine(p, size, min(rows / engines, MAX_ROWS))
+    engine = _engine(p, size, min(p.responses / engines, MAX_ROWS))
 
     def libraries(*names: str) -> dict[str, float]:
         return {"Python, torch and other libraries": machine.process + sum(LIBRARIES[k] for k in names)}
@@ -166,38 +179,29 @@ def plan_here(run: Run, machine: Machine | None = None, *, prompt_tokens: float 
         stays = {**libraries(*learns, *samples), **learner.pop("always"), **engine.pop("always")}
         # The learner's stages and the engine's follow one another: an update's heap is still there while the engine generates.
         engine["generate"] |= learner.pop("after an update")
-        phases = {**engine, **learner}
-        processes: tuple[tuple[Budget, int], ...] = ((_budget("this process", machine, stays, phases), 1),)
-    else:
-        own = (
-            {**libraries("ray", *learns), **learner.pop("always")},
-            {**libraries("ray", *samples), **engine.pop("always")},
-        )
-        processes = (
-            (_budget("learner process", machine, own[0], learner), ranks),
-            (_budget("engine process", machine, own[1], engine), engines),
-        )
-    total, length = run.rollout.prompts * group, p.prompt + limit
+        return ((_budget("this process", machine, stays, {**engine, **learner}), 1),)
+    of_learner = {**libraries("ray", *learns), **learner.pop("always")}
+    of_engine = {**libraries("ray", *samples), **engine.pop("always")}
+    return (
+        (_budget("learner process", machine, of_learner, learner), ranks),
+        (_budget("engine process", machine, of_engine, engine), engines),
+    )
+
+
+def _seconds(p: Planner, machine: Machine, group: float) -> dict[str, float]:
+    """Of one step by its stages. ``group``: tokens of a prompt group as the learner reads it."""
+    run, s = p.run, p.shape
+    total, actions, length = run.rollout.prompts * group, p.responses * p.limit, p.prompt + p.limit
     prefill = forward_flops(s, run.rollout.prompts * p.prompt, run.rollout.prompts, p.prompt)
-    decode = forward_flops(s, rows * limit, rows * limit, length)
-    annotate = p.passes * forward_flops(s, total, rows * limit, length)
-    update = run.learner.epochs * update_flops(s, total, rows * limit, length, run.learner.gradient_checkpointing)
+    decode = forward_flops(s, actions, actions, length)
+    annotate = p.passes * forward_flops(s, total, actions, length)
+    update = run.learner.epochs * update_flops(s, total, actions, length, run.learner.gradient_checkpointing)
     optimizer = run.learner.epochs * run.learner.minibatches * 28 * s.trainable / BANDWIDTH
-    seconds = {
+    return {
         "generate": (prefill + decode) / machine.flops / GENERATE,
         "annotate": annotate / machine.flops / UPDATE,
         "update": update / machine.flops / UPDATE + optimizer,
     }
-    return HerePlan(
-        run,
-        machine,
-        s,
-        f"prompts of {p.prompt:.0f} tokens ({p.known(prompt_tokens)}), responses of up to {limit}",
-        f"micro-batches of {tokens:.0f} tokens ({'learner.max_tokens' if run.learner.max_tokens else 'automatic: at most'} {most})",
-        processes,
-        0.0 if c is None else machine.process + LIBRARIES["ray"],
-        seconds,
-    )
 
 
 def _budget(

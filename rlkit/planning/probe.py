@@ -23,45 +23,12 @@ def probe(run: Run) -> str:
     Raises:
         ValueError: a model that cannot be loaded.
     """
-    need = run.needs
     with tempfile.TemporaryDirectory() as folder:
         if run.model.path is None:
             made(run, folder)
         path = run.model.path if run.model.path is not None else folder
         learner = Learner(run.learner_setup(path))
-    device = learner.device
-    response = run.sampling.max_tokens
-    longest = min(
-        run.rollout.max_model_len or 1 << 30,
-        run.data.max_prompt_tokens + response,
-        getattr(learner.policy.base.config, "max_position_embeddings", 1 << 30),
-    )
-    most = learner.max_tokens
-    rows = max(1, min(most // longest, run.rollout.prompts * run.rollout.n))
-    rng, vocabulary = random.Random(0), learner.policy.base.config.vocab_size
-    prompt = [rng.randrange(vocabulary) for _ in range(max(1, longest - response))]
-    tokens = longest - len(prompt)
-
-    def row(i: int) -> Rollout:
-        drawn = [rng.randrange(vocabulary) for _ in range(tokens)]
-        return Rollout(
-            Prompt(str(i), tuple(prompt), ""),
-            drawn,
-            [True] * tokens,
-            [-1.0] * tokens,
-            [0] * tokens,
-            "length",
-            reward=i % 2,
-        )
-
-    batch = Batch.from_rollouts([row(i) for i in range(rows)])
-    batch = batch.replace(
-        adv=torch.ones(batch.N),
-        returns=torch.zeros(batch.N),
-        value=torch.zeros(batch.N),
-        cols={n[4:]: torch.zeros(batch.S) for n in need if n.startswith("col:")},
-        marks={t.name: torch.zeros(batch.N) for t in run.objective},
-    )
+    device, batch = learner.device, _longest_rows(run, learner)
     times: dict[str, float] = {}
     for _ in range(2):  # the second one is without the start's one-time work
         start = time.perf_counter()
@@ -71,9 +38,38 @@ def probe(run: Run) -> str:
         micro = batch.replace(norm=normalise(run.objective, batch))
         measured = learner.step([micro], [1.0] * len(run.objective)).as_dict()
         times["update"] = time.perf_counter() - start
+    assert batch.length is not None
+    longest = int(batch.length.max())
     peak = max(mib for name, mib in measured.items() if name.startswith("memory/")) / 2**10
     what = f"peak on {torch.cuda.get_device_name(device)}" if device.type == "cuda" else "peak of this process"
     return (
-        f"Probe, one rank on {device}: {rows} rows of {longest} tokens; {what} {peak:.2f} GiB; annotate "
+        f"Probe, one rank on {device}: {batch.S} rows of {longest} tokens; {what} {peak:.2f} GiB; annotate "
         f"{times['annotate']:.2f} s, update {times['update']:.2f} s."
+    )
+
+
+def _longest_rows(run: Run, learner: Learner) -> Batch:
+    """As many rows of the greatest length as a micro-batch holds, of random tokens, with all that a term may read."""
+    config, response = learner.policy.base.config, run.sampling.max_tokens
+    longest = min(
+        run.rollout.max_model_len or 1 << 30,
+        run.data.max_prompt_tokens + response,
+        getattr(config, "max_position_embeddings", 1 << 30),
+    )
+    rng = random.Random(0)
+    prompt = tuple(rng.randrange(config.vocab_size) for _ in range(max(1, longest - response)))
+    n = longest - len(prompt)
+
+    def row(i: int) -> Rollout:
+        drawn = [rng.randrange(config.vocab_size) for _ in range(n)]
+        return Rollout(Prompt(str(i), prompt, ""), drawn, [True] * n, [-1.0] * n, [0] * n, "length", reward=i % 2)
+
+    rows = max(1, min(learner.max_tokens // longest, run.rollout.prompts * run.rollout.n))
+    batch = Batch.from_rollouts([row(i) for i in range(rows)])
+    return batch.replace(
+        adv=torch.ones(batch.N),
+        returns=torch.zeros(batch.N),
+        value=torch.zeros(batch.N),
+        cols={name: torch.zeros(batch.S) for name in run.columns},
+        marks={t.name: torch.zeros(batch.N) for t in run.objective},
     )
