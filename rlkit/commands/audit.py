@@ -115,7 +115,7 @@ def read_responses(file: str | Path, say: Callable[[str], None] = print) -> list
     """Rows of a JSONL file with "response" and "answer", each with its "line".
 
     Raises:
-        ValueError: no such file, a line that is no JSON object, or one that lacks a column.
+        ConfigError: no such file, a line that is no JSON object, or one that lacks a column.
     """
     path = Path(file)
     if not path.is_file():
@@ -172,7 +172,7 @@ def audit(
     or "label" is a stored verdict. A verifier is a :class:`RewardSpec`, a built-in name, ``my_file.py:fn`` or ``package.module:fn``.
 
     Raises:
-        ValueError: the file or a verifier cannot be read.
+        ConfigError: the file or a verifier cannot be read.
     """
     rows = read_responses(file, say)
     names: list[str] = []

@@ -255,7 +255,7 @@ def find_set(source: str, where: str) -> tuple[str, NamedSet, dict[str, tuple[st
     """``(name, entry, options)`` of e.g. ``math:levels=1-4``.
 
     Raises:
-        ValueError: no such set, option or value, with the closest ones.
+        DataError: no such set, option or value, with the closest ones.
     """
     name, *given = source.split(":")
     if name not in SETS:
@@ -296,7 +296,7 @@ def load_table(hub: str, config: str | None, split: str, file: str | None = None
     """A table of the hub; the only place that downloads data.
 
     Raises:
-        ValueError: `datasets` is not installed, or the table could not be loaded.
+        DataError: `datasets` is not installed, or the table could not be loaded.
     """
     try:
         from datasets import load_dataset
@@ -317,7 +317,7 @@ def read_set(source: str, split: Split, say: Callable[[str], None] = lambda text
     """``(place, row)`` of a named set; ``say`` hears what was left out, and a warning about training on an evaluation set.
 
     Raises:
-        ValueError: no such set or option, a set without that split, a column that is not there, or no row left.
+        DataError: no such set or option, a set without that split, a column that is not there, or no row left.
     """
     where = f"data.{split}"
     name, entry, options = find_set(source, where)

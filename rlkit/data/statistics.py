@@ -132,7 +132,7 @@ class PromptStatistics:
             replace_file(path, db.serialize())
 
     def load(self, path: Path) -> None:
-        """Raises ValueError if the table is damaged or about other prompts."""
+        """Raises DataError if the table is damaged or about other prompts."""
         try:
             with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
                 rows = {row[0]: row[1:] for row in db.execute(f"select id, {', '.join(COLUMNS)} from prompts")}

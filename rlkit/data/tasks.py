@@ -68,7 +68,7 @@ def draw(seed: int, split: Split, n: int, question: Callable[[random.Random], Ro
     """The first ``n`` rows of a split whose prompts are distinct.
 
     Raises:
-        ValueError: the task has fewer than ``n`` different questions in that split.
+        DataError: the task has fewer than ``n`` different questions in that split.
     """
     rng = random.Random(f"{seed}/{split}")
     out: dict[str, Row] = {}
@@ -334,7 +334,7 @@ def evaluate(text: str) -> Fraction:
     """The value of an expression of integers, ``+ - * ( )``, by recursive descent; nothing is ever passed to ``eval``.
 
     Raises:
-        ValueError: not such an expression.
+        DataError: not such an expression.
     """
     if len(text) > 200:
         raise DataError("expression too long")

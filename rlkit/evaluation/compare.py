@@ -93,7 +93,7 @@ def compare(
     """Compares two models from their samples (records as in :func:`rlkit.evaluation.metrics.group_samples`) on the same prompts.
 
     Raises:
-        ValueError: the two sets of prompts differ, or a malformed record.
+        ConfigError: the two sets of prompts differ, or a malformed record.
     """
     groups_a, groups_b = group_samples(a), group_samples(b)
     of_b = {(g.dataset, g.prompt_id): g for g in groups_b}
@@ -243,7 +243,7 @@ def forgetting(
     the whole vocabulary give ``sum_t KL(base_t || tuned_t)`` (never negative; the same expectation, less noise). Both at temperature 1.
 
     Raises:
-        ValueError: shapes that differ, no response, or a nan.
+        ConfigError: shapes that differ, no response, or a nan.
     """
     if len(base_logp) != len(tuned_logp) or not base_logp:
         raise ConfigError(
@@ -293,7 +293,7 @@ def forgetting_of(
     model's own: a mean difference of more than ``tolerance`` nats per token is refused (None switches the check off).
 
     Raises:
-        ValueError: the responses are not the base model's.
+        ConfigError: the responses are not the base model's.
     """
     p, q = ([_sampled(r, x) for r, x in zip(rollouts, model.score(rollouts), strict=True)] for model in (base, tuned))
     if tolerance is not None:
@@ -334,7 +334,7 @@ def forgetting_fit(kl: Sequence[float], score: Sequence[float], degree: int = 2)
     """How well the forward KL explains the score on other tasks, over models of several methods and learning rates (RL's Razor).
 
     Raises:
-        ValueError: not more models than coefficients, so that the fit would be perfect by construction.
+        ConfigError: not more models than coefficients, so that the fit would be perfect by construction.
     """
     if len(kl) != len(score) or len(kl) < degree + 2:
         raise ConfigError(

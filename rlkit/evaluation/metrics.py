@@ -200,7 +200,7 @@ def group_samples(samples: Iterable[Mapping[str, Any]]) -> list[Group]:
     (tokens), ``finish`` and ``dataset``.
 
     Raises:
-        ValueError: a record that lacks a key, or whose ``correct`` is not a number.
+        ConfigError: a record that lacks a key, or whose ``correct`` is not a number.
     """
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for i, s in enumerate(samples):
@@ -256,7 +256,7 @@ def summarize(
         subsets: Monte-Carlo draws of a prompt for maj@k where k < n.
 
     Raises:
-        ValueError: a malformed record, or ``k`` larger than the number of samples of some prompt.
+        ConfigError: a malformed record, or ``k`` larger than the number of samples of some prompt.
     """
     groups = [
         _Prompt(g, solved, np.random.default_rng([seed, i]), subsets) for i, g in enumerate(group_samples(samples))

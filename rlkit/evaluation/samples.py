@@ -35,7 +35,7 @@ def read_samples(path: str | Path, say: Callable[[str], None] = print) -> tuple[
     """``(settings, samples)`` of a file, or of the folder that `rlkit eval --out` wrote. Lines that were cut off are left out, and said.
 
     Raises:
-        ValueError: no such file, or not one of samples.
+        ConfigError: no such file, or not one of samples.
     """
     path = Path(path) / "samples.jsonl" if Path(path).is_dir() else Path(path)
     if not path.is_file():
@@ -69,7 +69,7 @@ class SampleFile:
     """Samples that are complete, on disk or (``path=None``) in memory. Thread-safe."""
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
-        """Raises ValueError if the file holds samples of another model, or drawn or graded otherwise."""
+        """Raises ConfigError if the file holds samples of another model, or drawn or graded otherwise."""
         self.rows, self._lock = list[Record](), threading.Lock()
         self.file = None if path is None else Appender(path)
         if path is None:

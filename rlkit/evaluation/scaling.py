@@ -107,7 +107,7 @@ def fit_sigmoid(
         until: points with more are not fitted but predicted, see ``holdout_error``.
 
     Raises:
-        ValueError: fewer than four points to fit, or a grid that makes no sense.
+        ConfigError: fewer than four points to fit, or a grid that makes no sense.
     """
     x, y = _points(compute, reward)
     start = float(y[0]) if r0 is None else float(r0)
@@ -257,7 +257,7 @@ def fit_power_law(
         r_max: the reward of a perfect policy.
 
     Raises:
-        ValueError: fewer than two points of some run, or a reward that is not below ``r_max``.
+        ConfigError: fewer than two points of some run, or a reward that is not below ``r_max``.
     """
     if not runs:
         raise ConfigError("fit_power_law: there are no runs.")
@@ -329,7 +329,7 @@ def read_curve(folder: str | Path, unit: Axis = "tokens") -> Curve:
     A run without held-out scores gives its training reward. Scores that are not numbers are left out.
 
     Raises:
-        ValueError: no run there, or its metrics lack the number.
+        ConfigError: no run there, or its metrics lack the number.
     """
     folder = Path(folder)
     path = folder / "metrics.jsonl"
@@ -460,7 +460,7 @@ def fit_runs(
         sizes: the number of parameters of each run's model, for the power law.
 
     Raises:
-        ValueError: a folder that is not a run, too few points, or sizes that are missing.
+        ConfigError: a folder that is not a run, too few points, or sizes that are missing.
     """
     if not folders:
         raise ConfigError("fit_runs: there are no run folders.")

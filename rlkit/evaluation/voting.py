@@ -22,7 +22,7 @@ def tally(answers: Sequence[Answer], weights: Sequence[float] | None = None) -> 
     """The votes of each answer, in the order of first appearance; each sample has one vote, or its weight.
 
     Raises:
-        ValueError: not as many weights as answers, or a weight that is negative or not finite.
+        ConfigError: not as many weights as answers, or a weight that is negative or not finite.
     """
     if weights is not None:
         if len(weights) != len(answers):
@@ -115,7 +115,7 @@ def maj_at_k(
     ``subsets`` random subsets without replacement.
 
     Raises:
-        ValueError: ``k`` larger than the number of samples.
+        ConfigError: ``k`` larger than the number of samples.
     """
     return Votes(answers, correct).maj_at_k(k, subsets=subsets, rng=np.random.default_rng(seed))
 

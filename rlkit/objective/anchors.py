@@ -65,7 +65,7 @@ def anchor_log_prob(anchor: Anchor, b: Batch) -> PerToken:
 
 
 def check_geometric(anchor: Anchor, reverse: bool, what: str) -> None:
-    """Raises ValueError where an anchor without its normaliser would be wrong."""
+    """Raises ConfigError where an anchor without its normaliser would be wrong."""
     if isinstance(anchor, Mixture) and anchor.mean == "geometric" and not reverse:
         raise ConfigError(
             f"{what}: a geometric mixture is not normalised, which only a reverse KL tolerates. Use mean: arithmetic, or a "

@@ -527,7 +527,7 @@ def plan(
     of prompts and responses, where they are known. ``growth``: also simulate 1 to 1,024 GPUs.
 
     Raises:
-        ValueError: unknown GPU, or a model that cannot be planned.
+        ConfigError: unknown GPU, or a model that cannot be planned.
     """
     if nodes < 1 or gpus_per_node < 1:
         raise ConfigError(f"--nodes is {nodes} and --gpus-per-node {gpus_per_node}; both must be at least 1.")

@@ -68,7 +68,7 @@ def shape(config: Any, peft: Mapping[str, Any] | None = None, value_head: bool =
     """The shape of ``config``: a ``PretrainedConfig``, or a folder or hub name of one. ``peft`` are options of a LoRA adapter.
 
     Raises:
-        ValueError: not a model, or one whose configuration lacks a size that is needed.
+        ConfigError: not a model, or one whose configuration lacks a size that is needed.
     """
     if isinstance(config, str):
         config = model_config(config, "model.path")

@@ -21,7 +21,7 @@ def probe(run: Run) -> str:
     ZeRO shards over one rank here, so states are not divided. Peak memory is that of the device, or of this process on a CPU.
 
     Raises:
-        ValueError: a model that cannot be loaded.
+        ModelError: a model that cannot be loaded.
     """
     with tempfile.TemporaryDirectory() as folder:
         if run.model.path is None:

@@ -395,7 +395,7 @@ def calibrate(folder: str | Path, skip: int = 2) -> Calibration:
     squares over the steps, no coefficient below 0. The learner's time is ``fixed + per_token * tokens`` in the same way.
 
     Raises:
-        ValueError: no such run, too few steps, or a run with ``max_lag`` above 0, whose waits overlap with training.
+        ConfigError: no such run, too few steps, or a run with ``max_lag`` above 0, whose waits overlap with training.
     """
     folder = Path(folder)
     if not (folder / "metrics.jsonl").exists():

@@ -61,7 +61,7 @@ def find_gpu(name: str) -> Gpu:
     """A row of :data:`GPUS` by name or by size; ``80GB`` is an A100, the slower of the two that have it.
 
     Raises:
-        ValueError: unknown, with the names there are.
+        ConfigError: unknown, with the names there are.
     """
     known = {**{k.upper(): k for k in GPUS}, **{k.upper(): v for k, v in ALIASES.items()}}
     key = name.upper().replace(" ", "")

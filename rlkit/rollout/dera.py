@@ -25,7 +25,7 @@ def dera_logits(aligned: Tensor, ref: Tensor, lam: float) -> Tensor:
     Source: DeRa 2402.02992.
 
     Raises:
-        ValueError: vocabularies of different size.
+        ConfigError: vocabularies of different size.
     """
     if aligned.shape[-1] != ref.shape[-1]:
         raise ConfigError(

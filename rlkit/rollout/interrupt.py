@@ -40,7 +40,7 @@ class Interruption:
     """An :class:`Interrupt` with its tokens."""
 
     def __init__(self, spec: Interrupt, tokenizer: Any, max_tokens: int) -> None:
-        """Raises ValueError where no room for an answer is left."""
+        """Raises ConfigError where no room for an answer is left."""
         self.spec, self.ids = spec, [int(t) for t in tokenizer(spec.text, add_special_tokens=False)["input_ids"]]
         if spec.high + len(self.ids) >= max_tokens:
             raise ConfigError(
