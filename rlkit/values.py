@@ -131,17 +131,18 @@ class Called(ABCMeta):
     """Of classes that Python makes by calling them: a name that is missing or unknown is refused in our words, not in Python's."""
 
     def __call__(cls: type[T], *values: Any, **named: Any) -> T:
+        made: Any = cls
         try:
-            signature_of(cls).bind(*values, **named)
+            signature_of(made).bind(*values, **named)
         except TypeError:
-            raise ConfigError("\n".join(_miscalled(cls, len(values), named))) from None
-        return type.__call__(cls, *values, **named)  # type: ignore[no-any-return]
+            raise ConfigError("\n".join(_miscalled(made, len(values), named))) from None
+        return type.__call__(made, *values, **named)  # type: ignore[no-any-return]
 
 
 @functools.cache
-def signature_of(cls: type) -> inspect.Signature:
+def signature_of(cls: Any) -> inspect.Signature:
     """How a class is called."""
-    taken = list(inspect.signature(cls.__init__).parameters.values())  # type: ignore[misc]
+    taken = list(inspect.signature(cls.__init__).parameters.values())
     return inspect.Signature(taken[1:])
 
 
