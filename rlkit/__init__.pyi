@@ -6,6 +6,7 @@ from rlkit.commands.audit import audit
 from rlkit.commands.check import check
 from rlkit.commands.evaluate import evaluate
 from rlkit.commands.filter import filter
+from rlkit.commands.merge import merge
 from rlkit.commands.metrics import compare, metrics
 from rlkit.commands.plan import plan
 from rlkit.commands.sample import sample
@@ -34,6 +35,7 @@ from rlkit.errors import (
 from rlkit.evaluation.report import Report
 from rlkit.evaluation.scaling import fit_runs
 from rlkit.model import reference as references
+from rlkit.model.arithmetic import merge_weights
 from rlkit.model.reference import Reference
 from rlkit.objective import (
     Term,
@@ -131,6 +133,8 @@ __all__ = [
     "compare",
     "filter",
     "sample",
+    "merge",
+    "merge_weights",
     "audit",
     "fit_runs",
     "plot_run",

@@ -14,7 +14,7 @@ from argparse import Namespace
 from typing import Any, ClassVar
 
 import rlkit as rk
-from rlkit.cli.parser import Parser, count, not_negative, positive, seed, share
+from rlkit.cli.parser import Parser, count, not_negative, number, positive, seed, share
 from rlkit.errors import ConfigError
 from rlkit.record.output import require_file
 
@@ -390,6 +390,49 @@ class Sample(Command):
         return 0
 
 
+class Merge(Command):
+    """Make one model of several: a soup, SLERP or a sum of task vectors, and the way back to the start (LITI)."""
+
+    name = "merge"
+
+    @staticmethod
+    def arguments(p: Parser) -> None:
+        p.add_argument("models", nargs="+", help="model folders, hub names, or run folders")
+        p.add_argument("--out", metavar="FOLDER", required=True, help="the model folder to write")
+        p.add_argument(
+            "--method",
+            choices=("linear", "slerp", "task"),
+            default="linear",
+            help="linear: the mean of the weights (a soup); slerp: along the arc between the task vectors from --base, by tensor (WARP); "
+            "task: --base plus the sum of the task vectors",
+        )
+        p.add_argument(
+            "--weights",
+            type=number,
+            nargs="+",
+            metavar="W",
+            help="one for each model; linear and slerp: in [0, 1], sum 1 (default: equal), task: any (default: 1)",
+        )
+        p.add_argument("--base", metavar="MODEL", help="the model that the others started from")
+        p.add_argument(
+            "--eta",
+            type=share,
+            default=1.0,
+            help="share of the way from --base to what was merged (LITI; WARP takes 0.3); default 1",
+        )
+        p.add_argument(
+            "--dtype",
+            choices=("float32", "bfloat16", "float16"),
+            help="of the merged weights (default: that of the models)",
+        )
+
+    @staticmethod
+    def run(a: Namespace) -> int:
+        made = rk.merge(a.models, a.out, method=a.method, weights=a.weights, base=a.base, eta=a.eta, dtype=a.dtype)
+        print(made)
+        return 0
+
+
 class Plan(Command):
     """What a run needs before it starts: memory of every role, seconds, the layout that fits, growth with GPUs."""
 
@@ -459,6 +502,7 @@ COMMANDS: tuple[type[Command], ...] = (
     Filter,
     Plot,
     Sample,
+    Merge,
     Plan,
     Submit,
 )

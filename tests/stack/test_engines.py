@@ -24,7 +24,10 @@ import pytest
 from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers
 from rlkit.cluster.ray import start_engines
 from rlkit.cluster.sync import WeightSync, probe_parity
+from rlkit.commands.merge import merge
+from rlkit.data.tasks import Sorting
 from rlkit.learner.learner import Learner
+from rlkit.model.tiny import make_tiny
 from rlkit.rollout.engine import Aborted, EngineSetup, EngineSpec
 from rlkit.rollout.hf import HFEngine
 from rlkit.rollout.vllm import VLLMEngine
@@ -36,8 +39,16 @@ PROMPTS = [Prompt(str(i), tuple(range(3, 5 + i)), "") for i in range(4)]
 
 
 @pytest.fixture(scope="module")
-def vllm(tiny: Path) -> Iterator[VLLMEngine]:
-    engine = VLLMEngine(str(tiny), max_model_len=512)
+def merged(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model halfway between two."""
+    folder = tmp_path_factory.mktemp("merged")
+    other = make_tiny(folder / "other", Sorting.alphabet, hidden=64, layers=2, heads=2, kv_heads=1, seed=1)
+    return merge([tiny, other], folder / "out").folder
+
+
+@pytest.fixture(scope="module")
+def vllm(merged: Path) -> Iterator[VLLMEngine]:
+    engine = VLLMEngine(str(merged), max_model_len=512)
     yield engine
     engine.close()
 
@@ -58,6 +69,13 @@ def largest_gap(engine: Any, learners: LearnerGroup, rollouts: list[Rollout]) ->
         for r, other in zip(rollouts, learners.logprobs(rollouts), strict=True)
         for a, b in zip(r.logp, other, strict=True)
     )
+
+
+def test_a_merged_model_is_loaded_by_vllm(small: dict[str, Any], merged: Path, vllm: VLLMEngine) -> None:
+    assert vllm.version <= 0, "other tests give this engine other weights: this one comes first"
+    setup = make_run(small).learner_setup(str(merged), frozenset())
+    rollouts = [r for p in PROMPTS for r in vllm.generate(p, 3, Sampling(max_tokens=24, seed=1))]
+    assert largest_gap(vllm, LearnerGroup(LocalWorkers(Learner(setup)), setup), rollouts) < 1e-4
 
 
 @pytest.mark.parametrize(
