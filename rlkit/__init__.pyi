@@ -34,6 +34,7 @@ from rlkit.errors import (
 )
 from rlkit.evaluation.report import Report
 from rlkit.evaluation.scaling import fit_runs
+from rlkit.evaluation.selection import moment_multipliers
 from rlkit.model import reference as references
 from rlkit.model.arithmetic import merge_weights
 from rlkit.model.reference import Reference
@@ -137,6 +138,7 @@ __all__ = [
     "merge_weights",
     "audit",
     "fit_runs",
+    "moment_multipliers",
     "plot_run",
     "submit",
     "to_yaml",

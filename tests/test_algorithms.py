@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import rlkit as rk
 from rlkit.cli import main
+from rlkit.data.tasks import Sorting
 from rlkit.objective.oracle import dishonest, examine_all
 
 pytestmark = pytest.mark.slow
@@ -25,8 +27,35 @@ def grpo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "grpo"
 
 
+@pytest.fixture(scope="module")
+def base_rewards(tmp_path_factory: pytest.TempPathFactory, grpo: Path) -> Path:
+    """Prompts with the rewards of the start model's responses."""
+    out = tmp_path_factory.mktemp("rows") / "base_rewards.jsonl"
+    asked = [
+        "filter",
+        "configs/tasks/sorting.yaml",
+        "objective=[PPOClip]",
+        "data.size=60",
+        "--model",
+        str(grpo / "start"),
+    ]
+    assert main([*asked, "-n", "8", "--rewards", "--out", str(out)]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 60 and all(len(row["base_rewards"]) == 8 for row in rows)
+    return out
+
+
+def wordings() -> Iterator[str]:
+    """Eight questions in three wordings: the same digits in another order."""
+    for i, row in enumerate(Sorting(levels=(1,)).rows("train", 8)):
+        digits = row["prompt"].rstrip(">")
+        for k in range(3):
+            prompt = f"{digits[k:]}{digits[:k]}>"
+            yield json.dumps({"id": f"{i}-{k}", "prompt": prompt, "answer": row["answer"], "question_id": i}) + "\n"
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_algorithm(path: Path, tmp_path: Path, grpo: Path) -> None:
+def test_algorithm(path: Path, tmp_path: Path, grpo: Path, base_rewards: Path) -> None:
     lines = path.read_text().splitlines()
     assert len(lines) <= 25 and lines[0].startswith("# ")
     overrides = [
@@ -40,6 +69,13 @@ def test_algorithm(path: Path, tmp_path: Path, grpo: Path) -> None:
     ]
     run = rk.load(path, overrides + ([f"teacher.path={grpo / 'final'}"] if "teacher:" in path.read_text() else []))
     assert run.name == path.stem
+    if path.stem == "salsa":
+        run = rk.load(path, [*overrides, f"reference.paths=[{grpo / 'start'}, {grpo / 'final'}]"])
+    if path.stem in ("infalign", "rlkf"):
+        run = rk.load(path, [*overrides, f"data.train={base_rewards}", "data.test=null", "learner.minibatches=1"])
+    if path.stem == "ps_grpo":
+        (tmp_path / "wordings.jsonl").write_text("".join(wordings()))
+        run = rk.load(path, [*overrides, f"data.train={tmp_path / 'wordings.jsonl'}"])
     if path.stem == "astar_po":
         stage_1 = tmp_path / "astar.jsonl"
         assert (

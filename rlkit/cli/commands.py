@@ -265,6 +265,11 @@ class Filter(Command):
             help="also write v_star = BETA log mean exp(reward / BETA) (A*-PO)",
         )
         p.add_argument(
+            "--rewards",
+            action="store_true",
+            help="also write base_rewards, the rewards of the responses, and keep prompts without a success (InfAlign, RLKF)",
+        )
+        p.add_argument(
             "--responses", help="also store one solved response of each kept prompt with its log-probs (data.stored)"
         )
 
@@ -274,7 +279,7 @@ class Filter(Command):
             if path is not None:
                 require_file(path, option)
         run = rk.load(a.config, a.overrides)
-        found = rk.filter(run, a.model, n=a.n, low=a.low, high=a.high, soft_value=a.soft_value)
+        found = rk.filter(run, a.model, n=a.n, low=a.low, high=a.high, soft_value=a.soft_value, rewards=a.rewards)
         found.write(a.out)
         if not found.prompts:
             raise ConfigError(

@@ -27,7 +27,7 @@ class Filtered:
     """The prompts that were kept, of ``asked`` prompts.
 
     Attributes:
-        prompts: those kept, in their order. rows: the same as rows of data, each with its ``pass_rate`` (and ``v_star``).
+        prompts: those kept, in their order. rows: the same as rows of data, each with its ``pass_rate`` (and ``v_star``, ``base_rewards``).
         solved: one response with a reward of at least 1 for each kept prompt that has one, with its log-probs.
     """
 
@@ -78,12 +78,15 @@ def filter(
     low: float = 0.0,
     high: float = 1.0,
     soft_value: float | None = None,
+    rewards: bool = False,
     say: Callable[[str], None] = print,
 ) -> Filtered:
     """The prompts of ``run.data.train`` that ``model`` solves in a share of ``n`` responses between ``low`` and ``high``.
 
     Args:
         low: 0 means at least one success. soft_value: beta of ``v_star = beta log mean exp(reward / beta)`` in each row (A*-PO).
+        rewards: each row also gets ``base_rewards``, the rewards of its responses (InfAlign, RLKF), and with low 0 prompts without a
+            success are kept, too.
 
     Raises:
         ConfigError: no model, no prompts, or an empty range.
@@ -100,15 +103,17 @@ def filter(
     kept, rows, solved = list[Prompt](), list[dict[str, Any]](), list[Rollout]()
     for i, p in enumerate(prompts):
         group = rollouts[i * n : (i + 1) * n]
-        rewards = [r.reward for r in group if not math.isnan(r.reward)]
-        rate = sum(min(1.0, max(0.0, x)) for x in rewards) / len(rewards) if rewards else None
-        if rate is None or not (low < rate <= high if low == 0 else low <= rate <= high):
+        found = [r.reward for r in group if not math.isnan(r.reward)]
+        rate = sum(min(1.0, max(0.0, x)) for x in found) / len(found) if found else None
+        if rate is None or not (low < rate <= high if low == 0 and not rewards else low <= rate <= high):
             continue
         kept.append(p)
         solved += [r for r in group if r.reward >= 1][:1]
         row = {"id": p.id, "prompt": p.text, "answer": p.answer, **p.columns, "pass_rate": rate}
         if soft_value is not None:
-            row["v_star"] = _soft_value(rewards, soft_value)
+            row["v_star"] = _soft_value(found, soft_value)
+        if rewards:
+            row["base_rewards"] = found
         rows.append(row)
     return Filtered(run, tokenizer, len(prompts), tuple(kept), tuple(rows), tuple(solved))
 

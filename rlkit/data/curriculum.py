@@ -11,11 +11,11 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
-from rlkit.bounds import Count, Decay, NonNegative, Positive, Share
+from rlkit.bounds import Bound, Count, Decay, NonNegative, Positive, Share
 from rlkit.data.statistics import PromptStatistics, pass_rate
 from rlkit.errors import ConfigError
 from rlkit.plug import Plug
@@ -351,6 +351,111 @@ class Proportions(Sampler):
 
     def build(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics) -> SamplerState:
         return _ProportionsState(prompts, seed, statistics, self)
+
+
+class _TogetherState(SamplerState):
+    def __init__(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics, column: str) -> None:
+        super().__init__(prompts, seed, statistics)
+        sets = dict[str, list[int]]()
+        for i, p in enumerate(prompts):
+            if column not in p.columns:
+                raise ConfigError(f"data.sampler Together: prompt {p.id} has no column {column!r}.")
+            sets.setdefault(str(p.columns[column]), []).append(i)
+        self.sets, self.queue = list(sets.values()), list[int]()
+
+    def __next__(self) -> Prompt:
+        if not self.queue:
+            self.queue = [i for one in self.rng.sample(self.sets, len(self.sets)) for i in one][::-1]
+        return self.prompts[self.queue.pop()]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "queue": self.queue}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.queue = state["queue"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Together(Sampler):
+    """Every prompt once an epoch, those with the same value of ``column`` one after the other: the wordings of a question.
+
+    With ``rollout.prompts`` a multiple of the number of wordings, and no groups dropped, a step holds whole sets.
+
+    Source: PS-GRPO 2510.04392 (6 wordings of each question there; from a secondary description).
+    """
+
+    column: str = "question_id"
+
+    def build(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics) -> SamplerState:
+        return _TogetherState(prompts, seed, statistics, self.column)
+
+
+class _ReplayState(_ProportionsState):
+    def __init__(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics, spec: Replay) -> None:
+        super().__init__(prompts, seed, statistics, spec)
+        self.replay, self.shares = spec, list(self.weights)
+        self.names = {str(value): k for k, value in enumerate(spec.weights)}
+        self.history: list[list[float]] = [[] for _ in self.weights]
+
+    def observe(self, group: Sequence[Rollout]) -> None:
+        k, rewards = self.names.get(str(group[0].prompt.columns.get(self.replay.column))), [r.reward for r in group]
+        scored = [x for x in rewards if not math.isnan(x)]
+        if k is None or not scored:
+            return
+        self.history[k] = [*self.history[k], sum(scored) / len(scored)][-self.replay.window :]
+        factors = replay_weights(self.history, self.replay.window, self.replay.temperature)
+        self.weights = [share * factor for share, factor in zip(self.shares, factors, strict=True)]
+
+    def metrics(self) -> dict[str, float]:
+        total = sum(self.weights)
+        return {f"data/share_{name}": self.weights[k] / total for name, k in self.names.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "history": self.history, "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.history, self.weights = state["history"], state["weights"]
+
+
+def replay_weights(history: Sequence[Sequence[float]], window: int, temperature: float) -> list[float]:
+    """``K softmax_k((h_k c_k + v_k) / temperature)`` from the last rewards of each of K objectives; 1 for all until every window is full.
+
+    ``h = 1 - mean`` of the newer half is what is left to gain, ``c`` the loss ``1 - reward`` of the newer half over that of the older one
+    (1 and more: it does not get better; bounded to [0, 2]), ``v = std / (mean + 0.01)`` of the whole window how unstable it is.
+    """
+    if any(len(rewards) < window for rewards in history):
+        return [1.0] * len(history)
+    scores = []
+    for rewards in history:
+        x = np.clip(np.array(rewards), 0.0, 1.0)
+        older, newer = 1 - x[: window // 2].mean(), 1 - x[window // 2 :].mean()
+        ratio = min(2.0, newer / older) if older else 1.0 if not newer else 2.0
+        scores.append((newer * ratio + x.std() / (x.mean() + 0.01)) / temperature)
+    e = np.exp(np.array(scores) - max(scores))
+    return [float(w) for w in len(scores) * e / e.sum()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay(Proportions):
+    """A mixture of data sets, new ones and replayed ones, whose weights follow what each still has to gain: :func:`replay_weights`.
+
+    A data set that is solved and steady is drawn less, one that gets worse or is unstable more. A weight here is the share of a data set
+    in the batch, which in expectation is the same as a factor on its loss and spares the responses that would count little. Rewards are
+    taken as parts of 1.
+
+    Attributes:
+        weights: where they begin; the factors multiply them. window: groups of each data set that are looked at.
+
+    Source: RECAP 2510.21978 (a reconstruction from the abstract: short-horizon signals of convergence and instability).
+    """
+
+    window: Annotated[int, Bound(at_least=2)] = 20
+    temperature: Positive = 1.0
+
+    def build(self, prompts: Sequence[Prompt], seed: int, statistics: PromptStatistics) -> SamplerState:
+        return _ReplayState(prompts, seed, statistics, self)
 
 
 # -- rules ------------------------------------------------------------------------------------------------------------

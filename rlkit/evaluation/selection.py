@@ -181,3 +181,48 @@ def frontier(reward: ArrayLike, betas: Sequence[float], *, min_ess: float = 20.0
             )
         )
     return points
+
+
+# -- targets with given means -----------------------------------------------------------------------------------------
+
+
+def moment_multipliers(features: ArrayLike, targets: ArrayLike, rounds: int = 100) -> Array:
+    """The ``lambda`` for which ``p(y) ~ base(y) exp(lambda . phi(y))`` has the means ``targets``, from samples of the base model.
+
+    Solves ``sum_i w_i phi_i = targets`` with ``w_i ~ exp(lambda . phi_i)`` by Newton's method on the convex ``log mean exp(lambda . (phi -
+    targets))``; the released code takes gradient steps on the same.
+
+    Args:
+        features: ``[samples, K]``, the K features of each response. targets: the K wanted means.
+
+    Raises:
+        ConfigError: no reweighting of these samples has such means.
+
+    Source: GDC 2012.11635, the energy-based model of a distributional control problem (exact by hand in the tests).
+    """
+    phi, want = np.atleast_2d(np.asarray(features, dtype=float)), np.atleast_1d(np.asarray(targets, dtype=float))
+    if phi.ndim != 2 or want.shape != (phi.shape[1],):
+        raise ConfigError(f"moment_multipliers: features have the shape {phi.shape} and there are {want.size} targets.")
+    d, lam = phi - want, np.zeros(len(want))
+
+    def value(x: Array) -> float:
+        z = d @ x
+        return float(z.max() + math.log(np.exp(z - z.max()).mean()))
+
+    for _ in range(rounds):
+        w = np.exp(d @ lam - (d @ lam).max())
+        w /= w.sum()
+        slope = w @ d
+        if np.abs(slope).max() < 1e-9:
+            return lam
+        curve = (d * w[:, None]).T @ d - np.outer(slope, slope)
+        move, share = np.linalg.lstsq(curve, slope, rcond=None)[0], 1.0
+        while value(lam - share * move) > value(lam) - 1e-4 * share * float(slope @ move) and share > 1e-9:
+            share /= 2
+        lam = lam - share * move
+        if np.abs(lam).max() > 1e4:
+            break
+    raise ConfigError(
+        f"moment_multipliers: no weights on these {len(phi)} samples give the means {', '.join(f'{x:g}' for x in want)}: their own are from"
+        f" {', '.join(f'{x:g}' for x in phi.min(0))} to {', '.join(f'{x:g}' for x in phi.max(0))}. Draw more, or ask for less."
+    )

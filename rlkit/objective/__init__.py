@@ -55,6 +55,7 @@ class Term(Plug):
         "rlkit.objective.losses",
         "rlkit.objective.divergences",
         "rlkit.objective.full_vocab",
+        "rlkit.objective.supervised",
     )
     # The cost of a token with advantage 0 has no gradient: such rows need not be computed.
     only_advantage: ClassVar[bool] = False

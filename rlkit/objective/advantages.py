@@ -42,7 +42,7 @@ class Advantages:
 class Advantage(Plug):
     """Base of every advantage. A user's own is a subclass with ``__call__``; ``needs`` as of a term."""
 
-    homes: ClassVar[tuple[str, ...]] = ("rlkit.objective.advantages",)
+    homes: ClassVar[tuple[str, ...]] = ("rlkit.objective.advantages", "rlkit.objective.shaping")
 
     @property
     def needs(self) -> frozenset[str]:

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from rlkit.bounds import Natural, NonNegative, Positive
+from rlkit.bounds import Count, Natural, NonNegative, Positive
 from rlkit.errors import ConfigError
 from rlkit.objective.advantages import group_centre
 from rlkit.plug import Plug
@@ -350,6 +350,31 @@ class RewardMasked(Coefficient):
         correct = (b.reward > 0.5).to(b.reward.dtype)
         solved = correct if self.by == "response" else (b.group_sum(correct) > 0).to(correct.dtype)[b.group]
         return 1 - solved
+
+
+@dataclass(frozen=True)
+class BestOfGroup(Coefficient):
+    """``base`` on the ``keep`` responses of each prompt with the highest rewards, 0 on the others: rejection sampling as a coefficient.
+
+    Kept responses are multiplied by responses / kept, so that under ``reduce: seq`` and ``sum`` the mean is that over the kept ones. Of
+    equal rewards the first counts.
+
+    Source: SuperHF 2310.16763 (best of S; number from memory, rule from the released code).
+    """
+
+    base: float = 1.0
+    keep: Count = 1
+
+    def start(self) -> State:
+        return {"value": self.base}
+
+    def per_sequence(self, b: Batch) -> Tensor:
+        order = torch.argsort(b.reward, descending=True, stable=True)
+        order = order[torch.argsort(b.group[order], stable=True)]
+        group = b.group[order]
+        rank = torch.arange(b.S, device=order.device) - torch.searchsorted(group, group)
+        kept = torch.zeros_like(b.reward).index_fill(0, order[rank < self.keep], 1.0)
+        return kept * (b.S / kept.sum())
 
 
 def as_coefficient(x: float | Coefficient) -> Coefficient:

@@ -262,6 +262,8 @@ def claim(part: Term | Penalty) -> str | None:
     if isinstance(part, KLReward):
         how = "per token" if part.credit == "token" else "of responses"
         return f"{words('reverse_kl', anchor_name(part.anchor))} {how}"
+    if isinstance(part, FullDivergence) and type(part).__call__ is not FullDivergence.__call__:
+        return None  # it reads whole distributions for a cost of its own
     if isinstance(part, Divergence | DivergenceReward | FullDivergence):
         name, anchor = label(part.f, part.parameter), anchor_name(part.anchor)
         sequence = (isinstance(part, DivergenceReward) and part.credit == "sequence") or (

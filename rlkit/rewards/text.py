@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from difflib import SequenceMatcher
+
 
 def exact(response: str, answer: object) -> float:
     """1 if the response is the answer, white space at the ends aside."""
     return float(response.strip() == str(answer).strip())
+
+
+def similar(response: str, answer: object) -> float:
+    """How much of response and answer is the same, in [0, 1]: twice the characters of their common blocks over those of both."""
+    return SequenceMatcher(None, response.strip(), str(answer).strip(), autojunk=False).ratio()
 
 
 def overlong(tokens: list[int], limit: int, buffer: int) -> float:

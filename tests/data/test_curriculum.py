@@ -17,9 +17,12 @@ from rlkit.data.curriculum import (
     Overlong,
     Pools,
     Proportions,
+    Replay,
     Shuffle,
     Thompson,
+    Together,
     ZeroVariance,
+    replay_weights,
 )
 from rlkit.data.prompts import load_prompts
 from rlkit.data.statistics import PromptStatistics
@@ -60,6 +63,8 @@ SAMPLERS = [
     Thompson(candidates=3),
     Pools(column="level", order=(0, 1), after=4),
     Proportions(column="level", weights={"0": 1.0, "1": 3.0}),
+    Replay(column="level", weights={"0": 1.0, "1": 3.0}, window=4),
+    Together(column="level"),
 ]
 
 
@@ -130,6 +135,43 @@ def test_proportions_of_data_sets(tmp_path: Path) -> None:
     state = Proportions(weights={"a": 3.0, "b": 1.0}).build(ps, 0, PromptStatistics(ps))
     drawn = Counter(next(state).columns["dataset"] for _ in range(1000))
     assert drawn["a"] / 1000 == pytest.approx(0.75, abs=0.05)
+
+
+def test_replay_weights_by_hand() -> None:
+    """One objective is solved and steady, one stands still half way, one gets better, one swings."""
+    solved, still, better, swings = [1.0] * 4, [0.5] * 4, [0.2, 0.2, 0.6, 0.6], [0.0, 1.0, 0.0, 1.0]
+    scores = [0.0, 0.5 * 1.0, 0.4 * 0.5 + 0.2 / 0.41, 0.5 * 1.0 + 0.5 / 0.51]
+    e = [math.exp(x / 0.5) for x in scores]
+    want = [4 * x / sum(e) for x in e]
+    assert replay_weights([solved, still, better, swings], 4, 0.5) == pytest.approx(want)
+    assert replay_weights([solved, still[:3]], 4, 0.5) == [1.0, 1.0]  # not yet known
+    worse = replay_weights([[1.0, 1.0, 0.9, 0.9], solved], 4, 1.0)  # from nothing left to gain to something: twice
+    assert worse[0] / worse[1] == pytest.approx(math.exp(0.1 * 2.0 + 0.05 / 0.96))
+
+
+def test_replay_draws_what_has_most_to_gain() -> None:
+    ps = [Prompt(f"p{i}", (3,), "", columns={"dataset": "ab"[i % 2]}) for i in range(10)]
+    state = Replay(weights={"a": 3.0, "b": 1.0}, window=4).build(ps, 0, PromptStatistics(ps))
+    for rewards in ([1.0, 1.0], [1.0, 1.0], [math.nan, math.nan], [1.0, 1.0], [1.0, 1.0]):
+        state.observe(group(ps[0], rewards))
+        state.observe(group(ps[1], [0.0, 0.0]))
+    state.observe(group(Prompt("q", (3,), "", columns={}), [1.0]))  # of neither
+    share = 3.0 / (3.0 + math.e)  # b has everything to gain: weight e against 1
+    assert state.metrics() == pytest.approx({"data/share_a": share, "data/share_b": 1 - share})
+    drawn = Counter(next(state).columns["dataset"] for _ in range(1000))
+    assert drawn["a"] / 1000 == pytest.approx(share, abs=0.05)
+
+
+def test_wordings_of_a_question_come_together() -> None:
+    ps = [Prompt(f"p{i}", (3,), "", columns={"question_id": i % 4}) for i in range(12)]
+    state = Together().build(ps, 0, PromptStatistics(ps))
+    epochs = [[next(state) for _ in range(12)] for _ in range(2)]
+    for epoch in epochs:
+        assert sorted(p.id for p in epoch) == sorted(p.id for p in ps)
+        assert all(len({p.columns["question_id"] for p in epoch[k : k + 3]}) == 1 for k in range(0, 12, 3))
+    assert epochs[0] != epochs[1]
+    with pytest.raises(ValueError, match="p0 has no column 'topic'"):
+        Together(column="topic").build(ps, 0, PromptStatistics(ps))
 
 
 def test_what_is_already_solved_greedily_is_not_admitted() -> None:

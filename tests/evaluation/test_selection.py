@@ -14,6 +14,7 @@ from rlkit.evaluation.selection import (
     best_of_n_kl,
     best_of_n_kl_bound,
     frontier,
+    moment_multipliers,
     rejection_sample,
     tilt_weights,
 )
@@ -158,3 +159,19 @@ def test_the_frontier() -> None:
     assert both.kl == pytest.approx((parts[0].kl + parts[1].kl) / 2) and both.ess == min(x.ess for x in parts)
     sharp = frontier(np.arange(64.0), [0.01])[0]
     assert sharp.valid == 0 and sharp.kl == pytest.approx(math.log(64)) and sharp.reward == pytest.approx(63)
+
+
+def test_multipliers_give_the_means_that_were_asked_for() -> None:
+    """One binary feature that holds in 3 of 10 samples: ``lambda = log(0.8 / 0.2) - log(0.3 / 0.7)``. Two features: means by enumeration."""
+    binary = np.array([[1.0]] * 3 + [[0.0]] * 7)
+    assert moment_multipliers(binary, [0.8])[0] == pytest.approx(math.log(4) - math.log(3 / 7))
+    phi = np.random.default_rng(0).normal(size=(200, 2))
+    lam = moment_multipliers(phi, [0.4, -0.3])
+    w = np.exp(phi @ lam)
+    assert (w @ phi / w.sum()).tolist() == pytest.approx([0.4, -0.3])
+    with pytest.raises(
+        ValueError, match=r"no weights on these 10 samples give the means 1\.2: their own are from 0 to 1"
+    ):
+        moment_multipliers(binary, [1.2])
+    with pytest.raises(ValueError, match="1 targets"):
+        moment_multipliers(phi, [0.4])

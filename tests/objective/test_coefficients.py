@@ -8,9 +8,11 @@ import math
 import pytest
 import torch
 
+from rlkit.objective import loss, normalise
 from rlkit.objective.coefficients import (
     AccuracyScaled,
     AdaptiveKL,
+    BestOfGroup,
     Coefficients,
     Constant,
     Cosine,
@@ -32,8 +34,8 @@ from rlkit.objective.corrections import (
     weights,
 )
 from rlkit.objective.divergences import KL
-from rlkit.objective.losses import Entropy
-from rlkit.types import Batch, Stats
+from rlkit.objective.losses import NLL, Entropy
+from rlkit.types import Batch, New, Stats
 
 
 def test_schedules() -> None:
@@ -165,6 +167,32 @@ def test_weights_of_single_sequences() -> None:
     weight = DifficultyWeighted().per_sequence(b)
     easy, half = 1 - math.exp(-math.e * 2 / 3), 1 - math.exp(-math.e / 2)
     torch.testing.assert_close(weight, torch.tensor([easy, 1, easy, half, 1, 1]))
+
+
+def test_the_best_of_each_group_are_kept_and_the_mean_is_theirs() -> None:
+    """Two of six responses (one a group): each counts three times, so that a mean over six is one over the two."""
+    b = responses([0.2, 0.9, 0.9, -1.0, -0.5, 0.1], [0, 1, 1, 0, 1, 0])
+    assert BestOfGroup(base=0.35).per_sequence(b).tolist() == [3, 3, 0, 0, 0, 0]
+    assert BestOfGroup(keep=2).per_sequence(b).tolist() == [1.5, 1.5, 1.5, 0, 0, 1.5]
+    assert BestOfGroup(base=0.35).start() == {"value": 0.35}
+
+
+def test_supervised_learning_of_the_best_is_the_mean_over_the_best() -> None:
+    """SuperHF's first term, through normalise and loss: value and gradient are those of the kept responses alone."""
+    g = torch.Generator().manual_seed(0)
+    length = torch.tensor([2, 3, 1, 4])
+    b = Batch(
+        seq=torch.repeat_interleave(torch.arange(4), length),
+        group=torch.tensor([0, 0, 1, 1]),
+        source=torch.zeros(4, dtype=torch.long),
+        reward=torch.tensor([0.0, 1.0, 0.5, 0.2]),
+    )
+    logp = (-torch.rand(10, generator=g)).requires_grad_()
+    term = NLL(coef=BestOfGroup(), reduce="seq")
+    got, _ = loss((term,), New(logp), b.replace(norm=normalise((term,), b)), (1.0,))
+    want = -(logp[2:5].mean() + logp[5]) / 2
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(torch.autograd.grad(got, logp)[0], torch.autograd.grad(want, logp)[0])
 
 
 def test_states_are_logged_and_resume() -> None:
