@@ -13,7 +13,11 @@ counts them all.
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import math
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -33,7 +37,9 @@ def start_from(model: Path) -> list[str]:
 
 
 def prepare() -> Path:
-    """The warmed-up model that all start from, the teachers, and the first stages of A*-PO (soft values) and DPH-RL (stored rows)."""
+    """The warmed-up model that all start from, the teachers, and the first stages: soft values, stored rows, the start model's rewards,
+    wordings of a question, and two models fine-tuned apart from each other.
+    """
     import rlkit as rk
     from rlkit.cli import main as cli
 
@@ -52,13 +58,39 @@ def prepare() -> Path:
         cli([*first, "--soft-value", "0.5", "--out", str(OUT / "astar.jsonl")])
     if not (OUT / "stored.jsonl").exists():
         cli([*first, "--out", str(OUT / "kept.jsonl"), "--responses", str(OUT / "stored.jsonl")])
+    if not (OUT / "base_rewards.jsonl").exists():
+        cli([*first[:-1], "32", "--rewards", "--out", str(OUT / "base_rewards.jsonl")])
+    for name, seed in (("sft_1", 1), ("sft_2", 2)):
+        if not (OUT / name / "final").exists():
+            own = [f"name={name}", f"seed={seed}", "steps=0", "objective=[Reinforce]", "reference=null"]
+            more = ["model.make=null", f"model.path={base}", "model.warm_up.steps=50", "model.warm_up.lr=3e-4"]
+            rk.train(rk.load(SORTING, [*TASK, *own, *more]), quiet=True)
+    (OUT / "wordings.jsonl").write_text("".join(wordings(100, 6)))
     return base
+
+
+def wordings(questions: int, each: int) -> Iterator[str]:
+    """Rows of the task, each in several wordings: the same digits in another order."""
+    from rlkit.data.tasks import Sorting
+
+    rng = random.Random(0)
+    for i, row in enumerate(Sorting(levels=(1, 2)).rows("train", questions)):
+        digits = sorted(set(itertools.permutations(row["answer"])))
+        for k, order in enumerate(rng.sample(digits, min(each, len(digits)))):
+            row = {"id": f"{i}-{k}", "prompt": "".join(order) + ">", "answer": row["answer"], "question_id": i}
+            yield json.dumps(row) + "\n"
 
 
 def overrides(name: str, base: Path, seed: int) -> list[str]:
     own = [*TASK, *start_from(base), f"seed={seed}", f"name={name}-{seed}", "rollout.max_waste=200"]
     if name == "astar_po":
         own = [*own[3:], f"data.train={OUT / 'astar.jsonl'}", "data.test=null"]
+    files = {"infalign": "base_rewards.jsonl", "rlkf": "base_rewards.jsonl", "ps_grpo": "wordings.jsonl"}
+    if name in files:
+        own = [*own[3:], f"data.train={OUT / files[name]}", "data.test=null"]
+    if name == "salsa":
+        soup = f"reference.paths=[{OUT / 'sft_1' / 'final'}, {OUT / 'sft_2' / 'final'}]"
+        own += [f"model.path={OUT / 'sft_1' / 'final'}", soup]
     if name == "dph_rl":
         own.append(f"data.stored.path={OUT / 'stored.jsonl'}")
     if "\nteacher:" in (CONFIGS / f"{name}.yaml").read_text():

@@ -62,6 +62,7 @@ from rlkit.objective.anchors import Mixture
 from rlkit.objective.coefficients import (
     AccuracyScaled,
     AdaptiveKL,
+    BestOfGroup,
     Coefficient,
     Constant,
     Cosine,
@@ -94,6 +95,8 @@ from rlkit.objective.losses import (
     ValueMSE,
 )
 from rlkit.objective.penalties import DivergenceReward, KLReward, Penalty
+from rlkit.objective.shaping import Agreement, Confident, ToTarget
+from rlkit.objective.supervised import EKSFT, FSFT
 from rlkit.planning.probe import probe
 from rlkit.record.plots import plot_run
 from rlkit.record.results import HeldOut, RunFolder
@@ -205,6 +208,8 @@ __all__ = [
     "KL",
     "Divergence",
     "FullDivergence",
+    "FSFT",
+    "EKSFT",
     "Mixture",
     # advantages
     "Plain",
@@ -215,6 +220,9 @@ __all__ = [
     "LogMeanExp",
     "GAE",
     "TokenKL",
+    "Confident",
+    "ToTarget",
+    "Agreement",
     # coefficients
     "Constant",
     "Linear",
@@ -227,6 +235,7 @@ __all__ = [
     "AccuracyScaled",
     "DifficultyWeighted",
     "RewardMasked",
+    "BestOfGroup",
     # penalties in the reward
     "KLReward",
     "DivergenceReward",

@@ -54,7 +54,7 @@ def test_the_librarys_own_are_frozen_and_of_one_kind() -> None:
 @pytest.mark.parametrize(
     ("name", "kind", "told"),
     [
-        ("PPOClip", rk.Advantage, "PPOClip is a Term; here stands an Advantage. There are GAE"),
+        ("PPOClip", rk.Advantage, "PPOClip is a Term; here stands an Advantage. There are Agreement"),
         ("GroupNorm", rk.Term, "GroupNorm is an Advantage; here stands a Term."),
         ("Overlong", rk.AdmitRule, "Overlong is a DropRule; here stands an AdmitRule. There are GreedyUnsolved"),
         (

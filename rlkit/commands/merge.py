@@ -23,23 +23,10 @@ from rlkit.session import quiet_libraries
 # Files of a model folder beside its weights: configuration, generation settings, tokenizer and templates.
 BESIDE = ("*.json", "*.jinja", "*.txt", "*.model")
 # What a configuration says beside what its weights compute.
-ASIDE = {
-    "_name_or_path",
-    "transformers_version",
-    "dtype",
-    "torch_dtype",
-    "use_cache",
-    "max_position_embeddings",
-    "initializer_range",
-}
-ASIDE |= {
-    "max_window_layers",
-    "pretraining_tp",
-    "architectures",
-    "return_dict",
-    "output_hidden_states",
-    "output_attentions",
-}
+ASIDE = frozenset(
+    "_name_or_path transformers_version dtype torch_dtype use_cache max_position_embeddings initializer_range max_window_layers "
+    "pretraining_tp architectures return_dict output_hidden_states output_attentions".split()
+)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import rlkit as rk
 from rlkit.cli import main
 from rlkit.data.tasks import Sorting
 from rlkit.errors import ConfigError, ModelError
+from rlkit.learner.learner import Learner
 from rlkit.model.load import load_lm, load_tokenizer
 from rlkit.model.tiny import make_tiny
 
@@ -70,6 +72,18 @@ def test_types_are_asked_for_where_they_differ(models: tuple[str, str, str], tmp
     wide = load_lm(made.folder).state_dict()
     a, b = load_lm(tmp_path / "one").state_dict(), load_lm(two).state_dict()
     assert all(torch.allclose(wide[k], 0.5 * a[k] + 0.5 * b[k]) for k in wide)
+
+
+def test_what_a_learner_has_is_merged_on_the_fly(models: tuple[str, str, str], small: dict[str, Any]) -> None:
+    """Half of the way back to the start, from a learner's own tensors, and given to the learner again."""
+    start, one, _ = models
+    learner = Learner(rk.load(small).learner_setup(one, frozenset()))
+    origin = load_lm(start).state_dict()
+    mine = {name: t.clone() for name, t in learner.full_weights()}
+    half = rk.merge_weights([mine], base={name: origin[name] for name in mine}, eta=0.5)
+    learner.assign({name: half[name] for name, _ in learner.trainable()})
+    for name, t in learner.full_weights():
+        torch.testing.assert_close(t, 0.5 * (origin[name] + mine[name]))
 
 
 def changed(folder: Path, file: str, **values: object) -> None:
