@@ -59,7 +59,7 @@ def prepare() -> Path:
     if not (OUT / "stored.jsonl").exists():
         cli([*first, "--out", str(OUT / "kept.jsonl"), "--responses", str(OUT / "stored.jsonl")])
     if not (OUT / "base_rewards.jsonl").exists():
-        cli([*first[:-1], "32", "--rewards", "--out", str(OUT / "base_rewards.jsonl")])
+        cli([*first[:-1], "16", "--rewards", "--out", str(OUT / "base_rewards.jsonl")])
     for name, seed in (("sft_1", 1), ("sft_2", 2)):
         if not (OUT / name / "final").exists():
             own = [f"name={name}", f"seed={seed}", "steps=0", "objective=[Reinforce]", "reference=null"]
