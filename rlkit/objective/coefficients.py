@@ -356,8 +356,8 @@ class RewardMasked(Coefficient):
 class BestOfGroup(Coefficient):
     """``base`` on the ``keep`` responses of each prompt with the highest rewards, 0 on the others: rejection sampling as a coefficient.
 
-    Kept responses are multiplied by responses / kept, so that under ``reduce: seq`` and ``sum`` the mean is that over the kept ones. Of
-    equal rewards the first counts.
+    Kept responses are multiplied by responses / kept (those of their source), so that under ``reduce: seq`` and ``sum`` the mean is that over
+    the kept ones. Of equal rewards the first counts.
 
     Source: SuperHF 2310.16763 (best of S; number from memory, rule from the released code).
     """
@@ -374,7 +374,7 @@ class BestOfGroup(Coefficient):
         group = b.group[order]
         rank = torch.arange(b.S, device=order.device) - torch.searchsorted(group, group)
         kept = torch.zeros_like(b.reward).index_fill(0, order[rank < self.keep], 1.0)
-        return kept * (b.S / kept.sum())
+        return kept * (torch.bincount(b.source) / torch.bincount(b.source, kept))[b.source]
 
 
 def as_coefficient(x: float | Coefficient) -> Coefficient:

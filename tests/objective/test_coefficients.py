@@ -175,6 +175,8 @@ def test_the_best_of_each_group_are_kept_and_the_mean_is_theirs() -> None:
     assert BestOfGroup(base=0.35).per_sequence(b).tolist() == [3, 3, 0, 0, 0, 0]
     assert BestOfGroup(keep=2).per_sequence(b).tolist() == [1.5, 1.5, 1.5, 0, 0, 1.5]
     assert BestOfGroup(base=0.35).start() == {"value": 0.35}
+    beside = b.replace(source=torch.tensor([0, 0, 0, 0, 0, 2]), group=torch.tensor([0, 1, 1, 0, 1, 2]))
+    assert BestOfGroup().per_sequence(beside).tolist() == [2.5, 2.5, 0, 0, 0, 1]  # a demonstration stands beside them
 
 
 def test_supervised_learning_of_the_best_is_the_mean_over_the_best() -> None:
