@@ -356,7 +356,7 @@ class RewardMasked(Coefficient):
 class BestOfGroup(Coefficient):
     """``base`` on the ``keep`` responses of each prompt with the highest rewards, 0 on the others: rejection sampling as a coefficient.
 
-    Kept responses are multiplied by responses / kept (those of their source), so that under ``reduce: seq`` and ``sum`` the mean is that over
+    Kept responses are multiplied by responses / kept (of their source), so that under ``reduce: seq`` and ``sum`` the mean is that over
     the kept ones. Of equal rewards the first counts.
 
     Source: SuperHF 2310.16763 (best of S; number from memory, rule from the released code).
