@@ -175,7 +175,8 @@ class Renderer:
         if not self.tokenizer.chat_template:
             raise DataError(
                 "data.template: the tokenizer has no chat template, which base models often do not have. Take a model that has "
-                "one, put one into its folder (chat_template.jinja), or use a template that needs none: qwen-boxed, r1, abel."
+                "one, put one into its folder (chat_template.jinja), or use a template that needs none: qwen-boxed, r1, abel "
+                "(of rows that are chats with the question alone: data.columns: {prompt: COLUMN.-1.content})."
             )
         for key in self.options:
             if key in FIXED:

@@ -53,6 +53,10 @@ def add_adapter(lm: Any, options: Mapping[str, Any], seed: int) -> Any:
         raise ModelError(
             f"peft.init_lora_weights: {init} is computed from data before training, which rlkit does not do. Use true, pissa, or olora."
         )
+    if isinstance(init, str) and init.lower() == "loftq":
+        raise ModelError(
+            "peft.init_lora_weights: loftq makes up for the rounding of a quantized model; rlkit trains none. Use true, pissa, or olora."
+        )
     torch.manual_seed(seed)  # every rank must draw the same adapter
     try:
         config = known[kind](**{"task_type": "CAUSAL_LM", **given})

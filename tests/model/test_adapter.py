@@ -129,6 +129,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("tied", {**LINEAR, "init_lora_weights": "eva"}, "eva is computed from data before training"),
     ("tied", {**LINEAR, "init_lora_weights": "corda"}, "corda is computed from data before training"),
+    ("tied", {**LINEAR, "init_lora_weights": "loftq"}, "loftq makes up for the rounding of a quantized model"),
     (
         "untied",
         {**LINEAR, "target_modules": ["o_proj"], "lora_bias": True},

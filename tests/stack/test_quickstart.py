@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -38,6 +39,11 @@ def rlkit(*arguments: str, timeout: float = 250) -> subprocess.CompletedProcess[
 def test_the_quickstart_learns_continues_and_leaves_a_model(tmp_path: Path) -> None:
     done = rlkit("train", "configs/quickstart.yaml", f"out={tmp_path}", *SHORT)
     assert done.returncode == 0, done.stderr
+    assert re.search(r"Starting on Ray: \d+ vllm engine\(s\).* \.\.\.\n(.*\n)*?  ready in \d+ s\n", done.stdout), (
+        done.stdout
+    )
+    noise = [line for line in (done.stdout + done.stderr).splitlines() if re.search(r"vllm|\bINFO\b|it/s\]", line)]
+    assert [line for line in noise if "Starting" not in line] == []
     folder = tmp_path / "quickstart"
     score = json.loads((folder / "summary.json").read_text())
     assert score["eval_before"] < 0.5 and score["eval_after"] > score["eval_before"] + 0.3, done.stdout
