@@ -81,7 +81,8 @@ _CONCLUDES = re.compile(
     r"(?i)^[\s\W]*(?:so|thus|therefore|hence|consequently|finally|accordingly|overall|ultimately|in\s+(?:conclusion|summary|total|the\s+end|all)"
     r"|as\s+a\s+(?:result|consequence)|(?:and\s+)?that(?:['’]s|\s+is)\s+(?:how|why)|altogether|we\s+(?:conclude|get|find|obtain|have)|this\s+(?:means|gives|leaves|makes|yields|simplifies|reduces|leads)|that\s+(?:means|gives|leaves|makes)|it\s+follows"
     r"|final\s+(?:result|value)|the\s+(?:final\s+)?(?:result|solution|total)|result|conclusion|total|solution"
-    r"|donc|ainsi|also|daher|folglich|por\s+lo\s+tanto|portanto|quindi|итак|следовательно|因此|所以|故|よって|따라서)\b"
+    r"|donc|ainsi|par\s+conséquent|also|daher|folglich|somit|damit|demnach|por\s+(?:lo\s+)?tanto|entonces|así|portanto|logo|quindi|dunque|pertanto"
+    r"|итак|значит|следовательно|поэтому|таким\s+образом|因此|所以|故|于是|综上|よって|따라서)\b"
     r"|^\s*[∴⇒→]|^\W*(?:因此|所以|故|よって|したがって|따라서)"
 )
 _CHECKS = re.compile(
@@ -152,6 +153,20 @@ _GIVEN = re.compile(
     r"(?i)^[\s\W]*(?:if|suppose|assume|let|consider|given|because|since|as|for|when|while|although|though|recall|remember|first|next|now|then|step"
     r"|we\s+know|we\s+(?:can|could|need|have\s+to|must|should)|to\s|in\s+order|where|here|i\b|this\s+is\s+(?:because|since|due)|the\s+(?:reason|problem|question))\b"
 )
+# what a sentence of these asks for or assumes is none of its values; "Simplify 6/8 to get 3/4" and "Compute 2 + 2 = 4" say what it comes to
+_TASKS = (
+    r"[\s\W\d]*(?:please\s+|then\s+|now\s+)?(?:simplify|compute|evaluate|factor|expand|find|write|express|convert|solve|determine|calculate"
+    r"|prove|show|give|rationalize|reduce|enter|state|what|which|how|who)\b"
+)
+_TASK = re.compile(rf"(?i)^{_TASKS}")
+_ASKED = re.compile(rf"(?i)(?:^|\n){_TASKS}[^.?!\n]*\n\s*$")  # the line before, which ends with no point
+_ASSUMES = re.compile(r"(?i)^[\s\W\d]*(?:let|suppose|assume|define|consider|denote|if|given)\b(?!['’]s)")
+_WORKED = re.compile(r"(?i)=|\b(?:so|thus|hence|therefore|equals|result|answer|solution|conclu\w+)\b|[∴⇒]")
+_STATED = re.compile(
+    r"(?i)^[^.:：]{0,40}[:：]|\b(?:total|altogether|in\s+all|overall|left|remain\w*|sum|value|quantity|we\s+(?:see|find|get))\b"
+    r"|\b(?:résultat|resultado|risultato)\b"
+)
+_COMES = re.compile(r"(?i)(?:\b(?:to|gets?|obtain|gives?|yields?|is|are|equals?)|=)\s*$")
 _PARAGRAPH = re.compile(r"(?:^|\n[ \t]*\n|:[ \t]*\n)[ \t\x02>]*$")
 _EXCLAIMED = re.compile(
     r"(?:%|°|\.\d+|\d/\d+|[<>≤≥]=?\s*-?\d+|\^\d+|\d\s?i|\d:\d+|e-?\d+|,.*[)}\]]|=.*)!$"
@@ -427,7 +442,7 @@ def _sole(text: str) -> str | None:
     value = read(bare, True)
     if spelled(bare.lower()) is not None:
         return bare
-    if re.match(r"[A-Za-z]+['’ ]", bare) and isinstance(value, Scalar):
+    if _ASSUMES.search(bare) or (re.match(r"[A-Za-z]+['’ ]", bare) and isinstance(value, Scalar)):
         return None  # "I'd say 17"
     if CHOICE.fullmatch(bare) or re.fullmatch(r"\([a-j]\)", bare):
         return bare
@@ -500,7 +515,14 @@ def _in_check(reading: Passage, spans: Sequence[tuple[int, int]], k: int) -> boo
 def _value_in(reading: Passage, start: int, end: int, concludes: bool, every_number: bool, last: bool) -> str | None:
     """The value that a sentence states; ``last``: it ends the text, ``concludes``: it says that it is a conclusion."""
     groups = reading.groups(start, end)
-    given = _GIVEN.search(reading.plain[start:end]) is not None and not concludes
+    sentence = reading.plain[start:end]
+    assumes = _ASSUMES.search(sentence) is not None and not concludes
+    asks = (
+        _TASK.search(sentence) is not None or _ASKED.search(reading.plain[max(0, start - BEFORE) : start]) is not None
+    )
+    # a sentence that only tells what is given ends many a question that was repeated, and no answer
+    told = _WORKED.search(reading.text) or _STATED.search(sentence) or not reading.text[:start].strip()
+    given = _GIVEN.search(sentence) is not None or not told
     for k in range(len(groups) - 1, -1, -1):
         g = groups[k]
         left = groups[k - 1].end if k else start
@@ -511,6 +533,12 @@ def _value_in(reading: Passage, start: int, end: int, concludes: bool, every_num
         if CONDITION.search(before) and not re.search(r"(?i)\b(?:is|are|be|equals?)\s*$|[:=]\s*$", before):
             continue
         if "=" in g.text and k and _PLACE.search(before):
+            continue
+        comes = _COMES.search(before) is not None
+        if not every_number and (
+            (assumes and not (comes and "," in reading.plain[start : g.start]))
+            or (asks and "=" not in g.text and not comes)
+        ):
             continue
         marked = reading.plain[start : g.start].count("\x02\x02") % 2 == 1 or reading.titled(start, g.start)
         delimited = reading.plain[g.start : g.start + 1] == "\x01"

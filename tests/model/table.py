@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from rlkit.model.load import load_tokenizer
 from rlkit.types import TOLERANCE, Batch, Prompt, Rollout, Sampling
 from tests.model.families import FAMILIES, Family, make
 
@@ -51,12 +52,19 @@ REAL = "SmolLM2-135M-Instruct, real"
 Result = float | str
 
 
-def prompts_of() -> list[Prompt]:
+TEXTS = ("The three largest cities of France are", "Water boils at a lower temperature on a mountain, because")  # for a real model
+
+
+def prompts_of(path: Path) -> list[Prompt]:
+    """Two prompts: texts where a model's tokenizer knows words, else digits."""
+    tokenizer = load_tokenizer(path)
+    if len(tokenizer) > 1000:
+        return [Prompt(str(k), tuple(tokenizer(text)["input_ids"]), text) for k, text in enumerate(TEXTS)]
     return [Prompt(str(k), tuple((j * 7 + k) % 10 + 3 for j in range(11 + k)), "") for k in (0, 1)]
 
 
-def rollouts_of(engine: Any, version: int) -> list[Rollout]:
-    found = [r for p in prompts_of() for r in engine.generate(p, 4, Sampling(max_tokens=16, seed=version))]
+def rollouts_of(engine: Any, prompts: Sequence[Prompt], version: int) -> list[Rollout]:
+    found = [r for p in prompts for r in engine.generate(p, 4, Sampling(max_tokens=16, seed=version))]
     for r in found:
         r.reward = 0.0
     return found
@@ -105,14 +113,14 @@ class Training:
         self.engine = self.run.rollout.kind.start(self.run.engine_setup(str(path), 64))
         self.gaps = list[float]()
         try:
-            engines, prompts = EngineGroup(LocalWorkers(self.engine)), prompts_of()
+            engines, prompts = EngineGroup(LocalWorkers(self.engine)), prompts_of(path)
             sync = WeightSync(self.group, engines, "wait")
             for version in range(STEPS):
                 if version:
                     self.group.update(Batch.from_rollouts(self.rollouts), (1.0,), seed=version)
                 sync.publish(version)
                 probe_parity(self.group, engines, prompts, Sampling(max_tokens=16, seed=0), TOLERANCE[dtype], version)
-                self.rollouts = rollouts_of(self.engine, version)
+                self.rollouts = rollouts_of(self.engine, prompts, version)
                 known = self.group.logprobs(self.rollouts)
                 if not version:
                     self.start = known

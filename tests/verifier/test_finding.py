@@ -308,6 +308,27 @@ NEAR = [
     ("Answer: 3 hundred", "3", 0),
 ]
 
+# a question that is repeated: what it asks for, or the last that it tells
+REPEATED = [
+    (r"Simplify $\sqrt{242}$.", r"11\sqrt{2}"),
+    ("Simplify\n\\[\\frac{6}{8}\\]", r"\frac{3}{4}"),
+    (r"Compute: $7 \cdot 8$. Express your answer as an integer.", "56"),
+    (r"Find the value of $\log_2 8$.", "3"),
+    (r"Write $\frac{3}{20}$ as a decimal.", "0.15"),
+    (r"Let $x = 5$.", "5"),
+    ("If $x$ is $5$", "5"),
+    ("Each rose needs 1 pound. Each sunflower needs 3 pounds.", "3"),
+    ("He reads a book of 200 pages. Mike plans to read 10 pages a day.", "10"),
+    ("A toy car costs $12. He already has $4 savings. How much does he need?", "4"),
+]
+WORKED = [
+    (r"Simplify $\frac{6}{8}$ to get $\frac{3}{4}$.", r"\frac{3}{4}"),
+    (r"Compute $7 \cdot 8 = 56$.", "56"),
+    (r"If you add them, what remains is $5$.", "5"),
+    ("Two of 5 pounds make 2 * 5 = 10. Mike plans to read 10 pages a day.", "10"),
+    ("It takes 5 hours.", "5"),
+]
+
 # a text, and its last number or formula
 NUMBERS = [
     ("it makes 7 and then 12 eggs", "12"),
@@ -345,6 +366,11 @@ def test_an_answer_is_found_where_models_write_it(response: str, gold: str, righ
 def test_a_number_beside_the_answer_is_not_taken_for_it(response: str, gold: str, right: int) -> None:
     verdict = verify(response, gold)
     assert verdict.correct == bool(right), verdict
+
+
+def test_a_question_that_is_repeated_is_no_answer() -> None:
+    assert [r for r, gold in REPEATED if verify(r, gold).correct] == []
+    assert [r for r, gold in WORKED if not verify(r, gold).correct] == []
 
 
 @pytest.mark.parametrize(("response", "want"), NUMBERS)
