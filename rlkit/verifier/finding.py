@@ -31,65 +31,20 @@ from dataclasses import dataclass
 
 from rlkit.errors import ConfigError
 from rlkit.verifier.algebra import MAX_TEXT
-from rlkit.verifier.passages import DASH, Passage, formulas
-from rlkit.verifier.phrases import (
-    ARTICLE,
-    BEFORE,
-    CHANGED_AFTER,
-    CHOICE,
-    CONDITION,
-    COPULA,
-    DENIED,
-    DOUBT,
-    MONTH,
-    OPTION,
-    PROSE,
-    outcome,
-    stripped,
-    value_of,
-    wordy,
-)
+from rlkit.verifier.closing import closing, last_number
+from rlkit.verifier.passages import DASH, boxes, formulas
+from rlkit.verifier.phrases import DENIED, DOUBT, HENCE, PROSE, stripped, value_of, wordy
 from rlkit.verifier.reader import read
-from rlkit.verifier.spelled import spelled
-from rlkit.verifier.units import NO_UNIT
 from rlkit.verifier.values import Scalar
 
 EXTRACT = ("boxed", "tag", "line", "hash", "closing")
 KINDS = ("boxed", "tag", "line", "hash", "closing", "number", "whole")
 MAX_RESPONSE = 1_000_000  # characters searched, from the end
-TAIL = 8_000  # characters in which formulas and sentences are looked for
-SENTENCES = 40  # from the end, in which the closing value may stand
 _END = re.compile(
     r"<[|｜](?:im_end|eot_id|eom_id|eot|end_of_text|endoftext|return|eos|END_OF_TURN_TOKEN|END_RESPONSE|end▁of▁sentence|end_of_sentence)[|｜]>"
     r"|</s>|<end_of_turn>|<turn\|>|<eos>|<pad>|<\|end\|>(?!\s*<\|start\|>)"
 )
 _CHANNEL = re.compile(r"<\|channel\|>final<\|message\|>")
-_BRACES = re.compile(
-    r"\\(?:boxed|fbox)\s{0,3}(?:(\{)|([-+\u2212\u2013]?(?:\\[dt]?frac\s?(?:\d\d|\{[^{}$]{1,40}\}\{[^{}$]{1,40}\})|\\sqrt\s?(?:\d|\{[^{}$]{1,40}\})"
-    r"|[0-9A-Za-z][^\s$.,;)\\{}]*(?:\.\d+)?|\([^()$\n]{1,60}\))))|\\[{}]|[{}]"
-)
-_MODIFIED = re.compile(
-    r"(?i)\b(?:minus|negative|half|third|quarter|twice|thrice|double|triple|squares?|cubes?|roots?|plus|times|none|exceeds?|but)\b"
-    r"(?:\s+(?:of|the|than))*\s*$"
-)
-_BY = re.compile(
-    r"(?i)(?<!given)(?<!\bis)\s\bby\s*$|\bfrom\s*$|(?<!up )(?<!left )(?<!conclude )(?<!end )(?<!ends )(?<!\bus )\bwith\s*$"
-    r"|(?:\b(?:factor|multiple|divisor|half|third|quarter|percent|square|root|power)|%)\s+of\s*$|\b(?:which|that)\s+(?:is|are)\s+(?:about|approximately|roughly)\s*$"
-)
-_PLACE = re.compile(r"(?i)\b(?:at|in|using|from|with|by)\s*$")  # "at x = 2" is a condition, "we arrive at 2" none
-_CONCLUDES = re.compile(
-    r"(?i)^[\s\W]*(?:so|thus|therefore|hence|consequently|finally|accordingly|overall|ultimately|in\s+(?:conclusion|summary|total|the\s+end|all)"
-    r"|as\s+a\s+(?:result|consequence)|(?:and\s+)?that(?:['’]s|\s+is)\s+(?:how|why)|altogether|we\s+(?:conclude|get|find|obtain|have)|this\s+(?:means|gives|leaves|makes|yields|simplifies|reduces|leads)|that\s+(?:means|gives|leaves|makes)|it\s+follows"
-    r"|final\s+(?:result|value)|the\s+(?:final\s+)?(?:result|solution|total)|result|conclusion|total|solution"
-    r"|donc|ainsi|par\s+conséquent|also|daher|folglich|somit|damit|demnach|por\s+(?:lo\s+)?tanto|entonces|así|portanto|logo|quindi|dunque|pertanto"
-    r"|итак|значит|следовательно|поэтому|таким\s+образом|因此|所以|故|于是|综上|よって|따라서)\b"
-    r"|^\s*[∴⇒→]|^\W*(?:因此|所以|故|よって|したがって|따라서)"
-)
-_CHECKS = re.compile(
-    r"(?i)^[\s\W]*(?:check(?:ing)?|verif(?:y|ying|ication)|to\s+(?:check|verify|double-check|confirm)|let(?:['’]s|\s+us|\s+me)\s+(?:check|verify|double-check|confirm)"
-    r"|(?:we|you|i)\s+(?:can|could)\s+(?:also\s+)?(?:check|verify|confirm)|double-check|sanity\s+check|explanation|reasoning|justification)"
-)
-_REMARKS = re.compile(r"(?i)^[\s\W]*(?:indeed|note\b|remark|notice|recall|for\s+example)")
 _GAP = r"(?:[*_]{1,2}|\s){0,4}"
 # what the word for an answer has to be followed by so that an answer follows, by word
 _STATES: dict[str, re.Pattern[str]] = {
@@ -121,7 +76,7 @@ _STATES: dict[str, re.Pattern[str]] = {
 }
 # "I do not think that the answer is 5", "if the answer is 5"
 _DISOWNED = re.compile(
-    r"(?i)\b(?:n['’]t|not)\s+(?:think|believe|say|mean)\b[^.,;\n]*$|n['’]t\s+(?:think|believe|say|mean)\b[^.,;\n]*$"
+    r"(?i)(?:\bnot|n['’]t)\s+(?:think|believe|say|mean)\b[^.,;\n]*$"
     r"|\b(?:if|whether|unless|doubt)\s+(?:that\s+)?(?:the|my|our)?\s*$"
 )
 _BEFORE_CHOICE = re.compile(r"(?i)\b(?:correct|right)\s+$")
@@ -130,7 +85,6 @@ _HEADED = re.compile(r"[ \t]*(?:\*\*|__)?[ \t]*(?=\n)")
 _STOP = re.compile(
     r"\.(?=\s+[^\sa-z\d])|\.\s*$|[。！]|(?<=[a-z][a-z])!(?=\s|$)|(?i:,?\s+(?:because|since|which|where|as|when)\b)|\n|[✅✓✔🎉]|(?<=\s)\|"
 )
-_HENCE = re.compile(r"(?i),?\s+(?:so|hence|therefore|thus)\b(?!\s+(?:that|far|on)\b)")
 _NO_ANSWERS = re.compile(
     r"(?i)^(?:helpful|correct|right|wrong|clear|useful|verified|consistent|reasonable|obtained|found|given|as follows|below|above|unique|in"
     r"|an?(?=\s)|just|simply)\b"
@@ -138,36 +92,6 @@ _NO_ANSWERS = re.compile(
 _TRIES = 20  # statements of an answer that are looked at, from the end
 _FENCE = re.compile(r"^[ \t>]{0,12}(```|~~~)[ \t]*([\w+#.-]{0,20})[ \t]*$", re.MULTILINE)
 _SHOWN = frozenset(("", *"text txt plaintext plain output out stdout console math latex tex markdown md".split()))
-_MARKS = re.compile(r"\\(?:boxed|fbox)(?=\s*\{)|\\(?:blacksquare|square|Box|qed|checkmark|therefore)(?![A-Za-z])")
-_DENIED_AFTER = re.compile(
-    r"(?i)^[\s\x02]*(?:(?:is|are|was|were|does|do|can|could|would|should)(?:n['’]t|\s+not)|cannot)\b"
-)
-_IS_IT = re.compile(
-    r"(?i)^[\s\x02.)]*(?:is|are|will\s+be|would\s+be|must\s+be)\s+(?:the|our|my|your)\s+"
-    r"(?:(?:final|correct|right|required|requested|desired|wanted|only|best)\s+){0,2}(?:answer|result|solution|value|number|choice|option|one)\b"
-    r"|^[\s\x02.)]*(?:is|must\s+be)\s+(?:correct|right|true)\b"
-    r"|^\s*(?:[A-Za-z/^²³]+\s+){0,3}as\s+(?:the|our|my)\s+(?:final\s+)?(?:answer|result|solution)\b"
-)
-# a last sentence of these kinds tells what was given, or why
-_GIVEN = re.compile(
-    r"(?i)^[\s\W]*(?:if|suppose|assume|let|consider|given|because|since|as|for|when|while|although|though|recall|remember|first|next|now|then|step"
-    r"|we\s+know|we\s+(?:can|could|need|have\s+to|must|should)|to\s|in\s+order|where|here|i\b|this\s+is\s+(?:because|since|due)|the\s+(?:reason|problem|question))\b"
-)
-# what a sentence of these asks for or assumes is none of its values; "Simplify 6/8 to get 3/4" and "Compute 2 + 2 = 4" say what it comes to
-_TASKS = (
-    r"[\s\W\d]*(?:please\s+|then\s+|now\s+)?(?:simplify|compute|evaluate|factor|expand|find|write|express|convert|solve|determine|calculate"
-    r"|prove|show|give|rationalize|reduce|enter|state|what|which|how|who)\b"
-)
-_TASK = re.compile(rf"(?i)^{_TASKS}")
-_ASKED = re.compile(rf"(?i)(?:^|\n){_TASKS}[^.?!\n]*\n\s*$")  # the line before, which ends with no point
-_ASSUMES = re.compile(r"(?i)^[\s\W\d]*(?:let|suppose|assume|define|consider|denote|if|given)\b(?!['’]s)")
-_WORKED = re.compile(r"(?i)=|\b(?:so|thus|hence|therefore|equals|result|answer|solution|conclu\w+)\b|[∴⇒]")
-_STATED = re.compile(
-    r"(?i)^[^.:：]{0,40}[:：]|\b(?:total|altogether|in\s+all|overall|left|remain\w*|sum|value|quantity|we\s+(?:see|find|get))\b"
-    r"|\b(?:résultat|resultado|risultato)\b"
-)
-_COMES = re.compile(r"(?i)(?:\b(?:to|gets?|obtain|gives?|yields?|is|are|equals?)|=)\s*$")
-_PARAGRAPH = re.compile(r"(?:^|\n[ \t]*\n|:[ \t]*\n)[ \t\x02>]*$")
 _EXCLAIMED = re.compile(
     r"(?:%|°|\.\d+|\d/\d+|[<>≤≥]=?\s*-?\d+|\^\d+|\d\s?i|\d:\d+|e-?\d+|,.*[)}\]]|=.*)!$"
 )  # no factorials
@@ -176,35 +100,9 @@ _COMMA_LANGUAGE = re.compile(
     r"|odpowiedź|wynik|wynosi|cevap|sonuç|antwoord|svaret|resultatet)\b|[а-яё]|\best\b|\b[éè]\s"
 )
 _ENGLISH = re.compile(r"(?i)\b(?:the|is|answer|so|of|and|therefore|we|it)\b")
-_REASON = re.compile(r"(?i)[,;]?\s+(?:because|since|as|which|where|when|while)\b.*$", re.DOTALL)
-_ANSWERS = re.compile(r"(?i)\b(?:answers?|results?|values?|solutions?)[\s*_]*\|?\s*$")  # the last of a table's heads
-# a text that begins with a line for its result
-_OPENS = re.compile(
-    r"(?i)(?:\*\*|__)(?:(?:final\s+)?(?:result|solution|value|total)\s*)?(?::\s*(?:\*\*|__))?\s*([^*_\n:]{1,80}?)(?:\*\*|__)?"
-    r"[ \t.]*\n[ \t]*\n"
-)
-_IDENTIFIED = re.compile(
-    r"(?i)(?<!there )\bis\s+\S+(?:\s\S+)?\W*$"
-)  # ", so the fastest is Evelyn", not ", so we are done"
-_CLEAR = re.compile(r"(?i)\b(?:is|are|be|equals?|gets?)(?:\s+(?:about|only|just))?\s*\$?$|[=:]\s*$")
-_COUNTED = re.compile(
-    r"(?i)\b(?:is|are|be|equals?|gets?|makes?|needs?|takes?|leaves?|has|have)\s+((?:[a-z]+[ -]?){1,10})$"
-)
 _ADVERBS = re.compile(
     r"(?i)^(?:(?:therefore|thus|hence|then|indeed|simply|clearly|obviously|actually|in\s+fact|precisely|exactly)\b[,:\s]*)+"
 )
-# what models say after the answer
-_FAREWELL = re.compile(
-    r"(?i)\b(?:hope|let\s+me\s+know|feel\s+free|happy\s+to|glad\s+to|thanks?|done|qed|q\.e\.d|that['’]s\s+it|good\s+luck|great|would\s+you|do\s+you)\b"
-    r"|^[^\w\x00\x01]*$"
-)
-_LATER = re.compile(
-    r"(?i)\b(?:so|thus|therefore|hence|total|result|answer|finally|conclu\w+|equals?|wait|actually)\b|\*\*[^*\n]*\d[^*\n]*\*\*|∴"
-)
-_SUBJECT = re.compile(
-    r"(?i)\b(?:result|value|answer|outcome|solution|quantity|total|choice|option)\b[^.:]{0,60}(?:\b(?:is|are|be)\b|:)\s+\S+(?:\s\S+){0,2}[.!\s\x02]*$"
-)
-_WORDS_ONLY = re.compile(r"[A-Za-z][A-Za-z'’-]*(?: [A-Za-z'’-]+){0,3}\.?")
 
 
 @dataclass(frozen=True)
@@ -232,25 +130,6 @@ def _parts(response: str) -> Iterator[str]:
     elif thought >= 0:
         yield text[thought + len("</think>") :]
     yield text
-
-
-def boxes(text: str) -> list[tuple[int, int, str]]:
-    r"""``(start, end, content)`` of all complete boxes, by start, the last first; ``\boxed -5`` is one, too. One pass over the text."""
-    starts = [k for k in (text.find("\\boxed"), text.find("\\fbox")) if k >= 0]
-    if not starts:
-        return []
-    out: list[tuple[int, int, str]] = []
-    open_braces: list[tuple[int, int] | None] = []  # start and content of a box, None for another brace
-    for m in _BRACES.finditer(text, min(starts)):
-        if m[1]:
-            open_braces.append((m.start(), m.end()))
-        elif m[2]:
-            out.append((m.start(), m.end(), m[2][: 8 * MAX_TEXT]))
-        elif m[0] == "{":
-            open_braces.append(None)
-        elif m[0] == "}" and open_braces and (box := open_braces.pop()) is not None:
-            out.append((box[0], m.end(), text[box[1] : m.start()].strip()[: 8 * MAX_TEXT]))
-    return sorted(out, reverse=True)
 
 
 def last_boxed(text: str) -> str | None:
@@ -365,7 +244,7 @@ def _line(text: str, complete: bool) -> str | None:
 
 def _concluded(statement: str) -> str | None:
     """The value of a statement: of "12, so she is right" what stands before "so", of "5 boxes of 3, so 15 apples" what stands after it."""
-    parts = [p for p in _HENCE.split(statement) if p.strip()]
+    parts = [p for p in HENCE.split(statement) if p.strip()]
     if len(parts) > 1:
         first = stripped(parts[0])
         if read(first, True) is not None and re.search(r"\d|\\", first) and not wordy(read(first, True), first):
@@ -396,229 +275,6 @@ def _hash(text: str, complete: bool) -> str | None:
     if not line or not (newline or complete):
         return None
     return _line(line, True) or value_of(line) or line
-
-
-def _tails(text: str) -> Iterator[str]:
-    """The last characters, few and then more, from the start of a line so that no formula is cut; of one long line only the longer end."""
-    if len(text) > TAIL // 8:
-        short = text[-(TAIL // 8) :]
-        line = short.find("\n", 0, len(short) // 2)
-        if line >= 0:
-            yield short[line + 1 :]
-    long = text[-TAIL:]
-    yield long if len(text) <= TAIL else long[long.find("\n") + 1 :]
-
-
-def _unmarked(text: str) -> str:
-    """Without boxes around formulas and signs that end a proof."""
-    return _MARKS.sub(" ", text)
-
-
-def _closing(text: str, complete: bool) -> str | None:
-    if not complete:
-        return None
-    opens = _OPENS.match(text)
-    if (
-        opens
-        and not _LATER.search(text, opens.end())
-        and value_of(opens[1]) is not None
-        and re.search(r"\d|\\", opens[1])
-    ):
-        return value_of(opens[1])
-    for tail in _tails(text):
-        if re.search(r"\\(?:boxed|fbox)\s*\{", tail) and not boxes(tail):
-            return None  # a box that does not close is an answer that was not finished
-        value = _last_value(_unmarked(tail), every_number=False)
-        if value is not None:
-            return value
-    return _sole(text)
-
-
-def _sole(text: str) -> str | None:
-    """A text that is a value and nothing else: 42, (B), 5 + 7 = 12."""
-    bare = stripped(text[: MAX_TEXT + 1]).strip(" .!")
-    if len(bare) > 120 or "\n" in text.strip():
-        return None
-    value = read(bare, True)
-    if spelled(bare.lower()) is not None:
-        return bare
-    if _ASSUMES.search(bare) or (re.match(r"[A-Za-z]+['’ ]", bare) and isinstance(value, Scalar)):
-        return None  # "I'd say 17"
-    if CHOICE.fullmatch(bare) or re.fullmatch(r"\([a-j]\)", bare):
-        return bare
-    if value is None or wordy(value, bare) or not re.search(r"\d|\\[A-Za-z]|[∞π√]", bare):
-        return None
-    return outcome(bare)
-
-
-def _number(text: str, complete: bool) -> str | None:
-    for tail in _tails(text):
-        if not complete:  # cut off inside a number
-            tail = re.sub(r"[\w.,/\\{}$^%-]{0,400}$", "", tail.rstrip()[-TAIL:])
-        value = _last_value(_unmarked(tail), every_number=True)
-        if value is not None:
-            return value
-    return None
-
-
-def _last_value(text: str, every_number: bool) -> str | None:
-    """The value of the last sentence that has one; of plain numbers only those of a conclusion, unless ``every_number``."""
-    reading = Passage(text)
-    spans = reading.sentences()
-    for k in range(len(spans) - 1, max(-1, len(spans) - 1 - SENTENCES), -1):
-        start, end = spans[k]
-        sentence = reading.plain[start:end].replace("\x02", " ")
-        if "\x00" in sentence and (cell := _last_cell(reading.text[:end])) is not None:
-            return cell
-        if sentence.rstrip().endswith("?") or _in_check(reading, spans, k):
-            continue
-        last = all(_FAREWELL.search(reading.plain[a:b].replace("\x02", " ")) for a, b in spans[k + 1 :])
-        hence = None
-        for hence in _HENCE.finditer(sentence):  # noqa: B007
-            pass
-        if hence is not None:  # "it takes 2/2=1, so the total is 2+1=3 bolts"
-            value = _value_in(reading, start + hence.end(), end, True, every_number, last)
-            if value is not None and (re.search(r"\d|\\", value) or _IDENTIFIED.search(sentence[hence.end() :])):
-                return value
-        value = _value_in(reading, start, end, _CONCLUDES.search(sentence) is not None, every_number, last)
-        if value is not None:
-            return value
-    return None
-
-
-def _last_cell(text: str) -> str | None:
-    """Of the row of a table with which a text ends the last cell, where the head of its column says that answers stand there."""
-    rows: list[str] = []
-    for line in reversed(text.splitlines()):
-        if not line.strip().startswith("|"):
-            break
-        rows.append(line)
-    if len(rows) < 3 or not _ANSWERS.search(rows[-1]):
-        return None
-    return value_of(rows[0].strip().strip("|").rpartition("|")[2])
-
-
-def _in_check(reading: Passage, spans: Sequence[tuple[int, int]], k: int) -> bool:
-    """Whether a sentence belongs to a check of the result: one that says so, and what follows it in its paragraph up to a conclusion."""
-    for j in range(k, max(-1, k - 8), -1):
-        start, end = spans[j]
-        if j < k and "\n\n" in reading.text[start : spans[j + 1][0]]:
-            return False
-        sentence = reading.plain[start:end].replace("\x02", " ")
-        if _CHECKS.search(sentence) or (j == k and _REMARKS.search(sentence)):
-            return True
-        if _CONCLUDES.search(sentence):
-            return False
-    return False
-
-
-def _value_in(reading: Passage, start: int, end: int, concludes: bool, every_number: bool, last: bool) -> str | None:
-    """The value that a sentence states; ``last``: it ends the text, ``concludes``: it says that it is a conclusion."""
-    groups = reading.groups(start, end)
-    sentence = reading.plain[start:end]
-    assumes = _ASSUMES.search(sentence) is not None and not concludes
-    asks = (
-        _TASK.search(sentence) is not None or _ASKED.search(reading.plain[max(0, start - BEFORE) : start]) is not None
-    )
-    # a sentence that only tells what is given ends many a question that was repeated, and no answer
-    told = _WORKED.search(reading.text) or _STATED.search(sentence) or not reading.text[:start].strip()
-    given = _GIVEN.search(sentence) is not None or not told
-    for k in range(len(groups) - 1, -1, -1):
-        g = groups[k]
-        left = groups[k - 1].end if k else start
-        before = reading.plain[max(left, g.start - BEFORE) : g.start].replace("\x02", " ")
-        after = reading.plain[g.end : end].replace("\x02", " ")
-        if DENIED.search(before) or _DENIED_AFTER.search(after) or _BY.search(before):
-            continue
-        if CONDITION.search(before) and not re.search(r"(?i)\b(?:is|are|be|equals?)\s*$|[:=]\s*$", before):
-            continue
-        if "=" in g.text and k and _PLACE.search(before):
-            continue
-        comes = _COMES.search(before) is not None
-        if not every_number and (
-            (assumes and not (comes and "," in reading.plain[start : g.start]))
-            or (asks and "=" not in g.text and not comes)
-        ):
-            continue
-        marked = reading.plain[start : g.start].count("\x02\x02") % 2 == 1 or reading.titled(start, g.start)
-        delimited = reading.plain[g.start : g.start + 1] == "\x01"
-        digits = any(c.isdigit() for c in g.text)
-        stated = COPULA.search(before) is not None or not re.search(r"\w", before)
-        alone = not reading.plain[start : g.start].strip(" \t\n\x02") and not after.strip(" \t\n.,")
-        if g.formula or (delimited and (alone or digits or (stated and concludes))):
-            return outcome(reading.with_unit(g, end))
-        if CHANGED_AFTER.search(after):
-            return None
-        unit = len(reading.unit_mask(g, end))
-        words = reading.masked[g.end + unit : end]  # after it and its unit
-        is_it = _IS_IT.search(after[unit:]) is not None
-        if digits:
-            month = MONTH.search(before)
-            if month is not None:
-                return f"{month[0].strip()} {g.text}" if concludes and not words.strip(" .!\n\x02") else None
-            if last and not before.strip() and not words.strip(" \t\n.,!\x02") and _apart(reading.text, start):
-                return outcome(reading.with_unit(g, end))
-            ends = last and not given and before.strip() and "\x00" not in words[: len(words) - len(_reason(after))]
-            sole = last and not given and len(groups) == 1 and len(before.split()) > 1
-            if every_number or concludes or marked or is_it or ends or sole:
-                # of several plain numbers that follow one another, it is not clear which is meant
-                clear = k == 0 or _CLEAR.search(before) or re.search(r"\d.*=", g.text)
-                modified = _MODIFIED.search(before) is not None
-                return outcome(reading.with_unit(g, end)) if every_number or (clear and not modified) else None
-        elif CHOICE.fullmatch(g.text) and (
-            (is_it and (OPTION.search(before) or not re.search(r"\w", before)))
-            or (last and OPTION.search(before) and not after[: len(after) - len(_reason(after))].strip(" .!\n"))
-            or (
-                (concludes or stated or OPTION.search(before) or re.search(r"\b(?:with|by)\s*$", before))
-                and (marked or concludes or (last and (delimited or (COPULA.search(before) and "\x00" not in words))))
-            )
-        ):
-            return g.text
-    return _words_in(reading, start, end, concludes, last, bool(groups))
-
-
-def _apart(text: str, start: int) -> bool:
-    """Whether a paragraph begins at a position, or what a colon before it announces."""
-    return _PARAGRAPH.search(text[max(0, start - 40) : start]) is not None
-
-
-def _reason(after: str) -> str:
-    """The part of a sentence's end that tells why, or more of a value: "because ...", "which is more than 46"."""
-    found = _REASON.search(after)
-    return found[0] if found else ""
-
-
-def _words_in(reading: Passage, start: int, end: int, concludes: bool, last: bool, values: bool) -> str | None:
-    """The answer that a sentence gives in words: emphasised ones, a number, or what the result is said to be."""
-    bold = reading.bold(start, end)
-    if bold is not None and _WORDS_ONLY.fullmatch(bold):
-        before = reading.plain[start : reading.plain.rfind("\x02\x02" + bold, start, end)].replace("\x02", " ")
-        if not re.search(r"\w", before) or (COPULA.search(before) and not DENIED.search(before)):
-            return bold if not bold.endswith(":") else None
-    if values:
-        return None
-    sentence = reading.text[start:end].strip().rstrip(".!")
-    if DOUBT.search(sentence):
-        return None
-    count = _counted(sentence) if last else None
-    if count is not None:
-        return count
-    if concludes or (last and _SUBJECT.search(reading.plain[start:end])):
-        said = re.split(r"(?i)\b(?:is|are|be|get|equals)\b|:\s", sentence)
-        words = ARTICLE.sub("", said[-1].strip(" .,;:!*_\"'"))
-        if len(said) > 1 and 0 < len(words.split()) <= 3:
-            return words
-    return None
-
-
-def _counted(sentence: str) -> str | None:
-    """The number in words that a sentence ends with, or ends with but for a word or two: "There are twenty-one ways"."""
-    said = _COUNTED.search(sentence)
-    words = said[1].lower().split() if said else []
-    for n in range(len(words), max(0, len(words) - 3), -1):
-        if spelled(" ".join(words[:n])) is not None:
-            return None if {*NO_UNIT, "of", "and"}.intersection(words[n:]) else " ".join(words[:n])
-    return None
 
 
 def find(response: str, extract: Sequence[str] = EXTRACT, finish: str = "stop") -> Found | None:
@@ -668,7 +324,7 @@ _WAYS: dict[str, Callable[[str, bool], str | None]] = {
     "tag": _tag,
     "line": _line,
     "hash": _hash,
-    "closing": _closing,
-    "number": _number,
+    "closing": closing,
+    "number": last_number,
     "whole": lambda text, complete: text.strip() or None if complete else None,
 }

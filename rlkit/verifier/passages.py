@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from rlkit.verifier.algebra import MAX_TEXT
 from rlkit.verifier.units import LARGE, UNITS, unit_of
 
 MAX_RUN = 400  # characters of mathematics outside of formulas
+_BRACES = re.compile(
+    r"\\(?:boxed|fbox)\s{0,3}(?:(\{)|([-+\u2212\u2013]?(?:\\[dt]?frac\s?(?:\d\d|\{[^{}$]{1,40}\}\{[^{}$]{1,40}\})|\\sqrt\s?(?:\d|\{[^{}$]{1,40}\})"
+    r"|[0-9A-Za-z][^\s$.,;)\\{}]*(?:\.\d+)?|\([^()$\n]{1,60}\))))|\\[{}]|[{}]"
+)
 _OPENING = re.compile(r"\$\$|(?<!\\)\\[\[(]|(?<!\\)\$")
 _INLINE = re.compile(r"\$(?:(?=\S)((?:\\.|[^$\\\n]){1,600}?)(?<!\s)|[ \t]((?:\\.|[^$\\\n]){1,600}?)[ \t])\$(?!\d)")
 _CLOSED_BY = {"$$": "$$", "\\[": "\\]", "\\(": "\\)"}
@@ -86,6 +91,25 @@ def formulas(text: str) -> list[tuple[int, int, str]]:
                 out.append((m.start(), end + 2, text[at:end].strip()))
                 at = end + 2
     return out
+
+
+def boxes(text: str) -> list[tuple[int, int, str]]:
+    r"""``(start, end, content)`` of all complete boxes, by start, the last first; ``\boxed -5`` is one, too. One pass over the text."""
+    starts = [k for k in (text.find("\\boxed"), text.find("\\fbox")) if k >= 0]
+    if not starts:
+        return []
+    out: list[tuple[int, int, str]] = []
+    open_braces: list[tuple[int, int] | None] = []  # start and content of a box, None for another brace
+    for m in _BRACES.finditer(text, min(starts)):
+        if m[1]:
+            open_braces.append((m.start(), m.end()))
+        elif m[2]:
+            out.append((m.start(), m.end(), m[2][: 8 * MAX_TEXT]))
+        elif m[0] == "{":
+            open_braces.append(None)
+        elif m[0] == "}" and open_braces and (box := open_braces.pop()) is not None:
+            out.append((box[0], m.end(), text[box[1] : m.start()].strip()[: 8 * MAX_TEXT]))
+    return sorted(out, reverse=True)
 
 
 @dataclass(frozen=True)

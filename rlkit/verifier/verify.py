@@ -40,7 +40,8 @@ from typing import Any, Literal
 from rlkit.errors import ConfigError
 from rlkit.verifier.algebra import DEGREE, MAX_TEXT, PERCENT, WORK, Unreadable
 from rlkit.verifier.comparison import Comparison, Mode, Tier, assigned
-from rlkit.verifier.finding import EXTRACT, MAX_RESPONSE, boxes, extract_answer, find
+from rlkit.verifier.finding import EXTRACT, MAX_RESPONSE, extract_answer, find
+from rlkit.verifier.passages import boxes
 from rlkit.verifier.reader import read
 from rlkit.verifier.text import clean, compact, untexted, words
 from rlkit.verifier.values import Equation, Items, Scalar, Text, Value

@@ -52,7 +52,10 @@ REAL = "SmolLM2-135M-Instruct, real"
 Result = float | str
 
 
-TEXTS = ("The three largest cities of France are", "Water boils at a lower temperature on a mountain, because")  # for a real model
+TEXTS = (
+    "The three largest cities of France are",
+    "Water boils at a lower temperature on a mountain, because",
+)  # for a real model
 
 
 def prompts_of(path: Path) -> list[Prompt]:

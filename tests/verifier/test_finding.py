@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlkit.verifier import finding
+from rlkit.verifier import closing, finding, passages
 from rlkit.verifier.algebra import MAX_TEXT, MAX_WORK, WORK
 from rlkit.verifier.finding import EXTRACT, extract_answer
 from rlkit.verifier.verify import verify
@@ -560,12 +560,12 @@ def test_long_texts_are_searched_in_one_pass_and_their_end_in_detail(
 ) -> None:
     """Sentences are taken apart in the last ``TAIL`` characters only, whatever the length of the text."""
     seen: list[int] = []
-    reading = finding.Passage.__init__
+    reading = passages.Passage.__init__
 
-    def counted(self: finding.Passage, text: str) -> None:
+    def counted(self: passages.Passage, text: str) -> None:
         seen.append(len(text))
         reading(self, text)
 
-    monkeypatch.setattr(finding.Passage, "__init__", counted)
+    monkeypatch.setattr(passages.Passage, "__init__", counted)
     verify(piece * 20_000, "7", extract=(*EXTRACT, "number"))
-    assert sum(seen) <= 8 * finding.TAIL + 4 * finding._TRIES * MAX_TEXT
+    assert sum(seen) <= 8 * closing.TAIL + 4 * finding._TRIES * MAX_TEXT
