@@ -1,6 +1,6 @@
 """The whole training loop, rlkit against TRL with Hugging Face generation: samples per second, and seconds to the same held-out accuracy.
 
-    pip install 'rlkit[cpu,bench]'
+    pip install 'rlkit-lm[cpu,bench]'
     python benchmarks/end_to_end.py             # continues where it stopped; --fresh starts again
 
 Both start from one warmed-up model and train GRPO (group mean and standard deviation, clip 0.2, mean over responses of the mean over tokens, no

@@ -1,6 +1,6 @@
 """How the cost of a learner update and of the driver's work grows: with sequences, length, vocabulary, learners and ZeRO stages.
 
-    pip install 'rlkit[cpu,bench]'
+    pip install 'rlkit-lm[cpu,bench]'
     python benchmarks/growth.py                     # continues where it stopped
     python benchmarks/growth.py length driver       # these curves only
 

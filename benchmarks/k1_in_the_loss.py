@@ -1,6 +1,6 @@
 """The most common mistake with a KL, measured: k1, the plain log-ratio of the sampled tokens, written into the loss.
 
-    pip install 'rlkit[bench]'
+    pip install 'rlkit-lm[bench]'
     python benchmarks/k1_in_the_loss.py        # one process, no Ray, no vLLM; --fresh forgets what was measured
 
 The quickstart's task and model (configs/quickstart.yaml) in one process, 100 steps of 8 minibatches, coefficient 0.3, with three terms

@@ -1,6 +1,6 @@
 """On-policy against steps off: steps a minute, idle shares and the score, with a slow reward and long-tailed response lengths.
 
-    pip install 'rlkit[cpu,bench]'
+    pip install 'rlkit-lm[cpu,bench]'
     python benchmarks/lag.py             # on an idle machine; --fresh forgets what was measured
 
 A vLLM engine and a learner as Ray actors of one thread each. The class of a prompt decides how long its responses get: half of them 4 tokens on

@@ -1,6 +1,6 @@
 """One learner step, rlkit against TRL's GRPOTrainer: the same model, rows and objective; gradients compared.
 
-    pip install 'rlkit[cpu,bench]'
+    pip install 'rlkit-lm[cpu,bench]'
     python benchmarks/learner_step.py               # continues where it stopped; --fresh starts again
     python benchmarks/learner_step.py --real        # and SmolLM2-135M-Instruct with the batch of configs/real.yaml
 

@@ -1,6 +1,6 @@
 """Log-probs of tokens from hidden states, forward and backward: rlkit's output layer, the plain form, and Liger's fused GRPO loss.
 
-    pip install 'rlkit[cpu,bench]'
+    pip install 'rlkit-lm[cpu,bench]'
     python benchmarks/logprob.py                    # continues where it stopped; --fresh starts again
 
 The loss is a policy gradient, the mean of ``-A log pi`` over responses of 256 tokens. The plain form makes all logits and leaves the rest to autograd. Liger's

@@ -1,6 +1,6 @@
 """A real pretrained model, from its file to a better model, on CPUs: three seeds, one process and the whole stack, full and LoRA, and TRL.
 
-    pip install 'rlkit[cpu,bench]'
+    pip install 'rlkit-lm[cpu,bench]'
     python benchmarks/real_model.py                       # continues where it stopped; --fresh starts again
     python benchmarks/real_model.py --runs one-process trl --seeds 1
 

@@ -4,9 +4,11 @@
 from rlkit import errors, rewards, verifier
 from rlkit.commands.audit import audit
 from rlkit.commands.check import check
+from rlkit.commands.configs import configs, print_config
 from rlkit.commands.evaluate import evaluate
 from rlkit.commands.filter import filter
 from rlkit.commands.merge import merge
+from rlkit.commands.init import init
 from rlkit.commands.metrics import compare, metrics
 from rlkit.commands.plan import plan
 from rlkit.commands.sample import sample
@@ -126,6 +128,9 @@ __version__: str
 __all__ = [
     # commands, each with a result that has a type
     "load",
+    "configs",
+    "print_config",
+    "init",
     "show",
     "check",
     "plan",

@@ -8,6 +8,7 @@ error is a :class:`~rlkit.errors.ConfigError` with file and line.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import stat
 import typing
@@ -19,6 +20,7 @@ from typing import Any
 import yaml
 
 from rlkit.errors import ConfigError
+from rlkit.shipped import find, names
 
 
 @dataclass
@@ -243,13 +245,19 @@ def _some(x: Any, depth: int) -> Any:
     return shown(x) if isinstance(x, int) and abs(x) >= LARGEST else x
 
 
+def configuration(source: str | Path) -> Path:
+    """The file that somebody means: a path, or the name of a configuration that comes with the library (``algorithms/grpo``)."""
+    path = Path(source)
+    return path if os.path.isfile(path) else find(path.as_posix()) or path
+
+
 def read(path: str | Path) -> Located:
     """A file with everything that it extends.
 
     Raises:
         ConfigError: no such file, not text, not YAML, not a mapping, or a cycle of ``extends``.
     """
-    return _read(Path(path), "", ())
+    return _read(configuration(path), "", ())
 
 
 def _file_text(path: Path, where: str) -> str:
@@ -262,9 +270,11 @@ def _file_text(path: Path, where: str) -> str:
     except FileNotFoundError:
         folder = path.parent if path.parent.is_dir() else Path(".")
         near = difflib.get_close_matches(path.name, [p.name for p in folder.glob("*.yaml")], 1)
-        raise ConfigError(
-            f"{where}{name}: there is no such file." + (f" Did you mean {folder / near[0]}?" if near else "")
-        ) from None
+        meant, what = [str(folder / x) for x in near], "there is no such file."
+        if not path.suffix:
+            meant += difflib.get_close_matches(str(path)[:100], names(), 1)
+            what = "there is no such file, and no configuration of this name (`rlkit configs` lists them)."
+        raise ConfigError(f"{where}{name}: {what}" + (f" Did you mean {meant[0]}?" if meant else "")) from None
     except OSError as error:
         raise ConfigError(f"{where}{name}: cannot be read: {error.strerror}.") from None
     except ValueError:  # what a path may not hold
@@ -303,8 +313,10 @@ def _read(path: Path, where: str, chain: tuple[Path, ...]) -> Located:
         return tree
     if not isinstance(extends.value, str):
         raise ConfigError(f"{extends.origin}: extends: found {shown(extends.plain())}, expected the name of a file.")
-    below = _read(path.parent / extends.value, f"{extends.origin}: extends: ", (*chain, path.resolve()))
-    return merge(below, tree)
+    beside = path.parent / extends.value
+    below = beside if os.path.isfile(beside) else find(extends.value) or beside
+    below_tree = _read(below, f"{extends.origin}: extends: ", (*chain, path.resolve()))
+    return merge(below_tree, tree)
 
 
 def merge(base: Located, top: Located) -> Located:

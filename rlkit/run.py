@@ -27,7 +27,7 @@ from rlkit.objective import Term, is_marking, needs
 from rlkit.objective.advantages import Advantage, GroupNorm
 from rlkit.objective.corrections import Correction
 from rlkit.objective.penalties import Penalty
-from rlkit.reading import Located, located, override, read, shown
+from rlkit.reading import Located, configuration, located, override, read, shown
 from rlkit.record.section import CheckpointSection, LogSection
 from rlkit.rewards import RewardSpec
 from rlkit.rollout.engine import EngineSetup
@@ -206,7 +206,7 @@ class Run(Bounded):
 
 
 def load(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Run:
-    """The :class:`Run` of a YAML file, or of the same keys as a mapping.
+    """The :class:`Run` of a YAML file, of a configuration that comes with the library (``"quickstart"``), or of the same keys as a mapping.
 
     ``overrides`` are like ``["steps=200", "learner.lr=1e-5"]``.
 
@@ -220,7 +220,8 @@ def load_with_origins(source: str | Path | Mapping[str, Any], overrides: Iterabl
     if isinstance(source, Mapping):
         tree, base = located(source), Path(".")
     else:
-        tree, base = read(source), Path(source).parent
+        path = configuration(source)
+        tree, base = read(path), path.parent
     for text in overrides:
         override(tree, text)
     # Run folders of earlier versions have relative paths, and the folder that these are in.

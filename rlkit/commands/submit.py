@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rlkit.distribution import install
 from rlkit.errors import ClusterError, RunError, first_line
+from rlkit.reading import configuration
 from rlkit.run import load
 
 SKIP = ["runs/", "**/.git/", "**/.venv/", "**/__pycache__/", "*.safetensors", "*.pt"]
@@ -24,7 +26,7 @@ def submit(
     """Sends the job and, with ``wait``, follows its log until it ends; returns the job's id.
 
     The working folder of the job is the current folder (without runs and weights), so paths in the configuration mean the same there.
-    rlkit must be installed on the cluster.
+    rlkit must be installed on the cluster, and has configurations that come with it there by the same name.
 
     Raises:
         ValueError: a mistake in the configuration, or no Ray dashboard at ``address``.
@@ -32,8 +34,9 @@ def submit(
     """
     load(config, overrides)  # a typo is found here, not on the cluster
     folder = Path.cwd()
-    path = Path(config).resolve()
-    if not path.is_relative_to(folder):
+    path = configuration(config)
+    is_own = path == Path(config)
+    if is_own and not path.resolve().is_relative_to(folder):
         raise ClusterError(
             f"{config} is not below the current folder {folder}, which is what the job gets. Run rlkit submit from the "
             "project's folder."
@@ -41,9 +44,7 @@ def submit(
     try:
         from ray.job_submission import JobStatus, JobSubmissionClient
     except ImportError:
-        raise ClusterError(
-            "rlkit submit needs ray. Install it with: pip install 'rlkit[cpu]' (or rlkit[gpu])"
-        ) from None
+        raise ClusterError(f"rlkit submit needs ray. {install('cpu', 'gpu')}.") from None
     try:
         client = JobSubmissionClient(address)
     except (ConnectionError, RuntimeError) as error:
@@ -52,7 +53,9 @@ def submit(
             "--dashboard-host 0.0.0.0`; its default port is 8265."
         ) from None
     joins = [] if any(o.startswith("cluster.address=") for o in overrides) else ["cluster.address=auto"]
-    command = shlex.join(["rlkit", "train", str(path.relative_to(folder)), *overrides, *joins])
+    command = shlex.join(
+        ["rlkit", "train", str(path.resolve().relative_to(folder) if is_own else config), *overrides, *joins]
+    )
     job = _accepted(
         lambda: client.submit_job(entrypoint=command, runtime_env={"working_dir": str(folder), "excludes": SKIP})
     )

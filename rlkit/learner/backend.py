@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlkit.distribution import install
 from rlkit.errors import ConfigError, NumericsError
 from rlkit.learner.section import LearnerSection
 from rlkit.record.checkpoint import read_tensors, write_tensors
@@ -333,9 +334,7 @@ def import_deepspeed() -> Any:
         import deepspeed
         from deepspeed.utils import logger
     except ImportError:
-        raise ConfigError(
-            "deepspeed is not installed. Install it with: pip install 'rlkit[cpu]' (or rlkit[gpu])"
-        ) from None
+        raise ConfigError(f"deepspeed is not installed. {install('cpu', 'gpu')}.") from None
     logger.setLevel("ERROR")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

