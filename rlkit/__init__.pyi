@@ -14,6 +14,7 @@ from rlkit.commands.plan import plan
 from rlkit.commands.sample import sample
 from rlkit.commands.show import show
 from rlkit.commands.submit import submit
+from rlkit.commands.watch import watch
 from rlkit.config import to_yaml
 from rlkit.data import Data, tasks
 from rlkit.data import curriculum as samplers
@@ -37,6 +38,7 @@ from rlkit.errors import (
 from rlkit.evaluation.report import Report
 from rlkit.evaluation.scaling import fit_runs
 from rlkit.evaluation.selection import moment_multipliers
+from rlkit.looking.page import report_runs
 from rlkit.model import reference as references
 from rlkit.model.arithmetic import merge_weights
 from rlkit.model.reference import Reference
@@ -147,6 +149,8 @@ __all__ = [
     "audit",
     "fit_runs",
     "moment_multipliers",
+    "report_runs",
+    "watch",
     "plot_run",
     "submit",
     "to_yaml",

@@ -13,6 +13,7 @@ from rlkit.cluster.sync import probe_export
 from rlkit.errors import CheckpointError
 from rlkit.files import replace_file, replace_folder, told
 from rlkit.heldout import evaluate_at_the_end
+from rlkit.looking.page import report_of
 from rlkit.record.checkpoint import Checkpoints
 from rlkit.record.log import duration
 from rlkit.record.results import RunFolder, digits
@@ -49,6 +50,8 @@ def finish(s: Session, step: int) -> RunFolder:
     }
     with told("the summary"):
         replace_file(folder / "summary.json", json.dumps(summary, indent=1))
+    if s.run.log.report:
+        report_of(folder, record.log.say)
     say = record.log.say
     say(f"\nDone: {step} steps in {duration(seconds)}.")
     if history:
@@ -57,7 +60,7 @@ def finish(s: Session, step: int) -> RunFolder:
     say(
         f"  model        {folder.final} (Hugging Face format{f', of step {kept}' if kept != step else ''}{again})\n"
         f"  everything   {folder}/: config.yaml, metrics.jsonl, rollouts.jsonl, eval.jsonl, eval_samples.jsonl, "
-        "tensorboard/, checkpoints/\n"
+        "report.html, tensorboard/, checkpoints/\n"
         f"  next         {program()} sample {folder.final} --prompt {s.feed.train[0].columns['question']!r}"
     )
     return folder

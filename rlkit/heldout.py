@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -58,7 +60,20 @@ def measure(
         },
         sum(r.finish == "length" for r in rollouts) / len(rollouts),
         tuple(any(f) for f in right),
+        error=standard_error([mean_reward(rollouts[i : i + n]) for i in range(0, len(rollouts), n)]),
     )
+
+
+def mean_reward(rollouts: Sequence[Rollout]) -> float:
+    """Of the responses that have one; nan if none has."""
+    scored = [r.reward for r in rollouts if not math.isnan(r.reward)]
+    return math.fsum(scored) / len(scored) if scored else math.nan
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean of independent values, those that are not nan: ``s / sqrt(n)``; nan for fewer than two."""
+    known = [x for x in values if not math.isnan(x)]
+    return statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else math.nan
 
 
 def evaluate(s: Session, step: int) -> HeldOut:
@@ -75,11 +90,19 @@ def evaluate(s: Session, step: int) -> HeldOut:
     found = measure(rollouts, prompts, section.n, label=label, step=step, temperature=temperature)
     found = dataclasses.replace(found, seconds=time.perf_counter() - start)
     s.record.log.held_out(found)
-    s.record.log.rollouts(step, rollouts[:: section.n], "eval_samples.jsonl")  # of the same prompts every time
+    keep_samples(s, step, rollouts[:: section.n])
     if section.alarm and section.n > 1 and earlier:
         warn_of_loss(s, earlier[0].solved, found.solved)
     s.on_eval(found)
     return found
+
+
+def keep_samples(s: Session, step: int, firsts: Sequence[Rollout]) -> None:
+    """One response each to the first ``log.rollouts`` prompts, the same every time, and to as many others, which are drawn anew."""
+    count = s.run.log.rollouts
+    others = random.Random(f"{s.run.seed} {step}").sample(firsts[count:], min(count, len(firsts[count:])))
+    for kind, some in (("fixed", firsts[:count]), ("random", others)):
+        s.record.log.rollouts(step, some, "eval_samples.jsonl", [{"sample": kind}] * len(some))
 
 
 def warn_of_loss(s: Session, before: Sequence[bool], after: Sequence[bool]) -> None:

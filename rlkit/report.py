@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+from rlkit.files import Row
 from rlkit.objective.corrections import correction_stats
-from rlkit.objective.diagnostics import gradient_shares, kl_breakdown, kl_tokens
+from rlkit.objective.diagnostics import gradient_shares, kl_breakdown, kl_of_sequences, kl_tokens
 from rlkit.record.memory import resident
+from rlkit.record.transcripts import pieces
 from rlkit.session import Session
 from rlkit.types import Batch, Rollout, Stats
 
@@ -82,12 +87,37 @@ def equal_groups(b: Batch) -> float:
     return sum(bool((rewards == rewards[0]).all()) for rewards in groups) / max(1, len(groups))
 
 
-def break_down(s: Session, stats: Stats, batch: Batch, step: int) -> Stats:
-    """Adds where the KL and the gradients come from; ``kl_tokens.jsonl`` gets the tokens that carry most of the KL."""
+def break_down(
+    s: Session, stats: Stats, batch: Batch, step: int, rollouts: Sequence[Rollout]
+) -> tuple[Stats, list[Row]]:
+    """Adds where the KL and the gradients come from; ``kl_tokens.jsonl`` gets the tokens that carry most of the KL.
+
+    Also returns what is known about the tokens of the first ``log.rollouts`` responses: more keys for their lines of ``rollouts.jsonl``.
+    """
     shares = gradient_shares(stats, [t.name for t in s.run.objective])
     stats = stats.without("gram/").update(shares | kl_breakdown(batch))
     if "ref" in batch.logp:
         tokenizer = s.feed.tokenizer
         tokens = kl_tokens(batch, lambda i: str(tokenizer.convert_ids_to_tokens(i)))
         s.record.log.append("kl_tokens.jsonl", {"step": step, "tokens": tokens})
-    return stats
+    first = rollouts[: s.run.log.rollouts]
+    kl = iter(kl_of_sequences(batch, sum(r.source == "policy" for r in first)))
+    return stats, [token_details(r, next(kl), s.feed.tokenizer) if r.source == "policy" else {} for r in first]
+
+
+def token_details(r: Rollout, kl: list[float] | None, tokenizer: Any) -> Row:
+    """What a response's line gets: its text in pieces, and of each piece the surprise ``-log mu`` and ``kl``, in nats.
+
+    A piece is a token, or the few tokens that are one character; tokens that the policy did not sample have none of either.
+    """
+    cut = pieces(r.tokens, lambda ids: str(tokenizer.decode(ids)))
+    sampled = iter(kl or ())
+    per_token = {"surprise": [-x if own else 0.0 for x, own in zip(r.logp, r.sampled, strict=True)]}
+    if kl is not None:
+        per_token["kl"] = [next(sampled) if own else 0.0 for own in r.sampled]
+    ends = list(itertools.accumulate(count for _, count in cut))
+    sums = {
+        name: [round(math.fsum(values[end - count : end]), 4) for (_, count), end in zip(cut, ends, strict=True)]
+        for name, values in per_token.items()
+    }
+    return {"pieces": [text for text, _ in cut], **sums}

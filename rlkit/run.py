@@ -86,6 +86,9 @@ class Run(Bounded):
     eval: EvalSection = field(default_factory=EvalSection)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     log: LogSection = field(default_factory=LogSection)
+    origins: dict[str, str] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )  # no key: where values were read
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -230,4 +233,6 @@ def load_with_origins(source: str | Path | Mapping[str, Any], overrides: Iterabl
         if not isinstance(remembered.value, str):
             raise ConfigError(f"{remembered.origin}: base: found {shown(remembered.plain())}, expected a text.")
         base = Path(remembered.value)
-    return build(Run, tree, base), tree
+    run: Run = build(Run, tree, base)
+    run.origins.update({path: leaf.origin for path, leaf in tree.leaves()})
+    return run, tree

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from rlkit.files import reason, told
+from rlkit.looking.page import report_of
 from rlkit.record.checkpoint import Checkpoints
 from rlkit.record.log import REPEATED
 from rlkit.rollout.collector import Group, read_groups, write_groups
@@ -90,7 +91,7 @@ def save_when_due(s: Session, step: int) -> None:
 
 @contextlib.contextmanager
 def kept_when_left(s: Session) -> Iterator[None]:
-    """A run that is told to stop, or whose loop is left, leaves a checkpoint of its last finished step."""
+    """A run that is told to stop, or whose loop is left, leaves a checkpoint of its last finished step, and its report."""
     try:
         yield
     except (Stopped, GeneratorExit) as left:
@@ -98,6 +99,8 @@ def kept_when_left(s: Session) -> Iterator[None]:
         made = state is not None and state.step > 0
         if state is not None and made and state.step != cadence.saved:
             save(s, complete=False)
+        if made and s.run.log.report:
+            report_of(s.record.folder, s.record.log.say)
         if isinstance(left, Stopped) and cadence.saved >= 0:
             left.kept = f"`--resume` continues from step {cadence.saved}"
         elif isinstance(left, Stopped) and made:

@@ -169,9 +169,9 @@ class Found:
 
 
 def write_down(run: Run, folder: Path, found: Found) -> None:
-    """What the run is: ``config.yaml``, and a line of ``environment.jsonl`` for every start, with what it changed."""
+    """What the run is: ``config.yaml``, and a line of ``environment.jsonl`` for every start, with origins of values and what it changed."""
     replace_file(folder / "config.yaml", to_yaml(mask_values(plain(run))))
-    stamp = environment()
+    stamp = environment() | {"origins": run.origins}
     if found.resume:
         stamp |= {"from_step": found.step, "changed": mask_values({k: list(v) for k, v in found.changes.items()})}
     starts = Appender(folder / "environment.jsonl")

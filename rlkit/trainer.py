@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rlkit.cluster.sync import probe_reference
 from rlkit.errors import WorkerError
+from rlkit.files import Row
 from rlkit.finish import finish
 from rlkit.heldout import evaluate_when_due, stalled
 from rlkit.objective.corrections import weights
@@ -188,12 +189,13 @@ def one_step(s: Session, step: int) -> StepResult:
         with clock("annotate"):
             stats.update(record.drift.measure(learners.uncut_logprobs))
     batch = batch.policy_rows()  # what is reported is about the policy's own samples
+    details = list[Row]()
     if compare:
-        stats = break_down(s, stats, batch, step)
+        stats, details = break_down(s, stats, batch, step, rollouts)
     summarize(s, step, stats, rollouts, batch, clock)
     s.controls.terms.update(step, stats)
     s.controls.penalties.update(step, stats)
-    return after_step(s, step, stats, rollouts)
+    return after_step(s, step, stats, rollouts, details)
 
 
 def annotated(s: Session, step: int, rollouts: Sequence[Rollout]) -> Batch:
@@ -210,15 +212,17 @@ def annotated(s: Session, step: int, rollouts: Sequence[Rollout]) -> Batch:
     return batch
 
 
-def after_step(s: Session, step: int, stats: Stats, rollouts: Sequence[Rollout]) -> StepResult:
-    """Probes, writes down and evaluates, on their cadence."""
+def after_step(
+    s: Session, step: int, stats: Stats, rollouts: Sequence[Rollout], details: Sequence[Row] = ()
+) -> StepResult:
+    """Probes, writes down and evaluates, on their cadence. ``details``: more about the first rollouts."""
     record = s.record
     if s.run.probe.every and step % s.run.probe.every == 0:
         stats.merge(s.probe(step))
     values = stats.as_dict()
     values |= record.alarms.observe(step, values, record.log.say)
     record.log.metrics(step, values)
-    record.log.rollouts(step, rollouts)
+    record.log.rollouts(step, rollouts, more=details)
     record.log.progress(step, values)
     remember(s, step)
     return StepResult(step, values, rollouts, evaluate_when_due(s, step), s)

@@ -56,7 +56,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 def mentions() -> Iterator[tuple[str, str, list[str]]]:
     """Every command in a line of text: the document, the command's name, and the options that it is mentioned with."""
     for path in DOCUMENTS:
-        for m in re.finditer(r"`rlkit ([a-z-]+)([^`]*)`", path.read_text()):
+        for m in re.finditer(r"`rlkit ([a-z][a-z-]*)([^`]*)`", path.read_text()):
             yield path.name, m[1], re.findall(r"--[a-z][a-z-]*", m[2])
 
 

@@ -31,7 +31,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_writes_what_a_reader_needs(small: dict[str, Any]) -> None:
-    folder = rk.train(rk.load(small), quiet=True)
+    folder = rk.train(rk.load({**small, "log": {"tensorboard": False, "rollouts": 3}}), quiet=True)
     rows = metrics(folder)
     assert [r["step"] for r in rows] == [1, 2, 3]
     assert {
@@ -50,13 +50,15 @@ def test_a_run_writes_what_a_reader_needs(small: dict[str, Any]) -> None:
     shown = [json.loads(x) for x in (folder / "rollouts.jsonl").read_text().splitlines()]
     assert {"prompt", "response", "reward", "answer", "finish"} <= shown[0].keys()
     held_out = [json.loads(x) for x in (folder / "eval_samples.jsonl").read_text().splitlines()]
-    asked = [[r["prompt_id"] for r in held_out if r["step"] == step] for step in (0, 3)]
-    assert asked[0] == asked[1] and len(asked[0]) == len(set(asked[0])) > 0
+    asked = [[r["prompt_id"] for r in held_out if r["step"] == step and r["sample"] == "fixed"] for step in (0, 3)]
+    assert asked[0] == asked[1] and len(asked[0]) == len(set(asked[0])) == 3
+    others = [r["prompt_id"] for r in held_out if r["sample"] == "random"]
+    assert len(others) == 2 and not set(others) & set(asked[0]), "one of the rest at each evaluation"
     again = rk.load(folder / "config.yaml")
     assert again.objective == rk.load(small).objective
     environment = json.loads((folder / "environment.jsonl").read_text().splitlines()[0])
     assert {"torch", "transformers"} <= environment["packages"].keys() and "commit" in environment["git"]
-    assert {p.name for p in folder.iterdir()} >= {"checkpoints", "final", "eval.jsonl", "summary.json"}
+    assert {p.name for p in folder.iterdir()} >= {"checkpoints", "final", "eval.jsonl", "summary.json", "report.html"}
 
 
 def test_a_timeline_for_the_trace_viewer(small: dict[str, Any]) -> None:

@@ -56,6 +56,7 @@ def test_a_loop_that_is_left_leaves_a_checkpoint_from_which_the_run_goes_on_as_i
         if step.number == 2:
             break
     assert checkpoints(step.folder) == ["step_00000002"] and not step.folder.final.exists()
+    assert "2 of 4 steps, not at its end" in (step.folder / "report.html").read_text()
     same(whole, rk.train(run, resume=True, quiet=True))
 
 

@@ -363,6 +363,45 @@ def _typed(settings: dict[str, Any]) -> str:
     return " ".join(shlex.quote(f"data.{k}={yaml(v)}") for k, v in settings.items())
 
 
+class Report(Command):
+    """Write one page about a run, or about several over each other: curves, responses, configuration, alarms. It needs no network."""
+
+    name = "report"
+
+    @staticmethod
+    def arguments(p: Parser) -> None:
+        p.add_argument("runs", nargs="+", help="run folders; those that differ in their seed alone are drawn as one")
+        p.add_argument("--out", metavar="FILE", help="default: report.html in the first folder")
+
+    @staticmethod
+    def run(a: Namespace) -> int:
+        if a.out:
+            require_file(a.out, "--out")
+        print(rk.report_runs(a.runs, a.out))
+        return 0
+
+
+class Watch(Command):
+    """Show a run in the terminal while it goes on. It reads nothing but the run's files."""
+
+    name = "watch"
+
+    @staticmethod
+    def arguments(p: Parser) -> None:
+        p.add_argument("run_folder", help="a run folder")
+        p.add_argument("--every", type=positive, default=2.0, metavar="SECONDS", help="default 2")
+        p.add_argument("--once", action="store_true", help="show it as it is now, and end")
+
+    @staticmethod
+    def run(a: Namespace) -> int:
+        clear = "\033[H\033[J" if sys.stdout.isatty() and not a.once else ""
+        for text in rk.watch(a.run_folder, a.every):
+            print(f"{clear}{text}", flush=True)
+            if a.once:
+                break
+        return 0
+
+
 class Plot(Command):
     """Draw the curves of a run, reward against sqrt(KL) among them."""
 
@@ -560,6 +599,8 @@ COMMANDS: tuple[type[Command], ...] = (
     Fit,
     AuditReward,
     Filter,
+    Report,
+    Watch,
     Plot,
     Sample,
     Merge,

@@ -39,6 +39,14 @@ def kl_breakdown(b: Batch) -> dict[str, float]:
     return {f"kl_by/{name}": float(kl[mask].mean()) for name, mask in masks.items() if bool(mask.any())}
 
 
+def kl_of_sequences(b: Batch, count: int) -> list[list[float] | None]:
+    """``log pi - log ref`` of the action tokens of the first ``count`` sequences, nats; None each where there is no reference."""
+    if "ref" not in b.logp:
+        return [None] * count
+    kl = b.logp.get("old", b.logp["behav"]) - b.logp["ref"]
+    return [kl[b.seq == s].tolist() for s in range(count)]
+
+
 def kl_tokens(b: Batch, decode: Callable[[int], str], count: int = 20) -> list[dict[str, Any]]:
     """The tokens of the vocabulary that carry most of the batch's KL, by the sum of ``log pi - log ref`` over their occurrences."""
     assert b.ids is not None and b.action is not None

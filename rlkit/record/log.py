@@ -19,7 +19,7 @@ from typing import Any
 
 from rlkit.distribution import NAME, VERSION
 from rlkit.errors import CheckpointError, ConfigError
-from rlkit.files import Appender, FolderLock, move_rows, reason
+from rlkit.files import Appender, FolderLock, Row, move_rows, reason
 from rlkit.record.masking import mask_command
 from rlkit.record.results import HeldOut, digits
 from rlkit.record.section import LogSection
@@ -225,10 +225,12 @@ class RunLog:
         if self.wandb is not None:
             self.wandb.log(dict(values), step=step)
 
-    def rollouts(self, step: int, rollouts: Sequence[Rollout], name: str = "rollouts.jsonl") -> None:
-        """The first ``log.rollouts`` of these responses, a line each."""
-        for r in rollouts[: self.settings.rollouts]:
-            row = {
+    def rollouts(
+        self, step: int, rollouts: Sequence[Rollout], name: str = "rollouts.jsonl", more: Sequence[Row] = ()
+    ) -> None:
+        """The first ``log.rollouts`` of these responses, a line each; ``more`` are further keys of each of them."""
+        for k, r in enumerate(rollouts[: self.settings.rollouts]):
+            row = (more[k] if more else {}) | {
                 "step": step,
                 "prompt_id": r.prompt.id,
                 "prompt": r.prompt.text,

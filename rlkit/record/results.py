@@ -21,6 +21,7 @@ class HeldOut:
 
     Attributes:
         score: mean reward of the responses that have one; None if none has. datasets: pass@k by data set.
+        error: standard error of the score, over prompts.
         solved: for each prompt, whether one of its ``n`` responses is right. truncated: share of responses at the length limit.
     """
 
@@ -33,6 +34,7 @@ class HeldOut:
     truncated: float = math.nan
     solved: tuple[bool, ...] = ()
     seconds: float = math.nan
+    error: float = math.nan
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> HeldOut:

@@ -42,6 +42,7 @@ class LogSection(Bounded):
         rollouts: sampled responses kept per step, and of the same held-out prompts at every evaluation.
         breakdown: every so many steps, where KL and gradients come from (0: never).
         drift: every so many steps, how far the policy is from the start model (0: never; :mod:`rlkit.record.drift`).
+        report: write ``report.html`` when the run ends or is stopped; it has curves, responses, configuration and alarms.
         trace: write ``trace.json``, a timeline of stages and prompt groups for Chrome's trace viewer.
     """
 
@@ -50,4 +51,5 @@ class LogSection(Bounded):
     rollouts: Natural = 8
     breakdown: Natural = 10
     drift: Natural = 10
+    report: bool = True
     trace: bool = False

@@ -70,7 +70,7 @@ def test_gradient_shares_add_up_over_micro_batches() -> None:
 def test_a_run_shows_them_and_plots_its_curves(
     small: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    small |= {"log": {"breakdown": 2, "tensorboard": False}, "learner": {"lr": 1e-3, "minibatches": 2}}
+    small |= {"log": {"breakdown": 2, "tensorboard": False, "rollouts": 16}, "learner": {"lr": 1e-3, "minibatches": 2}}
     folder = rk.train(rk.load(small), quiet=True)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     wanted = {
@@ -83,5 +83,14 @@ def test_a_run_shows_them_and_plots_its_curves(
     assert wanted <= rows[2].keys() and not wanted & rows[1].keys() and not any(k.startswith("gram/") for k in rows[2])
     tokens = [json.loads(line) for line in (folder / "kl_tokens.jsonl").read_text().splitlines()]
     assert [t["step"] for t in tokens] == [1, 3] and {"token", "count", "kl", "share"} <= tokens[1]["tokens"][0].keys()
+    responses = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
+    looked_at = [r for r in responses if r["step"] == 3]
+    assert len(looked_at) == 16 and not any("kl" in r for r in responses if r["step"] == 2)
+    assert all("".join(r["pieces"]).startswith(r["response"]) for r in looked_at)
+    whole = sum(math.fsum(r["kl"]) for r in looked_at) / 16
+    assert whole == pytest.approx(rows[2]["kl/ref_sequence"], abs=1e-3), "pieces carry the KL of their response"
+    surprise = math.fsum(x for r in looked_at for x in r["surprise"]) / sum(r["tokens"] for r in looked_at)
+    assert surprise == pytest.approx(rows[2]["entropy/sampled"], abs=1e-3)
+    assert "KL by surprise of the token" in (folder / "report.html").read_text()
     assert main(["plot", str(folder)]) == 0 and (folder / "curves.png").stat().st_size > 10_000
     assert main(["plot", str(tmp_path)]) == 2 and "is not a run folder" in capsys.readouterr().err

@@ -1,0 +1,53 @@
+"""Runs as their folders tell them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlkit.errors import ConfigError
+from rlkit.looking.runs import differing, grouped, see
+from rlkit.record.alarms import Alarms
+from tests.looking.made import make_run
+
+
+def test_runs_that_differ_in_their_seed_are_one_group(tmp_path: Path) -> None:
+    runs = [see(make_run(tmp_path, f"r{k}", seed=k % 2, lr=lr)) for k, lr in enumerate((1e-3, 1e-3, 1e-4))]
+    groups = grouped(runs)
+    assert [[run.name for run in group.runs] for group in groups] == [["r0", "r1"], ["r2"]]
+    assert [group.label for group in groups] == ["r0", "r2"] and differing(runs) == ["learner.lr", "name", "seed"]
+
+
+def test_groups_of_one_name_are_told_apart_by_their_settings(tmp_path: Path) -> None:
+    runs = [see(make_run(tmp_path / f"{lr}", "run", lr=lr)) for lr in (1e-3, 1e-4)]
+    assert [group.label for group in grouped(runs)] == ["learner.lr=0.001", "learner.lr=0.0001"]
+
+
+def test_a_value_knows_where_it_was_read(tmp_path: Path) -> None:
+    run = see(make_run(tmp_path, "run"))
+    assert [run.origin(key) for key in ("seed", "learner.lr", "steps")] == ["command line", "c.yaml:4", "default"]
+    (run.folder / "environment.jsonl").unlink()
+    assert see(run.folder).origin("seed") == "?", "earlier versions wrote none"
+
+
+def test_a_number_that_was_not_finite_is_left_out(tmp_path: Path) -> None:
+    run = see(make_run(tmp_path, "run"))
+    assert run.series("kl/ref") == [(1, 0.01), (3, 0.03), (4, 0.04)] and run.last("kl/ref") == 0.04
+    assert run.last("nothing") is None and run.ended and not see(make_run(tmp_path, "new", ended=False)).ended
+
+
+def test_alarms_are_told_again_as_the_run_told_them(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "run", steps=80)
+    said: list[str] = []
+    alarms = Alarms()
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        alarms.observe(row["step"], {k: v for k, v in row.items() if v is not None}, said.append)
+    assert [told.text for told in see(folder).told] == said and any("truncated" in text for text in said)
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is not a run folder: it has no config\.yaml"):
+        see(tmp_path)
