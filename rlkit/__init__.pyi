@@ -5,6 +5,7 @@ from rlkit import errors, rewards, verifier
 from rlkit.commands.audit import audit
 from rlkit.commands.check import check
 from rlkit.commands.configs import configs, print_config
+from rlkit.commands.convert import convert
 from rlkit.commands.evaluate import evaluate
 from rlkit.commands.filter import filter
 from rlkit.commands.merge import merge
@@ -152,6 +153,7 @@ __all__ = [
     "report_runs",
     "watch",
     "plot_run",
+    "convert",
     "submit",
     "to_yaml",
     # what a run gives back

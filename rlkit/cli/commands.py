@@ -11,6 +11,7 @@ import math
 import shlex
 import sys
 from argparse import Namespace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import rlkit as rk
@@ -570,6 +571,37 @@ class Plan(Command):
         return 0 if found.fits else 1
 
 
+class Convert(Command):
+    """Write what a configuration of TRL (GRPO) or verl is here; what is not carried over, or means something else, stands in it."""
+
+    name = "convert"
+
+    @staticmethod
+    def arguments(p: Parser) -> None:
+        p.add_argument("file", help="a YAML file, or a shell script with key=value words")
+        p.add_argument(
+            "--from", dest="kind", choices=("trl", "verl"), help="whose it is (default: found out from its keys)"
+        )
+        p.add_argument(
+            "--processes", type=count, default=1, help="how many processes TRL was launched with (default 1)"
+        )
+        p.add_argument("--out", metavar="FILE", help="the YAML file to write (default: the screen)")
+
+    @staticmethod
+    def run(a: Namespace) -> int:
+        if a.out:
+            require_file(a.out, "--out")
+        found = rk.convert(a.file, a.kind, processes=a.processes)
+        if not a.out:
+            print(found, end="")
+            return 0
+        Path(a.out).write_text(str(found))
+        print(
+            f"{a.out}: {len(found.left_out)} settings were not carried over, {len(found.notes)} notes; both stand in it"
+        )
+        return 0
+
+
 class Submit(Command):
     """Send `rlkit train CONFIG` to a Ray cluster as a job."""
 
@@ -605,6 +637,7 @@ COMMANDS: tuple[type[Command], ...] = (
     Sample,
     Merge,
     Plan,
+    Convert,
     Submit,
     Completion,
 )

@@ -1,0 +1,162 @@
+"""TRL's settings: what they become, and that both train alike from one file."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rlkit as rk
+from rlkit.cli import main
+from rlkit.moving.settings import Converted
+
+DAPO = {
+    "model_name_or_path": "m",
+    "dataset_name": "openai/gsm8k",
+    "dataset_config": "main",
+    "reward_funcs": ["accuracy_reward"],
+    "per_device_train_batch_size": 16,
+    "gradient_accumulation_steps": 4,
+    "steps_per_generation": 8,
+    "num_generations": 8,
+    "num_iterations": 2,
+    "max_steps": 400,
+    "learning_rate": 2e-6,
+    "epsilon": 0.2,
+    "epsilon_high": 0.28,
+    "delta": 10.0,
+    "beta": 0.04,
+    "use_bias_correction_kl": False,
+    "max_completion_length": 1024,
+    "temperature": 0.9,
+    "lr_scheduler_type": "constant_with_warmup",
+    "warmup_steps": 10,
+    "eval_strategy": "steps",
+    "eval_steps": 40,
+    "min_p": 0.05,
+    "logging_steps": 1,
+    "something_new": 3,
+}
+
+
+def converted(**changes: Any) -> Converted:
+    return rk.convert({**DAPO, **changes}, "trl")
+
+
+def test_sizes_terms_and_schedule_become_those_of_a_run() -> None:
+    run = rk.load(converted().settings)
+    assert (run.rollout.prompts, run.rollout.n) == (16, 8), "16 rows x 8 micro-batches / 8 responses"
+    assert (run.learner.minibatches, run.learner.epochs, run.steps) == (2, 2, 100), (
+        "TRL counts 4 optimizer steps for one of ours"
+    )
+    assert run.objective == (
+        rk.PPOClip(eps_low=0.2, eps_high=0.28, dual_clip=10.0, reduce="token"),
+        rk.KL(estimator="k3", coef=0.04, reduce="token", acknowledge=True),
+    )
+    assert run.advantage == rk.GroupNorm(eps=1e-4) and run.rewards[0].fn == "math"
+    assert run.data.train == ("openai/gsm8k:main",) or run.data.train == "openai/gsm8k:main"
+    assert (run.learner.lr, run.learner.schedule, run.learner.warmup_steps) == (2e-6, "constant", 10)
+    assert (run.sampling.max_tokens, run.sampling.temperature, run.eval.every) == (1024, 0.9, 10)
+
+
+def test_what_cannot_be_carried_over_is_named() -> None:
+    found = converted()
+    assert {x.key for x in found.left_out} == {"min_p", "something_new"}
+    text = str(found)
+    assert "# Not carried over: min_p: 0.05: the distribution that is trained must be the one that is sampled" in text
+    assert "# Not carried over: something_new: 3: rlkit convert does not know this key" in text
+    assert "# Note: k3 in the loss has the gradient of KL(ref‖pi)" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "term", "advantage"),
+    [
+        ({"loss_type": "grpo"}, rk.PPOClip(eps_high=0.28, dual_clip=10.0, reduce="seq"), rk.GroupNorm(eps=1e-4)),
+        (
+            {"loss_type": "dr_grpo", "scale_rewards": "none"},
+            rk.PPOClip(eps_high=0.28, dual_clip=10.0, reduce="const", const=1024.0),
+            rk.GroupMean(),
+        ),
+        (
+            {"loss_type": "cispo", "epsilon_high": 5.0},
+            rk.CISPO(against="old", eps_max=5.0, reduce="token"),
+            rk.GroupNorm(eps=1e-4),
+        ),
+        ({"loss_type": "sapo"}, rk.SAPO(reduce="seq"), rk.GroupNorm(eps=1e-4)),
+        (
+            {"importance_sampling_level": "sequence", "loss_type": "luspo", "scale_rewards": "batch"},
+            rk.GSPO(eps_low=0.2, eps_high=0.28, reduce="sum"),
+            rk.GroupNorm(eps=1e-4, scale="batch"),
+        ),
+    ],
+    ids=lambda x: next(iter(x.values())) if isinstance(x, dict) else "",
+)
+def test_loss_types(changes: dict[str, Any], term: rk.Term, advantage: rk.Advantage) -> None:
+    run = rk.load(converted(**changes).settings)
+    assert run.objective[0] == term and run.advantage == advantage
+
+
+@pytest.mark.parametrize(
+    ("mode", "correction"),
+    [
+        ("token_truncate", rk.corrections.TruncatedIS(cap=3.0)),
+        ("sequence_truncate", rk.corrections.TruncatedIS(cap=3.0, level="sequence")),
+        ("token_mask", rk.corrections.IcePop(low=0.0, high=3.0)),
+        ("sequence_mask", rk.corrections.SequenceMask(of="product", low=0.0, high=3.0)),
+    ],
+)
+def test_corrections_of_vllm(mode: str, correction: rk.Correction) -> None:
+    run = rk.load(converted(use_vllm=True, vllm_importance_sampling_mode=mode).settings)
+    assert run.correction == correction and run.rollout.engine == "vllm"
+    assert rk.load(converted().settings).correction is None
+
+
+def test_entropy_and_a_reference_that_follows() -> None:
+    run = rk.load(converted(use_adaptive_entropy=True, entropy_target=0.4, sync_ref_model=True).settings)
+    assert run.objective[2].coef == rk.EntropyTarget(target=0.4, init=0.0, rate=0.005, low=0.0, high=1.0, rule="steps")
+    assert isinstance(run.reference, rk.references.EMA)
+    assert (run.reference.decay, run.reference.every) == (pytest.approx(0.4), 512)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss_type": "vespo"}, "loss_type: 'vespo' has no counterpart"),
+        ({"num_generations": 7}, r"the batch of a generation \(num_generations\): 128 is not a multiple of 7"),
+        ({"label_smoothing": 0.1}, "rlkit convert reads GRPO's settings"),
+        ({"learning_rate": "fast"}, "learning_rate: found 'fast', expected a number"),
+    ],
+)
+def test_what_has_no_counterpart_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(rk.ConfigError, match=message):
+        converted(**changes)
+
+
+def test_the_program_reads_yaml_and_writes_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "grpo.yaml").write_text(
+        "model_name_or_path: m\nlearning_rate: 1e-6\nmax_steps: 10\ntop_k: 0\ndataset_name: d\n"
+    )
+    assert main(["convert", str(tmp_path / "grpo.yaml"), "--processes", "4"]) == 0
+    (tmp_path / "ours.yaml").write_text(capsys.readouterr().out)
+    run = rk.load(tmp_path / "ours.yaml")
+    assert run.steps == 10 and run.cluster is not None and run.cluster.learners == 4 and run.rollout.prompts == 4
+    assert main(["convert", str(tmp_path / "grpo.yaml"), "--out", str(tmp_path / "again.yaml")]) == 0
+    assert "again.yaml: 0 settings were not carried over" in capsys.readouterr().out
+
+
+TRL = importlib.util.find_spec("trl") is not None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TRL, reason="TRL is not installed")
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+@pytest.mark.filterwarnings("ignore")
+def test_both_train_alike_from_one_file(beta: float, tiny: Path, tmp_path: Path) -> None:
+    """Three steps on the responses that TRL sampled: an engine here hands them on, and losses and weights are equal."""
+    from tests.moving.trl_run import compare
+
+    ours, theirs = compare(tiny, tmp_path, beta)
+    assert ours == pytest.approx(theirs, abs=2e-5) and len(theirs) == 3
+    assert any(abs(x) > 1e-3 for x in theirs), "losses of zero would be equal, too"
