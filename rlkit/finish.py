@@ -50,6 +50,7 @@ def finish(s: Session, step: int) -> RunFolder:
     }
     with told("the summary"):
         replace_file(folder / "summary.json", json.dumps(summary, indent=1))
+    record.log.trackers.summary(summary)
     if s.run.log.report:
         report_of(folder, record.log.say)
     say = record.log.say

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from rlkit.evaluation.compare import mcnemar
 from rlkit.evaluation.metrics import pass_at_k, powers_of_two
 from rlkit.evaluation.samples import correctness, dataset_of
+from rlkit.files import Row
 from rlkit.record.results import HeldOut
 from rlkit.rollout.collector import Scores
 from rlkit.rollout.engine import Generates
@@ -101,8 +102,8 @@ def keep_samples(s: Session, step: int, firsts: Sequence[Rollout]) -> None:
     """One response each to the first ``log.rollouts`` prompts, the same every time, and to as many others, which are drawn anew."""
     count = s.run.log.rollouts
     others = random.Random(f"{s.run.seed} {step}").sample(firsts[count:], min(count, len(firsts[count:])))
-    for kind, some in (("fixed", firsts[:count]), ("random", others)):
-        s.record.log.rollouts(step, some, "eval_samples.jsonl", [{"sample": kind}] * len(some))
+    kinds: list[Row] = [{"sample": "fixed"}] * len(firsts[:count]) + [{"sample": "random"}] * len(others)
+    s.record.log.rollouts(step, [*firsts[:count], *others], "eval_samples.jsonl", kinds)
 
 
 def warn_of_loss(s: Session, before: Sequence[bool], after: Sequence[bool]) -> None:

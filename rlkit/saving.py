@@ -9,10 +9,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
+from rlkit.config import plain
 from rlkit.files import reason, told
 from rlkit.looking.page import report_of
 from rlkit.record.checkpoint import Checkpoints
 from rlkit.record.log import REPEATED
+from rlkit.record.masking import mask_values
 from rlkit.rollout.collector import Group, read_groups, write_groups
 from rlkit.session import Session, State, write_down
 from rlkit.stopping import Stopped
@@ -115,7 +117,7 @@ def restore(s: Session) -> int:
         _load(s, found.checkpoint)
     s.stop.begin()
     with told("the run folder"):
-        moved = record.log.begin(found.step)
+        moved = record.log.begin(found.step, mask_values(plain(s.run)))
         if found.resume:
             aside = record.checkpoints.set_aside(found.damaged)
             write_down(s.run, record.folder, found)

@@ -222,7 +222,7 @@ def after_step(
     values = stats.as_dict()
     values |= record.alarms.observe(step, values, record.log.say)
     record.log.metrics(step, values)
-    record.log.rollouts(step, rollouts, more=details)
+    record.log.rollouts(step, rollouts[: s.run.log.rollouts], more=details)
     record.log.progress(step, values)
     remember(s, step)
     return StepResult(step, values, rollouts, evaluate_when_due(s, step), s)

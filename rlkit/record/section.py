@@ -39,6 +39,8 @@ class LogSection(Bounded):
 
     Attributes:
         tensorboard: write ``tensorboard/``; null: where the package is installed.
+        wandb: what ``wandb.init`` gets: ``{project: ...}``, ``{mode: offline}``.
+        mlflow: ``tracking_uri``, ``experiment``, ``run_name``, ``tags``.
         rollouts: sampled responses kept per step, and of the same held-out prompts at every evaluation.
         breakdown: every so many steps, where KL and gradients come from (0: never).
         drift: every so many steps, how far the policy is from the start model (0: never; :mod:`rlkit.record.drift`).
@@ -47,7 +49,8 @@ class LogSection(Bounded):
     """
 
     tensorboard: bool | None = None
-    wandb: dict[str, Any] | None = None  # handed to wandb.init as it is
+    wandb: dict[str, Any] | None = None
+    mlflow: dict[str, Any] | None = None
     rollouts: Natural = 8
     breakdown: Natural = 10
     drift: Natural = 10
