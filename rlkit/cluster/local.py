@@ -18,8 +18,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from rlkit.cluster import reaper
 
 SETTINGS = {
@@ -76,6 +74,8 @@ class LocalRay:
 
     def environment(self) -> dict[str, str]:
         """What keeps the libraries of workers to the loopback address, too."""
+        import psutil  # installed by the extra that installs Ray
+
         addresses = psutil.net_if_addrs().items()
         loopback = next(name for name, found in addresses if any(a.address == "127.0.0.1" for a in found))
         return {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback, "VLLM_HOST_IP": "127.0.0.1"}

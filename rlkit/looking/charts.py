@@ -114,7 +114,7 @@ def _scale(chart: Chart, lines: Sequence[Line]) -> _Scale:
     x0, x1, y0, y1 = min(xs), max(xs), min(ys), max(ys)
     if x0 == x1:
         x0, x1 = x0 - 1, x1 + 1
-    room = 0.05 * (y1 - y0) if y1 > y0 else max(1e-9, 0.1 * abs(y1))
+    room = 0.05 * (y1 - y0) or 0.1 * abs(y1) or 1.0
     return _Scale(x0, x1, y0 if y0 == chart.floor else y0 - room, y1 + room)
 
 

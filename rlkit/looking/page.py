@@ -136,7 +136,7 @@ def _overview(groups: Sequence[Group]) -> str:
     head = (
         "run",
         "seed",
-        "",
+        "progress",
         "time",
         "held-out score",
         "after",
@@ -315,7 +315,8 @@ def _browser(runs: Sequence[Seen], kept: Mapping[str, Any]) -> str:
         f'<label>prompt<select id="prompt">{options([("", "all"), *prompts])}</select></label>'
         '<label>text<input id="text" type="search"></label>'
         f'<label>order<select id="order">{options(orders)}</select></label>'
-        f'<label>colour<select id="colour">{options(colours)}</select></label><button id="clear">clear</button></div>'
+        f'<label{" hidden" if len(colours) == 1 else ""}>colour<select id="colour">{options(colours)}</select></label>'
+        '<button id="clear">clear</button></div>'
         '<p class="note"><span id="found"></span> <span><span id="scale" class="scale"></span><span id="ends"></span></span></p>'
         '<div id="cards"></div><button id="more" class="screen">more</button>'
     )

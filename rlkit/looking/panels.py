@@ -33,6 +33,8 @@ class Section:
 
 
 NATS = "nats per token"
+OF_RUNS = "band: the range of a group's runs"
+OVER_PROMPTS = "band: two standard errors over prompts"
 SECTIONS = (
     Section(
         "What is learned",
@@ -94,7 +96,14 @@ SECTIONS = (
     Section(
         "Time and memory",
         (
-            Panel("Seconds of a step by stage", "seconds", ("time/*",), ("time/step",), floor=0, stacked=True),
+            Panel(
+                "Seconds of a step by stage",
+                "seconds",
+                ("time/generate", "time/annotate", "time/update", "time/sync", "time/*"),
+                ("time/step",),
+                floor=0,
+                stacked=True,
+            ),
             Panel("Speed", "response tokens a second", ("speed/*",), floor=0),
             Panel("Without work", "share of the step", ("idle/*",), floor=0),
             Panel("Memory", "MiB", ("memory/*",), floor=0),
@@ -135,7 +144,7 @@ def _panel(panel: Panel, groups: Sequence[Group]) -> list[Chart]:
     names = matching(panel, [run for group in groups for run in group.runs])
     if len(groups) == 1 and len(groups[0].runs) == 1:
         run = groups[0].runs[0]
-        prefix = panel.metrics[0].rpartition("*")[0] if len(panel.metrics) == 1 else ""
+        prefix = panel.metrics[-1].rpartition("*")[0]
         lines = [
             Line(name.removeprefix(prefix), run.series(name), k, _error_band(run, name)) for k, name in enumerate(names)
         ]
@@ -181,7 +190,7 @@ def summed_up(group: Group, style: int, each: Sequence[Sequence[Point]]) -> list
 
 
 def _reward(groups: Sequence[Group]) -> Chart:
-    note = "band: the range of a group's runs"
+    note = OF_RUNS
     lines = lines_of(groups, "reward/mean")
     if len(groups) == 1 and len(groups[0].runs) == 1:
         note = "band: two standard errors of the batch's responses"
@@ -193,7 +202,7 @@ def _reward(groups: Sequence[Group]) -> Chart:
             for error in [spread.get(x, 0.0) / math.sqrt(max(1.0, count.get(x, 1.0)))]
         ]
         lines = [Line("reward/mean", run.series("reward/mean"), 0, band)]
-    return Chart("Reward in training", "mean of a batch", lines, note=note)
+    return Chart("Reward in training", "mean of a batch", lines, note=note if any(line.band for line in lines) else "")
 
 
 def _held_out(groups: Sequence[Group]) -> list[Chart]:
@@ -215,7 +224,7 @@ def _held_out(groups: Sequence[Group]) -> list[Chart]:
             "Held-out score",
             "mean reward",
             scores,
-            note="band: two standard errors over prompts" if one else "band: the range of a group's runs",
+            note="" if not any(line.band for line in scores) else OVER_PROMPTS if one else OF_RUNS,
         )
     ]
     if one:
@@ -256,4 +265,10 @@ def _frontier(groups: Sequence[Group]) -> Chart:
         for k, group in enumerate(groups)
         for j, run in enumerate(group.runs)
     ]
-    return Chart("Reward against KL", "mean of a batch", lines, xlabel="square root of nats per response")
+    return Chart(
+        "Reward against KL",
+        "mean of a batch",
+        lines,
+        xlabel="square root of nats per response",
+        note="the mark is the newest step",
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,9 +117,13 @@ def see(folder: str | Path) -> Seen:
 def told(rows: Iterable[Row]) -> list[Told]:
     """The alarms of a run, said again: they depend on nothing but its metrics."""
     alarms, out = Alarms(), list[Told]()
+
+    def hear(step: int) -> Callable[[str], object]:
+        return lambda text: out.append(Told(step, text))
+
     for row in rows:
         values = {name: x for name, x in row.items() if isinstance(x, int | float)}
-        alarms.observe(row["step"], values, lambda text, step=row["step"]: out.append(Told(step, str(text))))
+        alarms.observe(row["step"], values, hear(row["step"]))
     return out
 
 
