@@ -59,10 +59,16 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def number(x: float) -> str:
-    """As an axis shows it."""
+    """As a table shows it."""
     if x == 0:
         return "0"
     return f"{x:,.0f}" if abs(x) >= 1000 and x == round(x) else f"{x:.4g}"
+
+
+def labels(values: Sequence[float]) -> list[str]:
+    """Numbers of an axis, with as many digits as tell them apart."""
+    few = [number(x) for x in values]
+    return few if len(set(few)) == len(few) else [f"{x:.9g}" for x in values]
 
 
 def thinned(points: Sequence[tuple[float, ...]], most: int = MOST) -> list[tuple[float, ...]]:
@@ -121,9 +127,10 @@ def _scale(chart: Chart, lines: Sequence[Line]) -> _Scale:
 def _axes(chart: Chart, at: _Scale) -> list[str]:
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
     out = []
-    for y in ticks(at.y0, at.y1):
+    rows = ticks(at.y0, at.y1)
+    for y, label in zip(rows, labels(rows), strict=True):
         out.append(f'<path class="grid" d="M{LEFT} {at.y(y):.1f}H{right}"/>')
-        out.append(f'<text class="tick" x="{LEFT - 6}" y="{at.y(y) + 3.5:.1f}" text-anchor="end">{number(y)}</text>')
+        out.append(f'<text class="tick" x="{LEFT - 6}" y="{at.y(y) + 3.5:.1f}" text-anchor="end">{label}</text>')
     for x in ticks(at.x0, at.x1, 6):
         out.append(f'<path class="grid" d="M{at.x(x):.1f} {bottom}v4"/>')
         out.append(f'<text class="tick" x="{at.x(x):.1f}" y="{bottom + 15}" text-anchor="middle">{number(x)}</text>')

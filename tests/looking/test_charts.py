@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from rlkit.looking.charts import COLOURS, DASHES, Chart, Line, figure, number, sparkline, stack, thinned, ticks
+from rlkit.looking.charts import COLOURS, DASHES, Chart, Line, figure, labels, number, sparkline, stack, thinned, ticks
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,7 @@ def test_axes_have_round_numbers(low: float, high: float, expected: list[float])
 
 def test_numbers_are_short() -> None:
     assert [number(x) for x in (0.0, 12345.0, 0.123456, 1e-7, 3)] == ["0", "12,345", "0.1235", "1e-07", "3"]
+    assert labels([1.0, 1.0000001]) == ["1", "1.0000001"] and labels([0.5, 1.0]) == ["0.5", "1"]
 
 
 def test_a_long_curve_is_averaged_and_keeps_its_mean() -> None:
