@@ -8,8 +8,8 @@ from rlkit.commands.configs import configs, print_config
 from rlkit.commands.convert import convert
 from rlkit.commands.evaluate import evaluate
 from rlkit.commands.filter import filter
-from rlkit.commands.merge import merge
 from rlkit.commands.init import init
+from rlkit.commands.merge import merge
 from rlkit.commands.metrics import compare, metrics
 from rlkit.commands.plan import plan
 from rlkit.commands.sample import sample

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import rlkit as rk
-from rlkit.cli.parser import Parser, count, not_negative, number, positive, seed, share
 from rlkit.cli.completion import SHELLS, script
+from rlkit.cli.parser import Parser, count, not_negative, number, positive, seed, share
 from rlkit.errors import ConfigError
 from rlkit.record.output import require_file
 
