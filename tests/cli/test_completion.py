@@ -23,8 +23,8 @@ def test_bash_completes_commands_options_names_and_files(capsys: pytest.CaptureF
     assert offered("rlkit", "tr", capsys=capsys) == {"train"}
     assert offered("rlkit", "", capsys=capsys) >= {c.name for c in COMMANDS}
     assert offered("rlkit", "train", "--re", capsys=capsys) == {"--resume"}
-    assert offered("rlkit", "train", "algorithms/grp", capsys=capsys) == {"algorithms/grpo", "algorithms/grpo.yaml"}
-    assert offered("rlkit", "completion", "algorithms/grp", capsys=capsys) == {"algorithms/grpo.yaml"}
+    assert offered("rlkit", "train", "quick", capsys=capsys) == {"quickstart", "quickstart.yaml"}
+    assert offered("rlkit", "completion", "quick", capsys=capsys) == {"quickstart.yaml"}
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
