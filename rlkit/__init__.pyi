@@ -20,6 +20,7 @@ from rlkit.config import to_yaml
 from rlkit.data import Data, tasks
 from rlkit.data import curriculum as samplers
 from rlkit.data.curriculum import AdmitRule, DropRule, Sampler
+from rlkit.data.offline import Demonstrations, Labelled, Pairs
 from rlkit.data.tasks import Task
 from rlkit.errors import (
     CheckpointError,
@@ -44,6 +45,7 @@ from rlkit.model import reference as references
 from rlkit.model.arithmetic import merge_weights
 from rlkit.model.reference import Reference
 from rlkit.objective import (
+    PairTerm,
     Term,
     advantages,
     coefficients,
@@ -51,6 +53,7 @@ from rlkit.objective import (
     divergences,
     losses,
     penalties,
+    preference,
 )
 from rlkit.objective.advantages import (
     GAE,
@@ -99,7 +102,9 @@ from rlkit.objective.losses import (
     Reinforce,
     ValueMSE,
 )
+from rlkit.objective.pairing import BestWorst, Pairing
 from rlkit.objective.penalties import DivergenceReward, KLReward, Penalty
+from rlkit.objective.preference import DPO
 from rlkit.objective.shaping import Agreement, Confident, ToTarget
 from rlkit.objective.supervised import EKSFT, FSFT
 from rlkit.planning.probe import probe
@@ -167,6 +172,9 @@ __all__ = [
     "TinyModel",
     "WarmUp",
     "Data",
+    "Pairs",
+    "Labelled",
+    "Demonstrations",
     "RewardSpec",
     "Sampling",
     "RolloutSection",
@@ -186,6 +194,8 @@ __all__ = [
     "Report",
     # what a class of your own is a subclass of
     "Term",
+    "PairTerm",
+    "Pairing",
     "Advantage",
     "Penalty",
     "Coefficient",
@@ -216,12 +226,15 @@ __all__ = [
     "NLL",
     "Entropy",
     "ValueMSE",
+    "DPO",
     "KL",
     "Divergence",
     "FullDivergence",
     "FSFT",
     "EKSFT",
     "Mixture",
+    # pairs of a step's own responses
+    "BestWorst",
     # advantages
     "Plain",
     "GroupMean",
@@ -257,6 +270,7 @@ __all__ = [
     "coefficients",
     "corrections",
     "penalties",
+    "preference",
     "references",
     "samplers",
     "tasks",

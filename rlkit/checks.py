@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rlkit.data.curriculum import ZeroVariance
+from rlkit.data.examples import ExampleRows
+from rlkit.data.offline import Offline
 from rlkit.errors import ConfigError, InputError
 from rlkit.learner.backend import check_deepspeed_options
 from rlkit.model.endings import Endings
@@ -17,6 +19,7 @@ from rlkit.model.generation import load_settings, settled
 from rlkit.model.hub import model_config, require_model
 from rlkit.model.load import examine, same_tokens
 from rlkit.model.reference import Frozen
+from rlkit.objective import Term
 from rlkit.objective.oracle import Finding, examine_all, refuse_nothing
 from rlkit.record.output import require_folder
 from rlkit.rewards import RewardSpec
@@ -127,6 +130,59 @@ def _stored_rows(run: Run) -> Iterator[str]:
         yield f"{stored[0].name} needs {strange[0]!r}, which stored rows do not have; they have ref, behav, old and entropy."
 
 
+def _rows(run: Run) -> Iterator[str]:
+    """Terms against the rows that there are."""
+    given = {source: spec for spec in run.data.offline for source in spec.sources}
+    for term in run.objective:
+        if term.on in ("policy", "reference"):
+            if term.on == "policy" and not run.online:
+                yield (
+                    f"{term.name} reads responses that are sampled (on: policy), but this run samples none. Say which rows it reads (on: "
+                    f"{', '.join(given) or 'dataset'}), or give prompts: data.train or data.task, with rollout.prompts above 0."
+                )
+            if term.pairwise and term.on == "policy" and run.pairing is None:
+                yield f"{term.name} compares a step's own responses (on: policy), but pairing is null. Set pairing: {{type: BestWorst}}."
+            continue
+        key = {
+            "pairs": "pairs",
+            "chosen": "pairs",
+            "rejected": "pairs",
+            "labelled": "labelled",
+            "dataset": "demonstrations",
+        }[term.on]
+        if not {term.on, *(("chosen",) if term.on == "pairs" else ())} & given.keys():
+            yield f"{term.name} reads on: {term.on}, but data.{key} is not set. Name a file: data: {{{key}: rows.jsonl}}."
+        strange = [n for n in term.needs if n in ("adv", "returns", "value")]
+        if strange:
+            yield (
+                f"{term.name} needs {strange[0]!r}, which only responses have that the run samples; on: {term.on} reads rows of data."
+            )
+        if "mismatched" in term.needs and term.on != "labelled":
+            yield f"{term.name} compares responses with other prompts, which is done for on: labelled alone; it reads on: {term.on}."
+    unread = [spec.key for spec in run.data.offline if not any(_reads(t, spec) for t in run.objective)]
+    if unread:
+        on = {"pairs": "pairs", "labelled": "labelled", "demonstrations": "dataset"}[unread[0]]
+        yield f"data.{unread[0]} is set, but no term reads it. Add one with on: {on}, or leave it out."
+    if run.data.offline and (run.sampling.top_p < 1 or run.sampling.top_k):
+        yield (
+            "sampling.top_p or sampling.top_k cuts distributions, and rows of data hold tokens that are cut off: their log-prob would be "
+            "-inf. Set sampling.top_p: 1.0 and sampling.top_k: 0."
+        )
+    if not run.online and not run.data.offline:
+        yield "rollout.prompts is 0, but data has no rows to train on. Set data.pairs, data.labelled or data.demonstrations."
+    if run.pairing is not None and not any(t.pairwise and t.on == "policy" for t in run.objective):
+        yield "pairing is set, but no term compares a step's own responses. Add one with on: policy, or leave it out."
+    if not run.online and run.vllm and (run.cluster is None or not run.asks):
+        yield "vllm is set, but no engine of vLLM starts: nothing is sampled to train on. Leave it out."
+    for name, part in (("reward_penalties", run.reward_penalties), ("correction", run.correction)):
+        if part and not run.online:
+            yield f"{name} is about responses that are sampled, but this run samples none. Leave it out."
+
+
+def _reads(term: Term, spec: Offline) -> bool:
+    return bool({term.on, *(("chosen", "rejected") if term.on == "pairs" else ())} & set(spec.sources))
+
+
 def _anchors(run: Run) -> Iterator[str]:
     parts: tuple[Any, ...] = (*(t for t in run.objective if t.on != "reference"), *run.reward_penalties, run.advantage)
     for anchor, spec, remedy in (
@@ -172,12 +228,14 @@ def _values(run: Run) -> Iterator[str]:
 
 
 def _batches(run: Run) -> Iterator[str]:
-    if run.learner.minibatches > run.rollout.prompts:
+    groups = run.rollout.prompts if run.online else run.data.per_step
+    if run.learner.minibatches > groups:
+        key = "rollout.prompts" if run.online else "per_step of the rows of data"
         yield (
-            f"learner.minibatches is {run.learner.minibatches}, but a step has only {run.rollout.prompts} prompt groups "
-            "(rollout.prompts), which are never split. Lower it, or raise rollout.prompts."
+            f"learner.minibatches is {run.learner.minibatches}, but a step has only {groups} prompt groups "
+            f"({key}), which are never split. Lower it, or raise {key}."
         )
-    if run.advantage.group and run.rollout.n < 2:
+    if run.online and run.advantage.group and run.rollout.n < 2:
         yield (
             f"advantage {type(run.advantage).__name__} compares the responses of one prompt, but rollout.n is "
             f"{run.rollout.n}. Set rollout.n to 2 or more, or use advantage: Plain, ReinforcePlusPlus or GAE."
@@ -209,8 +267,6 @@ def _ranks(run: Run) -> Iterator[str]:
             f"cluster.learners is {run.cluster.learners}, but deepspeed is null: several ranks need DeepSpeed. Add "
             "deepspeed: {zero_optimization: {stage: 1}}."
         )
-    if any(t.whole_groups for t in run.objective):
-        yield "a term compares the responses of a prompt (REBEL): it needs cluster.learners: 1."
 
 
 def _precision(run: Run) -> Iterator[str]:
@@ -239,7 +295,7 @@ def _precision(run: Run) -> Iterator[str]:
 def _rewards(run: Run) -> Iterator[str]:
     if run.model.warm_up is not None and run.data.task is None:
         yield "model.warm_up learns from a task's demonstrations, but data has no `task`."
-    if not run.rewards and run.data.task is None:
+    if not run.rewards and run.data.task is None and (run.online or run.asks):
         yield "rewards is empty. Name a reward, e.g. rewards: [math] or rewards: [my_file.py:my_reward]."
     try:
         names = [r.label for r in run.scored_by]
@@ -256,6 +312,7 @@ def _rewards(run: Run) -> Iterator[str]:
 
 CHECKS = (
     _stored_rows,
+    _rows,
     _anchors,
     _whole_distributions,
     _values,
@@ -271,7 +328,7 @@ CHECKS = (
 # -- what needs data or a model's files ----------------------------------------------------------------------------------
 
 
-def check_columns(run: Run, prompts: Sequence[Prompt]) -> None:
+def check_columns(run: Run, prompts: Sequence[Prompt], examples: Sequence[ExampleRows] = ()) -> None:
     """Raises ValueError for a prompt without a number in a column that some term reads."""
 
     def is_number(x: Any) -> bool:
@@ -281,7 +338,12 @@ def check_columns(run: Run, prompts: Sequence[Prompt]) -> None:
             return False
 
     for name in run.columns:
-        bad = [p for p in prompts if not is_number(p.columns.get(name))]
+        readers = [t for t in run.objective if f"col:{name}" in t.needs]
+        rows = list(prompts) if run.online else []
+        if readers and all(t.on not in ("policy", "reference") for t in readers):
+            rows = []
+        rows += [e.prompt for x in examples if any(_reads(t, x.spec) for t in readers) for row in x.rows for e in row]
+        bad = [p for p in rows if not is_number(p.columns.get(name))]
         if bad:
             parts: tuple[Any, ...] = (*run.objective, run.advantage, *run.reward_penalties)
             users = ", ".join(type(t).__name__ for t in parts if f"col:{name}" in t.needs)
@@ -291,7 +353,7 @@ def check_columns(run: Run, prompts: Sequence[Prompt]) -> None:
                 else "Add it to the data."
             )
             raise ConfigError(
-                f"{users} reads the column {name!r}, but {len(bad)} of {len(prompts)} prompts have no number there (the "
+                f"{users} reads the column {name!r}, but {len(bad)} of {len(rows)} prompts have no number there (the "
                 f"first: {bad[0].id}). {make}"
             )
 
@@ -302,14 +364,16 @@ def context_length(run: Run, prompts: Sequence[Prompt], model: str | None, at_le
     Raises:
         ValueError: the longest prompt and its response do not fit.
     """
-    longest = max(prompts, key=lambda p: len(p.token_ids))
-    response = run.sampling.max_tokens if run.rollout.lengths is None else run.rollout.lengths.limits[-1]
-    needed = len(longest.token_ids) + response
     asked = run.rollout.max_model_len
     limits = {} if asked is None else {"rollout.max_model_len": asked}
-    if model is not None:
-        config = model_config(model, "model.path")
-        limits["the model's context"] = getattr(config, "max_position_embeddings", None) or needed
+    known = context_of(model)
+    if known is not None:
+        limits["the model's context"] = known
+    longest = max(prompts, key=lambda p: len(p.token_ids), default=None)
+    if longest is None:  # nothing is asked
+        return at_least
+    response = run.sampling.max_tokens if run.rollout.lengths is None else run.rollout.lengths.limits[-1]
+    needed = len(longest.token_ids) + response
     for what, limit in limits.items():
         if needed > limit:
             raise ConfigError(
@@ -319,6 +383,12 @@ def context_length(run: Run, prompts: Sequence[Prompt], model: str | None, at_le
             )
     needed = max(needed, at_least)
     return asked or min(needed + 8, limits.get("the model's context", needed + 8))
+
+
+def context_of(model: str | None) -> int | None:
+    """Tokens that a model takes; None if it does not say, or is made to measure."""
+    found = None if model is None else getattr(model_config(model, "model.path"), "max_position_embeddings", None)
+    return found or None
 
 
 # -- what a run says when it starts --------------------------------------------------------------------------------------

@@ -58,11 +58,12 @@ def finish(s: Session, step: int) -> RunFolder:
     if history:
         say(f"  learned      held-out score {digits(before)} -> {digits(score)}")
     again = "" if gap is None else f"; loaded again, it is the trained model within {gap:.1g} nats"
+    samples = "rollouts.jsonl, eval.jsonl, eval_samples.jsonl" if s.run.engine else "eval.jsonl"
+    first = s.feed.train[0] if s.feed.train else s.feed.examples[0].rows[0][0].prompt
     say(
         f"  model        {folder.final} (Hugging Face format{f', of step {kept}' if kept != step else ''}{again})\n"
-        f"  everything   {folder}/: config.yaml, metrics.jsonl, rollouts.jsonl, eval.jsonl, eval_samples.jsonl, "
-        "report.html, tensorboard/, checkpoints/\n"
-        f"  next         {program()} sample {folder.final} --prompt {s.feed.train[0].columns['question']!r}"
+        f"  everything   {folder}/: config.yaml, metrics.jsonl, {samples}, report.html, tensorboard/, checkpoints/\n"
+        f"  next         {program()} sample {folder.final} --prompt {first.columns['question']!r}"
     )
     return folder
 

@@ -8,7 +8,7 @@ import random
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from rlkit.evaluation.compare import mcnemar
@@ -18,6 +18,7 @@ from rlkit.files import Row
 from rlkit.record.results import HeldOut
 from rlkit.rollout.collector import Scores
 from rlkit.rollout.engine import Generates
+from rlkit.run import Run
 from rlkit.saving import remember, save
 from rlkit.session import Session
 from rlkit.types import Prompt, Rollout, Sampling
@@ -77,18 +78,38 @@ def standard_error(values: Sequence[float]) -> float:
     return statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else math.nan
 
 
+def measure_rows(s: Session) -> dict[str, float]:
+    """What the terms and the log-probs say of the held-out rows, by the names of a step's metrics."""
+    batch = s.batch(s.feed.held_out)
+    stats = s.fleet.learners.measure(batch, s.controls.terms.values())
+    return {name: value for name, value in stats.as_dict().items() if name != "loss/total"}
+
+
+def score_of_rows(run: Run, measured: Mapping[str, float]) -> float | None:
+    """The number by which models are compared that answer no prompts: accuracy on pairs, else the NLL of the tokens, negated."""
+    accuracies = [measured[f"accuracy/{t.name}"] for t in run.objective if f"accuracy/{t.name}" in measured]
+    nll = [value for name, value in measured.items() if name.startswith("nll/")]
+    return accuracies[0] if accuracies else -nll[0] if nll else None
+
+
 def evaluate(s: Session, step: int) -> HeldOut:
-    """The model of now on held-out prompts, written down and said; an evaluation that is in ``eval.jsonl`` is not made again."""
-    section, start, prompts = s.run.eval, time.perf_counter(), s.feed.test
+    """The model of now on held-out prompts and rows, written down and said; what is in ``eval.jsonl`` is not measured again."""
+    section, start, prompts, rows = s.run.eval, time.perf_counter(), s.feed.test, len(s.feed.held_out)
     temperature = s.feed.sampling.temperature if section.temperature is None else section.temperature
     earlier = s.record.folder.held_out()
     for known in earlier:
-        if known.step == step and known.asked == (len(prompts), section.n, temperature):
+        if known.step == step and known.asked == (len(prompts), section.n, temperature, rows):
             return known
     sampling = dataclasses.replace(s.feed.sampling, temperature=temperature)
-    rollouts = sample_and_score(s.fleet.engines, s.feed.scorer, prompts, section.n, sampling)
-    label = s.run.scored_by[0].label
-    found = measure(rollouts, prompts, section.n, label=label, step=step, temperature=temperature)
+    found, rollouts = HeldOut(step, None, n=section.n, temperature=temperature), list[Rollout]()
+    if prompts:
+        rollouts = sample_and_score(s.fleet.engines, s.feed.scorer, prompts, section.n, sampling)
+        label = s.run.scored_by[0].label
+        found = measure(rollouts, prompts, section.n, label=label, step=step, temperature=temperature)
+    if rows:
+        measured = measure_rows(s)
+        score = found.score if prompts else score_of_rows(s.run, measured)
+        found = dataclasses.replace(found, score=score, rows=rows, measured=measured)
     found = dataclasses.replace(found, seconds=time.perf_counter() - start)
     s.record.log.held_out(found)
     keep_samples(s, step, rollouts[:: section.n])
@@ -119,10 +140,15 @@ def warn_of_loss(s: Session, before: Sequence[bool], after: Sequence[bool]) -> N
         )
 
 
+def held_out(s: Session) -> bool:
+    """Whether there is something to measure."""
+    return bool(s.feed.test or s.feed.held_out)
+
+
 def evaluate_when_due(s: Session, step: int) -> HeldOut | None:
     """On their cadence and before the first step; the best score so far gets a checkpoint."""
     section = s.run.eval
-    if not s.feed.test or (step and (not section.every or step % section.every or step >= s.run.steps)):
+    if not held_out(s) or (step and (not section.every or step % section.every or step >= s.run.steps)):
         return None
     with s.stop.interruptible():
         found = evaluate(s, step)
@@ -132,7 +158,7 @@ def evaluate_when_due(s: Session, step: int) -> HeldOut | None:
 
 
 def evaluate_at_the_end(s: Session, step: int) -> HeldOut | None:
-    if not s.feed.test:
+    if not held_out(s):
         return None
     with s.stop.interruptible():
         found = evaluate(s, step)

@@ -33,9 +33,42 @@ class Clock:
         self.stages[stage] = self.stages.get(stage, 0.0) + time.perf_counter() - start
 
 
-def summarize(s: Session, step: int, stats: Stats, rollouts: Sequence[Rollout], batch: Batch, clock: Clock) -> None:
-    """Everything a step measured, under ``stage/name``."""
+def summarize(
+    s: Session, step: int, stats: Stats, rollouts: Sequence[Rollout], batch: Batch, given: int, clock: Clock
+) -> None:
+    """Everything a step measured, under ``stage/name``. ``batch``: of the step's own samples; ``given``: tokens of the other rows."""
     fleet, controls = s.fleet, s.controls
+    values = sampled(s, rollouts, batch) if rollouts else {"batch/tokens": 0.0}
+    values |= {f"data/epoch/{rows.spec.key}": rows.epoch(step) for rows in s.feed.examples}
+    tokens = sum(len(r.tokens) for r in rollouts) or given
+    if s.run.correction is not None and rollouts:
+        correction_stats(batch, stats)
+    total = time.perf_counter() - clock.start
+    values |= {f"time/{k}": v for k, v in clock.stages.items()}
+    values |= {
+        "time/step": total,
+        "speed/tokens_per_second": tokens / total,
+        "memory/driver_mib": resident(),
+        "memory/engine_mib": fleet.engines.peak(),
+    }
+    if given:
+        values["batch/given_tokens"] = float(given)
+    stats.update({k: v for k, v in values.items() if k not in stats})
+    if controls.lengths is not None:
+        stats.update(controls.lengths.metrics())
+        controls.lengths.observe(step, values["entropy/sampled"])
+    stats.update(
+        {
+            "idle/engines": max(0.0, 1 - (fleet.engines.busy() - clock.engines_busy) / total),
+            "idle/learners": max(0.0, 1 - (fleet.learners.busy() - clock.learners_busy) / total),
+        }
+    )
+    stats.update(s.feed.collector.metrics() | s.feed.scorer.metrics())
+    stats.update(controls.terms.metrics() | controls.penalties.metrics())
+
+
+def sampled(s: Session, rollouts: Sequence[Rollout], batch: Batch) -> dict[str, float]:
+    """What there is to say of a step's own samples."""
     tokens = sum(len(r.tokens) for r in rollouts)
     rewards = batch.reward
     log_behav = batch.logp["behav"]
@@ -57,28 +90,7 @@ def summarize(s: Session, step: int, stats: Stats, rollouts: Sequence[Rollout], 
         per_response = batch.seq_sum(batch.logp.get("old", log_behav) - batch.logp["ref"])
         values["kl/ref_sequence"] = float(per_response.mean())
         s.record.statistics.observe_kl(rollouts, per_response.tolist())
-    if s.run.correction is not None:
-        correction_stats(batch, stats)
-    total = time.perf_counter() - clock.start
-    values |= {f"time/{k}": v for k, v in clock.stages.items()}
-    values |= {
-        "time/step": total,
-        "speed/tokens_per_second": tokens / total,
-        "memory/driver_mib": resident(),
-        "memory/engine_mib": fleet.engines.peak(),
-    }
-    stats.update({k: v for k, v in values.items() if k not in stats})
-    if controls.lengths is not None:
-        stats.update(controls.lengths.metrics())
-        controls.lengths.observe(step, values["entropy/sampled"])
-    stats.update(
-        {
-            "idle/engines": max(0.0, 1 - (fleet.engines.busy() - clock.engines_busy) / total),
-            "idle/learners": max(0.0, 1 - (fleet.learners.busy() - clock.learners_busy) / total),
-        }
-    )
-    stats.update(s.feed.collector.metrics() | s.feed.scorer.metrics())
-    stats.update(controls.terms.metrics() | controls.penalties.metrics())
+    return values
 
 
 def equal_groups(b: Batch) -> float:

@@ -26,11 +26,13 @@ from rlkit.model.section import Model, TinyModel, WarmUp
 from rlkit.objective import Term, is_marking, needs
 from rlkit.objective.advantages import Advantage, GroupNorm
 from rlkit.objective.corrections import Correction
+from rlkit.objective.pairing import Pairing
 from rlkit.objective.penalties import Penalty
 from rlkit.reading import Located, configuration, located, override, read, shown
 from rlkit.record.section import CheckpointSection, LogSection
 from rlkit.rewards import RewardSpec
-from rlkit.rollout.engine import EngineSetup
+from rlkit.rollout.engine import EngineSetup, EngineSpec
+from rlkit.rollout.hf import HF
 from rlkit.rollout.section import RolloutSection
 from rlkit.types import TOLERANCE, Sampling
 from rlkit.values import Given, changed, otherwise
@@ -70,6 +72,7 @@ class Run(Bounded):
     on_reward_error: Literal["mask", "raise", "zero"] = "mask"
     sampling: Sampling = field(default_factory=Sampling)
     rollout: RolloutSection = field(default_factory=RolloutSection)
+    pairing: Pairing | None = None
     advantage: Advantage = field(default_factory=GroupNorm)
     objective: Given[tuple[Term, ...], Iterable[Term]] = otherwise(())
     reward_penalties: Given[tuple[Penalty, ...], Iterable[Penalty]] = otherwise(())
@@ -94,6 +97,13 @@ class Run(Bounded):
         super().__post_init__()
         if not self.objective:
             raise ConfigError("objective is empty: name at least one loss term, e.g. objective: [{type: PPOClip}].")
+        if self.data.task is self.data.train is None and self.rollout.prompts:
+            if self.rollout != RolloutSection():
+                raise ConfigError(
+                    "rollout is set, but data has no prompts to sample (task or train): a run on rows that are there already starts no "
+                    "engine. Leave rollout out, or add prompts."
+                )
+            object.__setattr__(self, "rollout", dataclasses.replace(self.rollout, prompts=0))
 
     @property
     def folder(self) -> Path:
@@ -126,6 +136,23 @@ class Run(Bounded):
         return (*old, *(name for name in ("ref", "teacher", "value") if name in need))
 
     @property
+    def online(self) -> bool:
+        """Whether responses are sampled to train on."""
+        return self.rollout.prompts > 0
+
+    @property
+    def asks(self) -> bool:
+        """Whether the model answers held-out prompts."""
+        return self.eval.prompts > 0 and (self.data.task is not None or self.data.test is not None)
+
+    @property
+    def engine(self) -> EngineSpec | None:
+        """What samples; None: nothing does. A run in one process that trains on rows only answers held-out prompts by its own model."""
+        if not self.online and not self.asks:
+            return None
+        return self.rollout.kind if self.online or self.cluster is not None else HF()
+
+    @property
     def off_policy(self) -> bool:
         """Whether some optimizer step sees samples of older weights."""
         section = self.rollout
@@ -147,7 +174,8 @@ class Run(Bounded):
 
         An adapter is merged for engines, because it would cost every token of every response.
         """
-        return self.cluster is None and self.rollout.kind.shares and self.deepspeed is None and self.peft is None
+        shares = self.engine is not None and self.engine.shares
+        return shares and self.cluster is None and self.deepspeed is None and self.peft is None
 
     @property
     def scored_by(self) -> tuple[RewardSpec, ...]:

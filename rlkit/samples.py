@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 from rlkit.bounds import Bound, Bounded, Count, Natural, NonNegative, Seed
 from rlkit.errors import ConfigError
 
-Source = Literal["policy", "reference", "dataset"]
+Source = Literal["policy", "reference", "dataset", "chosen", "rejected", "labelled"]
 Finish = Literal["stop", "length", "abort"]
-SOURCES: tuple[Source, ...] = ("policy", "reference", "dataset")
+SOURCES: tuple[Source, ...] = ("policy", "reference", "dataset", "chosen", "rejected", "labelled")
 
 
 @dataclass(frozen=True, slots=True)

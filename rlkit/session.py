@@ -21,6 +21,7 @@ from rlkit.checks import (
     check_configuration,
     check_models,
     context_length,
+    context_of,
     generation_notes,
     self_test,
     stale,
@@ -31,16 +32,20 @@ from rlkit.cluster.ray import connect
 from rlkit.cluster.start import start as start_workers
 from rlkit.cluster.sync import WeightSync, probe_parity
 from rlkit.config import plain, to_yaml
+from rlkit.data.curriculum import NoPrompts
+from rlkit.data.examples import ExampleRows, read_examples
 from rlkit.data.prompts import first_of_each, load_prompts, overlap, preview
 from rlkit.data.statistics import PromptStatistics
-from rlkit.data.stored import StoredRows
+from rlkit.data.stored import Drawn, StoredRows
 from rlkit.files import Appender, replace_file, told
+from rlkit.model.endings import Endings
 from rlkit.objective.coefficients import Coefficients
 from rlkit.objective.oracle import dishonest
 from rlkit.record.alarms import Alarms
 from rlkit.record.checkpoint import Cadence, Checkpoints
 from rlkit.record.drift import Drift
-from rlkit.record.log import RunLog, Timeline, environment, lock_folder, new_folder, newest_folder
+from rlkit.record.log import SAMPLED, RunLog, Timeline, environment, lock_folder, new_folder, newest_folder
+from rlkit.record.log import given as given_table
 from rlkit.record.masking import mask_values
 from rlkit.record.results import HeldOut, RunFolder
 from rlkit.resume import Changes, compare
@@ -51,12 +56,16 @@ from rlkit.rollout.lengths import LengthState
 from rlkit.run import Run
 from rlkit.start import start_model, tokenizer_of
 from rlkit.stopping import Best, Stopper
-from rlkit.types import Prompt, Rollout, Sampling, Stats
+from rlkit.types import SOURCES, Batch, Prompt, Rollout, Sampling, Stats
 
 
 @dataclass
 class Feed:
-    """Where rollouts come from: prompts, how they are sampled, and what scores the responses."""
+    """Where rollouts come from: prompts, how they are sampled, and what scores the responses; and rows that are there already.
+
+    Attributes:
+        drawn: rows that join every batch. examples: those of them that somebody else wrote. held_out: such rows that are only measured.
+    """
 
     tokenizer: Any
     train: list[Prompt]
@@ -64,7 +73,9 @@ class Feed:
     scorer: Scorer
     collector: Collector
     sampling: Sampling
-    stored: StoredRows | None
+    drawn: tuple[Drawn, ...]
+    examples: tuple[ExampleRows, ...]
+    held_out: list[Rollout]
 
 
 @dataclass
@@ -121,13 +132,34 @@ class Session:
     on_eval: Callable[[HeldOut], object] = unheard
     on_save: Callable[[Path], object] = unheard
 
+    def batch(self, rollouts: Sequence[Rollout]) -> Batch:
+        """The batch of these responses, with the log-probs that terms read before the update."""
+        run, learners = self.run, self.fleet.learners
+        b = learners.annotate(Batch.from_rollouts(rollouts, run.columns), run.passes)
+        labelled = [r for r in rollouts if r.source == "labelled"]
+        if "mismatched" in run.needs and labelled:
+            others = [
+                dataclasses.replace(r, prompt=p.prompt)
+                for p, r in zip(labelled, labelled[1:] + labelled[:1], strict=True)
+            ]
+            other = learners.annotate(Batch.from_rollouts(others), ("old", "ref"))
+            found = b.reward.new_zeros(b.S)
+            found[b.source == SOURCES.index("labelled")] = other.seq_sum(other.logp["old"] - other.logp["ref"])
+            b = b.replace(cols={**b.cols, "mismatched": found})
+        return b
+
     def sampled(self) -> list[Rollout]:
-        """A few responses to look at."""
+        """A few responses to look at; where nothing is sampled, rows of the data."""
+        if not self.run.online:
+            return [r for rows in self.feed.drawn for r in rows.draw(0, 0)][:4]
         return [r for p in self.feed.train[:2] for r in self.fleet.engines.generate(p, 2, self.feed.sampling)]
 
     def probe(self, version: int, engines: Sequence[int] | None = None) -> Stats:
         """Holds the engines' log-probs (all of them, or those named) against the learners', after the publication of ``version``."""
-        learners, prompts, tolerance = self.fleet.learners, self.feed.train[:2], self.run.probe_tolerance
+        if not self.fleet.engines.size:
+            return Stats()
+        prompts = self.feed.train[:2] or self.feed.test[:2]
+        learners, tolerance = self.fleet.learners, self.run.probe_tolerance
         return probe_parity(learners, self.fleet.engines, prompts, self.feed.sampling, tolerance, version, engines)
 
 
@@ -150,6 +182,8 @@ class Inputs:
     test: list[Prompt]
     scorer: Scorer
     stored: StoredRows | None
+    examples: tuple[ExampleRows, ...]
+    held_out: list[Rollout]
     interrupt: Interruption | None
     context: int
 
@@ -202,25 +236,26 @@ def open_session(
         # Everything that can be wrong is found before the run folder is made: a run that cannot start leaves nothing behind.
         given = _inputs(run, stack, notes)
         if run.cluster is not None:
-            connect(run.cluster, say=notes.append)
+            connect(run.cluster, say=notes.append, engines=None if run.engine is not None else 0)
             stop.install()  # Ray has set handlers of its own
         if not resume:
             folder, lock = new_folder(run.folder)
             stack.callback(lock.release)
             with told("the run folder"):
                 write_down(run, folder, found)
-        log = RunLog(run.log, run.steps, folder, quiet)
+        table = SAMPLED if run.online else given_table(next((t.name for t in run.objective if t.pairwise), None))
+        log = RunLog(run.log, run.steps, folder, quiet, table)
         stack.callback(log.close)
         log.say(f"rlkit: {run.name}, {run.steps} steps, in {folder}" + (f", from step {found.step}" if resume else ""))
         given.scorer.report = log.say
         for finding in dishonest(findings, run.off_policy):
             notes.append(f"note: {finding.sentence} (rlkit check; acknowledge: true silences this)")
         notes += filter(None, (stale(run), without_dropout(run)))
-        for line in (*notes, preview(given.train, given.tokenizer)):
+        for line in (*notes, *_shown(given)):
             log.say(line)
         record = _record(run, folder, log, given, found, started)
         fleet = _fleet(run, folder, given, log, stack)
-        lengths = LengthState(run.rollout.lengths) if run.rollout.lengths else None
+        lengths = LengthState(run.rollout.lengths) if run.rollout.lengths and run.online else None
         session = Session(
             run,
             _feed(run, given, fleet.engines, record, stack),
@@ -243,21 +278,52 @@ def _inputs(run: Run, stack: contextlib.ExitStack, notes: list[str]) -> Inputs:
     train = load_prompts(run.data, "train", tokenizer, notes.append)
     test = first_of_each(load_prompts(run.data, "test", tokenizer, notes.append), run.eval.prompts)
     notes += filter(None, [overlap(train, test)])
-    wrong = Findings()
+    prompts, wrong = [*train, *test], Findings()
+    examples, held_out = tuple[ExampleRows, ...](), list[Rollout]()
     with wrong:
-        scorer.check(list(train[0].columns))
-        notes += self_test(specs, [*train, *test])
+        examples, held_out = _examples(run, tokenizer, notes.append)
     with wrong:
-        check_columns(run, train)
+        if prompts:
+            scorer.check(list(prompts[0].columns))
+        notes += self_test(specs, prompts)
+    with wrong:
+        check_columns(run, train, examples)
     with wrong:
         check_models(run, tokenizer)
     wrong.refuse()
     stored = StoredRows(run.data.stored, tokenizer, run.seed) if run.data.stored else None
     section = run.rollout.interrupt
     interrupt = None if section is None else Interruption(section, tokenizer, run.sampling.max_tokens)
-    context = context_length(run, [*train, *test], run.model.path, stored.longest if stored else 0)
-    notes += scorer.trial(train[0])
-    return Inputs(tokenizer, train, test, scorer, stored, interrupt, context)
+    longest = [e.length for rows in examples for row in rows.rows for e in row]
+    longest += [len(r.prompt.token_ids) + len(r.tokens) for r in held_out]
+    context = context_length(run, prompts, run.model.path, max([stored.longest if stored else 0, *longest]))
+    notes += scorer.trial(prompts[0]) if prompts else ()
+    return Inputs(tokenizer, train, test, scorer, stored, examples, held_out, interrupt, context)
+
+
+def _examples(run: Run, tokenizer: Any, say: Callable[[str], None]) -> tuple[tuple[ExampleRows, ...], list[Rollout]]:
+    """The rows that somebody else wrote: those that are trained on, by section, and those that are only measured."""
+    rows, held_out = list[ExampleRows](), list[Rollout]()
+    for spec in run.data.offline:
+        end, context = Endings(tokenizer, frozenset()).last, context_of(run.model.path)
+        rows.append(ExampleRows(spec, read_examples(run.data, spec, "train", tokenizer, end, context, say), run.seed))
+        test = read_examples(run.data, spec, "test", tokenizer, end, context, say)
+        first = held_out[-1].group + 1 if held_out else 0
+        held_out += [e.rollout(first + i) for i, row in enumerate(test) for e in row]
+    return tuple(rows), held_out
+
+
+def _shown(given: Inputs) -> Iterator[str]:
+    """The first prompt and the first row of each set, as the model sees them."""
+    if given.train:
+        yield preview(given.train, given.tokenizer)
+    for rows in given.examples:
+        steps = len(rows.rows) / rows.per_step
+        yield f"data.{rows.spec.key}: {len(rows.rows)} rows, {rows.per_step} a step: an epoch is {steps:.3g} steps"
+        first = rows.rows[0]
+        yield f"  first prompt ({first[0].prompt.id}): {first[0].prompt.text!r}"
+        for e in first:
+            yield f"  {e.source}: {given.tokenizer.decode(e.tokens.tolist())!r} (reward {e.reward:g})"
 
 
 def _record(run: Run, folder: Path, log: RunLog, given: Inputs, found: Found, started: float) -> Record:
@@ -294,7 +360,7 @@ def _feed(run: Run, given: Inputs, engines: EngineGroup, record: Record, stack: 
     collector = Collector(
         engines if given.interrupt is None else Interrupted(engines, given.interrupt),
         given.scorer,
-        run.data.sampler.build(given.train, run.seed, record.statistics),
+        run.data.sampler.build(given.train, run.seed, record.statistics) if run.online else NoPrompts(),
         record.statistics,
         run.rollout,
         sampling,
@@ -303,7 +369,18 @@ def _feed(run: Run, given: Inputs, engines: EngineGroup, record: Record, stack: 
         witness=record.drift.see,
     )
     stack.callback(collector.close)
-    return Feed(given.tokenizer, given.train, given.test, given.scorer, collector, sampling, given.stored)
+    drawn: tuple[Drawn, ...] = given.examples if given.stored is None else (*given.examples, given.stored)
+    return Feed(
+        given.tokenizer,
+        given.train,
+        given.test,
+        given.scorer,
+        collector,
+        sampling,
+        drawn,
+        given.examples,
+        given.held_out,
+    )
 
 
 def _checkpoints(run: Run, folder: Path) -> Checkpoints:
@@ -321,11 +398,12 @@ def _workers(
         if run.deepspeed is None
         else f"DeepSpeed ZeRO-{run.deepspeed.get('zero_optimization', {}).get('stage', 0)}"
     )
-    kind, cluster = run.rollout.kind, run.cluster
+    kind, cluster = run.engine, run.cluster
+    label = None if kind is None else f"{kind.label} engine"
     log.say(
-        f"Starting in this process: {kind.label} engine, {trainer} learner ..."
+        f"Starting in this process: {label or 'no engine'}, {trainer} learner ..."
         if cluster is None
-        else f"Starting on Ray: {cluster.engines} {kind.label} engine(s), {cluster.learners} {trainer} learner(s) ..."
+        else f"Starting on Ray: {f'{cluster.engines} {label}(s)' if label else 'no engine'}, {cluster.learners} {trainer} learner(s) ..."
     )
     learners, engines = start_workers(
         run.learner_setup(model_path),

@@ -17,6 +17,7 @@ from rlkit.files import Row
 from rlkit.finish import finish
 from rlkit.heldout import evaluate_when_due, stalled
 from rlkit.objective.corrections import weights
+from rlkit.objective.pairing import with_pairs
 from rlkit.objective.penalties import with_advantages
 from rlkit.record.results import HeldOut, RunFolder
 from rlkit.report import Clock, break_down, summarize
@@ -188,11 +189,11 @@ def one_step(s: Session, step: int) -> StepResult:
     if record.drift.due(step, run.steps):
         with clock("annotate"):
             stats.update(record.drift.measure(learners.uncut_logprobs))
-    batch = batch.policy_rows()  # what is reported is about the policy's own samples
+    own = batch.policy_rows()  # most of what is reported is about the policy's own samples
     details = list[Row]()
     if compare:
-        stats, details = break_down(s, stats, batch, step, rollouts)
-    summarize(s, step, stats, rollouts, batch, clock)
+        stats, details = break_down(s, stats, own, step, rollouts)
+    summarize(s, step, stats, rollouts, own, batch.N - own.N, clock)
     s.controls.terms.update(step, stats)
     s.controls.penalties.update(step, stats)
     return after_step(s, step, stats, rollouts, details)
@@ -201,15 +202,17 @@ def one_step(s: Session, step: int) -> StepResult:
 def annotated(s: Session, step: int, rollouts: Sequence[Rollout]) -> Batch:
     """The batch of a step with all that its terms read: log-probs, advantages, weights of a correction."""
     run, learners = s.run, s.fleet.learners
-    extra = s.feed.stored.draw(step, run.rollout.prompts) if s.feed.stored is not None else []
-    batch = Batch.from_rollouts([*rollouts, *extra], run.columns)
-    batch = learners.annotate(batch, run.passes)
+    extra, first = list[Rollout](), run.rollout.prompts
+    for rows in s.feed.drawn:
+        extra += rows.draw(step, first)
+        first = extra[-1].group + 1
+    batch = s.batch([*rollouts, *extra])
     if step == 0:
         s.record.drift.begin(learners.uncut_logprobs)
     batch = with_advantages(batch, run.advantage, run.reward_penalties, s.controls.penalties.values())
-    if run.correction is not None:
+    if run.correction is not None and run.online:
         batch = batch.replace(weight=weights(run.correction, batch))
-    return batch
+    return with_pairs(batch, run.pairing)
 
 
 def after_step(

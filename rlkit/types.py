@@ -4,8 +4,9 @@ Letters
     L  packed model tokens (prompts and responses of all sequences, one after the other)
     N  action tokens: sampled by the policy and trained
     S  sequences        G  prompt groups        V  vocabulary        K  top-k entries
-    A suffix says the shape where two shapes meet: ``logp_N``, ``reward_S``. ``PerToken`` and ``PerSequence`` say it in annotations.
-    Tests check both at every call (``tests/shapes.py``).
+    P  pairs of sequences, a better and a worse one
+    A suffix says the shape where two shapes meet: ``logp_N``, ``reward_S``. ``PerToken``, ``PerSequence`` and ``PerPair`` say it in
+    annotations. Tests check both at every call (``tests/shapes.py``).
 
 Alignment
     Every ``[N]`` tensor is about the action token itself, given its prefix. The one shift by a position
@@ -48,6 +49,7 @@ from rlkit.samples import Source as Source
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
 PerToken = Annotated[Tensor, "N"]
 PerSequence = Annotated[Tensor, "S"]
+PerPair = Annotated[Tensor, "P"]
 
 
 def _runs(start: Tensor, count: Tensor) -> Tensor:
@@ -84,6 +86,9 @@ class Batch:
     length: PerSequence | None = None  # prompt + response tokens; sums to L
     action: PerToken | None = None  # index into [L] of each action token
     prompt: tuple[str, ...] = ()  # ids of the sequences' prompts, for messages; () where nobody knows them
+    pairs: Annotated[Tensor, "P two"] | None = (
+        None  # the sequences (better, worse) of each pair, both of one group; None: no pairs
+    )
     idle: bool = False  # a copy of some row with weight 0: its rank takes part in the collectives and adds nothing
 
     def replace(self, **changes: Any) -> Batch:
@@ -106,6 +111,16 @@ class Batch:
     def G(self) -> int:
         """Number of group labels, the largest label + 1 (a shard may hold only some of them)."""
         return int(self.group.max()) + 1 if self.S else 0
+
+    @property
+    def P(self) -> int:
+        return 0 if self.pairs is None else int(self.pairs.shape[0])
+
+    def halves(self, x_S: Tensor) -> tuple[PerPair, PerPair]:
+        """What a number of each sequence is for the better and for the worse one of each pair; keeps gradient."""
+        assert self.pairs is not None, "a batch without pairs has no halves"
+        better, worse = self.pairs.unbind(1)
+        return x_S[better], x_S[worse]
 
     def seq_sum(self, x_N: Tensor) -> PerSequence:
         """Sum over the action tokens of each sequence; keeps gradient."""
@@ -141,7 +156,9 @@ class Batch:
         return torch.bincount(self.group, minlength=self.G).clamp(min=1).to(self.reward.dtype)
 
     def rows(self, keep: PerSequence) -> Batch:
-        """The sub-batch of the sequences where ``keep`` (bool) holds, a new object; group labels stay as they are."""
+        """The sub-batch of the sequences where ``keep`` (bool) holds, a new object; group labels stay as they are, and a pair stays if both
+        of its sequences do.
+        """
         kept = keep.nonzero()[:, 0]
         # The first token of each sequence.
         edge = torch.searchsorted(self.seq, torch.arange(self.S + 1, device=self.seq.device))
@@ -174,6 +191,7 @@ class Batch:
             marks={k: v[tok] for k, v in self.marks.items()},
             norm=None if self.norm is None else self.norm[:, kept],
             prompt=tuple(self.prompt[i] for i in kept.tolist()) if self.prompt else (),
+            pairs=None if self.pairs is None else (keep.cumsum(0) - 1)[self.pairs[keep[self.pairs].all(1)]],
             **model,
         )
 
@@ -239,7 +257,8 @@ class Batch:
 
     @classmethod
     def from_rollouts(cls, rollouts: Sequence[Rollout], columns: Iterable[str] = ()) -> Batch:
-        """Packs rollouts; ``columns`` names the numeric prompt columns that some term reads.
+        """Packs rollouts; ``columns`` names the numeric prompt columns that some term reads. A chosen and a rejected response of one group
+        are a pair.
 
         Raises:
             ValueError: a rollout without a sampled token, log-probs that are not finite, or a missing column.
@@ -278,15 +297,7 @@ class Batch:
                     f"({len(bad)} such tokens). Check the engine's dtype and weights (rlkit's parity probe names the "
                     "difference), or drop the row before training."
                 )
-        cols = {}
-        for name in columns:
-            try:
-                cols[name] = torch.tensor([float(r.prompt.columns[name]) for r in rollouts])
-            except (KeyError, TypeError, ValueError):
-                raise ConfigError(
-                    f"the objective reads the column {name!r}, but at least one prompt has no number "
-                    "there. Add the column to the data set."
-                ) from None
+        cols = {name: torch.tensor([_column(r, name) for r in rollouts]) for name in columns}
         logp = {"behav": torch.tensor(behav, dtype=torch.float32)}
         if any(r.ref_logp is not None for r in rollouts):
             logp["ref"] = torch.tensor(ref, dtype=torch.float32)
@@ -301,7 +312,28 @@ class Batch:
             ids=torch.tensor(ids, dtype=torch.long),
             length=torch.tensor(length, dtype=torch.long),
             action=torch.tensor(action, dtype=torch.long),
+            pairs=_offline_pairs(rollouts),
         )
+
+
+def _column(r: Rollout, name: str) -> float:
+    """A number of the prompt's row; NaN in a row of a set whose terms do not read it."""
+    try:
+        return float(r.prompt.columns[name])
+    except (KeyError, TypeError, ValueError):
+        if r.source not in ("policy", "reference"):
+            return math.nan
+        raise ConfigError(
+            f"the objective reads the column {name!r}, but at least one prompt has no number "
+            "there. Add the column to the data set."
+        ) from None
+
+
+def _offline_pairs(rollouts: Sequence[Rollout]) -> Tensor | None:
+    """The chosen and the rejected response of each group that has both; None if none has."""
+    chosen = {r.group: s for s, r in enumerate(rollouts) if r.source == "chosen"}
+    found = [(chosen[r.group], s) for s, r in enumerate(rollouts) if r.source == "rejected" and r.group in chosen]
+    return torch.tensor(found, dtype=torch.long) if found else None
 
 
 @dataclass(frozen=True, eq=False)

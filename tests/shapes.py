@@ -48,7 +48,7 @@ def fits(hint: Any, x: Any, sizes: dict[str, int]) -> bool:
 def shapes(fn: Callable[..., Any]) -> dict[str, Any]:
     """The shapes of parameters and of the result (``return``) that a function names."""
     hints = {k: h for k, h in typing.get_type_hints(fn, include_extras=True).items() if named(h)}
-    letters = {name: re.fullmatch(r".+_([LNSGVK]+)", name) for name in inspect.signature(fn).parameters}
+    letters = {name: re.fullmatch(r".+_([LNSGVKP]+)", name) for name in inspect.signature(fn).parameters}
     return {**{name: Annotated[Tensor, " ".join(m[1])] for name, m in letters.items() if m}, **hints}
 
 

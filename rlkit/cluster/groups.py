@@ -19,8 +19,9 @@ from torch import Tensor
 
 from rlkit.cluster.watch import one_line
 from rlkit.errors import EngineError, NumericsError, RunError
-from rlkit.learner.plan import cut, optimizer_steps
+from rlkit.learner.plan import compared, cut, marks, optimizer_steps
 from rlkit.learner.setup import LearnerSetup
+from rlkit.objective import normalise
 from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
 
 
@@ -116,6 +117,42 @@ class LocalWorkers:
         self.worker.close()
 
 
+class NoWorkers:
+    """The engines of a run that samples nothing."""
+
+    size = 0
+
+    def started(self) -> None:
+        """There is nothing to wait for."""
+
+    def call(self, method: str, *args: Any, each: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
+        return []
+
+    def handles(self, method: str, *args: Any) -> list[Any]:
+        return []
+
+    def made(self, handle: Any) -> None:
+        pass
+
+    def one(self, index: int, method: str, *args: Any) -> Any:
+        raise AssertionError("a run without engines asked one")
+
+    def some(self, which: Sequence[int], method: str, *args: Any) -> dict[int, Any]:
+        return {}
+
+    def lost(self, index: int) -> Exception | None:
+        return None
+
+    def replace(self, index: int) -> None:
+        raise AssertionError("there is no worker to replace")
+
+    def busy(self) -> float:
+        return 0.0
+
+    def close(self) -> None:
+        pass
+
+
 class LearnerGroup:
     """All learner ranks. Batches are planned and cut here, from the whole batch.
 
@@ -190,6 +227,17 @@ class LearnerGroup:
                 stats.merge(part)
             self._judge(bool(parts[0]["learner/skipped"]), say)
         return stats.scaled("loss/", 1 / len(steps))
+
+    def measure(self, b: Batch, coefs: Sequence[float]) -> Stats:
+        """What the terms say of rows that are not trained on: their losses and scores, and the NLL of the tokens."""
+        objective, stats = self.setup.objective, Stats()
+        b = b.replace(norm=normalise(objective, b))
+        b = b.replace(marks=marks(objective, b, torch.Generator().manual_seed(self.setup.seed)))
+        whole = compared(objective, b)
+        shards, _ = cut(b, self.workers.size, self.max_tokens, self.packed, whole)
+        for part in self.call("measure", each=[(micros, tuple(coefs)) for micros in shards]):
+            stats.merge(part)
+        return stats
 
     def _judge(self, skipped: bool, say: Callable[[str], object]) -> None:
         """What follows from an optimizer step that was skipped."""
@@ -292,6 +340,10 @@ class EngineGroup:
         self._error: Exception | None = None
         self._changed = threading.Condition()
         self._turn = itertools.count()
+
+    @property
+    def size(self) -> int:
+        return self.workers.size
 
     def generate(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
         while True:
@@ -419,7 +471,7 @@ class EngineGroup:
     def busy(self) -> float:
         """Seconds that the engines have worked, averaged over them."""
         found = self.stats()
-        return (sum(self._before) + sum(s.get("busy", 0.0) for s in found)) / len(found)
+        return (sum(self._before) + sum(s.get("busy", 0.0) for s in found)) / max(1, len(found))
 
     def close(self) -> None:
         self._fail(EngineError("the engines were closed"))

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlkit.cluster.groups import Worker
+from rlkit.cluster.groups import NoWorkers, Worker
 from rlkit.cluster.local import LocalRay, is_open
 from rlkit.cluster.section import Cluster
 from rlkit.cluster.watch import Pulse, Watch, one_line
@@ -46,10 +46,12 @@ _own: LocalRay | None = None  # Ray has one session in a process
 _told: set[str] = set()  # clusters that the user has been warned of
 
 
-def connect(cluster: Cluster, learners: int | None = None, say: Callable[[str], None] = print) -> None:
+def connect(
+    cluster: Cluster, learners: int | None = None, say: Callable[[str], None] = print, engines: int | None = None
+) -> None:
     """Starts a local cluster, or joins the one at ``cluster.address``; checks that the run fits on it.
 
-    ``learners``: how many there will be, if not ``cluster.learners`` (evaluation has none).
+    ``learners``, ``engines``: how many there will be, if not those of ``cluster`` (evaluation has no learner).
 
     Raises:
         ValueError: the cluster does not answer, or it has too few CPUs or GPUs.
@@ -91,7 +93,7 @@ def connect(cluster: Cluster, learners: int | None = None, say: Callable[[str], 
         resources = ray.cluster_resources()
     except (ray.exceptions.RayError, RuntimeError) as error:
         raise ClusterError(f"the Ray cluster at {address} does not answer any more ({one_line(error)}).") from error
-    check_resources(cluster, resources, learners)
+    check_resources(cluster, resources, learners, engines)
 
 
 def disconnect() -> None:
@@ -128,14 +130,17 @@ def gpus_per_device(cluster: Cluster, resources: dict[str, float]) -> float:
     return (1.0 if resources.get("GPU", 0) else 0.0) if cluster.gpus is None else cluster.gpus
 
 
-def check_resources(cluster: Cluster, resources: dict[str, float], learners: int | None = None) -> None:
-    """Raises ValueError if the engines and learners of the run (or so many ``learners``) do not fit on the cluster."""
+def check_resources(
+    cluster: Cluster, resources: dict[str, float], learners: int | None = None, engines: int | None = None
+) -> None:
+    """Raises ValueError if the engines and learners of the run (or so many) do not fit on the cluster."""
     learners = cluster.learners if learners is None else learners
+    engines = cluster.engines if engines is None else engines
     gpus = gpus_per_device(cluster, resources)
-    workers = cluster.engines + learners
+    workers = engines + learners
     want_cpu = cluster.cpus * workers
-    want_gpu = gpus * (cluster.engines * cluster.tensor_parallel + learners)
-    layout = f"{cluster.engines} engine(s) of {cluster.tensor_parallel} device(s) and {learners} learner(s)"
+    want_gpu = gpus * (engines * cluster.tensor_parallel + learners)
+    layout = f"{engines} engine(s) of {cluster.tensor_parallel} device(s) and {learners} learner(s)"
     if want_cpu > resources.get("CPU", 0) + 1e-6:
         raise ClusterError(
             f"cluster: {layout} need {want_cpu:g} CPUs, but the cluster has {resources.get('CPU', 0):g}. "
@@ -421,12 +426,12 @@ def start_engines(spec: EngineSpec, setup: EngineSetup, cluster: Cluster) -> Ray
 
 
 def start(
-    learning: LearnerSetup, spec: EngineSpec, generating: EngineSetup, cluster: Cluster
-) -> tuple[RayWorkers, RayWorkers]:
-    """Actors for all learners and engines of a run, built side by side: ``(learners, engines)``."""
+    learning: LearnerSetup, spec: EngineSpec | None, generating: EngineSetup, cluster: Cluster
+) -> tuple[RayWorkers, RayWorkers | NoWorkers]:
+    """Actors for all learners and engines of a run, built side by side: ``(learners, engines)``. ``spec``: None starts no engine."""
     ray = import_ray()
     gpus = gpus_per_device(cluster, ray.cluster_resources())
-    engines = _make_engines(spec, generating, cluster)
+    engines = NoWorkers() if spec is None else _make_engines(spec, generating, cluster)
     kind = ray.remote(concurrency_groups={"pulse": 1})(LearnerHost).options(
         num_cpus=cluster.cpus, num_gpus=gpus, runtime_env={"env_vars": _surroundings(cluster)}
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rlkit.cluster import ray
-from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers
+from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers, NoWorkers
 from rlkit.cluster.section import Cluster
 from rlkit.learner.learner import Learner
 from rlkit.learner.setup import LearnerSetup
@@ -16,7 +16,7 @@ from rlkit.rollout.engine import EngineSetup, EngineSpec
 
 def start(
     learning: LearnerSetup,
-    spec: EngineSpec,
+    spec: EngineSpec | None,
     generating: EngineSetup,
     cluster: Cluster | None,
     folder: Path,
@@ -26,8 +26,8 @@ def start(
 ) -> tuple[LearnerGroup, EngineGroup]:
     """Learners and engines that answer; on Ray, which is connected, they are made side by side.
 
-    ``shares``: in this process the engine generates with the learner's own model. ``folder``: where learners write checkpoints. ``report``
-    hears of engines that are lost and started again.
+    ``spec``: None starts no engine. ``shares``: in this process the engine generates with the learner's own model. ``folder``: where
+    learners write checkpoints. ``report`` hears of engines that are lost and started again.
 
     Raises:
         ClusterError: a learner runs where ``folder`` is not seen.
@@ -35,8 +35,8 @@ def start(
     if cluster is None:
         learner = Learner(learning)
         lm = learner.policy.base if shares else None
-        engine = spec.start(replace(generating, lm=lm))
-        return LearnerGroup(LocalWorkers(learner), learning), EngineGroup(LocalWorkers(engine))
+        engine = NoWorkers() if spec is None else LocalWorkers(spec.start(replace(generating, lm=lm)))
+        return LearnerGroup(LocalWorkers(learner), learning), EngineGroup(engine)
     learners, engines = ray.start(learning, spec, generating, cluster)
     groups = LearnerGroup(learners, learning), EngineGroup(engines, cluster.restarts, report)
     ray.check_shared(learners, folder)

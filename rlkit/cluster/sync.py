@@ -56,7 +56,9 @@ class WeightSync:
                 self._welcome()
 
     def _send(self, version: int, which: list[int]) -> int:
-        """Bytes that went to each of the engines ``which``."""
+        """Bytes that went to each of the engines ``which``; a run may have none."""
+        if not self.engines.size:
+            return 0
         now = {i: (i, self.engines.life(i)) for i in which}
         buckets = self.learners.buckets(everything=not self._complete.issuperset(now.values()))
         handles = (self.learners.gather(names) for names, _ in buckets)

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from rlkit.bounds import Bounded, Count, Natural
 from rlkit.data.curriculum import AdmitRule, DropRule, Sampler, Shuffle
+from rlkit.data.offline import Demonstrations, Labelled, Offline, Pairs
 from rlkit.data.render import TEMPLATE
-from rlkit.data.rows import Rows, RowsGiven
+from rlkit.data.rows import Rows as Rows
+from rlkit.data.rows import RowsGiven, Source, source_of
 from rlkit.data.stored import Stored
 from rlkit.data.tasks import Task
 from rlkit.errors import ConfigError
-from rlkit.place import Place
 from rlkit.values import Given, otherwise
 
-Source = Place | tuple[Place, ...] | Rows
-
-
-def _source(given: Any, where: str) -> Source | None:
-    """A name, several names, or the rows that something holds."""
-    if given is None or isinstance(given, str):
-        return given
-    if isinstance(given, Path):
-        return str(given)
-    if isinstance(given, list | tuple) and all(isinstance(name, str) for name in given):
-        return tuple(given)
-    return Rows.of(given, where)
+SETS: tuple[type[Offline], ...] = (Pairs, Labelled, Demonstrations)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +38,8 @@ class Data(Bounded):
         system: a system message for chats that have none; needs the tokenizer's chat template.
         chat_template_kwargs: variables of the tokenizer's chat template, e.g. ``{enable_thinking: false}``.
         max_prompt_tokens: longer prompts are dropped and counted (``too_long: drop``) or refused (``too_long: raise``).
+        pairs, labelled, demonstrations: rows that somebody else wrote (:mod:`rlkit.data.offline`), of which some join every batch: a
+            file, or a section with ``path``, ``test``, ``per_step``. With no prompts beside them nothing is sampled and no engine starts.
         stored: responses of the reference that join every batch, for terms with ``on: reference``.
         sampler: the order of prompts. admit: which prompts are worth a group. drop: which finished groups are not trained on.
         refill: a dropped group is replaced by another one (dynamic sampling); false: the batch of that step is smaller.
@@ -65,6 +56,11 @@ class Data(Bounded):
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     max_prompt_tokens: Count = 1024
     too_long: Literal["drop", "raise"] = "drop"
+    pairs: Given[Pairs | None, Pairs | str | Mapping[str, Any] | RowsGiven | None] = otherwise(None)
+    labelled: Given[Labelled | None, Labelled | str | Mapping[str, Any] | RowsGiven | None] = otherwise(None)
+    demonstrations: Given[Demonstrations | None, Demonstrations | str | Mapping[str, Any] | RowsGiven | None] = (
+        otherwise(None)
+    )
     stored: Stored | None = None
     sampler: Sampler = field(default_factory=Shuffle)
     admit: AdmitRule | None = None
@@ -73,11 +69,33 @@ class Data(Bounded):
 
     def __post_init__(self) -> None:
         for split, source in (("train", self.train), ("test", self.test)):
-            object.__setattr__(self, split, _source(source, f"data.{split}"))
+            object.__setattr__(self, split, source_of(source, f"data.{split}"))
+        for kind in SETS:
+            given: Any = vars(self)[kind.key]
+            if (
+                given is not None
+                and not isinstance(given, kind)
+                and not (isinstance(given, Mapping) and "path" in given)
+            ):
+                object.__setattr__(self, kind.key, kind(path=given))
         super().__post_init__()
-        if (self.task is None) == (self.train is None):
-            raise ConfigError("data needs exactly one of `task` (a built-in task) and `train` (a file or hub name).")
+        prompts = (self.task is not None) + (self.train is not None)
+        if prompts > 1 or (not prompts and not self.offline):
+            raise ConfigError(
+                "data needs exactly one of `task` (a built-in task) and `train` (a file or hub name), or rows that are there already: "
+                "`pairs`, `labelled`, `demonstrations`."
+            )
         if self.task is not None and self.size is None:
             object.__setattr__(self, "size", 2000)
         if self.task is not None and self.test_size is None:
             object.__setattr__(self, "test_size", 200)
+
+    @property
+    def offline(self) -> tuple[Offline, ...]:
+        """The sets of rows that somebody else wrote."""
+        return tuple(s for s in (self.pairs, self.labelled, self.demonstrations) if s is not None)
+
+    @property
+    def per_step(self) -> int:
+        """Groups that are not sampled and join every batch: pairs, single rows, stored responses."""
+        return sum(s.per_step for s in self.offline) + (0 if self.stored is None else self.stored.per_step)

@@ -108,6 +108,16 @@ class AdmitRule(Plug):
         """The reason in a word; None: it is worth one. ``ask(n, greedy)`` gives scored responses of the current policy."""
 
 
+class NoPrompts(SamplerState):
+    """That of a run in which nothing is sampled."""
+
+    def __init__(self) -> None:
+        super().__init__([], 0, PromptStatistics([]))
+
+    def __next__(self) -> Prompt:
+        raise AssertionError("a run without prompts to sample asked for one")
+
+
 # -- every prompt once an epoch ---------------------------------------------------------------------------------------
 
 

@@ -217,35 +217,41 @@ def pick(row: Mapping[str, Any], column: str, what: str, where: str) -> Any:
     )
 
 
-def read_rows(source: str, split: Split, say: Callable[[str], None] = lambda text: None) -> Iterable[tuple[str, Row]]:
-    """``(place, row)`` of a file, of a named set (:mod:`rlkit.data.sets`), or of a hub data set ``owner/name[:config]``."""
+def read_rows(
+    source: str, split: Split, say: Callable[[str], None] = lambda text: None, key: str | None = None
+) -> Iterable[tuple[str, Row]]:
+    """``(place, row)`` of a file, of a named set (:mod:`rlkit.data.sets`), or of a hub data set ``owner/name[:config]``.
+
+    ``key`` is what names it in the section ``data``, for messages; None: the split.
+    """
+    key = key or split
     if Rows.MARK in source:
         raise DataError(
-            f"data.{split}: {source} are not in this file. Give them again, rk.load(...).replace(data={{{split!r}: rows}}), or name a file."
+            f"data.{key}: {source} are not in this file. Give them again, rk.load(...).replace(data={{{key!r}: rows}}), or name a file."
         )
     path = Path(source)
     if is_file_of_rows(source):
         if not path.exists():
             near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1)
             raise DataError(
-                f"data.{split}: there is no file {source!r}."
+                f"data.{key}: there is no file {source!r}."
                 + (f" Did you mean {path.parent / near[0]}?" if near else "")
             )
         return read_file(path)
     if path.exists():
         kind = "folder" if path.is_dir() else "file"
         raise DataError(
-            f"data.{split}: {source!r} is a {kind}; rows are read from .jsonl, .json, .csv (also .gz) and .parquet files."
+            f"data.{key}: {source!r} is a {kind}; rows are read from .jsonl, .json, .csv (also .gz) and .parquet files."
         )
-    return read_set(source, split, say) if is_named(source) else _hub(source, split)
+    return read_set(source, split, say) if is_named(source) else _hub(source, split, key)
 
 
-def _hub(source: str, split: str) -> Iterable[tuple[str, Row]]:
+def _hub(source: str, split: str, key: str) -> Iterable[tuple[str, Row]]:
     name, _, config = source.partition(":")
     try:
         rows = load_table(name, config or None, split)
     except ValueError as error:
-        raise DataError(f"data.{split}: {error}") from error
+        raise DataError(f"data.{key}: {error}") from error
     return ((f"{source}[{i}]", dict(row)) for i, row in enumerate(rows))
 
 

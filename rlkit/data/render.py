@@ -38,6 +38,7 @@ class Rendered:
     templated: bool = False  # the text is what the tokenizer's chat template wrote
     messages: tuple[Message, ...] = ()
     cut: bool = False  # the chat went on with an answer, which is left out
+    shown: tuple[Message, ...] = ()  # what the chat template was given
 
 
 class Encoder:
@@ -119,7 +120,8 @@ class Renderer:
                 )
             text = self.template.text.replace("{question}", value)
             if self.template.chat:
-                return Rendered(self._chat([{"role": "user", "content": text}], where), value, True)
+                asked = [{"role": "user", "content": text}]
+                return Rendered(self._chat(asked, where), value, True, shown=tuple(asked))
             for key, given in (("system", self.system), ("chat_template_kwargs", self.options)):
                 if given:
                     raise DataError(
@@ -148,9 +150,19 @@ class Renderer:
                 )
             put = {**messages[mine[-1]], "content": self.template.text.replace("{question}", question)} if mine else {}
             shown = [put if mine and i == mine[-1] else m for i, m in enumerate(messages)]
-        return Rendered(self._chat(shown, where), question, True, tuple(messages), cut)
+        return Rendered(self._chat(shown, where), question, True, tuple(messages), cut, tuple(shown))
 
-    def _chat(self, messages: Sequence[Message], where: str) -> str:
+    def answer(self, prompt: Rendered, message: Message, where: str) -> str:
+        """What stands after a prompt that a message of the assistant answers: what the chat template makes of it, with what closes it.
+
+        Where the template writes the whole chat otherwise than the prompt alone, and in a prompt that is no chat, it is the content itself.
+        """
+        if not prompt.templated:
+            return str(message["content"])
+        whole = self._chat([*prompt.shown, message], where, ask=False)
+        return whole[len(prompt.text) :] if whole.startswith(prompt.text) else str(message["content"])
+
+    def _chat(self, messages: Sequence[Message], where: str, ask: bool = True) -> str:
         from jinja2.exceptions import TemplateError
 
         self.check()
@@ -160,7 +172,7 @@ class Renderer:
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=True, **self.options
+                    list(messages), tokenize=False, add_generation_prompt=ask, **self.options
                 )
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:

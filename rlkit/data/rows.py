@@ -10,9 +10,11 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from rlkit.errors import DataError
+from rlkit.place import Place
 from rlkit.values import OnlyPython
 
 
@@ -64,6 +66,20 @@ class Rows(OnlyPython):
         return f"{self.MARK} ({len(self):,}, sha256 {self.digest})"
 
     __repr__ = __str__
+
+
+Source = Place | tuple[Place, ...] | Rows
+
+
+def source_of(given: Any, where: str) -> Source | None:
+    """A name, several names, or the rows that something holds."""
+    if given is None or isinstance(given, str):
+        return given
+    if isinstance(given, Path):
+        return str(given)
+    if isinstance(given, list | tuple) and all(isinstance(name, str) for name in given):
+        return tuple(given)
+    return Rows.of(given, where)
 
 
 def _mappings(given: Any, where: str) -> Iterable[Mapping[str, Any]]:

@@ -7,13 +7,15 @@ optionally ``id`` and ``prompt_tokens``; without those the text is tokenized, wi
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rlkit.bounds import Bounded, Count
 from rlkit.data.files import parse, read_lines
@@ -30,6 +32,26 @@ class Stored(Bounded):
 
     path: Place
     per_step: Count = 32
+
+
+class Drawn(Protocol):
+    """Rows that were not sampled in this step and join its batch."""
+
+    def draw(self, step: int, first_group: int) -> list[Rollout]:
+        """Those of a step (from 0), in groups from ``first_group`` on; they depend on the step alone: a resumed run sees the same ones."""
+        ...
+
+
+def order(name: str, seed: int, rows: int, step: int, per_step: int) -> Iterator[int]:
+    """Which of ``rows`` rows are those of a step: each epoch has an order of its own, in which none is left out."""
+    for k in range(step * per_step, (step + 1) * per_step):
+        epoch, place = divmod(k, rows)
+        yield _shuffled(name, seed, epoch, rows)[place]
+
+
+@functools.lru_cache(maxsize=8)
+def _shuffled(name: str, seed: int, epoch: int, rows: int) -> list[int]:
+    return random.Random(f"{name}/{seed}/{epoch}").sample(range(rows), rows)
 
 
 def write_stored(path: str | Path, rollouts: Sequence[Rollout]) -> None:
@@ -104,11 +126,5 @@ class StoredRows:
 
     def draw(self, step: int, first_group: int) -> list[Rollout]:
         """The rows of a step, each a group of its own from ``first_group`` on."""
-        import dataclasses
-
-        out: list[Rollout] = []
-        for k in range(step * self.spec.per_step, (step + 1) * self.spec.per_step):
-            epoch, place = divmod(k, len(self.rows))
-            order = random.Random(f"stored/{self.seed}/{epoch}").sample(range(len(self.rows)), len(self.rows))
-            out.append(dataclasses.replace(self.rows[order[place]], group=first_group + len(out)))
-        return out
+        which = order("stored", self.seed, len(self.rows), step, self.spec.per_step)
+        return [dataclasses.replace(self.rows[k], group=first_group + i) for i, k in enumerate(which)]

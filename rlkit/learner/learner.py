@@ -194,6 +194,7 @@ class Learner:
             stats.merge(shares)
             sampled = b.source == SOURCES.index("policy")
             describe(stats, new.logp.detach()[sampled[b.seq]], b.policy_rows())
+            describe_given(stats, new.logp.detach(), b)
 
     def _evaluate(self, micro: Batch, coefs: Sequence[float]) -> tuple[New, Batch]:
         """The model's answers about a micro-batch, and the micro-batch as the loss reads it."""
@@ -210,6 +211,17 @@ class Learner:
         if self.setup.updates == 1:  # the policy has not moved yet: its log-probs before the update are these
             b = b.with_logp(**{"old": new.logp.detach(), **b.logp})
         return new, b
+
+    def measure(self, micros: Sequence[Batch], coefs: Sequence[float]) -> Stats:
+        """What the terms and the log-probs of rows say that are not trained on: no gradient, no step."""
+        stats = Stats()
+        with self.peaks("annotate"), torch.no_grad():
+            for micro in micros:
+                new, b = self._evaluate(micro, coefs)
+                if not micro.idle:
+                    stats.merge(loss(self.setup.objective, new, b, coefs)[1])
+                    describe_given(stats, new.logp, b)
+        return stats
 
     def _culprits(self, micros: Sequence[Batch], coefs: Sequence[float]) -> dict[str, str]:
         """Terms whose gradient is not finite, with the first such token. A collective: every rank skipped the step."""
@@ -473,6 +485,14 @@ def choose_attention(start: Start, wanted: bool | None, device: torch.device) ->
         packed.register()
         return packed.NAME, "packed"
     return start.attention, f"padded{f': {why}' if why else ''}"
+
+
+def describe_given(stats: Stats, logp: Tensor, b: Batch) -> None:
+    """The mean NLL of the tokens of rows that nobody sampled here, by where they are from (nats)."""
+    for k, name in enumerate(SOURCES):
+        tokens = logp[(b.source == k)[b.seq]]
+        if name not in ("policy", "reference") and len(tokens):
+            stats.add(f"nll/{name}", -tokens.mean(), "mean", float(len(tokens)))
 
 
 def describe(stats: Stats, logp: Tensor, b: Batch) -> None:

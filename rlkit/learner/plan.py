@@ -42,71 +42,97 @@ def minibatches(b: Batch, epochs: int, count: int, seed: int) -> list[Tensor]:
     return out
 
 
-def pack(length: Tensor, ranks: int, max_tokens: int) -> list[list[list[int]]]:
+Unit = list[int]  # rows that stay in one micro-batch
+
+
+def pack(
+    length: Tensor, ranks: int, max_tokens: int, group: Tensor | None = None, whole: Tensor | None = None
+) -> list[list[list[int]]]:
     """Cuts rows into micro-batches: ``out[rank][k]`` is a list of rows, with equally many ``k`` on every rank.
 
     Longest rows first, each into the lightest micro-batch, so that tokens are balanced over ranks and steps. A
-    micro-batch holds at most ``max_tokens`` padded tokens (or one row that is longer than that).
+    micro-batch holds at most ``max_tokens`` padded tokens (or one row that is longer than that). The rows of a ``group`` that are marked
+    in ``whole`` stay together, whatever that makes of ``max_tokens``.
     """
-    order = torch.argsort(length, descending=True).tolist()
     sizes = length.tolist()
-    blocks: list[list[int]] = []
-    for row in order:  # equal lengths end up together, so padding is small
-        block = blocks[-1] if blocks else None
-        if block and sizes[block[0]] * (len(block) + 1) <= max_tokens:
-            block.append(row)
+    units = _units(len(sizes), group, whole)
+    longest = [max(sizes[r] for r in unit) for unit in units]
+    blocks: list[list[Unit]] = []
+    first = rows = 0  # of the last block: its longest row, and how many it has
+    for k in torch.argsort(
+        torch.tensor(longest), descending=True
+    ).tolist():  # equal lengths end up together, so padding is small
+        unit = units[k]
+        if blocks and first * (rows + len(unit)) <= max_tokens:
+            blocks[-1].append(unit)
+            rows += len(unit)
         else:
-            blocks.append([row])
+            blocks.append([unit])
+            first, rows = longest[k], len(unit)
     return _spread(blocks, sizes, ranks)
 
 
-def pack_groups(length: Tensor, prompt: Tensor, group: Tensor, ranks: int, max_tokens: int) -> list[list[list[int]]]:
+def _units(rows: int, group: Tensor | None, whole: Tensor | None) -> list[Unit]:
+    """The rows that are marked, by group; every other row for itself."""
+    if group is None or whole is None:
+        return [[row] for row in range(rows)]
+    units: dict[int, Unit] = {}
+    for row, (g, together) in enumerate(zip(group.tolist(), whole.tolist(), strict=True)):
+        units.setdefault(g if together else -1 - row, []).append(row)
+    return list(units.values())
+
+
+def pack_groups(
+    length: Tensor, prompt: Tensor, group: Tensor, ranks: int, max_tokens: int, whole: Tensor | None = None
+) -> list[list[list[int]]]:
     """As :func:`pack` for the layout of :mod:`rlkit.model.packed`: no padding, and a prompt counts once for its responses.
 
     Groups stay whole where they fit; the largest go first, each into the lightest of as few micro-batches as hold all.
     """
-    sizes, prompts = length.tolist(), prompt.tolist()
-    members: dict[int, list[int]] = {}
-    for row, g in enumerate(group.tolist()):
-        members.setdefault(g, []).append(row)
-    units: list[tuple[int, list[int]]] = []  # (tokens, rows of one group)
-    for rows in members.values():
-        shared = min(prompts[r] for r in rows)
-        for r in sorted(rows, key=lambda r: -sizes[r]):
-            own = sizes[r] - shared
-            if units and units[-1][1][0] in rows and units[-1][0] + own <= max_tokens:
-                units[-1] = (units[-1][0] + own, [*units[-1][1], r])
+    sizes, prompts, labels = length.tolist(), prompt.tolist(), group.tolist()
+    members: dict[int, list[Unit]] = {}
+    for unit in _units(len(sizes), group, whole):
+        members.setdefault(labels[unit[0]], []).append(unit)
+    parts: list[tuple[int, list[Unit]]] = []  # (tokens, units of one group)
+    for units in members.values():
+        shared, begun = min(prompts[r] for unit in units for r in unit), False
+        for unit in sorted(units, key=lambda unit: -max(sizes[r] for r in unit)):
+            own = sum(sizes[r] - shared for r in unit)
+            if begun and parts[-1][0] + own <= max_tokens:
+                parts[-1] = (parts[-1][0] + own, [*parts[-1][1], unit])
             else:
-                units.append((sizes[r], [r]))
-    units.sort(key=lambda u: -u[0])
-    count = ranks * -(-sum(tokens for tokens, _ in units) // (ranks * max_tokens))
-    while (bins := _balanced(units, count, max_tokens)) is None:
+                parts.append((shared + own, [unit]))
+                begun = True
+    parts.sort(key=lambda part: -part[0])
+    count = ranks * -(-sum(tokens for tokens, _ in parts) // (ranks * max_tokens))
+    while (bins := _balanced(parts, count, max_tokens)) is None:
         count += ranks
     return _spread(bins, sizes, ranks)
 
 
-def _balanced(units: Sequence[tuple[int, list[int]]], count: int, max_tokens: int) -> list[list[int]] | None:
-    """Each unit into the lightest of ``count`` micro-batches; None if one becomes longer than ``max_tokens`` by that."""
+def _balanced(parts: Sequence[tuple[int, list[Unit]]], count: int, max_tokens: int) -> list[list[Unit]] | None:
+    """Each part into the lightest of ``count`` micro-batches; None if one becomes longer than ``max_tokens`` by that."""
     bins = [(0, k) for k in range(count)]
-    out: list[list[int]] = [[] for _ in range(count)]
-    for tokens, rows in units:
+    out: list[list[Unit]] = [[] for _ in range(count)]
+    for tokens, units in parts:
         used, k = heapq.heappop(bins)
         if used and used + tokens > max_tokens:
             return None
         heapq.heappush(bins, (used + tokens, k))
-        out[k] += rows
-    return [rows for rows in out if rows]
+        out[k] += units
+    return [units for units in out if units]
 
 
-def _spread(blocks: list[list[int]], sizes: Sequence[int], ranks: int) -> list[list[list[int]]]:
+def _spread(made: list[list[Unit]], sizes: Sequence[int], ranks: int) -> list[list[list[int]]]:
     """Micro-batches to ranks: equally many on each, tokens balanced."""
-    while len(blocks) % ranks:  # every rank runs equally many collectives
-        widest = max(range(len(blocks)), key=lambda i: len(blocks[i]))
-        if len(blocks[widest]) < 2:
+    while len(made) % ranks:  # every rank runs equally many collectives
+        widest = max(range(len(made)), key=lambda i: len(made[i]))
+        if len(made[widest]) < 2:
             break
-        rows = blocks.pop(widest)
-        half = len(rows) // 2
-        blocks[widest:widest] = [rows[:half], rows[half:]]
+        units = made.pop(widest)
+        half = len(units) // 2
+        made[widest:widest] = [units[:half], units[half:]]
+    blocks = [[r for unit in units for r in unit] for units in made]
     out: list[list[list[int]]] = [[] for _ in range(ranks)]
     load = [0] * ranks
     blocks.sort(key=lambda rows: -sum(sizes[r] for r in rows))
@@ -120,8 +146,12 @@ def _spread(blocks: list[list[int]], sizes: Sequence[int], ranks: int) -> list[l
     return out
 
 
-def cut(b: Batch, ranks: int, max_tokens: int, packed: bool = False) -> tuple[list[list[Batch]], list[Tensor]]:
+def cut(
+    b: Batch, ranks: int, max_tokens: int, packed: bool = False, whole: Tensor | None = None
+) -> tuple[list[list[Batch]], list[Tensor]]:
     """The micro-batches of each rank, and for each rank the rows (in order) that they hold; ``packed``: the learners' layout.
+
+    ``whole``: rows (bool) that stay with those of their group that are marked, too.
 
     A rank without rows for its last micro-batch gets one row with weight zero: it takes part in the collectives and
     adds nothing.
@@ -131,9 +161,9 @@ def cut(b: Batch, ranks: int, max_tokens: int, packed: bool = False) -> tuple[li
         assert b.action is not None
         ends = b.length.cumsum(0)
         first = ends.clone().scatter_reduce_(0, b.seq, b.action, "amin")
-        plan = pack_groups(b.length, first - ends + b.length, b.group, ranks, max_tokens)
+        plan = pack_groups(b.length, first - ends + b.length, b.group, ranks, max_tokens, whole)
     else:
-        plan = pack(b.length, ranks, max_tokens)
+        plan = pack(b.length, ranks, max_tokens, b.group, whole)
     shards: list[list[Batch]] = []
     rows: list[Tensor] = []
     for micro in plan:
@@ -152,6 +182,13 @@ def _idle(b: Batch) -> Batch:
     assert b.length is not None
     out = take(b, [int(b.length.argmin())])
     return out.replace(norm=None if out.norm is None else torch.zeros_like(out.norm), idle=True)
+
+
+def compared(objective: Sequence[Term], b: Batch) -> Tensor | None:
+    """Rows that a term compares with others of their group, so that no micro-batch may hold a part of them; None: there is no such term."""
+    assert b.norm is not None
+    found = [b.norm[i] > 0 for i, term in enumerate(objective) if term.whole_groups]
+    return torch.stack(found).any(0) if found else None
 
 
 def marks(objective: Sequence[Term], b: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -197,5 +234,5 @@ def optimizer_steps(
         mini = take(b, rows.tolist())
         mini = mini.replace(norm=normalise(objective, mini))
         mini = with_gradient(objective, mini.replace(marks=marks(objective, mini, generator)))
-        out.append(cut(mini, ranks, max_tokens, packed)[0])
+        out.append(cut(mini, ranks, max_tokens, packed, compared(objective, mini))[0])
     return out

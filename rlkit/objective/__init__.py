@@ -20,12 +20,14 @@ import torch
 from torch import Tensor
 
 from rlkit.bounds import Positive
+from rlkit.errors import ConfigError
 from rlkit.objective.anchors import Anchor, anchors_of
 from rlkit.objective.coefficients import Coefficient, as_coefficient
 from rlkit.plug import Plug
-from rlkit.types import SOURCES, Batch, New, PerSequence, PerToken, Source, Stats
+from rlkit.types import SOURCES, Batch, New, PerPair, PerSequence, PerToken, Source, Stats
 
 Reduce = Literal["token", "seq", "sum", "const", "prompt"]
+On = Source | Literal["pairs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class Term(Plug):
 
     ``needs`` says what it reads, so that nothing else is computed: ``adv`` and ``returns`` (advantages), ``old``, ``behav``, ``ref`` and
     ``teacher`` (log-probs of a policy), ``value``, ``entropy``, ``ref_full`` and ``teacher_full`` (whole distributions), ``col:NAME`` (a
-    column of the data).
+    column of the data), ``mismatched`` (``b.cols["mismatched"]``: ``log old - log ref`` of another labelled response to the prompt).
 
     Attributes:
         coef: a float, or a Coefficient that changes it over the run.
@@ -47,7 +49,10 @@ class Term(Plug):
             A per-sequence cost ``[S]`` counts as the same cost on each of its tokens under ``token``, ``seq`` and
             ``prompt``, and once under ``sum`` and ``const``.
         const: the divisor of ``reduce: const``.
-        on: which rows the term reads: sampled by the policy, stored reference rows, or data set rows.
+        on: which rows the term reads.
+            ``policy``: sampled in this step. ``reference``: stored responses (``data.stored``).
+            ``dataset``: demonstrations (``data.demonstrations``). ``labelled``: responses with a label or score (``data.labelled``).
+            ``chosen``, ``rejected``: one half of each pair, ``pairs``: both (``data.pairs``).
         acknowledge: ``rlkit check`` accepts that the term follows another gradient than its name says.
     """
 
@@ -56,16 +61,19 @@ class Term(Plug):
         "rlkit.objective.divergences",
         "rlkit.objective.full_vocab",
         "rlkit.objective.supervised",
+        "rlkit.objective.preference",
     )
     # The cost of a token with advantage 0 has no gradient: such rows need not be computed.
     only_advantage: ClassVar[bool] = False
-    # It compares the responses of a prompt, so that no rank may see a part of them.
+    # It compares the responses of a prompt, so that all that it reads of a group stays in one micro-batch.
     whole_groups: ClassVar[bool] = False
+    # Its cost is one number for each pair.
+    pairwise: ClassVar[bool] = False
 
     coef: float | Coefficient = 1.0
     reduce: Reduce = "token"
     const: Positive = 1.0
-    on: Source = "policy"
+    on: On = "policy"
     acknowledge: bool = False
 
     @property
@@ -79,8 +87,12 @@ class Term(Plug):
         return anchors_of(self.needs)
 
     @abstractmethod
-    def __call__(self, new: New, b: Batch) -> PerToken | PerSequence:
-        """The cost, per token or per sequence."""
+    def __call__(self, new: New, b: Batch) -> PerToken | PerSequence | PerPair:
+        """The cost, per token or per sequence; that of a :class:`PairTerm` per pair."""
+
+    def score(self, new: New, b: Batch) -> PerSequence | None:
+        """What the term takes for the reward of each sequence, for metrics alone; None: it has no such thing."""
+        return None
 
     def mark(self, b: Batch, generator: torch.Generator) -> PerToken:
         """What cannot be known from a shard: a number for each token, computed once on the driver from the whole batch of an
@@ -92,6 +104,45 @@ class Term(Plug):
     def name(self) -> str:
         """The term's name in metrics."""
         return type(self).__name__
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairTerm(Term):
+    """Base of a loss on pairs of responses to one prompt, a better and a worse one: its cost is one number for each pair.
+
+    ``b.halves`` takes what is known of sequences apart into the better and the worse ones. The loss is the mean over the pairs of an
+    optimizer step (``reduce: sum``), or that divided by ``const``. With ``on: policy`` the pairs are those that ``pairing`` makes of a
+    step's responses.
+
+    Raises:
+        ConfigError: a reduction by tokens, which pairs do not have.
+    """
+
+    whole_groups: ClassVar[bool] = True
+    pairwise: ClassVar[bool] = True
+
+    on: On = "pairs"
+    reduce: Reduce = "sum"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reduce not in ("sum", "const"):
+            raise ConfigError(
+                f"{type(self).__name__}.reduce is {self.reduce!r}; the cost of a pair is one number, and the loss their mean: leave it out."
+            )
+        if self.on not in ("pairs", "policy"):
+            raise ConfigError(
+                f"{type(self).__name__}.on is {self.on!r}, where there are no pairs; it reads pairs of the data (on: pairs) or of a step's "
+                "responses (on: policy)."
+            )
+
+    @abstractmethod
+    def __call__(self, new: New, b: Batch) -> PerPair:
+        """The cost of each pair."""
+
+    def score(self, new: New, b: Batch) -> PerSequence:
+        """The implicit reward of each sequence: its log-ratio to the reference in nats, or its log-prob where there is no reference."""
+        return b.seq_sum(new.logp - b.logp["ref"] if "ref" in self.needs else new.logp)
 
 
 def is_marking(term: Term) -> bool:
@@ -111,20 +162,33 @@ def needs(parts: Iterable[Reads]) -> frozenset[str]:
     return frozenset().union(*(part.needs for part in parts))
 
 
+def read_by(term: Term, b: Batch) -> PerSequence:
+    """Which sequences of a batch a term reads (bool): those of its source that have an action token, and for a pairwise term a partner."""
+    names = ("chosen", "rejected") if term.on == "pairs" else (term.on,)
+    keep = sum((b.source == SOURCES.index(name) for name in names), torch.zeros_like(b.source, dtype=torch.bool))
+    keep &= torch.bincount(b.seq, minlength=b.S) > 0
+    if term.pairwise:
+        pairs = torch.empty(0, 2, dtype=torch.long) if b.pairs is None else b.pairs
+        paired = torch.zeros_like(keep)
+        paired[pairs[keep[pairs].all(1)].flatten()] = True
+        keep = paired
+    return keep
+
+
 def normalise(objective: Sequence[Term], b: Batch) -> Annotated[Tensor, "terms S"]:
     """The weight of each token of each sequence in each term's mean, over the whole batch of one optimizer step.
 
     Shapes:
         returns ``[terms, S]``; 0 on rows that a term does not read. A coefficient that differs between sequences
-        (``per_sequence``) is folded in here.
+        (``per_sequence``) is folded in here. A pair has the weight of its better sequence.
     """
     tokens = torch.bincount(b.seq, minlength=b.S).to(torch.float64)
     out = torch.zeros(len(objective), b.S, dtype=torch.float64)
     for i, term in enumerate(objective):
-        keep = (b.source == SOURCES.index(term.on)) & (tokens > 0)
+        keep = read_by(term, b)
         if not bool(keep.any()):
             continue
-        n = keep.sum()
+        n = b.rows(keep).P if term.pairwise else keep.sum()
         if term.reduce == "token":
             weight = torch.ones_like(tokens) / tokens[keep].sum()
         elif term.reduce == "seq":
@@ -159,9 +223,12 @@ def loss(
             continue
         sub = b.rows(keep)
         assert sub.norm is not None
-        cost = term(new.rows(keep[b.seq]), sub)
+        part = new.rows(keep[b.seq])
+        cost = term(part, sub)
         weight_S = sub.norm[i]
-        if cost.shape[0] == sub.S and cost.shape[0] != sub.N:
+        if term.pairwise:
+            value = (cost * sub.halves(weight_S)[0]).sum()
+        elif cost.shape[0] == sub.S and cost.shape[0] != sub.N:
             once = term.reduce in ("sum", "const")
             value = (cost * (weight_S if once else weight_S * sub.seq_len())).sum()
         else:
@@ -170,5 +237,23 @@ def loss(
         if parts is not None:
             parts.append(coef * value)
         stats.add(f"loss/{term.name}", float(value.detach()), "sum")
+        _add_scores(stats, term, part, sub)
     stats.add("loss/total", float(total.detach()), "sum")
     return total, stats
+
+
+def _add_scores(stats: Stats, term: Term, new: New, b: Batch) -> None:
+    """What a term takes for rewards: those of better and of worse responses, of pairs or by their own reward, and how they compare."""
+    with torch.no_grad():
+        score = term.score(new, b)
+    if score is None:
+        return
+    if term.pairwise:
+        good, bad = b.halves(score)
+        stats.add(f"margin/{term.name}", (good - bad).mean(), "mean", float(b.P))
+        stats.add(f"accuracy/{term.name}", (good > bad).float().mean(), "mean", float(b.P))
+    else:
+        good, bad = score[b.reward > 0.5], score[b.reward <= 0.5]
+    for name, x in (("chosen", good), ("rejected", bad)):
+        if len(x):
+            stats.add(f"{name}/{term.name}", x.mean(), "mean", float(len(x)))

@@ -472,7 +472,7 @@ def examine_all(objective: Sequence[Term], penalties: Sequence[Penalty]) -> list
     parts: list[Term | Penalty] = [*objective, *penalties]
     for part in parts:
         source = part.on if isinstance(part, Term) else "policy"
-        if isinstance(part, ValueMSE) or source == "dataset":
+        if isinstance(part, ValueMSE) or source not in ("policy", "reference"):
             continue
         kinds: tuple[Sampled, ...] = ("from the reference",) if source == "reference" else ("on-policy", "off-policy")
         found += [examine(part, sampled) for sampled in kinds]

@@ -180,9 +180,11 @@ def weighted(penalties: Sequence[Penalty], coefs: Sequence[float], placement: Pl
 def with_advantages(b: Batch, advantage: Advantage, penalties: Sequence[Penalty], coefs: Sequence[float]) -> Batch:
     """The batch with ``token_reward``, ``adv`` and ``returns``: rewards with their penalties, advantages of them, and penalties on those.
 
-    Stored rows take no part: theirs are 0.
+    Rows that were not sampled here take no part: theirs are 0. A batch of such rows alone has none.
     """
     sampled = b.source == SOURCES.index("policy")
+    if not bool(sampled.any()):
+        return b
     if not bool(sampled.all()):
         part, tok = with_advantages(b.rows(sampled), advantage, penalties, coefs), sampled[b.seq]
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,31 @@ ROWS = (
     "eval_samples.jsonl",
 )
 REPEATED = "repeated"  # the folder of rows whose steps a resumed run makes again
-COLUMNS = (("step", 11), ("reward", 7), ("kl(ref)", 9), ("entropy", 8), ("length", 7), ("tok/s", 7), ("left", 7))
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the progress table, between the step and the time that is left."""
+
+    title: str
+    width: int
+    metric: str
+    digits: int
+
+
+SAMPLED = (
+    Column("reward", 7, "reward/mean", 3),
+    Column("kl(ref)", 9, "kl/ref", 4),
+    Column("entropy", 8, "entropy/sampled", 3),
+    Column("length", 7, "length/mean", 1),
+    Column("tok/s", 7, "speed/tokens_per_second", 0),
+)
+
+
+def given(pairwise: str | None) -> tuple[Column, ...]:
+    """The table of a run that samples nothing; ``pairwise``: the name of its first term on pairs."""
+    learned = (Column("accuracy", 8, f"accuracy/{pairwise}", 3), Column("margin", 9, f"margin/{pairwise}", 4))
+    return (Column("loss", 9, "loss/total", 4), *(learned if pairwise else ()), SAMPLED[-1])
 
 
 class Timeline:
@@ -151,8 +176,10 @@ class RunLog:
     Nothing is written before :meth:`begin`. A file that cannot be written does not stop the run: its rows wait in memory.
     """
 
-    def __init__(self, settings: LogSection, steps: int, folder: Path, quiet: bool = False) -> None:
-        self.settings, self.steps, self.folder, self.quiet = settings, steps, folder, quiet
+    def __init__(
+        self, settings: LogSection, steps: int, folder: Path, quiet: bool = False, table: Sequence[Column] = SAMPLED
+    ) -> None:
+        self.settings, self.steps, self.folder, self.quiet, self.table = settings, steps, folder, quiet, table
         self.trackers = Trackers(settings, folder, self.say)
         self._files: dict[str, Appender] = {}
         self._failing = set[str]()
@@ -220,10 +247,15 @@ class RunLog:
             for name, values in found.datasets.items()
             for k in most
         )
+        counts = [f"{found.prompts} prompts"] if found.prompts else []
+        counts += [f"{found.rows} rows"] if found.rows else []
+        shown = [sets] if found.n > 1 or len(found.datasets) > 1 else []
+        shown += [
+            f"{k} {v:.4g}" for k, v in found.measured.items() if k.partition("/")[0] in ("accuracy", "margin", "nll")
+        ]
         self.say(
             ("\n" if self.live and found.step else "")
-            + f"held-out score at step {found.step}: {digits(found.score)} ({found.prompts} prompts"
-            + (f"; {sets})" if found.n > 1 or len(found.datasets) > 1 else ")")
+            + f"held-out score at step {found.step}: {digits(found.score)} ({'; '.join([', '.join(counts), *shown])})"
         )
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
@@ -270,26 +302,22 @@ class RunLog:
             return
         if self.rows == 0:  # the time left counts from here: starting up does not slow a step
             self.started, self.first_step = time.monotonic(), step
-            self.say("\n" + " ".join(f"{name:>{width}}" for name, width in COLUMNS))
+            self.say("\n" + " ".join(f"{title:>{width}}" for title, width in self._widths()))
         self.rows += 1
         elapsed = time.monotonic() - self.started
         left = elapsed / max(1, step - self.first_step) * (self.steps - step) if self.rows > 1 else math.nan
-        cells = (
-            f"{step}/{self.steps}",
-            _number(values.get("reward/mean"), 3),
-            _number(values.get("kl/ref"), 4),
-            _number(values.get("entropy/sampled"), 3),
-            _number(values.get("length/mean"), 1),
-            _number(values.get("speed/tokens_per_second"), 0),
-            duration(left),
-        )
-        line = " ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, COLUMNS, strict=True))
+        measured = (_number(values.get(c.metric), c.digits) for c in self.table)
+        cells = (f"{step}/{self.steps}", *measured, duration(left))
+        line = " ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, self._widths(), strict=True))
         shown = step % self.every == 0 or step == self.steps
         if self.live:
             stays = step % max(1, self.steps // 20) == 0 or step == self.steps
             self.say("\r" + line, end="\n" if stays else "")
         elif shown:
             self.say(line)
+
+    def _widths(self) -> tuple[tuple[str, int], ...]:
+        return (("step", 11), *((c.title, c.width) for c in self.table), ("left", 7))
 
     def close(self) -> None:
         for file in self._files.values():

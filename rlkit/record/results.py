@@ -17,12 +17,14 @@ from rlkit.files import read_rows
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out prompts as a run's model answers them after ``step`` steps: a row of ``eval.jsonl``.
+    """What a run's model makes of held-out prompts and rows after ``step`` steps: a row of ``eval.jsonl``.
 
     Attributes:
-        score: mean reward of the responses that have one; None if none has. datasets: pass@k by data set.
+        score: mean reward of the responses that have one; None if none has. Without prompts the accuracy of the first term on pairs, and
+            without pairs the NLL of the rows' tokens, negated: the larger the better. datasets: pass@k by data set.
         error: standard error of the score, over prompts.
         solved: for each prompt, whether one of its ``n`` responses is right. truncated: share of responses at the length limit.
+        rows: how many held-out rows were measured. measured: losses, scores and NLL on them, by the names of ``metrics.jsonl``.
     """
 
     step: int
@@ -35,6 +37,8 @@ class HeldOut:
     solved: tuple[bool, ...] = ()
     seconds: float = math.nan
     error: float = math.nan
+    rows: int = 0
+    measured: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> HeldOut:
@@ -46,9 +50,9 @@ class HeldOut:
         return dataclasses.asdict(self)
 
     @property
-    def asked(self) -> tuple[int, int, float]:
+    def asked(self) -> tuple[int, int, float, int]:
         """What was asked for: equal evaluations of one step need not be made twice."""
-        return self.prompts, self.n, self.temperature
+        return self.prompts, self.n, self.temperature, self.rows
 
 
 def digits(score: float | None) -> str:

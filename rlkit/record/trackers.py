@@ -64,8 +64,9 @@ class Tracker:
 
 
 def scores(found: HeldOut) -> dict[str, float]:
-    """Held-out scores by the names that trackers get: ``eval/score``, ``eval/SET/pass@k``."""
+    """Held-out scores by the names that trackers get: ``eval/score``, ``eval/SET/pass@k``, ``eval/margin/DPO`` and so on."""
     out = {"eval/score": math.nan if found.score is None else found.score}
+    out |= {f"eval/{name}": value for name, value in found.measured.items()}
     for name, values in found.datasets.items():
         out |= {f"eval/{name}/{key}" if name else f"eval/{key}": value for key, value in values.items()}
     return out

@@ -118,7 +118,8 @@ class Collector:
         self.section, self.sampling, self.rules = section, sampling, rules or Rules()
         self.extra = math.ceil(section.over * section.prompts)
         self.timeline, self.witness = timeline or Timeline(None), witness
-        self.pool = ThreadPoolExecutor(section.prompts * (1 + section.max_lag) + self.extra, thread_name_prefix="group")
+        most = section.prompts * (1 + section.max_lag) + self.extra
+        self.pool = ThreadPoolExecutor(max(1, most), thread_name_prefix="group")
         self.pending: deque[Group] = deque()
         self.again: list[Group] = []  # in flight at a resumed run's checkpoint, which has no responses of them
         self.taken = self.dropped = self.aborted = 0
@@ -201,7 +202,7 @@ class Collector:
         return group
 
     def next(self, version: int) -> list[Rollout]:
-        """The rollouts of the next step; ``rollout.group`` numbers the prompt groups from 0.
+        """The rollouts of the next step; ``rollout.group`` numbers the prompt groups from 0. None where the section asks for no prompts.
 
         Errors of engines and rewards surface here. Responses without a reward are left out. Without ``refill`` there are fewer groups when
         some are dropped, but at least one.
@@ -216,7 +217,7 @@ class Collector:
             self._start(self.again.pop(0))
         prompts, refill = self.section.prompts, self.rules.refill
         limit = self.taken + (1 + self.section.max_lag) * prompts + self.extra
-        while kept + (0 if refill else dropped_now) < prompts or not kept:
+        while kept + (0 if refill else dropped_now) < prompts or (prompts and not kept):
             self._admit(limit)
             group, refused = self._take()
             self.statistics.step = version
@@ -263,6 +264,8 @@ class Collector:
 
 def version_metrics(rollouts: Sequence[Rollout], step: int) -> dict[str, float]:
     """How old tokens are when step ``step`` (from 0) trains on them, ``step - version``, and how many versions made one response."""
+    if not rollouts:
+        return {}
     spread = [len(set(r.version)) for r in rollouts]
     tokens = sum(len(r.version) for r in rollouts)
     return {

@@ -22,7 +22,8 @@ class RolloutSection(Bounded):
 
     Attributes:
         engine: ``vllm``, ``hf`` (transformers only; for debuggers and machines without vLLM), or your own, ``{type: my_engine.py:Mine}``.
-        prompts: prompt groups a step. n: responses a prompt.
+        prompts: prompt groups a step; 0: nothing is sampled, and the run trains on rows that are there (``data.pairs``, ``labelled``,
+            ``demonstrations``). n: responses a prompt.
         max_lag: steps that generation may run ahead of training; 0 is strictly on-policy.
         pause: what a weight update does to running requests: ``wait`` for them; ``continue`` them under the new weights, which compute the
             tokens so far once more; ``keep`` them going with what the old weights have cached, which costs nothing and is less exact; or
@@ -38,7 +39,7 @@ class RolloutSection(Bounded):
     """
 
     engine: Literal["vllm", "hf"] | EngineSpec = "vllm"
-    prompts: Count = 32
+    prompts: Natural = 32
     n: Count = 8
     max_lag: Natural = 0
     pause: UpdateMode = "wait"
