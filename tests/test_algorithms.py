@@ -45,6 +45,17 @@ def base_rewards(tmp_path_factory: pytest.TempPathFactory, grpo: Path) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, grpo: Path) -> dict[str, Path]:
+    """The model's own responses for the sections of ``data`` that hold rows."""
+    folder = tmp_path_factory.mktemp("files")
+    found = {key: folder / f"{key}.jsonl" for key in ("pairs", "labelled", "demonstrations")}
+    written = [x for key, path in found.items() for x in (f"--{key}", str(path))]
+    asked = ["filter", "configs/tasks/sorting.yaml", "objective=[PPOClip]", "data.size=60", "--model", str(grpo / "start")]
+    assert main([*asked, "--out", str(folder / "kept.jsonl"), *written]) == 0
+    return found
+
+
 def wordings() -> Iterator[str]:
     """Eight questions in three wordings: the same digits in another order."""
     for i, row in enumerate(Sorting(levels=(1,)).rows("train", 8)):
@@ -55,7 +66,7 @@ def wordings() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_algorithm(path: Path, tmp_path: Path, grpo: Path, base_rewards: Path) -> None:
+def test_algorithm(path: Path, tmp_path: Path, grpo: Path, base_rewards: Path, files: dict[str, Path]) -> None:
     lines = path.read_text().splitlines()
     assert len(lines) <= 25 and lines[0].startswith("# ")
     overrides = [
@@ -67,7 +78,10 @@ def test_algorithm(path: Path, tmp_path: Path, grpo: Path, base_rewards: Path) -
         "eval.prompts=4",
         "rollout.max_waste=50",
     ]
-    run = rk.load(path, overrides + ([f"teacher.path={grpo / 'final'}"] if "teacher:" in path.read_text() else []))
+    overrides += [f"teacher.path={grpo / 'final'}"] if "teacher:" in path.read_text() else []
+    run = rk.load(path, overrides)
+    overrides += [f"data.{s.key}={{path: {files[s.key]}, test: {files[s.key]}, per_step: 8}}" for s in run.data.offline]
+    run = rk.load(path, overrides)
     assert run.name == path.stem
     if path.stem == "salsa":
         run = rk.load(path, [*overrides, f"reference.paths=[{grpo / 'start'}, {grpo / 'final'}]"])

@@ -326,12 +326,17 @@ class Filter(Command):
         p.add_argument(
             "--responses", help="also store one solved response of each kept prompt with its log-probs (data.stored)"
         )
+        p.add_argument(
+            "--pairs", help="also write the best response of each kept prompt against its worst (data.pairs)"
+        )
+        p.add_argument("--labelled", help="also write every response with its reward (data.labelled)")
+        p.add_argument("--demonstrations", help="also write the solved responses (data.demonstrations)")
 
     @staticmethod
     def run(a: Namespace) -> int:
-        for option, path in (("--out", a.out), ("--responses", a.responses)):
-            if path is not None:
-                require_file(path, option)
+        for option in ("out", "responses", "pairs", "labelled", "demonstrations"):
+            if vars(a)[option] is not None:
+                require_file(vars(a)[option], f"--{option}")
         run = rk.load(a.config, a.overrides)
         found = rk.filter(run, a.model, n=a.n, low=a.low, high=a.high, soft_value=a.soft_value, rewards=a.rewards)
         found.write(a.out)
@@ -343,6 +348,13 @@ class Filter(Command):
         if a.responses:
             found.write_solved(a.responses)
             print(f"{a.responses}: {len(found.solved)} solved responses with their log-probs")
+        for path, write, what in (
+            (a.pairs, found.write_pairs, "pairs of the best response to a prompt and its worst"),
+            (a.labelled, found.write_labelled, "responses with their rewards"),
+            (a.demonstrations, found.write_demonstrations, "solved responses"),
+        ):
+            if path:
+                print(f"{path}: {write(path)} {what}")
         print(
             f"{a.out}: {len(found.prompts)} of {found.asked} prompts kept (pass rate of {a.n} responses "
             f"{'above' if a.low == 0 else 'from'} {a.low:g} to {a.high:g}). Train on them with:\n"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class Filtered:
     Attributes:
         prompts: those kept, in their order. rows: the same as rows of data, each with its ``pass_rate`` (and ``v_star``, ``base_rewards``).
         solved: one response with a reward of at least 1 for each kept prompt that has one, with its log-probs.
+        answered: all scored responses to the kept prompts, prompt by prompt.
     """
 
     run: Run
@@ -37,15 +39,41 @@ class Filtered:
     prompts: tuple[Prompt, ...]
     rows: tuple[dict[str, Any], ...]
     solved: tuple[Rollout, ...]
+    answered: tuple[Rollout, ...] = ()
 
     def write(self, path: str | Path) -> None:
         """The rows as a JSONL file."""
-        with told("the rows that are kept", "Make room, or give another --out."):
-            replace_file(Path(path), "".join(json.dumps(row, default=str) + "\n" for row in self.rows))
+        _write(path, self.rows)
 
     def write_solved(self, path: str | Path) -> None:
         """The solved responses as a file for ``data.stored``."""
         write_stored(path, self.solved)
+
+    def write_pairs(self, path: str | Path) -> int:
+        """For each kept prompt its best response against its worst, where rewards differ, as a file for ``data.pairs``; returns how many.
+
+        Responses that were cut off are left out here and below: a row of data ends with the token that ends a response.
+        """
+        rows = []
+        for _, group in itertools.groupby(self._ended(), key=lambda r: r.prompt.id):
+            ranked = sorted(group, key=lambda r: r.reward)
+            worst, best = ranked[0], ranked[-1]
+            if best.reward > worst.reward and best.text != worst.text:
+                scores = {"chosen_score": best.reward, "rejected_score": worst.reward}
+                rows.append({**_asked(best.prompt), "chosen": best.text, "rejected": worst.text, **scores})
+        return _write(path, rows)
+
+    def write_labelled(self, path: str | Path) -> int:
+        """Every response with its reward, as a file for ``data.labelled``."""
+        return _write(path, [{**_asked(r.prompt), "response": r.text, "label": r.reward} for r in self._ended()])
+
+    def write_demonstrations(self, path: str | Path) -> int:
+        """The solved responses as a file for ``data.demonstrations``."""
+        solved = (r for r in self.solved if r.finish == "stop" and r.text.strip())
+        return _write(path, [{**_asked(r.prompt), "response": r.text} for r in solved])
+
+    def _ended(self) -> Iterator[Rollout]:
+        return (r for r in self.answered if r.finish == "stop" and r.text.strip())
 
     def settings(self, path: str | Path) -> dict[str, Any]:
         """What of the section ``data`` has to change so that the written file gives these prompts again.
@@ -100,7 +128,7 @@ def filter(
     with running(run, path, prompts) as (engines, scorer):
         scorer.report = say
         rollouts = sample_and_score(engines, scorer, prompts, n, dataclasses.replace(run.sampling, seed=run.seed))
-    kept, rows, solved = list[Prompt](), list[dict[str, Any]](), list[Rollout]()
+    kept, rows, solved, answered = list[Prompt](), list[dict[str, Any]](), list[Rollout](), list[Rollout]()
     for i, p in enumerate(prompts):
         group = rollouts[i * n : (i + 1) * n]
         found = [r.reward for r in group if not math.isnan(r.reward)]
@@ -108,6 +136,7 @@ def filter(
         if rate is None or not (low < rate <= high if low == 0 and not rewards else low <= rate <= high):
             continue
         kept.append(p)
+        answered += [r for r in group if not math.isnan(r.reward)]
         solved += [r for r in group if r.reward >= 1][:1]
         row = {"id": p.id, "prompt": p.text, "answer": p.answer, **p.columns, "pass_rate": rate}
         if soft_value is not None:
@@ -115,7 +144,19 @@ def filter(
         if rewards:
             row["base_rewards"] = found
         rows.append(row)
-    return Filtered(run, tokenizer, len(prompts), tuple(kept), tuple(rows), tuple(solved))
+    return Filtered(run, tokenizer, len(prompts), tuple(kept), tuple(rows), tuple(solved), tuple(answered))
+
+
+def _write(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Rows as a JSONL file; how many they are."""
+    with told("the rows that are kept", "Make room, or give another file."):
+        replace_file(Path(path), "".join(json.dumps(row, default=str) + "\n" for row in rows))
+    return len(rows)
+
+
+def _asked(p: Prompt) -> dict[str, Any]:
+    """A prompt as a row holds it: before its template, which is applied again where the row is read."""
+    return {"id": p.id, "prompt": list(p.columns["messages"]) if "messages" in p.columns else p.columns["question"]}
 
 
 def _soft_value(rewards: Sequence[float], beta: float) -> float:

@@ -77,7 +77,7 @@ def source_of(given: Any, where: str) -> Source | None:
         return given
     if isinstance(given, Path):
         return str(given)
-    if isinstance(given, list | tuple) and all(isinstance(name, str) for name in given):
+    if isinstance(given, list | tuple) and given and all(isinstance(name, str) for name in given):
         return tuple(given)
     return Rows.of(given, where)
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from rlkit.learner.plan import cut, minibatches, optimizer_steps, pack, take
 from rlkit.objective import Term, loss, normalise
 from rlkit.objective.divergences import KL
-from rlkit.objective.losses import ClipCov, PPOClip, Reinforce
+from rlkit.objective.losses import NLL, REBEL, ClipCov, PPOClip, Reinforce
+from rlkit.objective.preference import DPO
 from rlkit.types import Batch, New, Prompt, Rollout
 
 pytestmark = pytest.mark.slow
@@ -86,6 +87,44 @@ def test_every_split_has_the_gradient_of_the_whole(n: int, packed: bool) -> None
                     assert known[key].norm() > 1e-3
                 got = gradient((m for micros in shards for m in micros), terms, coefs)
                 torch.testing.assert_close(got, known[key], rtol=1e-12, atol=1e-14)
+
+
+SIZES = ((3, 9), (1, 2), (7, 4), (2, 2))  # tokens of the better and of the worse response of each pair
+
+
+def pairs_and_others() -> Batch:
+    """Offline pairs, a demonstration, and a group of sampled responses that are compared with each other, one of them in two pairs."""
+    rollouts = []
+    for g, sizes in enumerate(SIZES):
+        prompt = Prompt(f"p{g}", tuple(range(2 + g)), "")
+        for source, n in zip(("chosen", "rejected"), sizes, strict=True):
+            rollouts.append(Rollout.given(prompt, [(3 * k + n) % V for k in range(n)], source=source, group=g))
+    rollouts.append(Rollout.given(Prompt("d", (1, 2), ""), [4, 5, 6], source="dataset", group=4))
+    for k in range(3):
+        rollouts.append(Rollout.given(Prompt("s", (3,), ""), [1, k, 2], group=5, reward=float(k)))
+    b = Batch.from_rollouts(rollouts).map(lambda t: t.double() if t.is_floating_point() else t)
+    ref = torch.linspace(-3, -1, b.N, dtype=torch.float64)
+    return b.with_logp(ref=ref).replace(pairs=torch.cat([b.pairs, torch.tensor([[11, 9], [11, 10]])]))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_pairs_stay_whole_and_have_the_gradient_of_the_whole_batch_however_it_is_cut(packed: bool) -> None:
+    terms = (DPO(beta=0.7), NLL(on="chosen", reduce="seq"), NLL(on="dataset"), DPO(on="policy"), REBEL())
+    coefs = (1.0, 0.2, 0.5, 0.3, 0.1)
+    b = pairs_and_others()
+    for count, ranks, max_tokens in itertools.product((1, 2), (1, 2, 3), (1, 14, 30, 99)):
+        steps = optimizer_steps(
+            b, terms, epochs=1, count=count, ranks=ranks, max_tokens=max_tokens, seed=0, packed=packed
+        )
+        for shards, index in zip(steps, minibatches(b, 1, count, seed=0), strict=True):
+            whole = take(b, index.tolist())
+            want = gradient(iter([whole.replace(norm=normalise(terms, whole))]), terms, coefs)
+            micros = [m for shard in shards for m in shard]
+            assert sum(m.P for m in micros) == whole.P and len({len(shard) for shard in shards}) == 1
+            assert want.norm() > 1e-3
+            torch.testing.assert_close(gradient(iter(micros), terms, coefs), want, rtol=1e-12, atol=1e-14)
+    [[micros]] = optimizer_steps(b, terms, epochs=1, count=1, ranks=1, max_tokens=1, seed=0, packed=packed)
+    assert sorted(m.S for m in micros) == [1, 2, 2, 2, 2, 3], "what is compared is together, and nothing else"
 
 
 def snapshot(b: Batch) -> dict[str, object]:

@@ -1,0 +1,221 @@
+"""Runs on rows that are there already, alone and beside what is sampled: what they learn, leave, resume, and refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import rlkit as rk
+from rlkit.data.tasks import Sorting
+from rlkit.errors import ConfigError, InputError
+from rlkit.objective import On, Reduce
+from rlkit.objective.preference import log_ratio
+from tests.test_exact_resume import same
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels(rk.Term):
+    """A loss of the user's on labelled responses that compares with the mean log-ratio of responses to other prompts."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"ref", "mismatched"})
+    on: On = "labelled"
+    reduce: Reduce = "sum"
+
+    def mark(self, b: rk.Batch, generator: torch.Generator) -> Tensor:
+        assert b.S == 4 and bool((b.cols["mismatched"] != 0).any() | torch.equal(b.logp["old"], b.logp["ref"]))
+        return b.cols["mismatched"].mean().clamp(min=0).expand(b.N)
+
+    def score(self, new: rk.New, b: rk.Batch) -> Tensor:
+        return log_ratio(new, b)
+
+    def __call__(self, new: rk.New, b: rk.Batch) -> Tensor:
+        moved = log_ratio(new, b) - b.seq_mean(b.marks[self.name])
+        return torch.sigmoid(torch.where(b.reward > 0.5, -moved, moved))
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """Digits in order are right; in any other order, or with one more, wrong."""
+    draw, pairs = random.Random(0), []
+    for row in Sorting(levels=(1,)).rows("train", 28):
+        right = str(row["answer"])
+        wrong = "".join(draw.sample(right, len(right))) + draw.choice("123")
+        pairs.append({"prompt": row["prompt"], "chosen": right, "rejected": wrong, "weight": 2.0})
+    labelled = [
+        {"prompt": p["prompt"], "response": p[half], "label": half == "chosen"}
+        for p in pairs
+        for half in ("chosen", "rejected")
+    ]
+    return {
+        "pairs": write(tmp_path / "pairs.jsonl", pairs[:20]),
+        "test": write(tmp_path / "test.jsonl", pairs[20:]),
+        "labelled": write(tmp_path / "labelled.jsonl", labelled),
+        "demonstrations": write(
+            tmp_path / "demonstrations.jsonl", [{"prompt": p["prompt"], "completion": p["chosen"]} for p in pairs]
+        ),
+    }
+
+
+@pytest.fixture
+def offline(small: dict[str, Any], files: dict[str, str]) -> dict[str, Any]:
+    """DPO on pairs, and nothing else."""
+    kept = {key: small[key] for key in ("out", "model", "log")}
+    return {
+        **kept,
+        "name": "dpo",
+        "steps": 6,
+        "data": {"pairs": {"path": files["pairs"], "test": files["test"], "per_step": 8}},
+        "objective": [{"type": "DPO", "beta": 0.5}],
+        "learner": {"lr": 1e-3},
+        "eval": {"every": 3},
+        "checkpoint": {"minutes": None},
+    }
+
+
+def test_dpo_raises_the_margin_without_an_engine_and_goes_on_bit_by_bit(
+    offline: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = rk.load(offline)
+    whole = rk.train(run.replace(name="whole"))
+    said = capsys.readouterr().out
+    assert "Starting in this process: no engine, torch learner" in said and "accuracy    margin" in said
+    assert "data.pairs: 20 rows, 8 a step: an epoch is 2.5 steps" in said and "rollouts.jsonl" not in said
+    rows, held_out = whole.metrics(), whole.held_out()
+    assert [h.step for h in held_out] == [0, 3, 6] and all(h.rows == 8 and h.prompts == 0 for h in held_out)
+    first, last = held_out[0].measured, held_out[-1].measured
+    assert first["margin/DPO"] == pytest.approx(0, abs=1e-6) and first["loss/DPO"] == pytest.approx(0.6931, abs=1e-4)
+    assert (
+        last["margin/DPO"] > 0.05
+        and held_out[-1].score == last["accuracy/DPO"] == 1
+        and last["nll/chosen"] < first["nll/chosen"]
+    )
+    assert rows[-1]["margin/DPO"] > rows[1]["margin/DPO"] > 0 and rows[-1]["data/epoch/pairs"] == 2.4
+    assert "reward/mean" not in rows[-1] and not (whole / "rollouts.jsonl").exists()
+    for step in rk.steps(run, quiet=True):
+        if step.number == 4:
+            break
+    same(whole, rk.train(run, resume=True, quiet=True))
+    tokenizer = whole.tokenizer()
+    assert whole.model().generate(**tokenizer("12>", return_tensors="pt"), max_new_tokens=2).shape == (1, 5)
+
+
+def test_a_run_does_not_depend_on_how_its_batches_are_cut_or_laid_out(offline: dict[str, Any]) -> None:
+    plain = {**offline, "steps": 2, "eval": {"prompts": 0}, "probe": {"final": False}}
+    plain["objective"] = [*plain["objective"], {"type": "NLL", "on": "chosen", "coef": 0.1, "reduce": "seq"}]
+    found = []
+    for name, section in {
+        "packed": {"packed": True},
+        "padded": {"packed": False},
+        "a pair at a time": {"packed": True, "max_tokens": 1},
+        "a padded pair at a time": {"packed": False, "max_tokens": 1},
+    }.items():
+        folder = rk.train(rk.load({**plain, "name": name, "learner": {"lr": 1e-3, **section}}), quiet=True)
+        found.append((folder.metrics(), load_file(folder / "final" / "model.safetensors")))
+    for rows, weights in found[1:]:
+        for row, want in zip(rows, found[0][0], strict=True):
+            for key in (
+                "loss/DPO",
+                "loss/NLL",
+                "margin/DPO",
+                "chosen/DPO",
+                "nll/rejected",
+                "learner/grad_norm",
+                "learner/tokens",
+            ):
+                assert row[key] == pytest.approx(want[key], rel=1e-4, abs=1e-5), key
+        assert all(torch.allclose(weights[k], found[0][1][k], atol=2e-5) for k in weights)
+
+
+def test_sampled_and_given_rows_stand_in_one_batch(small: dict[str, Any], files: dict[str, str]) -> None:
+    small["data"] |= {key: {"path": files[key], "per_step": 4} for key in ("pairs", "labelled", "demonstrations")}
+    run = rk.load({**small, "steps": 2, "pairing": {"type": "BestWorst"}, "probe": {"every": 0}})
+    terms = [*run.objective, rk.DPO(), rk.NLL(on="dataset", coef=0.1), Labels(), rk.DPO(on="policy", coef=0.5)]
+    folder = rk.train(dataclasses.replace(run, objective=tuple(terms[:-1])), quiet=True)
+    rows = folder.metrics()
+    names = [
+        "loss/PPOClip",
+        "loss/DPO",
+        "loss/NLL",
+        "loss/Labels",
+        "margin/DPO",
+        "accuracy/DPO",
+        "chosen/Labels",
+        "rejected/Labels",
+    ]
+    names += ["reward/mean", "kl/ref", "nll/chosen", "nll/dataset", "nll/labelled", "data/epoch/labelled", "data/epoch"]
+    assert all(name in row for row in rows for name in names) and rows[0]["batch/sequences"] == 16
+    assert all(h.score is not None for h in folder.held_out())
+    own = rk.train(
+        run.replace(name="own", objective=[terms[-1]], data={"pairs": None, "labelled": None, "demonstrations": None}),
+        quiet=True,
+    )
+    assert (
+        all(row["loss/DPO"] > 0 and "nll/chosen" not in row for row in own.metrics())
+        and own.metrics()[1]["margin/DPO"] != 0
+    )
+
+
+def test_a_run_on_rows_answers_held_out_prompts_by_its_own_model(small: dict[str, Any], files: dict[str, str]) -> None:
+    small["data"] |= {"labelled": {"path": files["labelled"], "test": files["labelled"], "test_size": 6, "per_step": 4}}
+    run = rk.load({**small, "steps": 2, "rollout": {"prompts": 0}, "eval": {"prompts": 4, "every": 1}})
+    folder = rk.train(dataclasses.replace(run, objective=(Labels(),)), quiet=True)
+    for h in folder.held_out():
+        assert (
+            h.prompts == 4
+            and h.rows == 6
+            and h.score is not None
+            and {"loss/Labels", "nll/labelled"} <= h.measured.keys()
+        )
+    assert (
+        len((folder / "eval_samples.jsonl").read_text().splitlines()) == 12
+        and run.engine is not None
+        and run.shares_weights
+    )
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "a term on pairs without pairs": ({"data": {"demonstrations": "x.jsonl"}}, r"DPO reads on: pairs, but data.pairs is not set. Name a file: data: \{pairs: rows.jsonl\}."),
+    "rows that nothing reads": ({"data": {"pairs": "x.jsonl", "labelled": "y.jsonl"}}, "data.labelled is set, but no term reads it. Add one with on: labelled"),
+    "a term on samples": ({"objective": [{"type": "DPO"}, {"type": "KL"}]}, r"KL_k2?.* reads responses that are sampled \(on: policy\), but this run samples none. Say which rows it reads \(on: chosen, rejected\)"),
+    "advantages of rows": ({"objective": [{"type": "PPOClip", "on": "chosen"}]}, "PPOClip needs 'adv', which only responses have that the run samples; on: chosen reads rows of data"),
+    "an engine section": ({"rollout": {"engine": "hf", "n": 4}}, "rollout is set, but data has no prompts to sample .* starts no engine. Leave rollout out"),
+    "options of an engine": ({"vllm": {"max_num_seqs": 4}}, "vllm is set, but no engine of vLLM starts"),
+    "no reference": ({"reference": None}, r"DPO compares with anchor 'ref', but reference is null. Set reference: \{type: Frozen\}"),
+    "cut distributions": ({"sampling": {"top_p": 0.9}}, "rows of data hold tokens that are cut off: their log-prob would be -inf"),
+    "more minibatches than pairs": ({"learner": {"minibatches": 9}}, r"a step has only 8 prompt groups \(per_step of the rows of data\)"),
+    "pairs of samples without a rule": ({"objective": [{"type": "DPO"}, {"type": "DPO", "on": "policy"}]}, "compares a step's own responses (.|\n)*Set pairing: {type: BestWorst}"),
+    "a rule without samples": ({"pairing": {"type": "BestWorst"}}, "pairing is set, but no term compares a step's own responses"),
+    "penalties of samples": ({"reward_penalties": [{"type": "KLReward"}]}, "reward_penalties is about responses that are sampled, but this run samples none"),
+    "prompts without rewards": ({"data": {"pairs": "x.jsonl", "test": "p.jsonl"}}, "rewards is empty"),
+    "a column that rows lack": ({"objective": [{"type": "DPO"}, {"type": "AStar", "on": "chosen", "coef": 0.1}]}, "AStar reads the column 'v_star', but 40 of 40 prompts have no number there"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_does_not_fit_is_said_before_anything_is_made(offline: dict[str, Any], name: str) -> None:
+    change, says = WRONG[name]
+    with pytest.raises(InputError, match=says):
+        rk.train(rk.load({**offline, **change}), quiet=True)
+    assert not Path(offline["out"]).exists()
+
+
+def test_prompts_are_still_needed_where_nothing_else_is_there(small: dict[str, Any]) -> None:
+    small["objective"] = [{"type": "NLL"}]
+    with pytest.raises(ConfigError, match=r"rollout.prompts is 0, but data has no rows to train on."):
+        rk.train(rk.load({**small, "rollout": {"prompts": 0}}), quiet=True)
