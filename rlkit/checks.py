@@ -179,6 +179,22 @@ def _rows(run: Run) -> Iterator[str]:
             yield f"{name} is about responses that are sampled, but this run samples none. Leave it out."
 
 
+def _precomputed(run: Run) -> Iterator[str]:
+    """Kept log-probs of rows of data are all that is compared with the reference."""
+    if run.reference is None or run.reference.kept is None:
+        return
+    if not run.data.offline:
+        yield "reference.precompute keeps log-probs of rows of data, but data has none. Leave it out."
+    more = {"ref_full", "mismatched"}
+    others = [t.name for t in run.objective if t.needs & more or ("ref" in t.needs and t.on == "policy")]
+    others += [type(p).__name__ for p in (run.advantage, *run.reward_penalties) if run.online and "ref" in p.needs]
+    if others:
+        yield (
+            f"reference.precompute keeps log-probs of rows of data, but {', '.join(others)} compares more than those with the reference. "
+            "Leave it out."
+        )
+
+
 def _reads(term: Term, spec: Offline) -> bool:
     return bool({term.on, *(("chosen", "rejected") if term.on == "pairs" else ())} & set(spec.sources))
 
@@ -313,6 +329,7 @@ def _rewards(run: Run) -> Iterator[str]:
 CHECKS = (
     _stored_rows,
     _rows,
+    _precomputed,
     _anchors,
     _whole_distributions,
     _values,

@@ -80,7 +80,10 @@ def standard_error(values: Sequence[float]) -> float:
 
 def measure_rows(s: Session) -> dict[str, float]:
     """What the terms and the log-probs say of the held-out rows, by the names of a step's metrics."""
-    batch = s.batch(s.feed.held_out)
+    rollouts = list[Rollout]()
+    for rows in s.feed.held_out:
+        rollouts += rows.all(rollouts[-1].group + 1 if rollouts else 0)
+    batch = s.batch(rollouts)
     stats = s.fleet.learners.measure(batch, s.controls.terms.values())
     return {name: value for name, value in stats.as_dict().items() if name != "loss/total"}
 
@@ -94,7 +97,8 @@ def score_of_rows(run: Run, measured: Mapping[str, float]) -> float | None:
 
 def evaluate(s: Session, step: int) -> HeldOut:
     """The model of now on held-out prompts and rows, written down and said; what is in ``eval.jsonl`` is not measured again."""
-    section, start, prompts, rows = s.run.eval, time.perf_counter(), s.feed.test, len(s.feed.held_out)
+    section, start, prompts = s.run.eval, time.perf_counter(), s.feed.test
+    rows = sum(len(x.rows) for x in s.feed.held_out)
     temperature = s.feed.sampling.temperature if section.temperature is None else section.temperature
     earlier = s.record.folder.held_out()
     for known in earlier:

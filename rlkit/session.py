@@ -37,10 +37,12 @@ from rlkit.data.examples import ExampleRows, read_examples
 from rlkit.data.prompts import first_of_each, load_prompts, overlap, preview
 from rlkit.data.statistics import PromptStatistics
 from rlkit.data.stored import Drawn, StoredRows
+from rlkit.data.tasks import Split
 from rlkit.files import Appender, replace_file, told
 from rlkit.model.endings import Endings
 from rlkit.objective.coefficients import Coefficients
 from rlkit.objective.oracle import dishonest
+from rlkit.precompute import Kept, compute, with_reference
 from rlkit.record.alarms import Alarms
 from rlkit.record.checkpoint import Cadence, Checkpoints
 from rlkit.record.drift import Drift
@@ -65,6 +67,7 @@ class Feed:
 
     Attributes:
         drawn: rows that join every batch. examples: those of them that somebody else wrote. held_out: such rows that are only measured.
+        ref_known: the reference's log-probs of these rows are kept, and nothing else is compared with it.
     """
 
     tokenizer: Any
@@ -75,7 +78,8 @@ class Feed:
     sampling: Sampling
     drawn: tuple[Drawn, ...]
     examples: tuple[ExampleRows, ...]
-    held_out: list[Rollout]
+    held_out: tuple[ExampleRows, ...]
+    ref_known: bool
 
 
 @dataclass
@@ -135,7 +139,8 @@ class Session:
     def batch(self, rollouts: Sequence[Rollout]) -> Batch:
         """The batch of these responses, with the log-probs that terms read before the update."""
         run, learners = self.run, self.fleet.learners
-        b = learners.annotate(Batch.from_rollouts(rollouts, run.columns), run.passes)
+        passes = [name for name in run.passes if name != "ref" or not self.feed.ref_known]
+        b = learners.annotate(Batch.from_rollouts(rollouts, run.columns), passes)
         labelled = [r for r in rollouts if r.source == "labelled"]
         if "mismatched" in run.needs and labelled:
             others = [
@@ -183,7 +188,7 @@ class Inputs:
     scorer: Scorer
     stored: StoredRows | None
     examples: tuple[ExampleRows, ...]
-    held_out: list[Rollout]
+    held_out: tuple[ExampleRows, ...]
     interrupt: Interruption | None
     context: int
 
@@ -235,6 +240,10 @@ def open_session(
             found = Found(True, *_checkpoints(run, folder).newest_whole(), changes)
         # Everything that can be wrong is found before the run folder is made: a run that cannot start leaves nothing behind.
         given = _inputs(run, stack, notes)
+        if run.model.warm_up is None and run.model.path is not None:  # else there is no start model yet
+            kept = _kept(run, run.model.path, given)
+            if kept is not None:
+                kept.read()
         if run.cluster is not None:
             connect(run.cluster, say=notes.append, engines=None if run.engine is not None else 0)
             stop.install()  # Ray has set handlers of its own
@@ -254,7 +263,7 @@ def open_session(
         for line in (*notes, *_shown(given)):
             log.say(line)
         record = _record(run, folder, log, given, found, started)
-        fleet = _fleet(run, folder, given, log, stack)
+        fleet, given = _fleet(run, folder, given, log, stack)
         lengths = LengthState(run.rollout.lengths) if run.rollout.lengths and run.online else None
         session = Session(
             run,
@@ -279,9 +288,10 @@ def _inputs(run: Run, stack: contextlib.ExitStack, notes: list[str]) -> Inputs:
     test = first_of_each(load_prompts(run.data, "test", tokenizer, notes.append), run.eval.prompts)
     notes += filter(None, [overlap(train, test)])
     prompts, wrong = [*train, *test], Findings()
-    examples, held_out = tuple[ExampleRows, ...](), list[Rollout]()
+    examples, held_out = tuple[ExampleRows, ...](), tuple[ExampleRows, ...]()
     with wrong:
-        examples, held_out = _examples(run, tokenizer, notes.append)
+        examples = _examples(run, "train", tokenizer, notes.append)
+        held_out = _examples(run, "test", tokenizer, notes.append)
     with wrong:
         if prompts:
             scorer.check(list(prompts[0].columns))
@@ -294,23 +304,21 @@ def _inputs(run: Run, stack: contextlib.ExitStack, notes: list[str]) -> Inputs:
     stored = StoredRows(run.data.stored, tokenizer, run.seed) if run.data.stored else None
     section = run.rollout.interrupt
     interrupt = None if section is None else Interruption(section, tokenizer, run.sampling.max_tokens)
-    longest = [e.length for rows in examples for row in rows.rows for e in row]
-    longest += [len(r.prompt.token_ids) + len(r.tokens) for r in held_out]
-    context = context_length(run, prompts, run.model.path, max([stored.longest if stored else 0, *longest]))
+    longest = max((e.length for rows in (*examples, *held_out) for row in rows.rows for e in row), default=0)
+    context = context_length(run, prompts, run.model.path, max(longest, stored.longest if stored else 0))
     notes += scorer.trial(prompts[0]) if prompts else ()
     return Inputs(tokenizer, train, test, scorer, stored, examples, held_out, interrupt, context)
 
 
-def _examples(run: Run, tokenizer: Any, say: Callable[[str], None]) -> tuple[tuple[ExampleRows, ...], list[Rollout]]:
-    """The rows that somebody else wrote: those that are trained on, by section, and those that are only measured."""
-    rows, held_out = list[ExampleRows](), list[Rollout]()
+def _examples(run: Run, split: Split, tokenizer: Any, say: Callable[[str], None]) -> tuple[ExampleRows, ...]:
+    """The rows that somebody else wrote, by section: those that are trained on, or those that are only measured."""
+    found = list[ExampleRows]()
     for spec in run.data.offline:
         end, context = Endings(tokenizer, frozenset()).last, context_of(run.model.path)
-        rows.append(ExampleRows(spec, read_examples(run.data, spec, "train", tokenizer, end, context, say), run.seed))
-        test = read_examples(run.data, spec, "test", tokenizer, end, context, say)
-        first = held_out[-1].group + 1 if held_out else 0
-        held_out += [e.rollout(first + i) for i, row in enumerate(test) for e in row]
-    return tuple(rows), held_out
+        rows = read_examples(run.data, spec, split, tokenizer, end, context, say)
+        if rows:
+            found.append(ExampleRows(spec, rows, run.seed))
+    return tuple(found)
 
 
 def _shown(given: Inputs) -> Iterator[str]:
@@ -347,12 +355,39 @@ def seeded(run: Run) -> Sampling:
     return dataclasses.replace(run.sampling, seed=run.seed) if own_seeds else run.sampling
 
 
-def _fleet(run: Run, folder: Path, given: Inputs, log: RunLog, stack: contextlib.ExitStack) -> Fleet:
+def _fleet(run: Run, folder: Path, given: Inputs, log: RunLog, stack: contextlib.ExitStack) -> tuple[Fleet, Inputs]:
+    """What computes; and the rows of data, with the reference's log-probs where those are kept."""
     path = start_model(run, folder, given.train, given.tokenizer, given.context, log.say)
-    learners, engines = _workers(run, path, given.context, folder, log)
+    kept, found = _kept(run, path, given), None
+    if kept is not None:
+        found = kept.read()
+    # Until the first update the model that is trained is the reference, unless that is another one or an adapter is in between.
+    by_policy = run.reference is not None and run.reference.is_start and run.peft is None
+    needs = run.needs - {"ref"} if kept is not None and (found is not None or by_policy) else run.needs
+    learners, engines = _workers(run, path, needs, given.context, folder, log)
     stack.callback(learners.close)
     stack.callback(engines.close)
-    return Fleet(learners, engines, WeightSync(learners, engines, run.rollout.pause))
+    if kept is not None:
+        sets = (*given.examples, *given.held_out)
+        if found is None:
+            log.say(
+                f"  log-probs of the reference on {sum(len(s.rows) for s in sets)} rows are computed and kept in {kept.path}"
+            )
+            found = compute(learners, sets, "old" if by_policy else "ref")
+            kept.write(found)
+            learners.forget("ref")
+        sets = with_reference(sets, iter(found))
+        n = len(given.examples)
+        given = dataclasses.replace(given, examples=sets[:n], held_out=sets[n:])
+    return Fleet(learners, engines, WeightSync(learners, engines, run.rollout.pause)), given
+
+
+def _kept(run: Run, start: str, given: Inputs) -> Kept | None:
+    """The file that keeps the reference's log-probs of the rows of data; None: they are computed in every step."""
+    if run.reference is None or run.reference.kept is None or "ref" not in run.needs:
+        return None
+    model = next(iter(run.reference.models), start)
+    return Kept.of(run.reference.kept, model, (*given.examples, *given.held_out), run.sampling.temperature)
 
 
 def _feed(run: Run, given: Inputs, engines: EngineGroup, record: Record, stack: contextlib.ExitStack) -> Feed:
@@ -369,7 +404,6 @@ def _feed(run: Run, given: Inputs, engines: EngineGroup, record: Record, stack: 
         witness=record.drift.see,
     )
     stack.callback(collector.close)
-    drawn: tuple[Drawn, ...] = given.examples if given.stored is None else (*given.examples, given.stored)
     return Feed(
         given.tokenizer,
         given.train,
@@ -377,9 +411,10 @@ def _feed(run: Run, given: Inputs, engines: EngineGroup, record: Record, stack: 
         given.scorer,
         collector,
         sampling,
-        drawn,
+        given.examples if given.stored is None else (*given.examples, given.stored),
         given.examples,
         given.held_out,
+        any(rows.ref is not None for rows in given.examples),
     )
 
 
@@ -390,7 +425,7 @@ def _checkpoints(run: Run, folder: Path) -> Checkpoints:
 
 
 def _workers(
-    run: Run, model_path: str, max_model_len: int, folder: Path, log: RunLog
+    run: Run, model_path: str, needs: frozenset[str], max_model_len: int, folder: Path, log: RunLog
 ) -> tuple[LearnerGroup, EngineGroup]:
     start = time.monotonic()
     trainer = (
@@ -406,7 +441,7 @@ def _workers(
         else f"Starting on Ray: {f'{cluster.engines} {label}(s)' if label else 'no engine'}, {cluster.learners} {trainer} learner(s) ..."
     )
     learners, engines = start_workers(
-        run.learner_setup(model_path),
+        run.learner_setup(model_path, needs),
         kind,
         run.engine_setup(model_path, max_model_len),
         cluster,

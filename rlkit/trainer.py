@@ -123,7 +123,8 @@ class Steps:
             s.fleet.sync.publish(step)
             s.probe(step)
             reference = s.run.reference
-            if step == 0 and reference is not None and reference.is_start and "ref" in s.run.passes:
+            compared = reference is not None and "ref" in s.run.passes and not s.feed.ref_known
+            if step == 0 and reference is not None and compared and reference.is_start:
                 probe_reference(s.fleet.learners, s.sampled(), s.run.probe_tolerance)
             evaluate_when_due(s, step)
             while step < s.run.steps and not stalled(s) and not stop.finished:

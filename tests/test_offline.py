@@ -16,9 +16,11 @@ from torch import Tensor
 
 import rlkit as rk
 from rlkit.data.tasks import Sorting
-from rlkit.errors import ConfigError, InputError
+from rlkit.errors import ConfigError, DataError, InputError
+from rlkit.learner.learner import Learner
 from rlkit.objective import On, Reduce
 from rlkit.objective.preference import log_ratio
+from rlkit.samples import SOURCES
 from tests.test_exact_resume import same
 
 pytestmark = pytest.mark.slow
@@ -33,7 +35,7 @@ class Labels(rk.Term):
     reduce: Reduce = "sum"
 
     def mark(self, b: rk.Batch, generator: torch.Generator) -> Tensor:
-        assert b.S == 4 and bool((b.cols["mismatched"] != 0).any() | torch.equal(b.logp["old"], b.logp["ref"]))
+        assert b.S in (4, 6) and bool((b.source == SOURCES.index("labelled")).all())
         return b.cols["mismatched"].mean().clamp(min=0).expand(b.N)
 
     def score(self, new: rk.New, b: rk.Batch) -> Tensor:
@@ -100,11 +102,7 @@ def test_dpo_raises_the_margin_without_an_engine_and_goes_on_bit_by_bit(
     assert [h.step for h in held_out] == [0, 3, 6] and all(h.rows == 8 and h.prompts == 0 for h in held_out)
     first, last = held_out[0].measured, held_out[-1].measured
     assert first["margin/DPO"] == pytest.approx(0, abs=1e-6) and first["loss/DPO"] == pytest.approx(0.6931, abs=1e-4)
-    assert (
-        last["margin/DPO"] > 0.05
-        and held_out[-1].score == last["accuracy/DPO"] == 1
-        and last["nll/chosen"] < first["nll/chosen"]
-    )
+    assert last["margin/DPO"] > 0.3 and held_out[-1].score == last["accuracy/DPO"] >= 0.75
     assert rows[-1]["margin/DPO"] > rows[1]["margin/DPO"] > 0 and rows[-1]["data/epoch/pairs"] == 2.4
     assert "reward/mean" not in rows[-1] and not (whole / "rollouts.jsonl").exists()
     for step in rk.steps(run, quiet=True):
@@ -142,9 +140,42 @@ def test_a_run_does_not_depend_on_how_its_batches_are_cut_or_laid_out(offline: d
         assert all(torch.allclose(weights[k], found[0][1][k], atol=2e-5) for k in weights)
 
 
+def test_kept_log_probs_of_the_reference_change_nothing_and_take_its_place(
+    offline: dict[str, Any], tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = rk.load({**offline, "steps": 2, "eval": {"every": 1}})
+    kept = plain.replace(name="kept", reference={"precompute": str(tmp_path / "kept" / "ref.pt")})
+    want = rk.train(plain, quiet=True)
+
+    def no_second_model(self: Any, path: str | None) -> Any:
+        raise AssertionError("a second model was loaded")
+
+    monkeypatch.setattr(Learner, "load_frozen", no_second_model)
+    for _ in range(2):  # computes, then reads
+        found = rk.train(kept, quiet=True)
+        for row, other in zip(want.metrics(), found.metrics(), strict=True):
+            assert row["loss/DPO"] == pytest.approx(other["loss/DPO"], rel=1e-5) and row["margin/DPO"] == pytest.approx(
+                other["margin/DPO"], abs=1e-5
+            )
+        assert found.held_out()[-1].measured["margin/DPO"] == pytest.approx(
+            want.held_out()[-1].measured["margin/DPO"], abs=1e-5
+        )
+    for change, says in (
+        ({"model.path": str(want.final)}, "ref.pt holds log-probs of another model"),
+        ({"data.pairs.path": offline["data"]["pairs"]["test"]}, "ref.pt holds log-probs of another rows"),
+        ({"sampling.temperature": 0.5}, "ref.pt holds log-probs of another temperature"),
+    ):
+        with pytest.raises(DataError, match=says):
+            rk.train(kept.replace({"name": "refused", **change}), quiet=True)
+    assert not (Path(offline["out"]) / "refused").exists()
+    (tmp_path / "kept" / "ref.pt").write_bytes(b"no file of tensors")
+    with pytest.raises(DataError, match=r"ref\.pt holds log-probs of something else\. Remove it"):
+        rk.train(kept, quiet=True)
+
+
 def test_sampled_and_given_rows_stand_in_one_batch(small: dict[str, Any], files: dict[str, str]) -> None:
     small["data"] |= {key: {"path": files[key], "per_step": 4} for key in ("pairs", "labelled", "demonstrations")}
-    run = rk.load({**small, "steps": 2, "pairing": {"type": "BestWorst"}, "probe": {"every": 0}})
+    run = rk.load({**small, "steps": 2, "probe": {"every": 0}})
     terms = [*run.objective, rk.DPO(), rk.NLL(on="dataset", coef=0.1), Labels(), rk.DPO(on="policy", coef=0.5)]
     folder = rk.train(dataclasses.replace(run, objective=tuple(terms[:-1])), quiet=True)
     rows = folder.metrics()
@@ -155,20 +186,15 @@ def test_sampled_and_given_rows_stand_in_one_batch(small: dict[str, Any], files:
         "loss/Labels",
         "margin/DPO",
         "accuracy/DPO",
-        "chosen/Labels",
-        "rejected/Labels",
     ]
     names += ["reward/mean", "kl/ref", "nll/chosen", "nll/dataset", "nll/labelled", "data/epoch/labelled", "data/epoch"]
-    assert all(name in row for row in rows for name in names) and rows[0]["batch/sequences"] == 16
+    assert [name for name in names if any(name not in row for row in rows)] == [] and rows[0]["batch/sequences"] == 16
+    assert {"chosen/Labels", "rejected/Labels"} <= {name for row in rows for name in row}
     assert all(h.score is not None for h in folder.held_out())
-    own = rk.train(
-        run.replace(name="own", objective=[terms[-1]], data={"pairs": None, "labelled": None, "demonstrations": None}),
-        quiet=True,
-    )
-    assert (
-        all(row["loss/DPO"] > 0 and "nll/chosen" not in row for row in own.metrics())
-        and own.metrics()[1]["margin/DPO"] != 0
-    )
+    data = {"pairs": None, "labelled": None, "demonstrations": None}
+    own = run.replace(name="own", objective=[terms[-1]], pairing=rk.BestWorst(), data=data)
+    rows = rk.train(own, quiet=True).metrics()
+    assert all(row["loss/DPO"] > 0 and "nll/chosen" not in row for row in rows) and rows[1]["margin/DPO"] != 0
 
 
 def test_a_run_on_rows_answers_held_out_prompts_by_its_own_model(small: dict[str, Any], files: dict[str, str]) -> None:
@@ -203,6 +229,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a rule without samples": ({"pairing": {"type": "BestWorst"}}, "pairing is set, but no term compares a step's own responses"),
     "penalties of samples": ({"reward_penalties": [{"type": "KLReward"}]}, "reward_penalties is about responses that are sampled, but this run samples none"),
     "prompts without rewards": ({"data": {"pairs": "x.jsonl", "test": "p.jsonl"}}, "rewards is empty"),
+    "kept log-probs of other rows": ({"objective": [{"type": "DPO"}, {"type": "FullDivergence", "on": "chosen"}], "reference": {"type": "Frozen", "precompute": "x.pt"}}, "reference.precompute keeps log-probs of rows of data, but .* compares more than those"),
     "a column that rows lack": ({"objective": [{"type": "DPO"}, {"type": "AStar", "on": "chosen", "coef": 0.1}]}, "AStar reads the column 'v_star', but 40 of 40 prompts have no number there"),
 }  # fmt: skip
 

@@ -271,6 +271,10 @@ class LearnerGroup:
     def after_step(self, step: int, stats: Stats) -> None:
         self.call("after_step", step, stats)
 
+    def forget(self, anchor: str) -> None:
+        """Lets go of a reference (``ref``, ``teacher``) that nothing asks for any more."""
+        self.call("forget", anchor)
+
     def buckets(self, everything: bool = True) -> list[tuple[list[str], int]]:
         """(names, bytes) of what :meth:`gather` takes at a time: all weights, or those that training can change."""
         if everything not in self._buckets:

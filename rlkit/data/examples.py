@@ -70,11 +70,12 @@ class Example:
 
 @dataclass(frozen=True)
 class ExampleRows:
-    """The examples of a section, one or two (a pair) a row."""
+    """The examples of a section, one or two (a pair) a row; ``ref``: the reference's log-probs of their tokens, where they are kept."""
 
     spec: Offline
     rows: tuple[tuple[Example, ...], ...]
     seed: int
+    ref: tuple[tuple[array[float], ...], ...] | None = None
 
     @property
     def per_step(self) -> int:
@@ -82,11 +83,15 @@ class ExampleRows:
 
     def draw(self, step: int, first_group: int) -> list[Rollout]:
         which = order(self.spec.key, self.seed, len(self.rows), step, self.per_step)
-        return [e.rollout(first_group + i) for i, k in enumerate(which) for e in self.rows[k]]
+        return [r for i, k in enumerate(which) for r in self._row(k, first_group + i)]
 
     def all(self, first_group: int = 0) -> list[Rollout]:
         """Every row once."""
-        return [e.rollout(first_group + i) for i, row in enumerate(self.rows) for e in row]
+        return [r for k in range(len(self.rows)) for r in self._row(k, first_group + k)]
+
+    def _row(self, k: int, group: int) -> list[Rollout]:
+        ref = self.ref[k] if self.ref is not None else [None] * len(self.rows[k])
+        return [e.rollout(group, x) for e, x in zip(self.rows[k], ref, strict=True)]
 
     def epoch(self, step: int) -> float:
         """How often every row has been trained on after ``step`` steps."""

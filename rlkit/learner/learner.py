@@ -250,6 +250,10 @@ class Learner:
             + ". No step was taken. Lower learner.lr or the term's coefficient, or look at the rows of this step."
         )
 
+    def forget(self, anchor: str) -> None:
+        """Lets go of a reference that nothing asks for any more."""
+        self.anchors.pop(anchor, None)
+
     def after_step(self, step: int, stats: Stats) -> None:
         for anchor in self.anchors.values():
             anchor.after_step(step, stats)

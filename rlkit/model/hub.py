@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.errors import ConfigError, ModelError, first_line
+from rlkit.files import checksum
 
 PATIENCE = 10.0  # seconds
 OWN_CODE = "it needs code of its own, which rlkit does not execute. Use a model that transformers knows."
@@ -53,6 +54,18 @@ def said_of(error: BaseException) -> str:
     if "trust_remote_code" in str(error):
         return OWN_CODE
     return first_line(error)
+
+
+def fingerprint(path: str) -> str:
+    """What changes when a model does: a checksum of a folder's configuration and weights, or the commit of a model of the hub."""
+    folder = Path(path)
+    if folder.is_dir():
+        files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin") or p.name == "config.json")
+        return "-".join(f"{checksum(p)[1]}" for p in files)
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(path, "config.json")
+    return Path(found).parent.name if isinstance(found, str) else path
 
 
 def _missing(name: str, place: Path) -> str | None:

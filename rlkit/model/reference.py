@@ -121,6 +121,11 @@ class Reference(Plug):
         """Whether it is, in a run's first step, the model that training starts from."""
         return False
 
+    @property
+    def kept(self) -> str | None:
+        """The file in which its log-probs of rows of data are kept; None: they are computed in every step."""
+        return None
+
     @abstractmethod
     def build(self, trained: Trained) -> ReferenceState:
         """The reference on a rank, before the first step."""
@@ -213,7 +218,17 @@ class Frozen(_OnePath):
     """The model that training started from (``path: null``) or another checkpoint, never changed.
 
     With LoRA and no ``path``, the adapter is switched off instead of loading a second model, wherever that gives the start model back.
+
+    Attributes:
+        precompute: a file in which its log-probs of rows of data are kept. They are computed when a run starts and there is no such file,
+            and no second model is held while it trains. A file of another model or of other rows is refused.
     """
+
+    precompute: Place | None = None
+
+    @property
+    def kept(self) -> str | None:
+        return self.precompute
 
     def build(self, trained: Trained) -> ReferenceState:
         if self.path is None and trained.contains_start:
