@@ -132,6 +132,9 @@ def _stored_rows(run: Run) -> Iterator[str]:
 
 def _rows(run: Run) -> Iterator[str]:
     """Terms against the rows that there are."""
+    if not run.online and not run.data.per_step:
+        yield "rollout.prompts is 0, but data has no rows to train on. Set data.pairs, data.labelled or data.demonstrations."
+        return
     given = {source: spec for spec in run.data.offline for source in spec.sources}
     for term in run.objective:
         if term.on in ("policy", "reference"):
@@ -168,8 +171,6 @@ def _rows(run: Run) -> Iterator[str]:
             "sampling.top_p or sampling.top_k cuts distributions, and rows of data hold tokens that are cut off: their log-prob would be "
             "-inf. Set sampling.top_p: 1.0 and sampling.top_k: 0."
         )
-    if not run.online and not run.data.offline:
-        yield "rollout.prompts is 0, but data has no rows to train on. Set data.pairs, data.labelled or data.demonstrations."
     if run.pairing is not None and not any(t.pairwise and t.on == "policy" for t in run.objective):
         yield "pairing is set, but no term compares a step's own responses. Add one with on: policy, or leave it out."
     if not run.online and run.vllm and (run.cluster is None or not run.asks):
@@ -187,7 +188,8 @@ def _precomputed(run: Run) -> Iterator[str]:
         yield "reference.precompute keeps log-probs of rows of data, but data has none. Leave it out."
     more = {"ref_full", "mismatched"}
     others = [t.name for t in run.objective if t.needs & more or ("ref" in t.needs and t.on == "policy")]
-    others += [type(p).__name__ for p in (run.advantage, *run.reward_penalties) if run.online and "ref" in p.needs]
+    reward: tuple[Any, ...] = (run.advantage, *run.reward_penalties)
+    others += [type(p).__name__ for p in reward if run.online and "ref" in p.needs]
     if others:
         yield (
             f"reference.precompute keeps log-probs of rows of data, but {', '.join(others)} compares more than those with the reference. "
@@ -245,7 +247,7 @@ def _values(run: Run) -> Iterator[str]:
 
 def _batches(run: Run) -> Iterator[str]:
     groups = run.rollout.prompts if run.online else run.data.per_step
-    if run.learner.minibatches > groups:
+    if groups and run.learner.minibatches > groups:
         key = "rollout.prompts" if run.online else "per_step of the rows of data"
         yield (
             f"learner.minibatches is {run.learner.minibatches}, but a step has only {groups} prompt groups "

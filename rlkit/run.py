@@ -97,7 +97,7 @@ class Run(Bounded):
         super().__post_init__()
         if not self.objective:
             raise ConfigError("objective is empty: name at least one loss term, e.g. objective: [{type: PPOClip}].")
-        if self.data.task is self.data.train is None and self.rollout.prompts:
+        if self.data.task is None and self.data.train is None and self.rollout.prompts:
             if self.rollout != RolloutSection():
                 raise ConfigError(
                     "rollout is set, but data has no prompts to sample (task or train): a run on rows that are there already starts no "

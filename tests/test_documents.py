@@ -18,6 +18,7 @@ import rlkit as rk
 from rlkit import cli
 from rlkit.cli.commands import COMMANDS
 from rlkit.cli.parser import Parser
+from rlkit.reading import Loader
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -84,7 +85,7 @@ def laid_over(base: dict[str, Any], section: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("snippet", snippets("yaml"), ids=str)
 def test_a_configuration_is_read_as_it_stands(snippet: Snippet, small: dict[str, Any], folder: Path) -> None:
-    section = yaml.safe_load(snippet.text)
+    section = yaml.load(snippet.text, Loader)  # to which `on` is a word
     run = rk.load(laid_over({**small, "rewards": ["math"]}, section))
     assert set(section) <= {f for f in dir(run) if getattr(run, f) is not None}
 

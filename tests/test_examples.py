@@ -37,6 +37,7 @@ def test_example(name: str, tmp_path: Path) -> None:
         assert row.keys() >= {
             "loss/LeCam(ref)",
             "loss/TOPR",
+            "loss/DPO",
             "coef/LeCam(ref)",
             "coef/Surprise",
             "correction/mean_weight",

@@ -292,9 +292,9 @@ class _Pairs(_Reader):
         halves = [self.need(row, what, where) for what in ("chosen", "rejected")]
         asked = self.question(row, where)
         if all(isinstance(h, list | tuple) and len(h) > 1 for h in halves):
-            asked, answers = _shared_chat(*(messages_of(h, where, empty=True) for h in halves), asked, where)
+            asked, answers = _shared_chat([messages_of(h, where, empty=True) for h in halves], asked, where)
         elif asked is None and all(isinstance(h, str) for h in halves):
-            asked, texts = _shared_text(*halves, where)
+            asked, texts = _shared_text(halves, where)
             answers = [self.answer(t, "response", where) for t in texts]
         elif asked is None:
             raise DataError(
@@ -386,14 +386,13 @@ def messages_of(value: Any, where: str, empty: bool = False) -> list[Message]:
     return [*read, {"role": "assistant", "content": ""}] if blank and not (last or {}).get("tool_calls") else read
 
 
-def _shared_chat(
-    chosen: list[Message], rejected: list[Message], asked: Any, where: str
-) -> tuple[list[Message], list[Message]]:
+def _shared_chat(halves: Sequence[list[Message]], asked: Any, where: str) -> tuple[list[Message], list[Message]]:
     """The messages before the last of two chats, which are their prompt, and the last ones.
 
     Raises:
         DataError: they are not the same, or not what the prompt's own column says.
     """
+    chosen, rejected = halves
     before, theirs = chosen[:-1], rejected[:-1]
     if before != theirs:
         k = next(
@@ -422,7 +421,7 @@ def _shared_chat(
     return before, [chosen[-1], rejected[-1]]
 
 
-def _shared_text(chosen: str, rejected: str, where: str) -> tuple[str, list[str]]:
+def _shared_text(halves: Sequence[str], where: str) -> tuple[str, list[str]]:
     """The prompt with which two texts begin, and what follows it in each.
 
     In a dialogue the prompt ends where the assistant's last turn begins. In other texts it is what they share, up to a whole word.
@@ -430,6 +429,7 @@ def _shared_text(chosen: str, rejected: str, where: str) -> tuple[str, list[str]
     Raises:
         DataError: they share nothing, or the dialogues differ before the last turn.
     """
+    chosen, rejected = halves
     if TURN in chosen and TURN in rejected:
         prompts = [text[: text.rindex(TURN) + len(TURN)] for text in (chosen, rejected)]
         if prompts[0] != prompts[1]:

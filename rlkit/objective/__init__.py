@@ -24,10 +24,10 @@ from rlkit.errors import ConfigError
 from rlkit.objective.anchors import Anchor, anchors_of
 from rlkit.objective.coefficients import Coefficient, as_coefficient
 from rlkit.plug import Plug
-from rlkit.types import SOURCES, Batch, New, PerPair, PerSequence, PerToken, Source, Stats
+from rlkit.types import SOURCES, Batch, New, PerPair, PerSequence, PerToken, Stats
 
 Reduce = Literal["token", "seq", "sum", "const", "prompt"]
-On = Source | Literal["pairs"]
+On = Literal["policy", "reference", "dataset", "labelled", "chosen", "rejected", "pairs"]
 
 
 @dataclass(frozen=True, kw_only=True)
