@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlkit.data import Data, Source
+from rlkit.data import Data
 from rlkit.data.files import is_file_of_rows, read_file
 from rlkit.data.render import Encoder, Rendered, Renderer
-from rlkit.data.rows import Rows
+from rlkit.data.rows import Rows, Source
 from rlkit.data.sets import is_named, load_table, normalised, read_set
 from rlkit.data.tasks import Row, Split
 from rlkit.errors import DataError
