@@ -51,7 +51,14 @@ def files(tmp_path_factory: pytest.TempPathFactory, grpo: Path) -> dict[str, Pat
     folder = tmp_path_factory.mktemp("files")
     found = {key: folder / f"{key}.jsonl" for key in ("pairs", "labelled", "demonstrations")}
     written = [x for key, path in found.items() for x in (f"--{key}", str(path))]
-    asked = ["filter", "configs/tasks/sorting.yaml", "objective=[PPOClip]", "data.size=60", "--model", str(grpo / "start")]
+    asked = [
+        "filter",
+        "configs/tasks/sorting.yaml",
+        "objective=[PPOClip]",
+        "data.size=60",
+        "--model",
+        str(grpo / "start"),
+    ]
     assert main([*asked, "--out", str(folder / "kept.jsonl"), *written]) == 0
     return found
 
