@@ -6,6 +6,7 @@ from rlkit.commands.audit import audit
 from rlkit.commands.check import check
 from rlkit.commands.configs import configs, print_config
 from rlkit.commands.convert import convert
+from rlkit.commands.doctor import doctor
 from rlkit.commands.evaluate import evaluate
 from rlkit.commands.filter import filter
 from rlkit.commands.init import init
@@ -143,6 +144,7 @@ __all__ = [
     "check",
     "plan",
     "probe",
+    "doctor",
     "train",
     "steps",
     "evaluate",

@@ -212,6 +212,7 @@ class Run(Bounded):
             teacher=self.teacher,
             deepspeed=self.deepspeed,
             peft=self.peft,
+            shared=self.shares_weights,
         )
 
     def engine_setup(self, path: str, max_model_len: int) -> EngineSetup:

@@ -123,7 +123,7 @@ def test_python_runs_as_it_stands(
 @pytest.mark.parametrize(("where", "words"), list(commands()), ids=lambda x: x if isinstance(x, str) else x[0])
 def test_a_whole_command_is_understood(where: str, words: list[str]) -> None:
     call = cli.parse(words)
-    if (ROOT / words[1]).exists():
+    if len(words) > 1 and (ROOT / words[1]).exists():
         rk.load(ROOT / words[1], call.overrides)
 
 

@@ -19,7 +19,7 @@ KINDS = [kind for kind in Plug.__subclasses__() if kind.__module__.startswith("r
 # What looks for attributes of other libraries' objects, which have them or not. Our own have them on their bases.
 FOREIGN = {
     *("checks", "config", "place"),  # a model's configuration; functions; modules
-    *("cli", "data.rows"),  # argparse; frames and arrays
+    *("cli", "commands.doctor", "data.rows"),  # argparse; frames and arrays
     *(
         "learner.backend",
         "model.adapter",

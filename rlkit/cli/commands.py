@@ -614,6 +614,22 @@ class Convert(Command):
         return 0
 
 
+class Doctor(Command):
+    """Say what this machine has and what of it will hurt a run; exit code 1 if something stops every run."""
+
+    name = "doctor"
+
+    @staticmethod
+    def arguments(p: Parser) -> None:
+        pass
+
+    @staticmethod
+    def run(a: Namespace) -> int:
+        found = rk.doctor()
+        print(found)
+        return 0 if found.works else 1
+
+
 class Submit(Command):
     """Send `rlkit train CONFIG` to a Ray cluster as a job."""
 
@@ -650,6 +666,7 @@ COMMANDS: tuple[type[Command], ...] = (
     Merge,
     Plan,
     Convert,
+    Doctor,
     Submit,
     Completion,
 )

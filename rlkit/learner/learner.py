@@ -50,9 +50,11 @@ class Learner:
         self.setup, self.rank, self.world = setup, rank, world
         self._passes = 0  # micro-batches worked on
         self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        # On a CPU windows cannot be packed, and an engine that decodes with this model knows none.
+        self.windows = self.device.type != "cpu" and not setup.shared
         start, section = setup.start, setup.learner
-        self.attention, self.layout = choose_attention(start, section.packed, self.device)
-        lm, why = load_for(start.path, start.type, self.attention)
+        self.attention, self.layout = choose_attention(start, section.packed, self.windows)
+        lm, why = load_for(start.path, start.type, self.attention, device=self.device, windows=self.windows)
         if why is not None:
             if section.packed:
                 raise ConfigError(f"learner.packed: {why}. Set learner.packed: false.")
@@ -100,7 +102,8 @@ class Learner:
         if setup.critic is not None:
             own = setup.critic.path is not None
             where = setup.critic.path if setup.critic.path is not None else setup.start.path
-            value, _ = load_for(where, lm.dtype, self.attention, "critic.path" if own else "model.path")
+            name = "critic.path" if own else "model.path"
+            value, _ = load_for(where, lm.dtype, self.attention, name, self.device, self.windows)
             if section.gradient_checkpointing:
                 value.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             critic = ValueModel(value)
@@ -283,7 +286,7 @@ class Learner:
         start = self.setup.start
         where = start.path if path is None else path
         name = "model.path" if path is None else "reference.path or teacher.path"
-        lm, _ = load_for(where, start.type, self.attention, name)
+        lm, _ = load_for(where, start.type, self.attention, name, self.device, self.windows)
         sizes = (lm.get_output_embeddings().out_features, self.policy.output.out_features)
         if sizes[0] != sizes[1]:
             raise ModelError(
@@ -432,7 +435,7 @@ class Learner:
         from transformers import AutoModelForCausalLM
 
         attention = self.policy.base.config._attn_implementation
-        known = attention if attention != packed.NAME else None
+        known = attention if attention not in packed.METHODS else None
         options = {} if known is None else {"attn_implementation": known}
         lm: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=self.policy.output.weight.dtype, **options)
         lm.to(self.device).eval()
@@ -470,22 +473,22 @@ def outputs(module: nn.Module) -> int:
     return int(module.nf) if isinstance(module, Conv1D) else module.out_features if isinstance(module, nn.Linear) else 0
 
 
-def choose_attention(start: Start, wanted: bool | None, device: torch.device) -> tuple[str | None, str]:
-    """(attention implementation, layout and why) of ``learner.packed``.
+def choose_attention(start: Start, wanted: bool | None, windows: bool) -> tuple[str | None, str]:
+    """(attention implementation, layout and why) of ``learner.packed``; ``windows``: see :func:`rlkit.model.packed.supported`.
 
     Raises:
         ValueError: packing was asked for, but the model or another setting does not allow it.
     """
     from transformers import AutoConfig
 
-    why = packed.supported(AutoConfig.from_pretrained(start.path))
+    why = packed.supported(AutoConfig.from_pretrained(start.path), windows)
     if start.attention is not None:
         why = f"model.attention is {start.attention}"
     if wanted and why:
         raise ConfigError(
             f"learner.packed: {why}; packed sequences need full causal attention of rlkit's own. Set learner.packed: false."
         )
-    if wanted or (wanted is None and why is None and device.type == "cpu"):
+    if wanted or (wanted is None and why is None):
         packed.register()
         return packed.NAME, "packed"
     return start.attention, f"padded{f': {why}' if why else ''}"

@@ -18,8 +18,8 @@ class LearnerSection(Bounded):
         epochs, minibatches: optimizer steps a rollout batch = epochs * minibatches.
         max_tokens: tokens of one micro-batch on one rank, padding included; changes memory and speed, never the result. null: 16,384 on
             GPUs, and on CPUs, which are nearly as fast with few, as many of them as keep about 768 MiB for the backward pass.
-        packed: micro-batches without padding, with prompts shared by their responses (:mod:`rlkit.model.packed`). null: on CPUs, where it
-            was measured to be faster, if the model allows it.
+        packed: micro-batches without padding, with prompts shared by their responses (:mod:`rlkit.model.packed`). null: if the model allows
+            it, and gives the same hidden states as padded where it is loaded.
         max_skipped: a gradient that is not finite skips its optimizer step; so many in a row end the run.
     """
 

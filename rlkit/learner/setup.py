@@ -39,7 +39,7 @@ class LearnerSetup:
 
     Attributes:
         needs: what the terms, the advantage and the penalties of the run read. steps: its optimizer steps, over which the learning rate
-            changes.
+            changes. shared: an engine in this process generates with the model that is trained.
     """
 
     start: Start
@@ -54,6 +54,7 @@ class LearnerSetup:
     teacher: Reference | None = None
     deepspeed: Mapping[str, Any] | None = None
     peft: dict[str, Any] | None = None
+    shared: bool = False
 
     @property
     def updates(self) -> int:

@@ -55,29 +55,43 @@ def load_lm(
 
 
 def load_for(
-    path: str | Path, dtype: torch.dtype, attention: str | None, where: str = "model.path"
+    path: str | Path,
+    dtype: torch.dtype,
+    attention: str | None,
+    where: str = "model.path",
+    device: torch.device | None = None,
+    windows: bool = False,
 ) -> tuple[Any, str | None]:
-    """Like :func:`load_lm`, with an attention that computes what the model's own code does.
+    """Like :func:`load_lm`, on ``device``, with an attention that computes there what the model's own code does.
 
     Of the fast implementations some leave out what a few models need (caps, sinks, windows) without a word. ``attention``, rlkit's packed
     one or the library's choice (None) is held against the plainest, ``eager``, which takes its place if they differ; the second result then
-    says why.
+    says why. ``windows``: layers that attend within a sliding window can be packed, too.
 
     Raises:
         ModelError: also if the user's own choice of an attention differs.
     """
     lm = load_lm(path, dtype, None if attention == packed.NAME else attention, where)
+    if device is not None:
+        lm.to(device)
     most, why = (0.05 if dtype == torch.bfloat16 else 1e-4), None
     chosen = lm.config._attn_implementation
     if attention == packed.NAME:
-        why = packed.supported(lm.config)
+        why = packed.supported(lm.config, windows)
         if why is None:
-            lm.set_attn_implementation(packed.NAME)
-            gap = attention_gap(lm)
-            if gap <= most:
-                return lm, None
+            for method in packed.candidates(lm.device, dtype):
+                lm.set_attn_implementation(method)
+                try:
+                    gap = attention_gap(lm)
+                except Exception as error:  # whatever a kernel makes of a device or a shape that it does not know
+                    why = f"packed sequences fail with this model ({first_line(error)[:200]})"
+                    continue
+                if gap <= most:
+                    return lm, None
+                why = (
+                    f"this model's code gives other hidden states for packed sequences (relative difference {gap:.2g})"
+                )
             lm.set_attn_implementation(chosen)
-            why = f"this model's code gives other hidden states for packed sequences (relative difference {gap:.2g})"
     gap = attention_gap(lm)
     if not gap <= most:
         if attention not in (None, packed.NAME):

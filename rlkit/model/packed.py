@@ -2,20 +2,48 @@
 
 The decoder sees one row: for each prompt group its prompt, then what each response has after it. All layers that work on single tokens run
 on real tokens only, and a prompt is computed once, in the forward and in the backward pass. Attention is the only layer that knows of
-sequences: a prompt attends to itself, a response to the prompt and to itself.
+sequences: a prompt attends to itself, a response to the prompt and to itself. It does so in one of three ways (:data:`METHODS`), which see
+the same tokens: in dense parts of rows of similar length, in a kernel that skips blocks nobody sees, or in one for rows of any length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 NAME = "rlkit_packed"  # the attention implementation that a model has to be loaded with
+
+
+class Row(NamedTuple):
+    """A response that attends to its prompt and to itself: first place of the prompt, its tokens, first place of the response, its tokens.
+
+    A prompt is one without a prompt.
+    """
+
+    begin: int
+    prompt: int
+    at: int
+    n: int
+
+
+class Method(Protocol):
+    """How the tokens of a packing attend to each other."""
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, dropout: float, window: int | None
+    ) -> Tensor:
+        """Query ``[M, heads, d]``, key and value ``[M, kv_heads, d]``; returns ``[M, heads, d]``.
+
+        With a ``window`` a token sees itself and the ``window - 1`` before it in its own sequence.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -35,19 +63,21 @@ class Part:
 
 @dataclass(frozen=True)
 class Packing:
-    """The row of a micro-batch: ``ids`` and ``position`` ``[M]``; ``place`` ``[L]``, where each original token went; the parts in which
-    it attends, and ``order`` ``[M]``, where their results, one after the other, belong.
+    """The row of a micro-batch: ``ids`` and ``position`` ``[M]``; ``place`` ``[L]``, where each original token went; the ``method`` by
+    which its tokens attend.
     """
 
     ids: Tensor
     position: Tensor
     place: Tensor
-    parts: tuple[Part, ...]
-    order: Tensor
+    method: Method
 
 
-def make(ids: Tensor, length: Tensor, action: Tensor, group: Tensor) -> Packing:
-    """Lays out packed sequences (``ids`` ``[L]``, ``length`` ``[S]``); rows of one ``group`` share their prompts where these are equal."""
+def make(ids: Tensor, length: Tensor, action: Tensor, group: Tensor, name: str = NAME) -> Packing:
+    """Lays out packed sequences (``ids`` ``[L]``, ``length`` ``[S]``); rows of one ``group`` share their prompts where these are equal.
+
+    ``name`` is that of the attention implementation, one of :data:`METHODS`.
+    """
     device = ids.device
     ends = length.cumsum(0)
     starts, sizes, groups = (ends - length).tolist(), length.tolist(), group.tolist()
@@ -63,14 +93,14 @@ def make(ids: Tensor, length: Tensor, action: Tensor, group: Tensor) -> Packing:
     source: list[int] = []  # the original token at each place
     position: list[int] = []
     place = [0] * len(tokens)
-    spans: list[tuple[int, int]] = []  # (first place, tokens) of each prompt
-    # (first place of the prompt, its tokens, first place of the response, its tokens)
-    rows: list[tuple[int, int, int, int]] = []
+    spans: list[Row] = []  # the prompts
+    rows: list[Row] = []
     for (_, *prompt), of_group in members.items():
         p, begin = len(prompt), len(source)
         source += range(starts[of_group[0]], starts[of_group[0]] + p)
         position += range(p)
-        spans.append((begin, p))
+        if p:
+            spans.append(Row(begin, 0, begin, p))
         for r in of_group:
             n, at = sizes[r] - p, len(source)
             place[starts[r] : starts[r] + p] = range(begin, begin + p)
@@ -78,34 +108,208 @@ def make(ids: Tensor, length: Tensor, action: Tensor, group: Tensor) -> Packing:
             source += range(starts[r] + p, starts[r] + sizes[r])
             position += range(p, sizes[r])
             if n:
-                rows.append((begin, p, at, n))
-    parts = [
-        _part([(0, 0, begin, p) for begin, p in some])
-        for some in _similar([x for x in spans if x[1]], lambda x: (0, x[1]))
-    ]
-    parts += [_part(some) for some in _similar(rows, lambda x: (x[1], x[3]))]
-    results = torch.cat([part.query[part.real] for part in parts])
-    order = torch.empty_like(results)
-    order[results] = torch.arange(len(results))
-    parts = [
-        Part(p.query.to(device), p.key.to(device), None if p.mask is None else p.mask.to(device), p.real.to(device))
-        for p in parts
-    ]
+                rows.append(Row(begin, p, at, n))
     return Packing(
         ids[torch.tensor(source, device=device)],
         torch.tensor(position, device=device),
         torch.tensor(place, device=device),
-        tuple(parts),
-        order.to(device),
+        METHODS[name](spans, rows, device),
     )
 
 
-def _similar(rows: list[Any], size: Callable[[Any], tuple[int, int]]) -> list[list[Any]]:
+@dataclass(frozen=True)
+class Parts:
+    """Dense attention over rows of similar length. ``order`` ``[M]``: where the results of the parts, one after the other, belong."""
+
+    parts: tuple[Part, ...]
+    order: Tensor
+
+    @classmethod
+    def of(cls, prompts: Sequence[Row], rows: Sequence[Row], device: torch.device) -> Parts:
+        parts = [_part(some) for some in (*_similar(prompts), *_similar(rows))]
+        results = torch.cat([part.query[part.real] for part in parts])
+        order = torch.empty_like(results)
+        order[results] = torch.arange(len(results))
+        moved = [
+            Part(p.query.to(device), p.key.to(device), None if p.mask is None else p.mask.to(device), p.real.to(device))
+            for p in parts
+        ]
+        return cls(tuple(moved), order.to(device))
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, dropout: float, window: int | None
+    ) -> Tensor:
+        """See :class:`Method`."""
+        assert window is None, "`supported` says that there is none"
+        gqa = query.shape[1] != key.shape[1]
+
+        def rows(x: Tensor, index: Tensor) -> Tensor:
+            cut: Tensor = x.index_select(0, index.flatten()).unflatten(0, tuple(index.shape)).transpose(1, 2)
+            return cut  # [R, heads, T, d]
+
+        found = []
+        for part in self.parts:
+            out = scaled_dot_product_attention(
+                rows(query, part.query),
+                rows(key, part.key),
+                rows(value, part.key),
+                part.mask,
+                is_causal=part.mask is None,
+                scale=scaling,
+                dropout_p=dropout,
+                enable_gqa=gqa,
+            )
+            found.append(out.transpose(1, 2)[part.real])  # [real tokens, heads, d]
+        return torch.cat(found).index_select(0, self.order)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Flex attention, whose kernel skips blocks of 128 x 128 tokens in which nobody sees anybody; every type of numbers, and windows.
+
+    A token sees those before it of its own segment and of the segment that is its prompt. On a CPU all scores are computed: it is for
+    comparison there.
+
+    Shapes:
+        own, under, position ``[M]``: number of a token's segment (a prompt, a response), of its prompt's, and its place in the sequence.
+    """
+
+    own: Tensor
+    under: Tensor
+    position: Tensor
+    masks: dict[int | None, Any]  # by window, made when a layer first asks
+
+    @classmethod
+    def of(cls, prompts: Sequence[Row], rows: Sequence[Row], device: torch.device) -> Blocks:
+        size = sum(r.n for r in prompts) + sum(r.n for r in rows)
+        own, under, position = (torch.zeros(size, dtype=torch.int32) for _ in range(3))
+        number = {r.begin: k for k, r in enumerate(prompts)}
+        for k, r in enumerate((*prompts, *rows)):
+            span = slice(r.at, r.at + r.n)
+            own[span] = k
+            under[span] = number.get(r.begin, k) if r.prompt else k
+            position[span] = torch.arange(r.prompt, r.prompt + r.n, dtype=torch.int32)
+        return cls(own.to(device), under.to(device), position.to(device), {})
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, dropout: float, window: int | None
+    ) -> Tensor:
+        """See :class:`Method`."""
+        if window not in self.masks:
+            self.masks[window] = self._mask(window)
+        q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))  # [1, heads, M, d]
+        out = _blocked(q, k, v, self.masks[window], scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
+        return out[0].transpose(0, 1)
+
+    def _mask(self, window: int | None) -> Any:
+        own, under, position = self.own, self.under, self.position
+
+        def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            there = (k <= q) & ((own[k] == own[q]) | (own[k] == under[q]))
+            return there if window is None else there & (position[q] - position[k] < window)
+
+        size, device = len(own), own.device
+        return flex_attention.create_block_mask(
+            sees, None, None, size, size, device=device, _compile=device.type == "cuda"
+        )
+
+
+def _blocked(query: Tensor, key: Tensor, value: Tensor, block_mask: Any, **options: Any) -> Tensor:
+    """Flex attention, its kernel on GPUs. On CPUs it has no backward pass, so what has one is computed densely under the same mask."""
+    if query.is_cuda:
+        return _kernel()(query, key, value, block_mask=block_mask, **options)  # type: ignore[no-any-return]
+    if query.requires_grad:
+        size = query.shape[2]
+        sees = flex_attention.create_mask(block_mask.mask_mod, 1, 1, size, size, query.device)
+        return scaled_dot_product_attention(query, key, value, sees, **options)
+    out: Tensor = flex_attention.flex_attention(query, key, value, block_mask=block_mask, **options)
+    return out
+
+
+@functools.cache
+def _kernel() -> Any:
+    """Made once for rows of every length."""
+    return torch.compile(flex_attention.flex_attention, dynamic=True)
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Flash attention over rows of any length, in torch since 2.10: GPUs, 16 bits. Keys of a prompt are repeated for its responses.
+
+    Shapes:
+        query ``[M]``, key ``[K]``: places in the row, sequence after sequence; ends_q, ends_k ``[R + 1]``: where those begin and end;
+        order ``[M]``: where the results belong. longest: (queries, keys) of a sequence.
+    """
+
+    query: Tensor
+    key: Tensor
+    ends_q: Tensor
+    ends_k: Tensor
+    order: Tensor
+    longest: tuple[int, int]
+
+    @classmethod
+    def of(cls, prompts: Sequence[Row], rows: Sequence[Row], device: torch.device) -> Spans:
+        query: list[int] = []
+        key: list[int] = []
+        ends: list[tuple[int, int]] = [(0, 0)]
+        for r in (*prompts, *rows):
+            query += range(r.at, r.at + r.n)
+            key += (*range(r.begin, r.begin + r.prompt), *range(r.at, r.at + r.n))
+            ends.append((len(query), len(key)))
+        q, (ends_q, ends_k) = torch.tensor(query), torch.tensor(ends, dtype=torch.int32).T.contiguous()
+        order = torch.empty_like(q)
+        order[q] = torch.arange(len(q))
+        return cls(
+            q.to(device),
+            torch.tensor(key, device=device),
+            ends_q.to(device),
+            ends_k.to(device),
+            order.to(device),
+            (int(ends_q.diff().max()), int(ends_k.diff().max())),
+        )
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, dropout: float, window: int | None
+    ) -> Tensor:
+        """See :class:`Method`. Where a sequence has more keys than queries, its last query is at its last key."""
+        from torch.nn.attention import varlen  # its import takes a second
+
+        out = varlen.varlen_attn(
+            query.index_select(0, self.query),
+            key.index_select(0, self.key),
+            value.index_select(0, self.key),
+            self.ends_q,
+            self.ends_k,
+            *self.longest,
+            scale=scaling,
+            window_size=(-1 if window is None else window - 1, 0),
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        assert isinstance(out, Tensor)
+        return out.index_select(0, self.order)
+
+
+METHODS: dict[str, Callable[[Sequence[Row], Sequence[Row], torch.device], Method]] = {
+    NAME: Parts.of,
+    f"{NAME}_blocks": Blocks.of,
+    f"{NAME}_spans": Spans.of,
+}
+
+
+def candidates(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+    """The methods for a device and a type of numbers, the fastest first."""
+    if device.type == "cpu":
+        return (NAME,)
+    return (f"{NAME}_spans", f"{NAME}_blocks") if dtype in (torch.bfloat16, torch.float16) else (f"{NAME}_blocks",)
+
+
+def _similar(rows: Sequence[Row]) -> list[list[Row]]:
     """Cuts rows into parts, so that padding costs at most about half as much as what is real."""
-    out: list[list[Any]] = []
+    out: list[list[Row]] = []
     padded = real = longest = deepest = 0
-    for row in sorted(rows, key=lambda x: (-size(x)[1], -size(x)[0])):
-        p, t = size(row)
+    for row in sorted(rows, key=lambda r: (-r.n, -r.prompt)):
+        p, t = row.prompt, row.n
         cost = t * (p + t)
         if out:
             deeper = max(deepest, p)
@@ -119,8 +323,8 @@ def _similar(rows: list[Any], size: Callable[[Any], tuple[int, int]]) -> list[li
     return out
 
 
-def _part(rows: list[tuple[int, int, int, int]]) -> Part:
-    """``rows`` as (first place of the prompt, its tokens, first place of the response, its tokens)."""
+def _part(rows: Sequence[Row]) -> Part:
+    """One part of these rows."""
     begin, prompt, at, n = (torch.tensor(x)[:, None] for x in zip(*rows, strict=True))
     deepest, longest = int(prompt.max()), int(n.max())
     if deepest <= longest:  # the prompt's queries once more cost less than a mask, under which nothing is skipped
@@ -147,6 +351,7 @@ def attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     packing: Packing | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention over a :class:`Packing`; without one, over rows: as :func:`mask` says, or causal with padding on the right.
@@ -156,26 +361,24 @@ def attention(
     """
     if attention_mask is not None and query.shape[2] == 1:
         return next_token(query, key, value, attention_mask, scaling), None
-    options: dict[str, Any] = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
     if packing is None:
+        if attention_mask is None and sliding_window is not None:
+            place = torch.arange(query.shape[2], device=query.device)
+            back = place[:, None] - place
+            attention_mask = (back >= 0) & (back < sliding_window)
         out = scaled_dot_product_attention(
-            query, key, value, attention_mask, is_causal=attention_mask is None, **options
+            query,
+            key,
+            value,
+            attention_mask,
+            is_causal=attention_mask is None,
+            scale=scaling,
+            dropout_p=dropout,
+            enable_gqa=query.shape[1] != key.shape[1],
         )
         return out.transpose(1, 2).contiguous(), None
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [M, heads, d]
-
-    def rows(x: Tensor, index: Tensor) -> Tensor:
-        cut: Tensor = x.index_select(0, index.flatten()).unflatten(0, tuple(index.shape)).transpose(1, 2)
-        return cut  # [R, heads, T, d]
-
-    found = []
-    for part in packing.parts:
-        plain = part.mask is None
-        out = scaled_dot_product_attention(
-            rows(q, part.query), rows(k, part.key), rows(v, part.key), part.mask, is_causal=plain, **options
-        )
-        found.append(out.transpose(1, 2)[part.real])  # [real tokens, heads, d]
-    return torch.cat(found).index_select(0, packing.order)[None], None
+    return packing.method.attend(q, k, v, scaling, dropout, sliding_window)[None], None
 
 
 def next_token(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float | None) -> Tensor:
@@ -219,13 +422,18 @@ def register() -> None:
     """Makes the attention known to transformers; safe to call again."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, mask)
+    for name in METHODS:
+        AttentionInterface.register(name, attention)
+        AttentionMaskInterface.register(name, mask)
 
 
-def supported(config: Any) -> str | None:
-    """Why a model cannot be packed, or None."""
+def supported(config: Any, windows: bool = False) -> str | None:
+    """Why a model cannot be packed, or None; ``windows``: whether layers can that attend within a sliding window."""
     config = config.get_text_config()
+    if windows:
+        known = {"full_attention", "sliding_attention"}
+        strange = {str(k) for k in getattr(config, "layer_types", None) or ()} - known
+        return f"it has layers of type {', '.join(sorted(strange))}" if strange else None
     kinds = {str(k) for k in getattr(config, "layer_types", None) or ()} - {"full_attention"}
     if kinds:
         return f"it has layers of type {', '.join(sorted(kinds))}"

@@ -95,9 +95,10 @@ def hidden_states(
 
     ``embed`` takes the place of the decoder's own embedding.
     """
-    if decoder.config._attn_implementation != packed.NAME:
+    method = decoder.config._attn_implementation
+    if method not in packed.METHODS:
         return padded(decoder, ids, length, embed)
-    layout = packed.make(ids, length, action, group)
+    layout = packed.make(ids, length, action, group, method)
     return _call(decoder, layout.ids[None], embed, position_ids=layout.position[None], packing=layout)[0, layout.place]
 
 

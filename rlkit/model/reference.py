@@ -178,9 +178,7 @@ class OwnWeights(ReferenceState):
         self.model = trained.load_frozen(path)
         if self.offload:
             for p in self.model.parameters():
-                p.data = p.data.pin_memory()
-        else:
-            self.model.to(trained.device)
+                p.data = p.data.cpu().pin_memory()
 
     @contextlib.contextmanager
     def on_device(self) -> Iterator[None]:

