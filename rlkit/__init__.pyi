@@ -1,7 +1,7 @@
 # ruff: noqa: RUF022  (the list below is in groups, for readers)
 """What ``import rlkit as rk`` offers. ``__init__.py`` reads this file, so that what editors see and what Python finds is the same."""
 
-from rlkit import errors, rewards, verifier
+from rlkit import errors, rewards, tools, verifier
 from rlkit.commands.audit import audit
 from rlkit.commands.check import check
 from rlkit.commands.configs import configs, print_config
@@ -27,8 +27,10 @@ from rlkit.errors import (
     CheckpointError,
     ClusterError,
     ConfigError,
+    ContextFull,
     DataError,
     EngineError,
+    EpisodeError,
     InputError,
     ModelError,
     NumericsError,
@@ -108,11 +110,14 @@ from rlkit.objective.penalties import DivergenceReward, KLReward, Penalty
 from rlkit.objective.preference import DPO
 from rlkit.objective.shaping import Agreement, Confident, ToTarget
 from rlkit.objective.supervised import EKSFT, FSFT
+from rlkit.objective.turns import PerTurn, TurnGAE
 from rlkit.planning.probe import probe
 from rlkit.record.plots import plot_run
 from rlkit.record.results import HeldOut, RunFolder
 from rlkit.rewards import RewardSpec
 from rlkit.rollout.engine import Engine, EngineSetup, EngineSpec, SimpleEngine
+from rlkit.rollout.episode import Chat, Context, Said
+from rlkit.rollout.player import EpisodeSpec
 from rlkit.run import (
     CheckpointSection,
     Cluster,
@@ -180,6 +185,7 @@ __all__ = [
     "RewardSpec",
     "Sampling",
     "RolloutSection",
+    "EpisodeSpec",
     "LearnerSection",
     "Critic",
     "Cluster",
@@ -194,6 +200,10 @@ __all__ = [
     "Rollout",
     "Stats",
     "Report",
+    # what a function of an episode gets and hears
+    "Chat",
+    "Context",
+    "Said",
     # what a class of your own is a subclass of
     "Term",
     "PairTerm",
@@ -249,6 +259,8 @@ __all__ = [
     "Confident",
     "ToTarget",
     "Agreement",
+    "PerTurn",
+    "TurnGAE",
     # coefficients
     "Constant",
     "Linear",
@@ -277,6 +289,7 @@ __all__ = [
     "samplers",
     "tasks",
     "rewards",
+    "tools",
     "verifier",
     # what is raised
     "errors",
@@ -290,6 +303,8 @@ __all__ = [
     "RunError",
     "NumericsError",
     "RewardError",
+    "EpisodeError",
+    "ContextFull",
     "EngineError",
     "WorkerError",
     "WorkerTimeout",

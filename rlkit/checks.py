@@ -20,6 +20,7 @@ from rlkit.model.hub import model_config, require_model
 from rlkit.model.load import examine, same_tokens
 from rlkit.model.reference import Frozen
 from rlkit.objective import Term
+from rlkit.objective.losses import AStar
 from rlkit.objective.oracle import Finding, examine_all, refuse_nothing
 from rlkit.record.output import require_folder
 from rlkit.rewards import RewardSpec
@@ -313,7 +314,7 @@ def _precision(run: Run) -> Iterator[str]:
 def _rewards(run: Run) -> Iterator[str]:
     if run.model.warm_up is not None and run.data.task is None:
         yield "model.warm_up learns from a task's demonstrations, but data has no `task`."
-    if not run.rewards and run.data.task is None and (run.online or run.asks):
+    if not run.rewards and run.data.task is None and run.rollout.episode is None and (run.online or run.asks):
         yield "rewards is empty. Name a reward, e.g. rewards: [math] or rewards: [my_file.py:my_reward]."
     try:
         names = [r.label for r in run.scored_by]
@@ -326,6 +327,25 @@ def _rewards(run: Run) -> Iterator[str]:
                 f"data.drop: ZeroVariance looks at the reward {rule.of!r}, but the rewards are {', '.join(names)}. Name one "
                 "of them in `of`, or give a reward that name (name: ...)."
             )
+
+
+def _episodes(run: Run) -> Iterator[str]:
+    section = run.rollout
+    if section.episode is None:
+        return
+    if section.max_model_len is None:
+        yield (
+            "rollout.episode is set, but rollout.max_model_len is not: say how many tokens a whole conversation may have, with what is "
+            "added between the turns (sampling.max_tokens is the limit of one turn)."
+        )
+    if section.interrupt is not None:
+        yield "rollout.interrupt ends single responses, and rollout.episode holds conversations: use one of them."
+    alone = [t.name for t in run.objective if t.on == "policy" and (t.whole_groups or isinstance(t, AStar))]
+    if alone:
+        yield (
+            f"{alone[0]} compares whole responses with their rewards, but an episode may be several rows (where the chat template rewrites "
+            "what came before). Use a loss on tokens, e.g. PPOClip or Reinforce."
+        )
 
 
 CHECKS = (
@@ -341,6 +361,7 @@ CHECKS = (
     _ranks,
     _precision,
     _rewards,
+    _episodes,
 )
 
 

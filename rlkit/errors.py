@@ -12,6 +12,8 @@
         RunError (RuntimeError)             the run failed; exit code 1
             NumericsError (FloatingPointError)  a loss, gradient or weight that is not finite
             RewardError                     a reward failed under ``on_reward_error: raise``
+            EpisodeError                    an episode failed under ``on_reward_error: raise``
+                ContextFull                 an episode's context has no room for another token
             EngineError                     an engine failed, or does not sample what the learner trains
             WorkerError                     a worker died
                 WorkerTimeout (TimeoutError)  a worker gives no sign of life, or gets no further
@@ -105,6 +107,24 @@ class RewardError(RunError):
         (`patience`), whatever `on_reward_error` says.
     Remedy: mend the function for the response that the message shows, return None where there is no verdict, or set
         `on_reward_error: mask`.
+    """
+
+
+class EpisodeError(RunError):
+    """An episode failed under ``on_reward_error: raise``, or its function used its handle on the model wrongly.
+
+    Cause: the function raised, returned no rewards, never asked the model, did not end within its `timeout`, or asked for an answer
+        where there can be none.
+    Remedy: mend the function by what the message says and the transcript that it shows, or set `on_reward_error: mask`.
+    """
+
+
+class ContextFull(EpisodeError):
+    """An episode's context has no room for another token.
+
+    Cause: its turns and what was added between them have reached `rollout.max_model_len`.
+    Remedy: end the episode while its handle's `left` says that there is room (or catch this, and return the rewards so far), or raise
+        `rollout.max_model_len`.
     """
 
 

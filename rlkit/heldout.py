@@ -16,9 +16,9 @@ from rlkit.evaluation.metrics import pass_at_k, powers_of_two
 from rlkit.evaluation.samples import correctness, dataset_of
 from rlkit.files import Row
 from rlkit.record.results import HeldOut
-from rlkit.rollout.collector import Scores
-from rlkit.rollout.engine import Generates
+from rlkit.rollout.engine import Generates, Scores
 from rlkit.run import Run
+from rlkit.samples import last_of_episodes
 from rlkit.saving import remember, save
 from rlkit.session import Session
 from rlkit.types import Prompt, Rollout, Sampling
@@ -27,12 +27,12 @@ from rlkit.types import Prompt, Rollout, Sampling
 def sample_and_score(
     engine: Generates, scorer: Scores, prompts: Sequence[Prompt], n: int, sampling: Sampling
 ) -> list[Rollout]:
-    """``n`` scored responses to every prompt, in the order of the prompts."""
+    """``n`` scored responses to every prompt, in the order of the prompts; of an episode its last."""
 
     def one(prompt: Prompt) -> list[Rollout]:
         group = engine.generate(prompt, n, sampling)
         scorer.score(group)
-        return group
+        return last_of_episodes(group)
 
     pool = ThreadPoolExecutor(512)  # as many as keep engines full; each waits for its group
     try:
@@ -107,9 +107,8 @@ def evaluate(s: Session, step: int) -> HeldOut:
     sampling = dataclasses.replace(s.feed.sampling, temperature=temperature)
     found, rollouts = HeldOut(step, None, n=section.n, temperature=temperature), list[Rollout]()
     if prompts:
-        rollouts = sample_and_score(s.fleet.engines, s.feed.scorer, prompts, section.n, sampling)
-        label = s.run.scored_by[0].label
-        found = measure(rollouts, prompts, section.n, label=label, step=step, temperature=temperature)
+        rollouts = sample_and_score(s.feed.engine, s.feed.scores, prompts, section.n, sampling)
+        found = measure(rollouts, prompts, section.n, label=s.run.right, step=step, temperature=temperature)
     if rows:
         measured = measure_rows(s)
         score = found.score if prompts else score_of_rows(s.run, measured)

@@ -14,6 +14,7 @@ from rlkit.objective.corrections import correction_stats
 from rlkit.objective.diagnostics import gradient_shares, kl_breakdown, kl_of_sequences, kl_tokens
 from rlkit.record.memory import resident
 from rlkit.record.transcripts import pieces
+from rlkit.samples import by_episode, last_of_episodes
 from rlkit.session import Session
 from rlkit.types import Batch, Rollout, Stats
 
@@ -70,26 +71,31 @@ def summarize(
 def sampled(s: Session, rollouts: Sequence[Rollout], batch: Batch) -> dict[str, float]:
     """What there is to say of a step's own samples."""
     tokens = sum(len(r.tokens) for r in rollouts)
-    rewards = batch.reward
+    whole, episodes = batch.by_episode(), last_of_episodes(rollouts)
+    rewards = whole.reward
     log_behav = batch.logp["behav"]
     values = {
         "reward/mean": float(rewards.mean()),
         "reward/std": float(rewards.std(correction=0)) if rewards.min() < rewards.max() else 0.0,
-        "reward/equal_groups": equal_groups(batch),
+        "reward/equal_groups": equal_groups(whole),
         "entropy/sampled": float(-log_behav.mean()),  # unbiased: the expectation of -log mu under mu
-        "length/mean": tokens / len(rollouts),
+        "length/mean": tokens / len(episodes),
         "length/max": float(max(len(r.tokens) for r in rollouts)),
-        "length/truncated": sum(r.finish == "length" for r in rollouts) / len(rollouts),
+        "length/truncated": sum(r.finish == "length" for r in episodes) / len(episodes),
         "batch/sequences": float(len(rollouts)),
         "batch/tokens": float(batch.N),
     }
-    for name in sorted({k for r in rollouts for k in r.parts}):
-        scored = [r.parts[name] for r in rollouts if name in r.parts]
+    for name in sorted({k for r in episodes for k in r.parts}):
+        scored = [r.parts[name] for r in episodes if name in r.parts]
         values[f"reward/{name}"] = sum(scored) / len(scored)
     if "ref" in batch.logp:
-        per_response = batch.seq_sum(batch.logp.get("old", log_behav) - batch.logp["ref"])
+        per_response = whole.seq_sum(whole.logp.get("old", log_behav) - whole.logp["ref"])
         values["kl/ref_sequence"] = float(per_response.mean())
-        s.record.statistics.observe_kl(rollouts, per_response.tolist())
+        s.record.statistics.observe_kl(episodes, per_response.tolist())
+    if s.feed.player is not None:
+        turns = [len({t for r in rows for t in r.turn or () if t >= 0}) for rows in by_episode(rollouts)]
+        values |= {"episode/turns": sum(turns) / len(turns), "episode/rows": len(rollouts) / len(turns)}
+        values |= s.feed.player.metrics()
     return values
 
 

@@ -178,14 +178,21 @@ class Run(Bounded):
         return shares and self.cluster is None and self.deepspeed is None and self.peft is None
 
     @property
+    def right(self) -> str:
+        """What says of a response whether it is right: the first reward, or where there is none the episode."""
+        episode = self.rollout.episode
+        return self.scored_by[0].label if self.scored_by or episode is None else episode.label
+
+    @property
     def scored_by(self) -> tuple[RewardSpec, ...]:
-        """``rewards``, where ``task``, which is also the default, stands for the verifier of ``data.task``.
+        """``rewards``, where ``task``, which is also the default, stands for the verifier of ``data.task``. With an episode, which gives
+        rewards itself, there is no default.
 
         Raises:
             ConfigError: ``task`` is a reward, but the data has none.
         """
         task = self.data.task
-        if task is None:
+        if task is None or (self.rollout.episode is not None and not self.rewards):
             if any(r.fn == "task" for r in self.rewards):
                 raise ConfigError(
                     "rewards: `task` is the verifier of data.task, which is not set. Name another reward, e.g. math."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,8 @@ class Prompt:
     """One row of a prompt data set, rendered and tokenized.
 
     ``id`` is stable over runs: the curriculum and every error message use it. ``columns`` holds every other
-    column of the row; rewards read them by name.
+    column of the row; rewards read them by name. ``chat`` holds the messages of which the tokenizer's chat template wrote ``text``, and is
+    empty where no chat template did.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Prompt:
     text: str
     answer: Any = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+    chat: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,9 @@ class Sampling(Bounded):
 class Rollout:
     """One sampled response: plain data, picklable, one line of ``rollouts.jsonl``. ``T`` is its length in tokens.
 
+    An episode (:mod:`rlkit.rollout.episode`) is one of these, or several where its history was rewritten: those of a group that have the
+    same number ``episode`` stand one after another and share one reward. Without a number a response is an episode by itself.
+
     A record that is filled in as the response travels: the engine writes its tokens, then the scorer its reward, then the collector its
     group. Each has one owner at a time, and once a :class:`rlkit.types.Batch` was made of it nothing is written any more.
     """
@@ -68,9 +73,31 @@ class Rollout:
     parts: dict[str, float] = field(default_factory=dict)  # named reward components
     error: str | None = None  # why there is no reward (a verifier that raised or timed out)
     ref_logp: list[float] | None = None  # [T] stored reference log-probs
+    episode: int | None = None  # which of its group's episodes it is a part of
+    turn: list[int] | None = (
+        None  # [T] which generation of the episode sampled the token, -1 for none; None: all of one
+    )
+    earned: list[float] | None = None  # [T] the part of the reward that single tokens earned: a turn's, at its last
+    transcript: str = ""  # the episode as people read it
 
     @classmethod
     def given(cls, prompt: Prompt, tokens: list[int], finish: Finish = "stop", **more: Any) -> Rollout:
         """A response that was not sampled here, as far as only its tokens matter: it has log-probs of 0 and the version 0."""
         n = len(tokens)
         return cls(prompt, tokens, [True] * n, [0.0] * n, [0] * n, finish, **more)
+
+
+def by_episode(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
+    """The rows of each episode, in their order; a response without a number is an episode by itself."""
+    out: list[list[Rollout]] = []
+    for r in rollouts:
+        before = out[-1][-1] if out else None
+        if before is None or r.episode is None or (before.group, before.episode) != (r.group, r.episode):
+            out.append([])
+        out[-1].append(r)
+    return out
+
+
+def last_of_episodes(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """One row of each episode: the last, whose text is the episode's answer."""
+    return [rows[-1] for rows in by_episode(rollouts)]

@@ -38,6 +38,8 @@ def remember(s: Session, step: int) -> None:
         "lengths": controls.lengths.state_dict() if controls.lengths else None,
         "best": controls.best.state_dict(),
     }
+    if feed.player is not None:
+        driver["episodes"] = feed.player.state_dict()
     record.state = State(step, json.loads(json.dumps(driver)), record.statistics.copy(), feed.collector.in_flight())
 
 
@@ -151,6 +153,8 @@ def _load(s: Session, checkpoint: Path) -> None:
         controls.lengths.load_state_dict(driver["lengths"])
     controls.terms.load_state_dict(driver["terms"])
     controls.penalties.load_state_dict(driver["penalties"])
+    if feed.player is not None:
+        feed.player.load_state_dict(driver.get("episodes", {}))
     if "best" in driver:
         controls.best.load_state_dict(driver["best"])
     record.cadence.wrote(step)

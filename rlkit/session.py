@@ -35,6 +35,7 @@ from rlkit.config import plain, to_yaml
 from rlkit.data.curriculum import NoPrompts
 from rlkit.data.examples import ExampleRows, read_examples
 from rlkit.data.prompts import first_of_each, load_prompts, overlap, preview
+from rlkit.data.render import Renderer
 from rlkit.data.statistics import PromptStatistics
 from rlkit.data.stored import Drawn, StoredRows
 from rlkit.data.tasks import Split
@@ -53,8 +54,10 @@ from rlkit.record.results import HeldOut, RunFolder
 from rlkit.resume import Changes, compare
 from rlkit.rewards import Scorer
 from rlkit.rollout.collector import Collector, Group, Rules
+from rlkit.rollout.engine import Generates, Scores
 from rlkit.rollout.interrupt import Interrupted, Interruption
 from rlkit.rollout.lengths import LengthState
+from rlkit.rollout.player import Played, Player, Stage
 from rlkit.run import Run
 from rlkit.start import start_model, tokenizer_of
 from rlkit.stopping import Best, Stopper
@@ -68,6 +71,7 @@ class Feed:
     Attributes:
         drawn: rows that join every batch. examples: those of them that somebody else wrote. held_out: such rows that are only measured.
         ref_known: the reference's log-probs of these rows are kept, and nothing else is compared with it.
+        engine, scores: who is asked for responses and who scores them: engines and rewards, or the player of episodes for both.
     """
 
     tokenizer: Any
@@ -80,6 +84,9 @@ class Feed:
     examples: tuple[ExampleRows, ...]
     held_out: tuple[ExampleRows, ...]
     ref_known: bool
+    engine: Generates
+    scores: Scores
+    player: Player | None = None
 
 
 @dataclass
@@ -89,6 +96,7 @@ class Fleet:
     learners: LearnerGroup
     engines: EngineGroup
     sync: WeightSync
+    start: str  # the model that training starts from
 
 
 @dataclass
@@ -190,6 +198,7 @@ class Inputs:
     examples: tuple[ExampleRows, ...]
     held_out: tuple[ExampleRows, ...]
     interrupt: Interruption | None
+    played: Played | None
     context: int
 
 
@@ -267,7 +276,7 @@ def open_session(
         lengths = LengthState(run.rollout.lengths) if run.rollout.lengths and run.online else None
         session = Session(
             run,
-            _feed(run, given, fleet.engines, record, stack),
+            _feed(run, given, fleet, record, stack),
             fleet,
             Controls(Coefficients(run.objective), Coefficients(run.reward_penalties), lengths, Best()),
             record,
@@ -296,6 +305,11 @@ def _inputs(run: Run, stack: contextlib.ExitStack, notes: list[str]) -> Inputs:
         if prompts:
             scorer.check(list(prompts[0].columns))
         notes += self_test(specs, prompts)
+    episode, played = run.rollout.episode, None
+    if episode is not None:
+        with wrong:
+            played = episode.found(list(prompts[0].columns) if prompts else [])
+            played.check(episode.label, prompts)
     with wrong:
         check_columns(run, train, examples)
     with wrong:
@@ -307,7 +321,7 @@ def _inputs(run: Run, stack: contextlib.ExitStack, notes: list[str]) -> Inputs:
     longest = max((e.length for rows in (*examples, *held_out) for row in rows.rows for e in row), default=0)
     context = context_length(run, prompts, run.model.path, max(longest, stored.longest if stored else 0))
     notes += scorer.trial(prompts[0]) if prompts else ()
-    return Inputs(tokenizer, train, test, scorer, stored, examples, held_out, interrupt, context)
+    return Inputs(tokenizer, train, test, scorer, stored, examples, held_out, interrupt, played, context)
 
 
 def _examples(run: Run, split: Split, tokenizer: Any, say: Callable[[str], None]) -> tuple[ExampleRows, ...]:
@@ -379,7 +393,7 @@ def _fleet(run: Run, folder: Path, given: Inputs, log: RunLog, stack: contextlib
         sets = with_reference(sets, iter(found))
         n = len(given.examples)
         given = dataclasses.replace(given, examples=sets[:n], held_out=sets[n:])
-    return Fleet(learners, engines, WeightSync(learners, engines, run.rollout.pause)), given
+    return Fleet(learners, engines, WeightSync(learners, engines, run.rollout.pause), path), given
 
 
 def _kept(run: Run, start: str, given: Inputs) -> Kept | None:
@@ -390,11 +404,31 @@ def _kept(run: Run, start: str, given: Inputs) -> Kept | None:
     return Kept.of(run.reference.kept, model, (*given.examples, *given.held_out), run.sampling.temperature)
 
 
-def _feed(run: Run, given: Inputs, engines: EngineGroup, record: Record, stack: contextlib.ExitStack) -> Feed:
-    sampling = seeded(run)
-    collector = Collector(
-        engines if given.interrupt is None else Interrupted(engines, given.interrupt),
+def _player(run: Run, given: Inputs, fleet: Fleet, record: Record) -> Player:
+    assert run.rollout.episode is not None and given.played is not None
+    tokenizer = given.tokenizer
+    endings, render = Endings.of(fleet.start, tokenizer), Renderer.of(run.data, tokenizer)
+    return Player(
+        run.rollout.episode,
+        given.played,
+        Stage(engine=fleet.engines, tokenizer=tokenizer, endings=endings, render=render, limit=given.context),
         given.scorer,
+        required=not run.scored_by,
+        on_error=run.on_reward_error,
+        report=record.log.say,
+    )
+
+
+def _feed(run: Run, given: Inputs, fleet: Fleet, record: Record, stack: contextlib.ExitStack) -> Feed:
+    sampling, engines, player = seeded(run), fleet.engines, None
+    engine: Generates = engines if given.interrupt is None else Interrupted(engines, given.interrupt)
+    scores: Scores = given.scorer
+    if given.played is not None:
+        engine = scores = player = _player(run, given, fleet, record)
+        stack.callback(player.close)
+    collector = Collector(
+        engine,
+        scores,
         run.data.sampler.build(given.train, run.seed, record.statistics) if run.online else NoPrompts(),
         record.statistics,
         run.rollout,
@@ -415,6 +449,9 @@ def _feed(run: Run, given: Inputs, engines: EngineGroup, record: Record, stack: 
         given.examples,
         given.held_out,
         any(rows.ref is not None for rows in given.examples),
+        engines if player is None else player,
+        scores,
+        player,
     )
 
 

@@ -44,6 +44,7 @@ from rlkit.samples import Prompt as Prompt
 from rlkit.samples import Rollout as Rollout
 from rlkit.samples import Sampling as Sampling
 from rlkit.samples import Source as Source
+from rlkit.samples import by_episode
 
 # Nats by which two ways to compute the same log-probs may differ on average, by the type of the weights.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
@@ -75,9 +76,14 @@ class Batch:
     logp: Mapping[str, PerToken] = field(default_factory=dict)  # "behav" always; "old", "ref", ... on demand
     value: PerToken | None = None
     token_reward: PerToken | None = None  # reward of single tokens (KL penalties), beside the sequence's own
+    earned: PerToken | None = None  # the part of the reward that single tokens earned, a turn's at its last
+    turn: PerToken | None = None  # which generation of its episode sampled a token, ascending; None: all of one
     adv: PerToken | None = None
     returns: PerToken | None = None  # what the value function is trained towards
     weight: PerToken | None = None  # detached train/inference correction, see objective.corrections
+    episode: PerSequence | None = (
+        None  # sequences of one number share credit and stand together; None: each is by itself
+    )
     cols: Mapping[str, PerSequence] = field(default_factory=dict)  # numeric prompt columns, e.g. v_star
     norm: Annotated[Tensor, "terms S"] | None = None  # weight of each token of a sequence in each term's mean
     marks: Mapping[str, PerToken] = field(default_factory=dict)  # what a term's `mark` says of each token, by its name
@@ -184,9 +190,12 @@ class Batch:
             logp={k: v[tok] for k, v in self.logp.items()},
             value=pick(self.value),
             token_reward=pick(self.token_reward),
+            earned=pick(self.earned),
+            turn=pick(self.turn),
             adv=pick(self.adv),
             returns=pick(self.returns),
             weight=pick(self.weight),
+            episode=None if self.episode is None else self.episode[kept],
             cols={k: v[kept] for k, v in self.cols.items()},
             marks={k: v[tok] for k, v in self.marks.items()},
             norm=None if self.norm is None else self.norm[:, kept],
@@ -194,6 +203,37 @@ class Batch:
             pairs=None if self.pairs is None else (keep.cumsum(0) - 1)[self.pairs[keep[self.pairs].all(1)]],
             **model,
         )
+
+    def by_episode(self) -> Batch:
+        """The same tokens in the same order, with each episode as one sequence: how rewards, advantages and means see it.
+
+        Only the model's input, which belongs to the single sequences, is left out. Where no episode has several sequences, it is ``self``.
+        """
+        if self.episode is None:
+            return self
+        number = self.episode_of()
+        first = torch.searchsorted(number, torch.arange(int(number[-1]) + 1 if self.S else 0, device=number.device))
+        return self.replace(
+            seq=number[self.seq],
+            group=self.group[first],
+            source=self.source[first],
+            reward=self.reward[first],
+            cols={k: v[first] for k, v in self.cols.items()},
+            norm=None if self.norm is None else self.norm[:, first],
+            prompt=tuple(self.prompt[i] for i in first.tolist()) if self.prompt else (),
+            pairs=None if self.pairs is None else number[self.pairs],
+            episode=None,
+            ids=None,
+            length=None,
+            action=None,
+        )
+
+    def episode_of(self) -> PerSequence:
+        """The sequence of :meth:`by_episode` that each sequence is a part of."""
+        if self.episode is None:
+            return torch.arange(self.S, device=self.reward.device)
+        number: Tensor = torch.unique_consecutive(self.episode, return_inverse=True)[1]
+        return number
 
     def place(self, s: int, n: int | None = None) -> str:
         """Where sequence ``s`` (and its action token ``n``) is, in words for a message."""
@@ -299,6 +339,7 @@ class Batch:
                 )
         cols = {name: torch.tensor([_column(r, name) for r in rollouts]) for name in columns}
         logp = {"behav": torch.tensor(behav, dtype=torch.float32)}
+        episode, earned, turn = _episodes(rollouts)
         if any(r.ref_logp is not None for r in rollouts):
             logp["ref"] = torch.tensor(ref, dtype=torch.float32)
         return cls(
@@ -307,6 +348,9 @@ class Batch:
             source=torch.tensor([SOURCES.index(r.source) for r in rollouts], dtype=torch.long),
             reward=torch.tensor([r.reward for r in rollouts], dtype=torch.float32),
             logp=logp,
+            episode=episode,
+            earned=earned,
+            turn=turn,
             cols=cols,
             prompt=tuple(r.prompt.id for r in rollouts),
             ids=torch.tensor(ids, dtype=torch.long),
@@ -314,6 +358,25 @@ class Batch:
             action=torch.tensor(action, dtype=torch.long),
             pairs=_offline_pairs(rollouts),
         )
+
+
+def _episodes(rollouts: Sequence[Rollout]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The batch's ``episode``, ``earned`` and ``turn``; None for what every response has in the usual way."""
+    rows = by_episode(rollouts)
+    episode = [number for number, of in enumerate(rows) for _ in of]
+    several = len(rollouts) > len(rows)
+
+    def sampled(values: Sequence[Any] | None, r: Rollout, otherwise: Any) -> list[Any]:
+        given = [otherwise] * len(r.tokens) if values is None else values
+        return [x for x, flag in zip(given, r.sampled, strict=True) if flag]
+
+    earned = any(r.earned is not None for r in rollouts)
+    turn = any(r.turn is not None for r in rollouts)
+    return (
+        torch.tensor(episode, dtype=torch.long) if several else None,
+        torch.tensor([x for r in rollouts for x in sampled(r.earned, r, 0.0)], dtype=torch.float32) if earned else None,
+        torch.tensor([x for r in rollouts for x in sampled(r.turn, r, 0)], dtype=torch.long) if turn else None,
+    )
 
 
 def _column(r: Rollout, name: str) -> float:

@@ -21,6 +21,10 @@ COMMANDS = {
         *(sys.executable, "-m", "rlkit", "train", "examples/custom_parts.yaml"),
         *("steps=2", "model.warm_up.steps=5", "rollout.prompts=4"),  # that all parts fit together, not what they learn
     ],
+    "guessing": [
+        *(sys.executable, "-m", "rlkit", "train", "examples/guessing.yaml", "steps=40", "eval.every=0"),
+        *("eval.n=8", "checkpoint.every=0"),
+    ],
     "local": [sys.executable, "-m", "rlkit", "train", "examples/local.yaml"],
     "own_data": [sys.executable, "-m", "rlkit", "train", "examples/own_data.yaml"],
 }

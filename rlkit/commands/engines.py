@@ -11,6 +11,7 @@ from pathlib import Path
 from rlkit.checks import context_length
 from rlkit.cluster.groups import EngineGroup
 from rlkit.cluster.start import start_engines
+from rlkit.errors import ConfigError
 from rlkit.model.hub import model_config
 from rlkit.rewards import Scorer
 from rlkit.run import Cluster, Run
@@ -31,7 +32,16 @@ def model_folder(model: str | Path, where: str = "--model") -> str:
 def running(
     run: Run, path: str, prompts: Sequence[Prompt], engines: int = 1, address: str | None = None
 ) -> Iterator[tuple[EngineGroup, Scorer]]:
-    """``(engines, scorer)`` for a model and the rewards of a run: one engine in this process, or several on Ray."""
+    """``(engines, scorer)`` for a model and the rewards of a run: one engine in this process, or several on Ray.
+
+    Raises:
+        ConfigError: the run plays episodes; what is asked here are single responses.
+    """
+    if run.rollout.episode is not None:
+        raise ConfigError(
+            "rollout.episode is set, but this command asks for single responses. Held-out episodes are played by `rlkit train` (the "
+            "section eval); to look at single responses set rollout.episode: null, and rewards."
+        )
     with contextlib.ExitStack() as stack:
         scorer = Scorer(run.scored_by, on_error=run.on_reward_error)
         stack.callback(scorer.close)

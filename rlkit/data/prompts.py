@@ -120,7 +120,7 @@ class _Reading:
         identity = row.get("id")
         if identity is None:
             identity = hashlib.sha256(rendered.text.encode()).hexdigest()[:16]
-        self.prompts.append(Prompt(str(identity), ids, rendered.text, answer, _columns(row, rendered)))
+        self.prompts.append(Prompt(str(identity), ids, rendered.text, answer, _columns(row, rendered), rendered.shown))
 
     def tell(self, say: Callable[[str], None]) -> None:
         """Says what was left out, and refuses prompts that are too long where none may be left out."""

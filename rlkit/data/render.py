@@ -120,8 +120,8 @@ class Renderer:
                 )
             text = self.template.text.replace("{question}", value)
             if self.template.chat:
-                asked = [{"role": "user", "content": text}]
-                return Rendered(self._chat(asked, where), value, True, shown=tuple(asked))
+                asked = self._with_system([{"role": "user", "content": text}])
+                return Rendered(self.chat(asked, where), value, True, shown=asked)
             for key, given in (("system", self.system), ("chat_template_kwargs", self.options)):
                 if given:
                     raise DataError(
@@ -150,7 +150,13 @@ class Renderer:
                 )
             put = {**messages[mine[-1]], "content": self.template.text.replace("{question}", question)} if mine else {}
             shown = [put if mine and i == mine[-1] else m for i, m in enumerate(messages)]
-        return Rendered(self._chat(shown, where), question, True, tuple(messages), cut, tuple(shown))
+        whole = self._with_system(shown)
+        return Rendered(self.chat(whole, where), question, True, tuple(messages), cut, whole)
+
+    def _with_system(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+        if self.system is None or messages[0]["role"] in ("system", "developer"):
+            return tuple(messages)
+        return ({"role": "system", "content": self.system}, *messages)
 
     def answer(self, prompt: Rendered, message: Message, where: str) -> str:
         """What stands after a prompt that a message of the assistant answers: what the chat template makes of it, with what closes it.
@@ -159,27 +165,32 @@ class Renderer:
         """
         if not prompt.templated:
             return str(message["content"])
-        whole = self._chat([*prompt.shown, message], where, ask=False)
+        whole = self.chat([*prompt.shown, message], where, ask=False)
         return whole[len(prompt.text) :] if whole.startswith(prompt.text) else str(message["content"])
 
-    def _chat(self, messages: Sequence[Message], where: str, ask: bool = True) -> str:
+    def chat(
+        self, messages: Sequence[Message], where: str, more: Mapping[str, Any] | None = None, ask: bool = True
+    ) -> str:
+        """What the tokenizer's chat template writes of messages; with ``ask`` up to where the model answers. ``more``: options beside those
+        of the data.
+
+        Raises:
+            DataError: it refuses them.
+        """
         from jinja2.exceptions import TemplateError
 
         self.check()
-        first = messages[0]["role"]
-        if self.system is not None and first not in ("system", "developer"):
-            messages = [{"role": "system", "content": self.system}, *messages]
+        options = {**self.options, **(more or {})}
         try:
             return str(
-                self.tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=ask, **self.options
-                )
+                self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask, **options)
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             roles = ", ".join(m["role"] for m in messages)
+            ours = self.system is not None and messages[0] == {"role": "system", "content": self.system}
             raise DataError(
                 f"{where}: the tokenizer's chat template refuses this chat of {roles}: {first_line(error)}"
-                + (" Leave data.system out." if self.system is not None and first != "system" else "")
+                + (" Leave data.system out." if ours else "")
             ) from error
 
     def check(self) -> None:

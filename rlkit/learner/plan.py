@@ -161,7 +161,9 @@ def cut(
         assert b.action is not None
         ends = b.length.cumsum(0)
         first = ends.clone().scatter_reduce_(0, b.seq, b.action, "amin")
-        plan = pack_groups(b.length, first - ends + b.length, b.group, ranks, max_tokens, whole)
+        prompt = first - ends + b.length
+        group = b.group if b.episode is None else sharing(b, prompt)
+        plan = pack_groups(b.length, prompt, group, ranks, max_tokens, whole)
     else:
         plan = pack(b.length, ranks, max_tokens, b.group, whole)
     shards: list[list[Batch]] = []
@@ -170,6 +172,14 @@ def cut(
         shards.append([take(b, m) if m else _idle(b) for m in micro])
         rows.append(torch.tensor([r for m in micro for r in m], dtype=torch.long))
     return shards, rows
+
+
+def sharing(b: Batch, prompt: Tensor) -> Tensor:
+    """A label for each sequence, equal where those of a group have equal prompts; an episode may go on in another than it began with."""
+    assert b.ids is not None and b.length is not None
+    starts, tokens, labels = (b.length.cumsum(0) - b.length).tolist(), b.ids.tolist(), dict[tuple[int, ...], int]()
+    keys = [(g, *tokens[at : at + n]) for g, at, n in zip(b.group.tolist(), starts, prompt.tolist(), strict=True)]
+    return torch.tensor([labels.setdefault(key, len(labels)) for key in keys])
 
 
 def take(b: Batch, rows: Sequence[int]) -> Batch:

@@ -178,10 +178,14 @@ def read_by(term: Term, b: Batch) -> PerSequence:
 def normalise(objective: Sequence[Term], b: Batch) -> Annotated[Tensor, "terms S"]:
     """The weight of each token of each sequence in each term's mean, over the whole batch of one optimizer step.
 
+    Means are over episodes: one that was cut into several sequences weighs as much as if it had not been.
+
     Shapes:
         returns ``[terms, S]``; 0 on rows that a term does not read. A coefficient that differs between sequences
         (``per_sequence``) is folded in here. A pair has the weight of its better sequence.
     """
+    row = b.episode_of()
+    b = b.by_episode()
     tokens = torch.bincount(b.seq, minlength=b.S).to(torch.float64)
     out = torch.zeros(len(objective), b.S, dtype=torch.float64)
     for i, term in enumerate(objective):
@@ -202,7 +206,7 @@ def normalise(objective: Sequence[Term], b: Batch) -> Annotated[Tensor, "terms S
         if scale is not None:
             weight = weight * scale
         out[i] = torch.where(keep, weight, 0.0)
-    return out.to(b.reward.dtype)
+    return out[:, row].to(b.reward.dtype)
 
 
 def loss(

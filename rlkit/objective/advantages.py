@@ -1,7 +1,9 @@
 """Advantages: from rewards to one number per action token, without gradient.
 
 The reward of a sequence is ``R``; penalties such as ``KLReward`` add rewards to single tokens (``Batch.token_reward``).
-A token's return is everything that is rewarded from it on, the sequence's own reward included.
+A token's return is everything that is rewarded from it on, the sequence's own reward included. A part of ``R`` may have been earned on the
+way, each at a token of its own (``Batch.earned``, the rewards of an episode's turns): it is no part of the returns of later tokens.
+A sequence is a whole episode here (:meth:`rlkit.types.Batch.by_episode`).
 
 What is compared is first taken from the smallest value compared (:func:`centre`), so equal rewards get an advantage of exactly 0, whatever
 the number and however many there are: the mean of 16 rewards of 1.1 in float32 is not 1.1, and a standard deviation near 0 would make an
@@ -42,7 +44,11 @@ class Advantages:
 class Advantage(Plug):
     """Base of every advantage. A user's own is a subclass with ``__call__``; ``needs`` as of a term."""
 
-    homes: ClassVar[tuple[str, ...]] = ("rlkit.objective.advantages", "rlkit.objective.shaping")
+    homes: ClassVar[tuple[str, ...]] = (
+        "rlkit.objective.advantages",
+        "rlkit.objective.shaping",
+        "rlkit.objective.turns",
+    )
 
     @property
     def needs(self) -> frozenset[str]:
@@ -67,10 +73,39 @@ def sequence_reward(b: Batch) -> PerSequence:
 
 def spread(b: Batch, total_S: Tensor) -> PerToken:
     """The return of each token, in float64: the sequence's ``total_S`` (less a baseline) without what earlier tokens were given."""
-    if b.token_reward is None:
-        return total_S[b.seq]
-    given = b.token_reward.double()
-    return total_S[b.seq] - (b.seq_cumsum(given) - given)
+    given = rewarded(b)
+    return total_S[b.seq] if given is None else total_S[b.seq] - (b.seq_cumsum(given) - given)
+
+
+def rewarded(b: Batch) -> PerToken | None:
+    """What single tokens were given, by penalties and as the rewards of turns, in float64; None if nothing was."""
+    parts = [x.double() for x in (b.token_reward, b.earned) if x is not None]
+    return None if not parts else parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
+def at_tokens(b: Batch) -> PerToken:
+    """The reward at each token, in float64: what it was given itself, and at a sequence's last token what is left of the sequence's."""
+    given, left = rewarded(b), b.reward.double()
+    r = left.new_zeros(b.N) if given is None else given.clone()
+    if b.earned is not None:
+        left = left - b.seq_sum(b.earned.double())
+    last = ends(b.seq)
+    r[last] += left[b.seq[last]]
+    return r
+
+
+def ends(label_N: Tensor) -> PerToken:
+    """Whether a token is the last of its run of equal labels."""
+    return torch.cat([label_N[1:] != label_N[:-1], label_N.new_ones(1, dtype=torch.bool)])
+
+
+def discounted(x: Tensor, last: Tensor, factor: float) -> Tensor:
+    """``sum_j factor^j x_{k+j}`` of each entry, up to the next one that is ``last``."""
+    values, stops, out, running = x.tolist(), last.tolist(), [0.0] * len(x), 0.0
+    for k in range(len(values) - 1, -1, -1):
+        running = values[k] + (0.0 if stops[k] else factor * running)
+        out[k] = running
+    return x.new_tensor(out)
 
 
 def centre(x: Tensor) -> Tensor:
@@ -234,17 +269,9 @@ class GAE(Advantage):
 
     def __call__(self, b: Batch) -> Advantages:
         assert b.value is not None
-        r = torch.zeros_like(b.value) if b.token_reward is None else b.token_reward.clone()
-        last = torch.cat([b.seq[1:] != b.seq[:-1], b.seq.new_ones(1, dtype=torch.bool)])
-        r[last] += b.reward[b.seq[last]]
+        r, last = at_tokens(b).to(b.value.dtype), ends(b.seq)
         following = torch.cat([b.value[1:], b.value.new_zeros(1)]).masked_fill(last, 0.0)
-        delta = (r + self.gamma * following - b.value).tolist()
-        out, running = [0.0] * b.N, 0.0
-        ends = last.tolist()
-        for t in range(b.N - 1, -1, -1):
-            running = delta[t] + (0.0 if ends[t] else self.gamma * self.lam * running)
-            out[t] = running
-        a = b.value.new_tensor(out)
+        a = discounted(r + self.gamma * following - b.value, last, self.gamma * self.lam)
         return Advantages(whiten(a, self.variance).to(a.dtype) if self.whiten else a, returns=a + b.value)
 
 

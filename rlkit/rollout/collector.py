@@ -20,19 +20,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from rlkit.data.curriculum import AdmitRule, DropRule, SamplerState
 from rlkit.data.statistics import PromptStatistics
 from rlkit.errors import RunError
 from rlkit.record.log import Timeline
-from rlkit.rollout.engine import Aborted, Generates, numbered
+from rlkit.rollout.engine import Aborted, Generates, Scores, numbered
 from rlkit.rollout.section import RolloutSection
+from rlkit.samples import last_of_episodes
 from rlkit.types import Prompt, Rollout, Sampling
-
-
-class Scores(Protocol):
-    def score(self, rollouts: Sequence[Rollout]) -> None: ...
 
 
 class Group(NamedTuple):
@@ -48,6 +45,7 @@ class Group(NamedTuple):
 
 
 ROLLOUT = tuple(f.name for f in dataclasses.fields(Rollout) if f.name != "prompt")
+PROMPT_TOKENS = "prompt_tokens"  # of a row whose prompt is not the group's: an episode that went on in another one
 
 
 def write_groups(path: Path, groups: Iterable[Group]) -> None:
@@ -57,7 +55,11 @@ def write_groups(path: Path, groups: Iterable[Group]) -> None:
             rollouts, refused = g.result.result() if g.finished else (None, None)
             row = {"number": g.number, "prompt": g.prompt.id, "refused": refused, "rollouts": rollouts}
             if rollouts is not None:
-                row["rollouts"] = [{name: getattr(r, name) for name in ROLLOUT} for r in rollouts]
+                row["rollouts"] = [
+                    {name: getattr(r, name) for name in ROLLOUT}
+                    | ({PROMPT_TOKENS: r.prompt.token_ids} if r.prompt.token_ids != g.prompt.token_ids else {})
+                    for r in rollouts
+                ]
             f.write(json.dumps(row) + "\n")
 
 
@@ -67,7 +69,12 @@ def read_groups(path: Path, prompts: Mapping[str, Prompt]) -> list[Group]:
     for row in map(json.loads, path.read_text().splitlines()):
         group = Group(row["number"], prompts[row["prompt"]], Future())
         if row["rollouts"] is not None:
-            group.result.set_result(([Rollout(prompt=group.prompt, **r) for r in row["rollouts"]], row["refused"]))
+            rollouts = []
+            for r in row["rollouts"]:
+                other = r.pop(PROMPT_TOKENS, None)
+                prompt = group.prompt if other is None else dataclasses.replace(group.prompt, token_ids=tuple(other))
+                rollouts.append(Rollout(prompt=prompt, **r))
+            group.result.set_result((rollouts, row["refused"]))
         out.append(group)
     return out
 
@@ -220,16 +227,18 @@ class Collector:
         while kept + (0 if refill else dropped_now) < prompts or (prompts and not kept):
             self._admit(limit)
             group, refused = self._take()
+            whole = last_of_episodes(group)  # what is counted and judged is an episode, however many rows it is
             self.statistics.step = version
-            self.statistics.observe(group)
-            self.sampler.observe(group)
+            self.statistics.observe(whole)
+            self.sampler.observe(whole)
             if refused is None:
                 self.witness(group)
             scored = [r for r in group if not math.isnan(r.reward)]
+            judged = [r for r in whole if not math.isnan(r.reward)]
             why = (
                 refused or "no_reward"
                 if refused or not scored
-                else next(filter(None, (rule(scored) for rule in self.rules.drop)), None)
+                else next(filter(None, (rule(judged) for rule in self.rules.drop)), None)
             )
             if why is None:
                 for r in scored:

@@ -12,7 +12,7 @@ import hashlib
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
@@ -55,6 +55,12 @@ class Generates(Protocol):
     """An engine, or many, to whoever asks for responses."""
 
     def generate(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]: ...
+
+
+class Scores(Protocol):
+    """What gives responses their rewards."""
+
+    def score(self, rollouts: Sequence[Rollout]) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)

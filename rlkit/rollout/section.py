@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from rlkit.bounds import Bounded, Count, Natural, NonNegative, Share
 from rlkit.errors import ConfigError
@@ -11,7 +12,9 @@ from rlkit.rollout.engine import EngineSpec, UpdateMode
 from rlkit.rollout.hf import HF
 from rlkit.rollout.interrupt import Interrupt
 from rlkit.rollout.lengths import Lengths
+from rlkit.rollout.player import EpisodeSpec
 from rlkit.rollout.vllm import VLLM
+from rlkit.values import Given, otherwise
 
 ENGINES: dict[str, EngineSpec] = {"vllm": VLLM(), "hf": HF()}
 
@@ -36,6 +39,8 @@ class RolloutSection(Bounded):
         max_waste: groups that may be dropped and replaced in one step, as a multiple of ``prompts``.
         lengths: a curriculum over ``sampling.max_tokens``.
         interrupt: responses that take too long are told to answer.
+        episode: an ``async`` function of your own that holds a conversation with the model in the place of one response
+            (:mod:`rlkit.rollout.episode`); ``max_model_len`` is then what a whole conversation may have.
     """
 
     engine: Literal["vllm", "hf"] | EngineSpec = "vllm"
@@ -50,6 +55,7 @@ class RolloutSection(Bounded):
     max_model_len: Count | None = None
     lengths: Lengths | None = None
     interrupt: Interrupt | None = None
+    episode: Given[EpisodeSpec | None, EpisodeSpec | str | Callable[..., Any] | None] = otherwise(None)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -176,3 +176,13 @@ def test_cutting_keeps_groups_whole_and_respects_the_token_limit() -> None:
     assert len(parts) == 4 and sorted(torch.cat(parts[:2]).tolist()) == list(range(12))
     assert all(set(b.group[p].tolist()).isdisjoint(b.group[q].tolist()) for p, q in (parts[:2], parts[2:]))
     assert len(minibatches(b, 1, 5, 0)) == 4  # groups are never split
+
+
+def test_rows_of_a_group_with_other_prompts_do_not_count_as_sharing_one() -> None:
+    def row(begin: int, episode: int) -> Rollout:
+        prompt = Prompt(str(begin), tuple(range(begin, begin + 10)), "")
+        return Rollout(prompt, [4, 5], [True] * 2, [0.0] * 2, [0, 0], "stop", episode=episode)
+
+    b = Batch.from_rollouts([row(3, 0), row(4, 0), row(3, 1)])
+    shards, _ = cut(b, 1, 14, packed=True)
+    assert [m.prompt for m in shards[0]] == [("3", "3"), ("4",)], "14 tokens and 12"
