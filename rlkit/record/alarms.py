@@ -122,7 +122,7 @@ class Truncated(Alarm):
     name: ClassVar[str] = "truncated"
     reads: ClassVar[frozenset[str]] = frozenset({"length/truncated"})
     remedy: ClassVar[str] = (
-        "A truncated response is wrong whatever it would have said. Raise sampling.max_tokens, use rollout.interrupt or rollout.lengths, "
+        "What would have followed is not seen by the reward. Raise sampling.max_tokens, use rollout.interrupt or rollout.lengths, "
         "or drop such groups (data.drop: [{type: Overlong}])"
     )
     share: float = 0.1
