@@ -107,7 +107,7 @@ def test_it_is_said_once_counted_always_and_goes_on_after_a_resume() -> None:
             alarms.load_state_dict(state)
     held = [BY_NAME["truncated"](rows[: k + 1]) is not None for k in range(len(rows))]
     assert counts == [sum(held[: k + 1]) for k in range(len(rows))] and sum(held) > 40
-    assert len(said) == 2 and "50% of the responses end at the length limit. A truncated" in said[0]
+    assert len(said) == 2 and "50% of the responses end at the length limit. What would" in said[0]
     assert len(alarms.newest) == WINDOW and len(alarms.first) == SHORT and WINDOW > LONG + SHORT
 
 
