@@ -12,10 +12,10 @@ from torch import Tensor
 
 from rlkit.bounds import NonNegative, Share
 from rlkit.errors import ConfigError
-from rlkit.objective import Reduce
+from rlkit.objective import On, Reduce
 from rlkit.objective.divergences import BOUND, Generator, by_score, generator, label
 from rlkit.objective.full_vocab import FullDivergence
-from rlkit.types import Batch, New, PerToken, Source
+from rlkit.types import Batch, New, PerToken
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class FSFT(FullDivergence):
 
     f: str | Generator = "js"
     reduce: Reduce = "token"
-    on: Source = "dataset"
+    on: On = "dataset"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,7 +92,7 @@ class EKSFT(FullDivergence):
     entropy: NonNegative = 0.0042
     kl: NonNegative = 0.05
     reduce: Reduce = "seq"
-    on: Source = "dataset"
+    on: On = "dataset"
 
     @property
     def needs(self) -> frozenset[str]:
