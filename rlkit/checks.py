@@ -321,6 +321,12 @@ def _rewards(run: Run) -> Iterator[str]:
     except InputError as error:
         yield str(error)
         return
+    for part in run.parts:
+        if part.split("/")[0] not in names:
+            yield (
+                f"the reward {part!r} is read on its own, but the rewards are {', '.join(names)}. Name one of them, or give a reward that "
+                "name (name: ...)."
+            )
     for rule in run.data.drop:
         if isinstance(rule, ZeroVariance) and rule.of is not None and rule.of.split("/")[0] not in names:
             yield (

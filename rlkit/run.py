@@ -164,6 +164,11 @@ class Run(Bounded):
         return sorted(n[4:] for n in self.needs if n.startswith("col:"))
 
     @property
+    def parts(self) -> list[str]:
+        """Rewards that something reads on their own, beside their sum (``needs`` has ``part:NAME``)."""
+        return sorted(n[5:] for n in self.needs if n.startswith("part:"))
+
+    @property
     def alphabet(self) -> str:
         """The characters of a model that the run makes: those of its task, or printable ASCII."""
         return string.printable if self.data.task is None else str(self.data.task.alphabet)

@@ -148,7 +148,7 @@ class Session:
         """The batch of these responses, with the log-probs that terms read before the update."""
         run, learners = self.run, self.fleet.learners
         passes = [name for name in run.passes if name != "ref" or not self.feed.ref_known]
-        b = learners.annotate(Batch.from_rollouts(rollouts, run.columns), passes)
+        b = learners.annotate(Batch.from_rollouts(rollouts, run.columns, run.parts), passes)
         labelled = [r for r in rollouts if r.source == "labelled"]
         if "mismatched" in run.needs and labelled:
             others = [

@@ -84,7 +84,7 @@ class Batch:
     episode: PerSequence | None = (
         None  # sequences of one number share credit and stand together; None: each is by itself
     )
-    cols: Mapping[str, PerSequence] = field(default_factory=dict)  # numeric prompt columns, e.g. v_star
+    cols: Mapping[str, PerSequence] = field(default_factory=dict)  # prompt columns, e.g. v_star; rewards as part:NAME
     norm: Annotated[Tensor, "terms S"] | None = None  # weight of each token of a sequence in each term's mean
     marks: Mapping[str, PerToken] = field(default_factory=dict)  # what a term's `mark` says of each token, by its name
     # the model's input
@@ -296,9 +296,11 @@ class Batch:
         return self.replace(**{f.name: one(getattr(self, f.name)) for f in dataclasses.fields(self)})
 
     @classmethod
-    def from_rollouts(cls, rollouts: Sequence[Rollout], columns: Iterable[str] = ()) -> Batch:
-        """Packs rollouts; ``columns`` names the numeric prompt columns that some term reads. A chosen and a rejected response of one group
-        are a pair.
+    def from_rollouts(
+        cls, rollouts: Sequence[Rollout], columns: Iterable[str] = (), parts: Iterable[str] = ()
+    ) -> Batch:
+        """Packs rollouts; ``columns`` names the numeric prompt columns that some term reads, ``parts`` rewards by their name. A chosen
+        and a rejected response of one group are a pair.
 
         Raises:
             ValueError: a rollout without a sampled token, log-probs that are not finite, or a missing column.
@@ -338,6 +340,7 @@ class Batch:
                     "difference), or drop the row before training."
                 )
         cols = {name: torch.tensor([_column(r, name) for r in rollouts]) for name in columns}
+        cols |= {f"part:{name}": torch.tensor([_part(r, name) for r in rollouts]) for name in parts}
         logp = {"behav": torch.tensor(behav, dtype=torch.float32)}
         episode, earned, turn = _episodes(rollouts)
         if any(r.ref_logp is not None for r in rollouts):
@@ -377,6 +380,16 @@ def _episodes(rollouts: Sequence[Rollout]) -> tuple[Tensor | None, Tensor | None
         torch.tensor([x for r in rollouts for x in sampled(r.earned, r, 0.0)], dtype=torch.float32) if earned else None,
         torch.tensor([x for r in rollouts for x in sampled(r.turn, r, 0)], dtype=torch.long) if turn else None,
     )
+
+
+def _part(r: Rollout, name: str) -> float:
+    """One of a response's rewards; NaN in rows that have none."""
+    if r.source == "policy" and name not in r.parts:
+        raise ConfigError(
+            f"the reward {name!r} is read on its own, but the rewards of a response to prompt {r.prompt.id} are "
+            f"{', '.join(sorted(r.parts)) or 'without names'}."
+        )
+    return r.parts.get(name, math.nan)
 
 
 def _column(r: Rollout, name: str) -> float:

@@ -180,6 +180,11 @@ def test_algorithm(path: Path, tmp_path: Path, grpo: Path, base_rewards: Path, f
             "FullDivergence needs the whole distributions of teacher",
         ),
         ("grpo", "learner.minibatches=17", "a step has only 16 prompt groups"),
+        (
+            "grpo_care",
+            "advantage.correct=format",
+            "the reward 'format' is read on its own, but the rewards are correct. Name one",
+        ),
         ("scalerl", "rollout.interrupt.high=9", "leave no room for an answer"),
     ],
 )

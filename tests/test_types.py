@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from rlkit.errors import ConfigError
 from rlkit.types import Batch, Prompt, Rollout, Stats
 
 
@@ -52,3 +54,12 @@ def test_rows_of_a_batch_are_what_a_mask_would_keep() -> None:
             and torch.equal(part.ids[part.action], b.ids[b.action[tok]])
             and torch.equal(part.length, b.length[keep])
         )
+
+
+def test_single_rewards_are_read_by_their_names() -> None:
+    sampled = [Rollout.given(Prompt(f"p{i}", (3,), ""), [4], parts={"math": float(i), "format": 0.5}) for i in range(2)]
+    stored = Rollout.given(Prompt("d", (3,), ""), [4], source="dataset")
+    b = Batch.from_rollouts([*sampled, stored], parts=["math"])
+    assert b.cols["part:math"].tolist()[:2] == [0.0, 1.0] and bool(b.cols["part:math"][2].isnan())
+    with pytest.raises(ConfigError, match=r"the reward 'right' is read on its own.*prompt p0 are format, math"):
+        Batch.from_rollouts(sampled, parts=["right"])

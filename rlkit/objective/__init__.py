@@ -36,7 +36,8 @@ class Term(Plug):
 
     ``needs`` says what it reads, so that nothing else is computed: ``adv`` and ``returns`` (advantages), ``old``, ``behav``, ``ref`` and
     ``teacher`` (log-probs of a policy), ``value``, ``entropy``, ``ref_full`` and ``teacher_full`` (whole distributions), ``col:NAME`` (a
-    column of the data), ``mismatched`` (``b.cols["mismatched"]``: ``log old - log ref`` of another labelled response to the prompt).
+    column of the data), ``part:NAME`` (a reward on its own, ``b.cols["part:NAME"]``), ``mismatched`` (``b.cols["mismatched"]``: ``log old
+    - log ref`` of another labelled response to the prompt).
 
     Attributes:
         coef: a float, or a Coefficient that changes it over the run.

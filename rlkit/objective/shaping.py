@@ -46,16 +46,17 @@ class Shaped(Advantage):
 
 @dataclass(frozen=True, kw_only=True)
 class Confident(Shaped):
-    """GRPO-CARE's consistency bonus: ``R_i + bonus * R_i`` for accurate responses whose answer the reference finds likely.
+    """GRPO-CARE's consistency bonus: ``R_i + bonus * acc_i`` for accurate responses whose answer the reference finds likely.
 
     The likelihood of response i is ``c_i = min(cap, exp(mean_t log ref(y_t | prompt, y_<t)))`` over the tokens of its answer: how sure a
-    slowly following reference (``reference: {type: EMA}``) is of the answer, given the reasoning. A response is accurate if its reward is
+    slowly following reference (``reference: {type: EMA}``) is of the answer, given the reasoning. A response is accurate if its ``acc`` is
     above ``least`` and not below its group's mean; of those, the ones with ``c_i >= mean(c of the group's accurate ones) - margin`` get
     the bonus.
 
     Attributes:
         after: token ids of what stands before the answer, e.g. those of ``<answer>``; the answer is what comes after its last occurrence,
             and a response without it has the likelihood 0. Empty: the whole response is the answer.
+        correct: name of the reward that is ``acc``, where others (format) are added to it; null: their sum.
 
     Source: GRPO-CARE 2506.16141, the consistency bonus (the released code; ids instead of a text).
     """
@@ -66,10 +67,11 @@ class Confident(Shaped):
     cap: Share = 0.95
     margin: NonNegative = 0.0
     least: float = 0.1
+    correct: str | None = None
 
     @property
     def needs(self) -> frozenset[str]:
-        return self.of.needs | {"ref"}
+        return self.of.needs | {"ref"} | (frozenset() if self.correct is None else {f"part:{self.correct}"})
 
     @property
     def group(self) -> bool:
@@ -77,10 +79,11 @@ class Confident(Shaped):
 
     def reward(self, b: Batch) -> Tensor:
         likely = self.likelihood(b)
-        accurate = (b.reward > self.least) & (group_centre(b, b.reward) >= 0)
+        acc = b.reward if self.correct is None else b.cols[f"part:{self.correct}"]
+        accurate = (acc > self.least) & (group_centre(b, acc) >= 0)
         count = b.group_sum(accurate.to(likely.dtype)).clamp(min=1)
         mean = (b.group_sum(likely * accurate) / count)[b.group]
-        return b.reward * (1 + self.bonus * (accurate & (likely >= mean - self.margin)))
+        return b.reward + self.bonus * acc * (accurate & (likely >= mean - self.margin))
 
     def likelihood(self, b: Batch) -> PerSequence:
         """``c``: the geometric mean of the reference's probabilities of the answer's tokens, at most ``cap``; float64."""

@@ -70,6 +70,6 @@ def _longest_rows(run: Run, learner: Learner) -> Batch:
         adv=torch.ones(batch.N),
         returns=torch.zeros(batch.N),
         value=torch.zeros(batch.N),
-        cols={name: torch.zeros(batch.S) for name in run.columns},
+        cols={name: torch.zeros(batch.S) for name in (*run.columns, *(f"part:{p}" for p in run.parts))},
         marks={t.name: torch.zeros(batch.N) for t in run.objective},
     )

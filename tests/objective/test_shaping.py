@@ -70,6 +70,14 @@ def test_a_margin_lets_more_be_confident_and_a_low_reward_is_never_accurate() ->
     assert Confident().reward(low).tolist() == pytest.approx([0.05, 0.05])
 
 
+def test_a_format_reward_is_no_accuracy() -> None:
+    """Rewards 1 + 0.5 and 0 + 0.5: the bonus is half of the first part, and the second response stays as it is."""
+    b = rows([5], [5], group=[0, 0], reward=[1.5, 0.5]).with_logp(ref=torch.tensor([0.5, 0.9]).log())
+    b = b.replace(cols={"part:math": torch.tensor([1.0, 0.0])})
+    given = Confident(correct="math")
+    assert given.reward(b).tolist() == pytest.approx([2.0, 0.5]) and given.needs == {"ref", "part:math"}
+
+
 # -- f-DPG and GDC ----------------------------------------------------------------------------------------------------
 
 
