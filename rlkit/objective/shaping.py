@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rlkit.bounds import NonNegative, Positive, Share
+from rlkit.errors import ConfigError
 from rlkit.objective.advantages import Advantage, Advantages, GroupMean, GroupNorm, group_centre
 from rlkit.objective.divergences import BOUND, Generator, generator
 from rlkit.types import Batch, PerSequence, PerToken
@@ -93,12 +94,25 @@ class Confident(Shaped):
         return torch.where(count > 0, mean.exp().clamp(max=self.cap), 0.0)
 
 
+def sampled_ids(b: Batch) -> PerToken:
+    """The ids of the action tokens.
+
+    Raises:
+        ConfigError: an episode was cut into several sequences, which have no row of ids together.
+    """
+    if b.ids is None or b.action is None:
+        raise ConfigError(
+            "the advantage reads token ids, which an episode that is cut into several sequences does not have in one row. Use another "
+            "advantage, or Confident without `after`."
+        )
+    return b.ids[b.action]
+
+
 def after_last(b: Batch, what: Sequence[int]) -> PerToken:
     """Which action tokens come after the last occurrence of the ids ``what`` in their response; all of them if ``what`` is empty."""
     if not what:
         return torch.ones_like(b.seq, dtype=torch.bool)
-    assert b.ids is not None and b.action is not None
-    tokens, place = b.ids[b.action], torch.arange(b.N, device=b.seq.device)
+    tokens, place = sampled_ids(b), torch.arange(b.N, device=b.seq.device)
     found = torch.ones_like(b.seq, dtype=torch.bool)  # where an occurrence ends
     for back, token in enumerate(reversed(what)):
         shifted = (place - back).clamp(min=0)
@@ -181,8 +195,7 @@ class Agreement(Shaped):
         return self.of.needs | {f"col:{self.column}"}
 
     def reward(self, b: Batch) -> Tensor:
-        assert b.ids is not None and b.action is not None
-        tokens = [part.tolist() for part in b.ids[b.action].split(torch.bincount(b.seq, minlength=b.S).tolist())]
+        tokens = [part.tolist() for part in sampled_ids(b).split(torch.bincount(b.seq, minlength=b.S).tolist())]
         question, group, agreement = b.cols[self.column].tolist(), b.group.tolist(), list[float]()
         for i in range(b.S):
             others = [j for j in range(b.S) if question[j] == question[i] and group[j] != group[i]]

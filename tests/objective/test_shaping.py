@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlkit.errors import ConfigError
 from rlkit.objective.advantages import RLOO, GroupMean, Plain
 from rlkit.objective.divergences import generator
 from rlkit.objective.losses import Reinforce
@@ -76,6 +77,16 @@ def test_a_format_reward_is_no_accuracy() -> None:
     b = b.replace(cols={"part:math": torch.tensor([1.0, 0.0])})
     given = Confident(correct="math")
     assert given.reward(b).tolist() == pytest.approx([2.0, 0.5]) and given.needs == {"ref", "part:math"}
+
+
+def test_a_cut_episode_has_no_ids_to_look_at() -> None:
+    b = rows([7, 5], [5], group=[0, 1], reward=[1.0, 1.0]).replace(ids=None)
+    for given in (
+        lambda: after_last(b, (7,)),
+        lambda: Agreement().reward(b.replace(cols={"question_id": torch.zeros(2)})),
+    ):
+        with pytest.raises(ConfigError, match="cut into several sequences"):
+            given()
 
 
 # -- f-DPG and GDC ----------------------------------------------------------------------------------------------------
