@@ -11,6 +11,8 @@ ASIDE = {  # tests of a room, and what of it they are about
     "model/test_families.py": "families of models by every property, in a table",
     "model/test_probes.py": "what is measured about a model before it is trained",
     "objective/test_ground_truth.py": "training to optima that are known in closed form",
+    "objective/test_preference_equations.py": "every loss of pairs against its equation, response by response",
+    "objective/test_preference_optima.py": "where losses of pairs lead, by enumeration",
     "objective/test_published.py": "numbers of papers and of released code",
     "rewards/test_hostile.py": "rewards that hang, die, print and grow",
     "rollout/test_batches.py": "what the collector makes a batch of",

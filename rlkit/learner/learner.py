@@ -35,7 +35,7 @@ from rlkit.model.reference import ReferenceState
 from rlkit.model.wire import pack
 from rlkit.objective import loss
 from rlkit.objective.diagnostics import add_gram, bad_gradients
-from rlkit.objective.full_vocab import FullDivergence, Head
+from rlkit.objective.full_vocab import Head, WholeVocabulary
 from rlkit.record.checkpoint import read_tensors, write_tensors
 from rlkit.record.memory import Peaks
 from rlkit.types import SOURCES, Batch, New, Sampling, Stats
@@ -68,7 +68,7 @@ class Learner:
         # Now: settings that cannot be saved end no long run.
         self.generation, _ = settled(load_settings(start.path), endings.ids)
         self.backend = self._make_backend()
-        self.full = [t for t in setup.objective if isinstance(t, FullDivergence)]
+        self.full = [t for t in setup.objective if isinstance(t, WholeVocabulary)]
         self.peaks = Peaks()
         self.culprits: dict[str, str] = {}
         self.anchors: dict[str, ReferenceState] = {
@@ -206,9 +206,9 @@ class Learner:
         assert b.norm is not None
         heads = {name: self.anchors[name].head(b) for name in {t.anchor for t in self.full}}
         full = [
-            (t, heads[t.anchor], coefs[i] * b.norm[i][b.seq])
+            (t, heads[t.anchor], coefs[i] * b.norm[i][b.seq] if t.linear else None)
             for i, t in enumerate(self.setup.objective)
-            if isinstance(t, FullDivergence)
+            if isinstance(t, WholeVocabulary)
         ]
         new = evaluate_new(self.backend, b, self.sampling, self.setup.needs, full)
         if self.setup.updates == 1:  # the policy has not moved yet: its log-probs before the update are these

@@ -276,7 +276,7 @@ class LMHead(nn.Linear):
         top_p: float = 1.0,
         entropy: bool = False,
         fp32: bool = False,
-        full: Sequence[tuple[Any, Head, Tensor]] = (),
+        full: Sequence[tuple[Any, Head, Tensor | None]] = (),
         weight: Tensor | None = None,
     ) -> Any:
         """Logits without ``target``; else log-probs ``[N]``, entropies (``[N]``, or empty), and ``full`` divergences ``[N]`` by name.

@@ -176,7 +176,7 @@ class PolicyModel(nn.Module):
         sampling: Sampling,
         entropy: bool = False,
         value: bool = False,
-        full: Sequence[tuple[Any, Head, Tensor]] = (),
+        full: Sequence[tuple[Any, Head, Tensor | None]] = (),
     ) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]:
         """Log-probs ``[N]``, entropies (``[N]`` or empty), values (``[N]`` or None), whole-vocabulary divergences by name.
 
@@ -261,7 +261,11 @@ def probe_tokens(lm: Any, count: int) -> Tensor:
 
 
 def evaluate_new(
-    model: Any, b: Batch, sampling: Sampling, needs: frozenset[str], full: Sequence[tuple[Any, Head, Tensor]] = ()
+    model: Any,
+    b: Batch,
+    sampling: Sampling,
+    needs: frozenset[str],
+    full: Sequence[tuple[Any, Head, Tensor | None]] = (),
 ) -> New:
     """Runs ``model`` (a :class:`PolicyModel` or an engine around one) on a micro-batch.
 

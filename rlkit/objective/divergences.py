@@ -47,6 +47,11 @@ class Generator(Plug):
     def slope(self, a: Tensor) -> Tensor:
         """``f'(u)``, the coefficient of the score."""
 
+    def at(self, log_p: Tensor, log_q: Tensor) -> Generator:
+        """Its form between whole distributions ``log_p`` (the policy's) and ``log_q`` (the anchor's), ``[n, V]``: itself, where that is
+        the same for all of them. Both arguments are left as they are."""
+        return self
+
 
 @dataclass(frozen=True)
 class _F(Generator):
@@ -143,6 +148,65 @@ PARAMETRIC: dict[str, tuple[Callable[[float], Generator], Callable[[float], bool
     "skew_forward": (skew_forward, lambda x: 0 < x < 1, "in (0, 1)"),
     "skew_reverse": (skew_reverse, lambda x: 0 < x < 1, "in (0, 1)"),
 }
+
+
+def _reweighted(share: Tensor, cost: Tensor | float = 0.0) -> Generator:
+    """``sum_v q_v (s_v Z_v - cost_v)``, ``Z = log q - log pi``, with shares ``s`` that are constants to the gradient, ``[n, V]``."""
+    return _F(lambda a: (-a).exp() * (-a * share - cost), lambda a: -(-a).exp() * share)
+
+
+@dataclass(frozen=True)
+class _Whole(Generator):
+    """A generator of whole distributions only: samples of single tokens do not say what it is."""
+
+    make: Callable[[Tensor, Tensor], Generator]
+
+    def value(self, a: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    slope = value
+
+    def at(self, log_p: Tensor, log_q: Tensor) -> Generator:
+        return self.make(log_p, log_q)
+
+
+def value_at_risk(level: float) -> Generator:
+    """The mean of ``Z = log q - log pi`` over the worst share ``1 - level`` of q's mass (CVaR); level 0 is KL(q‖pi).
+
+    The token at the boundary counts with the part of it that belongs to that share.
+
+    Source: Ra-DPO 2505.20359 (the definition of CVaR; the released code sums over a quantile of the vocabulary instead).
+    """
+
+    def make(log_p: Tensor, log_q: Tensor) -> Generator:
+        q, order = log_q.exp(), (log_p - log_q).argsort(-1)
+        mass = q.gather(-1, order)
+        kept = torch.minimum((1 - level - (mass.cumsum(-1) - mass)).clamp(min=0), mass)
+        share = torch.where(mass > 0, kept / mass, 0.0) / (1 - level)
+        return _reweighted(torch.zeros_like(q).scatter(-1, order, share))
+
+    return _Whole(make)
+
+
+def entropic_risk(mu: float) -> Generator:
+    """``(1 / mu) log E_q[e^(mu Z)]``, ``Z = log q - log pi``; towards 0 it is KL(q‖pi).
+
+    It is the mean of Z under shares ``s ~ e^(mu Z)``, less their own KL to q over ``mu``; the shares are at their maximum, so that the
+    gradient does not see them move.
+
+    Source: Ra-DPO 2505.20359.
+    """
+
+    def make(log_p: Tensor, log_q: Tensor) -> Generator:
+        z = log_q - log_p
+        log_s = mu * z - (log_q + mu * z).logsumexp(-1, keepdim=True)
+        s = log_s.exp()
+        return _reweighted(s, s * log_s / mu)
+
+    return _Whole(make)
+
+
+COLLISION: Generator = _Whole(lambda log_p, log_q: _F(lambda a: log_p.exp(), torch.zeros_like))  # sum_v pi_v^2
 
 
 def generator(f: str | Generator, parameter: float | None) -> Generator:

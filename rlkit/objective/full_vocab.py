@@ -12,8 +12,9 @@ Source: the definition above (gradients are checked by enumeration in the tests)
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -89,6 +90,7 @@ def _chunk(
 ) -> tuple[Tensor, Tensor | None]:
     """Divergences ``[n]`` and, if asked for, their gradients with respect to the policy's logits ``[n, V]``. Uses up its arguments."""
     if top_k is None:
+        f = f.at(log_p, log_q)
         a, w = _ratio(log_p, log_q)
         value = (f.value(a) * w).sum(-1)
         if not slope:
@@ -96,7 +98,7 @@ def _chunk(
         dz = f.slope(a) * w  # p f'(u)
         return value, dz.addcmul_(log_p.exp_(), dz.sum(-1, keepdim=True), value=-1)
     few_p, few_q, ids = _buckets(log_p, log_q, top_k, of)
-    p_few = few_p.exp()
+    p_few, f = few_p.exp(), f.at(few_p, few_q)
     a, w = _ratio(few_p, few_q)
     value = (f.value(a) * w).sum(-1)
     if not slope:
@@ -211,32 +213,27 @@ def full_divergence(
 
 
 @dataclass(frozen=True, kw_only=True)
-class FullDivergence(Term):
-    """``D_f(pi‖anchor)`` over the whole vocabulary at every sampled prefix: no sampling noise, one more pass through both output layers.
+class WholeVocabulary(Term):
+    """Base of terms that compare the next token's whole distribution with that of ``anchor`` at every prefix of a response.
+
+    What :attr:`generator` makes of the two stands in ``new.full[self.name]``, ``[N]``.
 
     Attributes:
-        f, parameter: as in ``Divergence``.
         top_k: keep so many tokens apart (the most likely ones ``of`` the anchor or the policy) and join the rest in one bucket.
-        level: ``token`` is the direct term, prefixes frozen: what most libraries call the KL loss. ``sequence`` adds the prefix credit
-            ``sg(sum_{k>t} D_k) log pi_t``: on-policy and with ``reduce: sum``, the exact gradient of ``E[sum_t D_t]``; for the KLs that is
-            the KL of whole responses.
-
-    Source: the product rule on ``E[sum_t D_t]``, which has a direct and a prefix term (exact by enumeration in the tests).
     """
 
-    f: str | Generator = "reverse_kl"
-    parameter: float | None = None
+    # Each token's value has the gradient that its weight in the loss says: it can be made together with the value.
+    linear: ClassVar[bool] = True
+
     top_k: int | None = None
     of: Literal["anchor", "policy"] = "anchor"
     anchor: Literal["ref", "teacher"] = "ref"
-    level: Literal["token", "sequence"] = "token"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        generator(self.f, self.parameter)
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(
-                f"FullDivergence.top_k is {self.top_k}; it must be at least 1, or null for the whole vocabulary."
+                f"{type(self).__name__}.top_k is {self.top_k}; it must be at least 1, or null for the whole vocabulary."
             )
 
     @property
@@ -246,6 +243,33 @@ class FullDivergence(Term):
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({f"{self.anchor}_full"})
+
+    @property
+    @abstractmethod
+    def generator(self) -> Generator:
+        """The divergence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullDivergence(WholeVocabulary):
+    """``D_f(pi‖anchor)`` over the whole vocabulary at every sampled prefix: no sampling noise, one more pass through both output layers.
+
+    Attributes:
+        f, parameter: as in ``Divergence``.
+        level: ``token`` is the direct term, prefixes frozen: what most libraries call the KL loss. ``sequence`` adds the prefix credit
+            ``sg(sum_{k>t} D_k) log pi_t``: on-policy and with ``reduce: sum``, the exact gradient of ``E[sum_t D_t]``; for the KLs that is
+            the KL of whole responses.
+
+    Source: the product rule on ``E[sum_t D_t]``, which has a direct and a prefix term (exact by enumeration in the tests).
+    """
+
+    f: str | Generator = "reverse_kl"
+    parameter: float | None = None
+    level: Literal["token", "sequence"] = "token"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        generator(self.f, self.parameter)
 
     @property
     def generator(self) -> Generator:

@@ -15,7 +15,7 @@ from rlkit.data.prompts import load_prompts
 from rlkit.errors import ConfigError, InputError
 from rlkit.learner.plan import micro_batch
 from rlkit.model.reference import Frozen, Loaded
-from rlkit.objective.full_vocab import FullDivergence
+from rlkit.objective.full_vocab import WholeVocabulary
 from rlkit.planning import speed
 from rlkit.planning.memory import BYTES, GIB, Budget, Shape, Sharding, engine_memory, learner_memory, shape
 from rlkit.planning.simulate import EngineModel, LearnerModel, LogNormal, Trace, Workload, simulate
@@ -135,7 +135,7 @@ class Planner:
             self.prompt = assumptions.prompt_share * run.data.max_prompt_tokens
         self.mean = mean_length if mean_length is not None else max(1.0, assumptions.mean_share * self.limit)
         self.entropy = "entropy" in need
-        self.whole = any(isinstance(t, FullDivergence) for t in run.objective)
+        self.whole = any(isinstance(t, WholeVocabulary) for t in run.objective)
         self.anchors: dict[str, tuple[Shape, bool]] = {}
         before = run.passes
         self._found: dict[tuple[int, bool], tuple[Estimate | None, Estimate]] = {}
@@ -150,7 +150,7 @@ class Planner:
                 self.anchors[name] = (anchor, spec.offload)
             again = (
                 run.learner.epochs
-                if any(isinstance(t, FullDivergence) and t.anchor == name for t in run.objective)
+                if any(isinstance(t, WholeVocabulary) and t.anchor == name for t in run.objective)
                 else 0
             )
             self.passes += anchor.active / self.shape.active * ((name in before) + again)
