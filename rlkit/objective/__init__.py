@@ -63,6 +63,7 @@ class Term(Plug):
         "rlkit.objective.full_vocab",
         "rlkit.objective.supervised",
         "rlkit.objective.preference",
+        "rlkit.objective.labelled",
     )
     # The cost of a token with advantage 0 has no gradient: such rows need not be computed.
     only_advantage: ClassVar[bool] = False

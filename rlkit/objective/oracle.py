@@ -1,9 +1,10 @@
 """What an objective really optimises, by exact enumeration: the engine behind ``rlkit check`` and ``docs/regularizers.md``.
 
-A :class:`World` is a policy over three tokens whose responses end at token 0 or after three tokens, so that every response can be summed
-over with its exact probability. :func:`examine` takes a term as the loss takes it, computes its expected gradient, and looks for the
-quantity whose gradient that is. Nothing here knows how a term is implemented: a user's own class is examined in the same way. A coefficient
-that differs between responses is part of it as a reduction is: what a term follows is said without it, and how far it bends that beside it.
+A :class:`~rlkit.objective.world.World` is small enough that every response can be summed over with its exact probability.
+:func:`examine` takes a term as the loss takes it, computes its expected gradient, and looks for the quantity whose gradient that is.
+Nothing here knows how a term is implemented: a user's own class is examined in the same way. A coefficient that differs between
+responses is part of it as a reduction is: what a term follows is said without it, and how far it bends that beside it. A loss of pairs
+is a function of both halves and follows no such quantity: it is led to its minimum instead (:mod:`rlkit.objective.comparisons`).
 
 An expected gradient may be zero. That is never judged by a comparison with other zeros, which are rounding errors like itself, but against
 the size of one response's gradient (:class:`Expected`). Such a term is *noise only*: it adds the noise of single responses to every step
@@ -14,11 +15,10 @@ policy is on-policy, is no such term; off-policy it shows what it follows.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,110 +27,21 @@ from rlkit.errors import ConfigError
 from rlkit.objective import Reduce, Term, is_marking, loss
 from rlkit.objective.anchors import anchor_name
 from rlkit.objective.coefficients import Constant, as_coefficient
+from rlkit.objective.comparisons import NO_REFERENCE, against, entropic, leads, pull
 from rlkit.objective.divergences import KL, TABLE, Divergence, Generator, generator, label
-from rlkit.objective.full_vocab import FullDivergence
+from rlkit.objective.full_vocab import FullDivergence, WholeVocabulary
+from rlkit.objective.labelled import KLDO
 from rlkit.objective.losses import NLL, Entropy, ValueMSE
 from rlkit.objective.penalties import DivergenceReward, KLReward, Penalty
-from rlkit.types import Batch, New
+from rlkit.objective.preference import DPO, IPO, PROPER, WPO, Pairwise, SimPO
+from rlkit.objective.world import Sampled as Sampled
+from rlkit.objective.world import World as World
+from rlkit.objective.world import words
 
-V, LONGEST = 3, 3
-Sampled = Literal["on-policy", "off-policy", "from the reference"]
 PG = "the policy gradient of the reward"
 SUPERVISED = "supervised learning of the sampled responses"
 UNLEARNING = "moving away from the sampled responses"
 ZERO = 1e-6  # of one response's gradient: a mean below it is rounding (1e-15 in float64; a user's term may compute in float32)
-
-
-class World:
-    """A tabular policy with its anchors. Off-policy, the sampling policy is another one, a few updates away."""
-
-    def __init__(self, sampled: Sampled = "on-policy", seed: int = 0, distance: float = 0.6) -> None:
-        g = torch.Generator().manual_seed(seed)
-        # Prefixes that have not ended.
-        inner = [p for t in range(LONGEST) for p in itertools.product(range(1, V), repeat=t)]
-        self.row = {p: i for i, p in enumerate(inner)}
-        self.responses = [(*p, c) for p in inner for c in range(V) if c == 0 or len(p) == LONGEST - 1]
-        rows = [self.row[y[:t]] for y in self.responses for t in range(len(y))]
-        self.rows, self.tokens = torch.tensor(rows), torch.tensor([c for y in self.responses for c in y])
-        self.length = torch.tensor([len(y) for y in self.responses])
-        self.seq = torch.repeat_interleave(torch.arange(len(self.responses)), self.length)
-
-        def table(scale: float) -> Tensor:
-            return scale * torch.randn(len(inner), V, generator=g, dtype=torch.float64)
-
-        self.logits = table(0.7).requires_grad_()
-        self.ref, self.teacher = ((self.logits.detach() + table(distance)).log_softmax(-1) for _ in range(2))
-        away = table(0.4)
-        self.mu = {
-            "on-policy": self.pi().detach(),
-            "off-policy": (self.logits.detach() + away).log_softmax(-1),
-            "from the reference": self.ref,
-        }[sampled]
-        self.reward = torch.randn(len(self.responses), generator=g, dtype=torch.float64)
-
-    def pi(self) -> Tensor:
-        return self.logits.log_softmax(-1)
-
-    def at(self, table: Tensor) -> Tensor:
-        """Log-probs of every token of every response, ``[N]``."""
-        return table[self.rows, self.tokens]
-
-    def whole(self, table: Tensor) -> Tensor:
-        """Log-probs of responses, ``[S]``."""
-        return self._sum(self.at(table))
-
-    def _sum(self, x_N: Tensor) -> Tensor:
-        return x_N.new_zeros(len(self.responses)).index_add(0, self.seq, x_N)
-
-    def anchor(self, anchor: Any) -> Tensor:
-        """An anchor's table of log-probs; a geometric mixture is normalised here."""
-        tables = {"ref": self.ref, "teacher": self.teacher, "old": self.mu, "behav": self.mu}
-        if isinstance(anchor, str):
-            return tables[anchor]
-        w = torch.tensor(anchor.weights or (1.0,) * len(anchor.of), dtype=torch.float64)
-        stacked, w = torch.stack([tables[name] for name in anchor.of]), (w / w.sum())[:, None, None]
-        return (w * stacked).sum(0).log_softmax(-1) if anchor.mean == "geometric" else (stacked + w.log()).logsumexp(0)
-
-    def batch(self) -> Batch:
-        """All responses once; ``norm`` is set by :meth:`weights`."""
-        S = len(self.responses)
-        return Batch(
-            seq=self.seq,
-            group=torch.zeros(S, dtype=torch.long),
-            source=torch.zeros(S, dtype=torch.long),
-            reward=self.reward,
-            logp={
-                "behav": self.at(self.mu),
-                "old": self.at(self.mu),
-                "ref": self.at(self.ref),
-                "teacher": self.at(self.teacher),
-            },
-            adv=(self.reward - (self.whole(self.mu).exp() * self.reward).sum())[self.seq],
-        )
-
-    def weights(self, reduce: str, const: float = 1.0) -> Tensor:
-        """The weight of each token of a response in the expected loss: its probability times what the reduction does to it, ``[S]``."""
-        p = self.whole(self.mu).exp()
-        expected = (p * self.length).sum()
-        return {"sum": p, "const": p / const, "seq": p / self.length, "token": p / expected, "prompt": p / expected}[
-            reduce
-        ]
-
-    def new(self, full: Sequence[FullDivergence] = ()) -> New:
-        pi = self.pi()
-        entropy = -(pi.exp() * pi).sum(-1)[self.rows]
-        found = {t.name: self.per_prefix(t.generator, t.anchor, tail=t.top_k is not None)[self.rows] for t in full}
-        return New(self.at(pi), entropy, torch.zeros_like(entropy), found)
-
-    def per_prefix(self, f: Generator, anchor: Any, tail: bool = False) -> Tensor:
-        """``D_f(pi‖anchor)`` of the next token's distribution after each prefix; with ``tail`` all tokens but one are one bucket."""
-        p, q = self.pi(), self.anchor(anchor)
-        if tail:
-            p, q = (torch.stack([x[:, 0], x[:, 1:].logsumexp(-1)], -1) for x in (p, q))
-        return (p.exp() * f.value(p - q)).sum(-1)
-
-    def gradient(self, value: Tensor) -> Tensor:
-        return torch.autograd.grad(value, self.logits, retain_graph=True)[0]
 
 
 def response_weights(w: World, part: Term | Penalty) -> Tensor | None:
@@ -172,7 +83,7 @@ def term_gradient(w: World, term: Term, reduce: Reduce | None = None, scale_S: T
     if is_marking(term):  # marks are of whole batches; here no token has one
         b = b.replace(marks={term.name: torch.zeros(b.N, dtype=b.reward.dtype)})
     p, weight = w.whole(w.mu).exp(), w.weights(term.reduce, term.const) * (1.0 if scale_S is None else scale_S)
-    new = w.new([term] if isinstance(term, FullDivergence) else [])
+    new = w.new([term] if isinstance(term, WholeVocabulary) else [])
     grads = []
     for s in range(len(w.responses)):
         one = b.replace(norm=torch.where(torch.arange(len(p)) == s, weight / p, 0.0)[None])
@@ -245,16 +156,6 @@ def quantities(
     return found
 
 
-def words(f: str, anchor: str) -> str:
-    """A divergence as people write it."""
-    return {
-        "reverse_kl": f"KL(pi‖{anchor})",
-        "reverse_ukl": f"KL(pi‖{anchor})",
-        "forward_kl": f"KL({anchor}‖pi)",
-        "forward_ukl": f"KL({anchor}‖pi)",
-    }.get(f, f"{f}(pi‖{anchor})")
-
-
 def claim(part: Term | Penalty) -> str | None:
     """What a part's name says that it is; None for parts whose name says nothing (a user's own loss)."""
     if isinstance(part, KL):
@@ -295,6 +196,10 @@ class Finding:
         nothing: why that makes it noise or nothing at all; None where it is at a minimum, as a KL to the policy that samples is on-policy.
         measured_only: its coefficient is 0: it is logged and changes nothing.
         problem: why it was not examined.
+        pull: of a loss of pairs or labels, cosines of what labels that say nothing leave of its gradient to that of KL(pi‖ref) of
+            responses, on the policy's own responses and on those of another one. ``follows`` is then what its minimum weighs, ``cosine``
+            the correlation of the reward with that, ``norm`` the divergence's coefficient; ``nearest`` is what comes nearest where
+            nothing fits.
     """
 
     part: str
@@ -313,6 +218,8 @@ class Finding:
     nothing: str | None = None
     measured_only: bool = False
     problem: str | None = None
+    pull: tuple[float, float] | None = None
+    nearest: str | None = None
 
     @property
     def honest(self) -> bool:
@@ -326,6 +233,8 @@ class Finding:
     @property
     def heading(self) -> str:
         """In a few words."""
+        if self.pull is not None:
+            return self.follows or ("-" if self.nearest is None else f"none (near {self.nearest})")
         return self.follows or ("-" if self.nothing is None else self.nothing.partition(":")[0])
 
     @property
@@ -334,6 +243,8 @@ class Finding:
         head = f"{self.part}, {self.sampled}: "
         if self.problem is not None:
             return head + self.problem
+        if self.pull is not None:
+            return head + self._of_verdicts(*self.pull)
         if self.nothing is not None:
             return head + self.nothing + (" Its coefficient is 0: it is only measured." if self.measured_only else "")
         numbers = f"cosine {self.cosine:.3f}, norm {self.norm:.2f}"
@@ -355,9 +266,27 @@ class Finding:
             text += f". That is with a constant coefficient: {self.coefficient} weighs responses differently (cosine {self.bend:.3f} to it)"
         return head + text + "."
 
+    def _of_verdicts(self, own: float, other: float) -> str:
+        if self.follows is not None:
+            text = (
+                f"Bradley-Terry labels lead it to the optimum of {self.follows}, with a coefficient of {self.norm:.3g}"
+            )
+        elif self.claims is not None:
+            text = f"its name says {self.claims}; that is not where Bradley-Terry labels lead it (correlation {self.cosine:.3f})"
+        elif self.nearest is None:
+            text = "it leads to no policy that could be found: noisy labels drive it on without end, or its gradient has no zero"
+        else:
+            text = f"it leads to the optimum of nothing that has a name; nearest is {self.nearest} (correlation {self.cosine:.4f})"
+        return (
+            f"{text}. Where labels say nothing, what is left of its gradient has a cosine of {own:.3f} to that of KL(pi‖ref) of responses "
+            f"on the policy's own responses, and of {other:.3f} on those of another policy, as rows of a file are."
+        )
+
 
 def examine(part: Term | Penalty, sampled: Sampled, seed: int = 0) -> Finding:
-    """Compares a term's or penalty's expected gradient with everything that is known."""
+    """Compares a term's or penalty's expected gradient with everything that is known; a loss of pairs or labels is led to its minimum."""
+    if isinstance(part, Term) and judges(part):
+        return _of_judge(part)
     if isinstance(part, Term) and part.whole_groups:
         return Finding(
             part.name,
@@ -419,6 +348,54 @@ def examine(part: Term | Penalty, sampled: Sampled, seed: int = 0) -> Finding:
     )
 
 
+def judges(term: Term) -> bool:
+    """Whether a term learns from verdicts: on pairs, or on single responses."""
+    return term.pairwise or term.on == "labelled"
+
+
+def _of_judge(term: Term) -> Finding:
+    """Where a loss of pairs or labels leads, on responses of the reference."""
+    found = Finding(term.name, "from the reference", _claim_of_judge(term), acknowledged=term.acknowledge)
+    labelled = not term.pairwise
+    own, flipped = list[tuple[str, Generator]](), 0.0
+    if isinstance(term, DPO) and label(term.f, term.parameter) not in TABLE:
+        own.append((label(term.f, term.parameter), generator(term.f, term.parameter)))
+    if isinstance(term, Pairwise) and term.unbiased:
+        flipped = term.flip
+    try:
+        found = dataclasses.replace(found, pull=(pull(term, "on-policy", labelled), pull(term, "off-policy", labelled)))
+        if isinstance(term, WPO):  # weights of pairs do not move what suits each of them
+            term = DPO(**{f.name: getattr(term, f.name) for f in dataclasses.fields(DPO)})
+        known = leads(term, flipped, own, labelled)
+    except Exception as error:
+        return dataclasses.replace(found, problem=f"it could not be examined here ({type(error).__name__}: {error}).")
+    if known is None:
+        return dataclasses.replace(found, claims=None)
+    best = next((x for x in known if x.exact and x.objective == found.claims), known[0])
+    if best.exact:
+        return dataclasses.replace(found, follows=best.objective, cosine=best.fit, norm=best.strength)
+    best = next(x for x in known if x.free == 1)
+    meant = next((x for x in known if x.objective == found.claims), best)
+    return dataclasses.replace(found, nearest=best.objective, cosine=meant.fit, norm=meant.strength)
+
+
+def _claim_of_judge(term: Term) -> str | None:
+    """The objective that a loss of pairs or labels is known for; None where there is none on Bradley-Terry labels."""
+    if isinstance(term, KLDO):
+        return against("reverse_kl", "ref")
+    if isinstance(term, IPO):
+        return against("reverse_kl", "ref", "the win rate") if term.over == "sum" else None
+    if isinstance(term, SimPO) and term.link in PROPER and not term.gamma and not term.flip:
+        return NO_REFERENCE
+    if not isinstance(term, DPO) or (term.flip and not term.unbiased):
+        return None
+    anchor = anchor_name(term.anchor)
+    if term.link in PROPER:
+        return against(label(term.f, term.parameter), anchor) if term.entropy == 1 else entropic(anchor)
+    win_rate = term.link == "square" and term.entropy == 1 and not term.flip and term.f in ("reverse_kl", "reverse_ukl")
+    return against("reverse_kl", anchor, "the win rate") if win_rate else None
+
+
 def _by_length(w: World, mean: Tensor) -> bool:
     """Whether it is the mean score of the policy's own samples, which is zero, or what dividing by a response's length leaves of it."""
     left = w.gradient((w.weights("seq")[w.seq] * w.at(w.pi())).sum())
@@ -472,9 +449,11 @@ def examine_all(objective: Sequence[Term], penalties: Sequence[Penalty]) -> list
     parts: list[Term | Penalty] = [*objective, *penalties]
     for part in parts:
         source = part.on if isinstance(part, Term) else "policy"
-        if isinstance(part, ValueMSE) or source not in ("policy", "reference"):
+        kinds: tuple[Sampled, ...] = ("on-policy", "off-policy")
+        if source == "reference" or (isinstance(part, Term) and judges(part)):
+            kinds = ("from the reference",)
+        elif isinstance(part, ValueMSE) or source != "policy":
             continue
-        kinds: tuple[Sampled, ...] = ("from the reference",) if source == "reference" else ("on-policy", "off-policy")
         found += [examine(part, sampled) for sampled in kinds]
     return found
 

@@ -59,6 +59,8 @@ LINKS: dict[str, Callable[[Tensor], Tensor]] = {
     "discopop": lambda x: torch.lerp(softplus(-x), _exp(-x), torch.sigmoid(x / 0.05)),
 }
 
+PROPER = ("logistic", "exponential", "savage")  # links whose minimum is at (a multiple of) the log-odds of the label
+
 
 def _exp(x: Tensor) -> Tensor:
     """``e^x``, which goes on in a straight line beyond :data:`STEEPEST`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -108,8 +107,3 @@ def two(sums: tuple[float, float, float, float], lengths: tuple[int, int]) -> tu
         pairs=torch.tensor([[0, 1]]),
     )
     return New(torch.cat([each[0], each[2]])), b
-
-
-def all_pairs(n: int) -> Tensor:
-    """Every ordered pair of different rows, ``[n (n - 1), 2]``."""
-    return torch.tensor(list(itertools.permutations(range(n), 2)))

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from rlkit.objective.labelled import KLDO, KTO
-from rlkit.objective.oracle import World
+from rlkit.objective.world import World
 from rlkit.types import SOURCES, Batch, New
 from tests.objective.pairs import Ragged, marked, ragged
 

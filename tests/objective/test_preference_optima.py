@@ -9,47 +9,29 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlkit.objective.comparisons import Comparisons
 from rlkit.objective.divergences import TABLE, generator
-from rlkit.objective.oracle import World
 from rlkit.objective.preference import DPO, IPO, SPPO, SimPO
+from rlkit.objective.world import World
 from rlkit.types import Batch, New
-from tests.objective.pairs import all_pairs
 
 pytestmark = pytest.mark.slow
 
 
-class Comparisons:
+def comparisons(flipped: float = 0.0) -> Comparisons:
     """All pairs of the responses of a small world, drawn from its reference and labelled by a Bradley-Terry reward."""
+    return Comparisons(World("from the reference"), flipped=flipped)
 
-    def __init__(self, flipped: float = 0.0) -> None:
-        self.w = World("from the reference")
-        n = len(self.w.responses)
-        self.r, self.mu = self.w.reward, self.w.whole(self.w.ref)
-        self.pairs = all_pairs(n)
-        better, worse = self.pairs.T
-        right = torch.sigmoid(self.r[better] - self.r[worse])
-        self.weight = (self.mu[better] + self.mu[worse]).exp() * ((1 - flipped) * right + flipped * (1 - right))
-        self.b = self.w.batch().replace(pairs=self.pairs, logp={"ref": self.w.at(self.w.ref)})
 
-    def minimum(self, term: Any, rounds: int = 300) -> Tensor:
-        """Log-probs of responses under the policy at the minimum of the expected cost."""
-        logits = self.w.ref.clone().requires_grad_()
-        solver = torch.optim.LBFGS(
-            [logits], max_iter=rounds, tolerance_grad=1e-10, tolerance_change=0.0, line_search_fn="strong_wolfe"
-        )
+def pairs_of(c: Comparisons) -> tuple[Tensor, Tensor]:
+    assert c.batch.pairs is not None
+    return c.batch.pairs[:, 0], c.batch.pairs[:, 1]
 
-        def closure() -> Tensor:
-            solver.zero_grad()
-            value = (self.weight * term(New(self.w.at(logits.log_softmax(-1))), self.b)).sum()
-            value.backward()
-            return value
 
-        solver.step(closure)
-        return self.w.whole(logits.detach().log_softmax(-1))
-
-    def wins(self) -> Tensor:
-        """The probability that each response beats one of mu's."""
-        return (torch.sigmoid(self.r[:, None] - self.r[None]) * self.mu.exp()).sum(1)
+def lead(c: Comparisons, term: Any) -> Tensor:
+    found = c.lead(term)
+    assert found is not None
+    return found
 
 
 def tv(log_p: Tensor, log_q: Tensor) -> float:
@@ -70,22 +52,20 @@ def normalised(log_u: Callable[[float], Tensor], log_q: Tensor, low: float, high
 
 @pytest.mark.parametrize("link", ["logistic", "savage", "exponential"])
 def test_a_proper_link_finds_the_tilted_reference(link: Any) -> None:
-    c = Comparisons()
+    c = comparisons()
     beta = 0.5 if link == "exponential" else 1.0  # its Bradley-Terry margin is half of the reward's
-    assert tv(c.minimum(DPO(beta=beta, link=link)), tilted(c.mu + c.r)) < 1e-2
+    assert tv(lead(c, DPO(beta=beta, link=link)), tilted(c.mu + c.reward)) < 1e-2
 
 
 def test_robust_dpo_sees_through_flipped_labels_and_plain_dpo_does_not() -> None:
-    c = Comparisons(flipped=0.2)
-    want = tilted(c.mu + c.r)
-    assert (
-        tv(c.minimum(DPO(beta=1.0, flip=0.2, unbiased=True)), want) < 1e-2 < 5e-2 < tv(c.minimum(DPO(beta=1.0)), want)
-    )
+    c = comparisons(flipped=0.2)
+    want = tilted(c.mu + c.reward)
+    assert tv(lead(c, DPO(beta=1.0, flip=0.2, unbiased=True)), want) < 1e-2 < 5e-2 < tv(lead(c, DPO(beta=1.0)), want)
 
 
 def test_conservative_dpo_holds_back_as_if_labels_were_flipped() -> None:
     """The optimum of cDPO on right labels is that of DPO on labels of which the share is wrong: it is not the tilted reference."""
-    assert tv(Comparisons().minimum(DPO(beta=1.0, flip=0.2)), Comparisons(flipped=0.2).minimum(DPO(beta=1.0))) < 1e-4
+    assert tv(lead(comparisons(), DPO(beta=1.0, flip=0.2)), lead(comparisons(flipped=0.2), DPO(beta=1.0))) < 1e-4
 
 
 F_DPO = [
@@ -106,19 +86,19 @@ F_DPO = [
 @pytest.mark.parametrize(("f", "parameter"), F_DPO, ids=str)
 def test_f_dpo_finds_the_optimum_under_its_divergence(f: str, parameter: float | None) -> None:
     """Where ``E r - beta D_f(pi‖ref)`` is largest, ``beta f'(u) = r - lam``: u by bisection from the slope, lam from the sum."""
-    c, beta, slope = Comparisons(), 1.0, generator(f, parameter).slope
+    c, beta, slope = comparisons(), 1.0, generator(f, parameter).slope
 
     def log_u(lam: float) -> Tensor:
-        low, high = torch.full_like(c.r, -25.0), torch.full_like(c.r, 25.0)
+        low, high = torch.full_like(c.reward, -25.0), torch.full_like(c.reward, 25.0)
         for _ in range(100):
             a = (low + high) / 2
-            below = beta * slope(a) < c.r - lam
+            below = beta * slope(a) < c.reward - lam
             low, high = torch.where(below, a, low), torch.where(below, high, a)
         return low
 
     want = normalised(log_u, c.mu, -20.0, 20.0)
     assert float(want.logsumexp(0)) == pytest.approx(0, abs=1e-9)
-    assert tv(c.minimum(DPO(beta=beta, f=f, parameter=parameter)), want) < 1e-2
+    assert tv(lead(c, DPO(beta=beta, f=f, parameter=parameter)), want) < 1e-2
 
 
 def test_every_divergence_of_the_table_is_either_of_these_or_refused() -> None:
@@ -132,37 +112,38 @@ def test_every_divergence_of_the_table_is_either_of_these_or_refused() -> None:
 
 @pytest.mark.parametrize("alpha", [0.7, 1.4])
 def test_h_dpo_finds_its_own_optimum(alpha: float) -> None:
-    c, beta = Comparisons(), 1.0
-    assert tv(c.minimum(DPO(beta=beta, entropy=alpha)), tilted(c.mu / alpha + c.r / (alpha * beta))) < 1e-2
+    c, beta = comparisons(), 1.0
+    assert tv(lead(c, DPO(beta=beta, entropy=alpha)), tilted(c.mu / alpha + c.reward / (alpha * beta))) < 1e-2
 
 
 def test_ipo_finds_the_reference_tilted_by_win_rates() -> None:
-    c, tau = Comparisons(), 0.5
-    got = c.minimum(IPO(tau=tau, over="sum"))
+    c, tau = comparisons(), 0.5
+    got = lead(c, IPO(tau=tau, over="sum"))
     assert tv(got, tilted(c.mu + c.wins() / tau)) < 1e-2
-    assert tv(c.minimum(DPO(beta=2 * tau, link="square")), got) < 1e-4  # GPO's name for it
-    assert tv(got, tilted(c.mu + c.r / tau)) > 5e-2
+    assert tv(lead(c, DPO(beta=2 * tau, link="square")), got) < 1e-4  # GPO's name for it
+    assert tv(got, tilted(c.mu + c.reward / tau)) > 5e-2
 
 
 def test_simpo_without_gamma_finds_rewards_per_token() -> None:
     """``beta log pi / T = r + const``: no trace of the reference is left."""
-    c, beta = Comparisons(), 2.0
+    c, beta = comparisons(), 2.0
     length = c.w.length.double()
-    want = normalised(lambda lam: length * (c.r - lam) / beta - c.mu, c.mu, -20.0, 20.0)
-    assert tv(c.minimum(SimPO(beta=beta, gamma=0.0)), want) < 1e-2
+    want = normalised(lambda lam: length * (c.reward - lam) / beta - c.mu, c.mu, -20.0, 20.0)
+    assert tv(lead(c, SimPO(beta=beta, gamma=0.0)), want) < 1e-2
 
 
 def test_sppo_solves_its_regression() -> None:
     """``D - eta (P - 1/2) + lam u = 0``, u = pi / mu: least squares under the sum of probabilities, not the tilted policy that it is read as."""
-    c, eta = Comparisons(), 1.5
-    c.weight = (c.mu[c.pairs[:, 0]] + c.mu[c.pairs[:, 1]]).exp()  # both halves from mu, whichever won
-    c.b = c.b.replace(reward=c.r)
+    c, eta = comparisons(), 1.5
+    better, worse = pairs_of(c)
+    c.weight = (c.mu[better] + c.mu[worse]).exp()  # both halves from mu, whichever won
+    c.batch = c.batch.replace(reward=c.reward)
 
     class Known(SPPO):
         def win_rate(self, b: Batch) -> Tensor:
             return c.wins()
 
-    got = c.minimum(Known(eta=eta, wins="sigmoid")) - c.mu
+    got = lead(c, Known(eta=eta, wins="sigmoid")) - c.mu
     residual = (1 - c.mu.exp()) * (got - eta * (c.wins() - 0.5))  # no response is paired with itself
     lam = -residual / got.exp()
     torch.testing.assert_close(lam, lam[0].expand_as(lam), rtol=1e-3, atol=1e-4)
@@ -170,8 +151,8 @@ def test_sppo_solves_its_regression() -> None:
 
 def test_on_policy_pairs_stand_still_at_the_tilted_policy() -> None:
     """Online DPO: at ``ref exp(r / beta)`` the expected gradient is zero, whoever samples the pairs; at the reference it is not."""
-    c, beta = Comparisons(), 0.7
-    for policy, still in ((tilted(c.mu + c.r / beta), True), (c.mu, False)):
+    c, beta = comparisons(), 0.7
+    for policy, still in ((tilted(c.mu + c.reward / beta), True), (c.mu, False)):
         logits = c.w.ref.clone()
         for prefix, i in c.w.row.items():
             for token in range(3):
@@ -180,8 +161,8 @@ def test_on_policy_pairs_stand_still_at_the_tilted_policy() -> None:
         logits = logits.log_softmax(-1).requires_grad_()
         own = c.w.whole(logits).detach()
         torch.testing.assert_close(own, policy)
-        better, worse = c.pairs.T
-        weight = (own[better] + own[worse]).exp() * torch.sigmoid(c.r[better] - c.r[worse])
-        cost = (weight * DPO(beta=beta)(New(c.w.at(logits.log_softmax(-1))), c.b)).sum()
+        better, worse = pairs_of(c)
+        weight = (own[better] + own[worse]).exp() * torch.sigmoid(c.reward[better] - c.reward[worse])
+        cost = (weight * DPO(beta=beta)(New(c.w.at(logits.log_softmax(-1))), c.batch)).sum()
         (gradient,) = torch.autograd.grad(cost, logits)
         assert (float(gradient.norm()) < 1e-6) == still
