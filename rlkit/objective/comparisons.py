@@ -55,15 +55,11 @@ class Judged:
         """Log-probs of responses under the policy where the expected gradient vanishes, ``[S]``; None: it was not found."""
         w = self.w
 
-        def at(x: Tensor) -> tuple[float, Tensor]:
+        def gradient(x: Tensor) -> Tensor:
             w.logits = x.view_as(w.ref).requires_grad_()
-            value = self.cost(term)
-            return float(value.detach()), torch.autograd.grad(value, w.logits)[0].flatten()
+            return torch.autograd.grad(self.cost(term), w.logits)[0].flatten()
 
-        start = w.ref.flatten()
-        found = minimum(at, start)
-        if found is None:  # its value is not that of which the gradient is: something in it is detached
-            found = root(lambda x: at(x)[1], start)
+        found = stationary(gradient, w.ref.flatten())
         if found is None:
             return None
         pi = w.whole(found.view_as(w.ref).log_softmax(-1))
@@ -99,13 +95,13 @@ class Comparisons(Judged):
 
 
 class Labels(Judged):
-    """Responses as often as the sampling policy gives them, good with chance ``sigmoid(told * r)``: a set of about 300 whole rows, because
+    """Responses as often as the sampling policy gives them, good with chance ``sigmoid(told * r)``: a set of about 100 whole rows, because
     what such a loss compares with is a number of the whole batch. There is one prompt, so nothing is mismatched.
     """
 
     def __init__(self, w: World, told: float = 1.0) -> None:
         self.w, share, good = w, w.whole(w.mu).exp(), torch.sigmoid(told * w.reward)
-        count = [(300 * share * part).round().long().clamp(min=1) for part in (good, 1 - good)]
+        count = [(100 * share * part).round().long().clamp(min=1) for part in (good, 1 - good)]
         rows = torch.cat([torch.repeat_interleave(torch.arange(len(good)), n) for n in count])
         self.tokens = torch.cat([(w.seq == s).nonzero()[:, 0] for s in rows.tolist()])
         b = w.batch()
@@ -128,51 +124,33 @@ class Labels(Judged):
         return term(New(logp), b).mean()
 
 
-def minimum(at: Callable[[Tensor], tuple[float, Tensor]], x: Tensor, rounds: int = 200) -> Tensor | None:
-    """The minimum of a smooth function near ``x``; ``at`` gives its value and its gradient. None: its gradient did not vanish.
+def stationary(gradient: Callable[[Tensor], Tensor], x: Tensor, rounds: int = 200) -> Tensor | None:
+    """Where ``gradient`` vanishes, downhill from ``x``, by BFGS; None: nowhere that could be found.
 
-    Not torch's: importing that takes seconds, and it cannot say whether it has arrived.
+    Steps are judged by gradients alone, because the value of a term in which something is detached or marked is not what its gradient is
+    of: a step is too long if the slope along it has turned upwards by more than half of what it was downwards.
     """
-    value, g = at(x)
+    g = gradient(x)
     one, least = torch.eye(len(x), dtype=x.dtype), 1e-7 * float(g.norm())
     inverse = one / float(g.norm())
     for k in range(rounds):
         if float(g.norm()) <= least:
             return x
-        step, length = -inverse @ g, 1.0
-        new_value, new_g = at(x + step)
-        while new_value > value + 1e-4 * length * float(step @ g):
-            length /= 2
-            if length < 1e-9:
+        step = -inverse @ g
+        slope = float(step @ g)
+        new = gradient(x + step)
+        while float(step @ new) > -slope / 2:
+            step, slope = step / 2, slope / 2
+            if float(step.norm()) < 1e-12:
                 return None
-            new_value, new_g = at(x + length * step)
-        s, y = length * step, new_g - g
-        x, value, g = x + s, new_value, new_g
-        curvature = float(s @ y)
+            new = gradient(x + step)
+        y = new - g
+        x, g, curvature = x + step, new, float(step @ y)
         if curvature > 0:
             if k == 0:
                 inverse = one * (curvature / float(y @ y))
-            left = one - torch.outer(s, y) / curvature
-            inverse = left @ inverse @ left.T + torch.outer(s, s) / curvature
-    return None
-
-
-def root(gradient: Callable[[Tensor], Tensor], x: Tensor, rounds: int = 20) -> Tensor | None:
-    """Where ``gradient`` vanishes, near ``x``, by Newton's method with differences; None: nowhere that could be found."""
-    g, h = gradient(x), 1e-6
-    least = 1e-7 * float(g.norm())
-    for _ in range(rounds):
-        if float(g.norm()) <= least:
-            return x
-        slopes = torch.stack([(gradient(x + h * e) - g) / h for e in torch.eye(len(x), dtype=x.dtype)], 1)
-        step, length = -torch.linalg.pinv(slopes, rtol=1e-6) @ g, 1.0
-        new = gradient(x + step)
-        while float(new.norm()) >= float(g.norm()):
-            length /= 2
-            if length < 1e-6:
-                return None
-            new = gradient(x + length * step)
-        x, g = x + length * step, new
+            left = one - torch.outer(step, y) / curvature
+            inverse = left @ inverse @ left.T + torch.outer(step, step) / curvature
     return None
 
 

@@ -266,11 +266,10 @@ class Finding:
             text += f". That is with a constant coefficient: {self.coefficient} weighs responses differently (cosine {self.bend:.3f} to it)"
         return head + text + "."
 
-    def _of_verdicts(self, own: float, other: float) -> str:
+    def _of_verdicts(self, own: float, foreign: float) -> str:
         if self.follows is not None:
-            text = (
-                f"Bradley-Terry labels lead it to the optimum of {self.follows}, with a coefficient of {self.norm:.3g}"
-            )
+            other = "" if self.claims in (None, self.follows) else f"its name says {self.claims}; "
+            text = f"{other}Bradley-Terry labels lead it to the optimum of {self.follows}, with a coefficient of {self.norm:.3g}"
         elif self.claims is not None:
             text = f"its name says {self.claims}; that is not where Bradley-Terry labels lead it (correlation {self.cosine:.3f})"
         elif self.nearest is None:
@@ -279,7 +278,7 @@ class Finding:
             text = f"it leads to the optimum of nothing that has a name; nearest is {self.nearest} (correlation {self.cosine:.4f})"
         return (
             f"{text}. Where labels say nothing, what is left of its gradient has a cosine of {own:.3f} to that of KL(pi‖ref) of responses "
-            f"on the policy's own responses, and of {other:.3f} on those of another policy, as rows of a file are."
+            f"on the policy's own responses, and of {foreign:.3f} on those of another policy, as rows of a file are."
         )
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlkit.objective.comparisons import NO_REFERENCE, minimum, pull, root
+from rlkit.objective.comparisons import NO_REFERENCE, pull, stationary
 from rlkit.objective.labelled import KLDO, KTO
 from rlkit.objective.oracle import dishonest, examine, examine_all
 from rlkit.objective.preference import DPO, IPO, ORPO, RRPO, WPO, Pairwise, SamPO, SimPO
@@ -107,26 +107,13 @@ def test_a_name_that_lies_is_found() -> None:
 
     found = examine(Lying(beta=1.0), "on-policy")
     assert dishonest([found], off_policy=False) == [found]
-    assert "its name says the reward against KL(pi‖ref) of responses; that is not where" in found.sentence
+    assert f"its name says {KL}; Bradley-Terry labels lead it to the optimum of {NO_REFERENCE}" in found.sentence
 
 
-def test_the_minimiser_and_the_root_finder() -> None:
+def test_the_search_for_where_a_gradient_vanishes() -> None:
     curvature = torch.tensor([1.0, 30.0, 0.5], dtype=torch.float64)
-    centre = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
-
-    def bowl(x: Tensor) -> tuple[float, Tensor]:
-        d = x - centre
-        return float((curvature * (d**4 / 4 + d**2 / 2)).sum()), curvature * (d**3 + d)
-
-    for found in (
-        minimum(bowl, torch.zeros(3, dtype=torch.float64)),
-        root(lambda x: bowl(x)[1], torch.zeros(3, dtype=torch.float64)),
-    ):
-        assert found is not None
-        torch.testing.assert_close(found, centre, rtol=1e-4, atol=1e-4)
-
-    def endless(x: Tensor) -> tuple[float, Tensor]:
-        return float(-x.sum()), -torch.ones_like(x)
-
-    start = torch.zeros(2, dtype=torch.float64)
-    assert minimum(endless, start, rounds=20) is None and root(lambda x: endless(x)[1], start) is None
+    centre, start = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    found = stationary(lambda x: curvature * ((x - centre) ** 3 + (x - centre)), start)
+    assert found is not None
+    torch.testing.assert_close(found, centre, rtol=1e-5, atol=1e-5)
+    assert stationary(lambda x: -torch.ones_like(x), start, rounds=20) is None
