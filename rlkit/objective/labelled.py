@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from rlkit.bounds import Finite, Positive
-from rlkit.objective import Reduce, Term
+from rlkit.objective import On, Reduce, Term
 from rlkit.objective.preference import log_ratio
-from rlkit.types import Batch, New, On, PerSequence, PerToken
+from rlkit.types import Batch, New, PerSequence, PerToken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class KTO(Labelled):
     sides. ``baseline: zero`` leaves z0 out (TRL's ``apo_zero_unpaired``), and is what responses sampled in the run need
     (``on: policy``), which have no partner under another prompt.
 
-    Source: KTO 2402.01306, eq. 8 (z0 as in TRL and HALOs); KTO-S 2502.12485 (reconstructed from a third party's code and the abstract).
+    Source: KTO 2402.01306 (z0 as in TRL and HALOs); KTO-S 2502.12485 (reconstructed from a third party's code and the abstract).
     """
 
     desirable: Positive = 1.0

@@ -137,7 +137,7 @@ class DPO(Pairwise):
 
     ``anchor`` may be a geometric mixture of two policies (alpha-SPIN): its missing normaliser is that of the prompt and cancels.
 
-    Source: DPO 2305.18290, eq. 7; f-DPO 2309.16240, eq. 6 (the released code's scores); H-DPO 2411.07595 (the objective as in the abstract;
+    Source: DPO 2305.18290, eq. 7; f-DPO 2309.16240 (the released code's scores); H-DPO 2411.07595 (the objective as in the abstract;
     its loss and optimum are derived here, and checked by enumeration); alpha-SPIN 2404.04291 (from search excerpts).
     """
 
@@ -314,7 +314,7 @@ class TDPO(Pairwise, WholeVocabulary):
         risk: of ``Z = log ref - log pi`` under the reference. ``mean`` is KL(ref‖pi): TDPO. Ra-DPO: ``cvar``, the mean over the worst
             share ``1 - level`` of the reference's mass, or ``entropic``, ``log E[e^(level Z)] / level``.
 
-    Source: TDPO 2404.11999, eq. 15 and 17 (as in Ra-DPO's released code); Ra-DPO 2505.20359 (its risk functionals as defined; the
+    Source: TDPO 2404.11999 (as in Ra-DPO's released code); Ra-DPO 2505.20359 (its risk functionals as defined; the
     released code's CVaR is another one).
     """
 
@@ -389,7 +389,7 @@ class SPPO(PairTerm):
             lower reward, ties for half. ``sigmoid``: the mean of ``sigmoid(reward - other reward)`` over them, as for scores of a
             preference model.
 
-    Source: SPPO 2405.00675, eq. 9 (the released code; ``hard`` is TRL's).
+    Source: SPPO 2405.00675 (the released code; ``hard`` is TRL's).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"ref"})
