@@ -54,6 +54,7 @@ from rlkit.objective import (
     coefficients,
     corrections,
     divergences,
+    labelled,
     losses,
     penalties,
     preference,
@@ -88,6 +89,7 @@ from rlkit.objective.coefficients import (
 from rlkit.objective.corrections import Correction
 from rlkit.objective.divergences import KL, Divergence, Generator
 from rlkit.objective.full_vocab import FullDivergence
+from rlkit.objective.labelled import KLDO, KTO, LabelTerm
 from rlkit.objective.losses import (
     CISPO,
     DPPO,
@@ -107,10 +109,10 @@ from rlkit.objective.losses import (
 )
 from rlkit.objective.pairing import BestWorst, Pairing
 from rlkit.objective.penalties import DivergenceReward, KLReward, Penalty
-from rlkit.objective.preference import DPO
 from rlkit.objective.shaping import Agreement, Confident, ToTarget
 from rlkit.objective.supervised import EKSFT, FSFT
 from rlkit.objective.turns import PerTurn, TurnGAE
+from rlkit.objective.preference import DPO, IPO, ORPO, Pairwise, SimPO
 from rlkit.planning.probe import probe
 from rlkit.record.plots import plot_run
 from rlkit.record.results import HeldOut, RunFolder
@@ -207,6 +209,8 @@ __all__ = [
     # what a class of your own is a subclass of
     "Term",
     "PairTerm",
+    "Pairwise",
+    "LabelTerm",
     "Pairing",
     "Advantage",
     "Penalty",
@@ -239,6 +243,11 @@ __all__ = [
     "Entropy",
     "ValueMSE",
     "DPO",
+    "IPO",
+    "SimPO",
+    "ORPO",
+    "KTO",
+    "KLDO",
     "KL",
     "Divergence",
     "FullDivergence",
@@ -285,6 +294,7 @@ __all__ = [
     "corrections",
     "penalties",
     "preference",
+    "labelled",
     "references",
     "samplers",
     "tasks",

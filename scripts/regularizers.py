@@ -14,8 +14,10 @@ from torch import Tensor
 
 from rlkit.objective.divergences import KL, TABLE, Divergence, Mixture, generator, label
 from rlkit.objective.full_vocab import FullDivergence
+from rlkit.objective.labelled import KLDO, KTO
 from rlkit.objective.oracle import Finding, Sampled, World, examine, term_gradient
 from rlkit.objective.penalties import DivergenceReward, KLReward
+from rlkit.objective.preference import DPO, IPO, ORPO, SPPO, TDPO, WPO, SimPO
 from rlkit.record.plots import picture
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -75,6 +77,42 @@ def divergences() -> Iterator[str]:
         full = examine(FullDivergence(f=name, parameter=parameter), "on-policy")
         marks = ["exact" if f.follows == f.claims else cell(f) for f in (*found, full)]
         yield f"| {label(name, parameter)} | {' | '.join(marks)} | {found[0].noise:.1f} | {full.noise:.1f} |"
+
+
+VERDICTS: list[tuple[str, Any]] = [
+    ("`DPO`", DPO()),
+    ("`DPO`, link: exponential", DPO(link="exponential")),
+    ("`DPO`, link: savage", DPO(link="savage")),
+    ("`DPO`, link: square", DPO(link="square")),
+    ("`DPO`, link: hinge", DPO(link="hinge")),
+    ("`DPO`, flip: 0.1 (cDPO)", DPO(flip=0.1)),
+    ("`DPO`, flip: 0.1, unbiased: true, on labels flipped so", DPO(flip=0.1, unbiased=True)),
+    ("`DPO`, f: forward_kl", DPO(f="forward_kl")),
+    ("`DPO`, f: js", DPO(f="js")),
+    ("`DPO`, f: alpha, parameter: 0.5", DPO(f="alpha", parameter=0.5)),
+    ("`DPO`, entropy: 0.8 (H-DPO)", DPO(entropy=0.8)),
+    ("`IPO` (means over tokens)", IPO()),
+    ("`IPO`, over: sum", IPO(over="sum")),
+    ("`SimPO`, gamma: 0", SimPO(gamma=0)),
+    ("`SimPO`", SimPO()),
+    ("`ORPO`", ORPO()),
+    ("`TDPO`", TDPO()),
+    ("`WPO`", WPO()),
+    ("`SPPO`, eta: 1", SPPO(eta=1.0)),
+    ("`KTO`, beta: 1", KTO(beta=1.0)),
+    ("`KLDO`", KLDO()),
+]
+
+
+def verdicts() -> Iterator[str]:
+    yield "| what you write | where it leads | coefficient | pull on the policy's own | on another policy's |"
+    yield "|---|---|---|---|---|"
+    for what, term in VERDICTS:
+        f = examine(term, "from the reference")
+        assert f.pull is not None
+        near = "no policy" if f.nearest is None else f"none; near {f.nearest} ({f.cosine:.4f})"
+        strength = f"{f.norm:.3g}" if f.follows else ""
+        yield f"| {what} | {f.follows or near} | {strength} | {f.pull[0]:.2f} | {f.pull[1]:.2f} |"
 
 
 Published = Callable[[Tensor], Tensor]  # f of u = pi / anchor, as it stands in the source
@@ -171,6 +209,17 @@ def page() -> str:
             "![noise of the estimators](regularizers-noise.svg)",
             "",
             "Noise of the gradient of one response as policy and reference move apart.",
+            "",
+            "## Losses of pairs and labels",
+            "",
+            "Such a loss is led to where its expected gradient vanishes, with all pairs of responses of the reference, labelled by a Bradley-Terry",
+            "reward (single responses: good with chance `sigmoid(r)`). *where it leads*: the objective whose optimum that is, exact within 1e-6, and the",
+            "coefficient of its divergence (beta and tau are 0.1 where nothing is said); else the objective whose optimum correlates most with it.",
+            "*pull*: where labels say nothing, the cosine of what is left of its gradient to that of KL(pi‖ref) of responses, on pairs of the policy's",
+            "own and of another policy's responses. Rows of a file are the latter: no divergence to the reference is followed on the way, and the KL may",
+            "grow while the margins on the file do not (`hypo` adds it where the policy samples).",
+            "",
+            *verdicts(),
             "",
             "## Constants: ours and published",
             "",

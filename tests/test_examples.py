@@ -16,6 +16,7 @@ EXAMPLES = Path("examples")
 COMMANDS = {
     "custom_reward": [sys.executable, "examples/custom_reward.py"],
     "custom_loss": [sys.executable, "-m", "rlkit", "train", "examples/custom_loss.yaml"],
+    "custom_pair_loss": [sys.executable, "-m", "rlkit", "train", "examples/custom_pair_loss.yaml"],
     "custom_engine": [sys.executable, "-m", "rlkit", "train", "examples/custom_engine.yaml"],
     "custom_parts": [
         *(sys.executable, "-m", "rlkit", "train", "examples/custom_parts.yaml"),
@@ -46,6 +47,9 @@ def test_example(name: str, tmp_path: Path) -> None:
             "coef/Surprise",
             "correction/mean_weight",
         }
+    elif name == "custom_pair_loss":
+        last = json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])
+        assert last["accuracy/PerToken"] == 1 and last["margin/PerToken"] > 0.1
     elif name != "own_data":
         assert summary["eval_after"] > summary["eval_before"] + 0.3, done.stdout
 

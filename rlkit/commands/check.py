@@ -33,6 +33,11 @@ class Checked:
             "\ncosine, norm: the expected gradient against the exact one of what the name says. noise: standard deviation of one "
             f"response's\ngradient over the norm of the mean. This run is {'off-policy too' if self.off_policy else 'on-policy'}.\n"
         )
+        if any(f.pull is not None for f in self.findings):
+            lines.append(
+                "Of a loss of pairs or labels, cosine is the correlation of the reward with what it is at the optimum of the objective that is "
+                "named,\nand norm the coefficient of its divergence.\n"
+            )
         lines += [f.sentence for f in self.findings if self.off_policy or f.sampled != "off-policy"]
         if self.dishonest:
             lines.append(

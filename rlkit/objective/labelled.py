@@ -20,7 +20,7 @@ from rlkit.types import Batch, New, PerSequence, PerToken
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labelled(Term):
+class LabelTerm(Term):
     """Base of losses of labelled responses.
 
     Attributes:
@@ -45,7 +45,7 @@ class Labelled(Term):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KTO(Labelled):
+class KTO(LabelTerm):
     """``lambda (1 - sigmoid(r - beta z0))`` for good responses, ``lambda (1 - sigmoid(beta z0 - r))`` for bad ones.
 
     ``z0 = max(0, mean D)`` over responses under prompts that are not theirs estimates KL(pi‖ref). It is that of the whole batch of an
@@ -82,7 +82,7 @@ class KTO(Labelled):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KLDO(Labelled):
+class KLDO(LabelTerm):
     """``-mean over good of r + log mean over bad of e^r``: the Donsker-Varadhan bound of KL(good‖bad), with the policy as its critic.
 
     Its optimum is ``pi ~ ref (p_good / p_bad)^(1 / beta)``. The second term's gradient is ``mean of e^r grad r / M`` with
