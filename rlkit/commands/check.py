@@ -35,8 +35,8 @@ class Checked:
         )
         if any(f.pull is not None for f in self.findings):
             lines.append(
-                "Of a loss of pairs or labels, cosine is the correlation of the reward with what it is at the optimum of the objective that is "
-                "named,\nand norm the coefficient of its divergence.\n"
+                "Of a loss of pairs or labels, cosine is the correlation of the reward with what it is at the optimum of the named "
+                "objective,\nand norm the coefficient of its divergence.\n"
             )
         lines += [f.sentence for f in self.findings if self.off_policy or f.sampled != "off-policy"]
         if self.dishonest:
