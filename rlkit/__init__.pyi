@@ -109,10 +109,10 @@ from rlkit.objective.losses import (
 )
 from rlkit.objective.pairing import BestWorst, Pairing
 from rlkit.objective.penalties import DivergenceReward, KLReward, Penalty
+from rlkit.objective.preference import DPO, IPO, ORPO, Pairwise, SimPO
 from rlkit.objective.shaping import Agreement, Confident, ToTarget
 from rlkit.objective.supervised import EKSFT, FSFT
 from rlkit.objective.turns import PerTurn, TurnGAE
-from rlkit.objective.preference import DPO, IPO, ORPO, Pairwise, SimPO
 from rlkit.planning.probe import probe
 from rlkit.record.plots import plot_run
 from rlkit.record.results import HeldOut, RunFolder

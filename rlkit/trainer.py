@@ -213,7 +213,7 @@ def annotated(s: Session, step: int, rollouts: Sequence[Rollout]) -> Batch:
     batch = with_advantages(batch, run.advantage, run.reward_penalties, s.controls.penalties.values())
     if run.correction is not None and run.online:
         batch = batch.replace(weight=weights(run.correction, batch))
-    return with_pairs(batch, run.pairing)
+    return with_pairs(batch, run.pairing, run.seed + step)
 
 
 def after_step(

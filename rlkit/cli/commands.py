@@ -329,6 +329,11 @@ class Filter(Command):
         p.add_argument(
             "--pairs", help="also write the best response of each kept prompt against its worst (data.pairs)"
         )
+        p.add_argument(
+            "--better",
+            metavar="COLUMN",
+            help="with --pairs: a column whose text is preferred to the model's own response (SPIN)",
+        )
         p.add_argument("--labelled", help="also write every response with its reward (data.labelled)")
         p.add_argument("--demonstrations", help="also write the solved responses (data.demonstrations)")
 
@@ -337,6 +342,8 @@ class Filter(Command):
         for option in ("out", "responses", "pairs", "labelled", "demonstrations"):
             if vars(a)[option] is not None:
                 require_file(vars(a)[option], f"--{option}")
+        if a.better and not a.pairs:
+            raise ConfigError("--better says what pairs hold; name their file with --pairs FILE.")
         run = rk.load(a.config, a.overrides)
         found = rk.filter(run, a.model, n=a.n, low=a.low, high=a.high, soft_value=a.soft_value, rewards=a.rewards)
         found.write(a.out)
@@ -349,7 +356,11 @@ class Filter(Command):
             found.write_solved(a.responses)
             print(f"{a.responses}: {len(found.solved)} solved responses with their log-probs")
         for path, write, what in (
-            (a.pairs, found.write_pairs, "pairs of the best response to a prompt and its worst"),
+            (
+                a.pairs,
+                functools.partial(found.write_pairs, better=a.better),
+                f"pairs of {a.better or 'the best response to a prompt'} and {'a response' if a.better else 'its worst'}",
+            ),
             (a.labelled, found.write_labelled, "responses with their rewards"),
             (a.demonstrations, found.write_demonstrations, "solved responses"),
         ):

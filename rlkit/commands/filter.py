@@ -49,16 +49,25 @@ class Filtered:
         """The solved responses as a file for ``data.stored``."""
         write_stored(path, self.solved)
 
-    def write_pairs(self, path: str | Path) -> int:
+    def write_pairs(self, path: str | Path, better: str | None = None) -> int:
         """For each kept prompt its best response against its worst, where rewards differ, as a file for ``data.pairs``; returns how many.
 
         Responses that were cut off are left out here and below: a row of data ends with the token that ends a response.
+
+        ``better``: a column (or ``answer``) whose text is preferred to the first response that is another one, whatever rewards say (SPIN).
+
+        Raises:
+            DataError: a prompt without a text there.
         """
         rows = []
         for _, group in itertools.groupby(self._ended(), key=lambda r: r.prompt.id):
             ranked = sorted(group, key=lambda r: r.reward)
             worst, best = ranked[0], ranked[-1]
-            if best.reward > worst.reward and best.text != worst.text:
+            if better is not None:
+                text = _demonstration(best.prompt, better)
+                other = next((r.text for r in ranked if r.text.strip() != text.strip()), None)
+                rows += [] if other is None else [{**_asked(best.prompt), "chosen": text, "rejected": other}]
+            elif best.reward > worst.reward and best.text != worst.text:
                 scores = {"chosen_score": best.reward, "rejected_score": worst.reward}
                 rows.append({**_asked(best.prompt), "chosen": best.text, "rejected": worst.text, **scores})
         return _write(path, rows)
@@ -157,6 +166,15 @@ def _write(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> int:
 def _asked(p: Prompt) -> dict[str, Any]:
     """A prompt as a row holds it: before its template, which is applied again where the row is read."""
     return {"id": p.id, "prompt": list(p.columns["messages"]) if "messages" in p.columns else p.columns["question"]}
+
+
+def _demonstration(p: Prompt, column: str) -> str:
+    found = p.answer if column == "answer" else p.columns.get(column)
+    if not isinstance(found, str) or not found.strip():
+        raise DataError(
+            f"prompt {p.id} has no text in {column!r} to prefer to the model's response (--better); it has answer, {', '.join(p.columns)}."
+        )
+    return found
 
 
 def _soft_value(rewards: Sequence[float], beta: float) -> float:

@@ -377,6 +377,35 @@ class BestOfGroup(Coefficient):
         return kept * (torch.bincount(b.source) / torch.bincount(b.source, kept))[b.source]
 
 
+@dataclass(frozen=True)
+class RewardGap(Coefficient):
+    """``base`` times the difference of the rewards of a pair: what is known better counts more.
+
+    Of a loss of pairs, each pair has that weight. Of a loss of single responses (``half: better``: of the better ones of pairs alone, as
+    for an NLL beside it), the mean is over pairs, too. Where the reward is a response's share of votes, it is ScPO's weight.
+
+    Source: ScPO 2411.04109 (from search excerpts).
+    """
+
+    base: float = 1.0
+    half: Literal["both", "better"] = "both"
+
+    def start(self) -> State:
+        return {"value": self.base}
+
+    def per_sequence(self, b: Batch) -> Tensor:
+        gap = torch.zeros_like(b.reward)
+        if b.pairs is None:
+            return gap
+        better, worse = b.halves(b.reward)
+        for column in range(1 if self.half == "better" else 2):
+            gap = gap.scatter_reduce(0, b.pairs[:, column], better - worse, "amax")
+        if self.half == "both":
+            return gap
+        rows = (b.source == b.source[b.pairs[0, 0]]).sum() if b.P else b.S
+        return gap * rows / max(1, b.P)
+
+
 def as_coefficient(x: float | Coefficient) -> Coefficient:
     """A plain number becomes a Constant.
 

@@ -47,9 +47,10 @@ ZERO = 1e-6  # of one response's gradient: a mean below it is rounding (1e-15 in
 def response_weights(w: World, part: Term | Penalty) -> Tensor | None:
     """How a coefficient weighs responses against each other, ``[S]`` of mean 1; None if it treats those of one prompt alike.
 
-    It sees the responses of the world as the group of one prompt, each once.
+    It sees the responses of the world as the group of one prompt, each once, and the best and the worst of them as a pair.
     """
     b = w.batch()
+    b = b.replace(pairs=torch.stack([b.reward.argmax(), b.reward.argmin()])[None])
     if isinstance(part, Penalty) and part.placement == "reward":  # it comes before advantages
         b = b.replace(adv=None)
     scale = as_coefficient(part.coef).per_sequence(b)

@@ -5,9 +5,9 @@ A reward is a plain function::
     def correct(response, answer, level=1):              # `level` is a column of the data set
         return float(response.strip() == answer)         # or {"correct": 1.0, "format": 0.2}: the reward is the sum
 
-Parameters are filled by name from ``prompt``, ``response``, ``answer``, ``tokens``, ``finish``, ``id`` and every data column. It runs in a
-worker process; one that hangs is killed with its process, and a new one takes its place. Calls of an ``async`` function wait side by side.
-Before a run starts, every reward is tried on one row (:meth:`Scorer.trial`).
+Parameters are filled by name from ``prompt``, ``response``, ``answer``, ``tokens``, ``finish``, ``id``, ``responses`` (all to the
+prompt) and every data column. It runs in a worker process; one that hangs is killed with its process, and a new one takes its place.
+Calls of an ``async`` function wait side by side. Before a run starts, every reward is tried on one row (:meth:`Scorer.trial`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rlkit.rewards.workers import GIB, Answer, AsyncWorker, Call, Job, Output, W
 from rlkit.samples import Prompt, Rollout
 
 BATCH_CALLS, BATCH_CHARACTERS = 64, 1_000_000
-ALWAYS = ("prompt", "response", "answer", "tokens", "finish", "id")
+ALWAYS = ("prompt", "response", "answer", "tokens", "finish", "id", "responses")
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,10 @@ class RewardSpec(Bounded):
         return self.name or label_of(self.fn)
 
 
-def inputs_of(r: Rollout) -> dict[str, Any]:
-    """Everything a reward may ask for by name."""
+def inputs_of(r: Rollout, responses: Sequence[str]) -> dict[str, Any]:
+    """Everything a reward may ask for by name; ``responses`` are those to the same prompt, its own included."""
     return {
+        "responses": responses,
         **r.prompt.columns,
         "prompt": r.prompt.text,
         "response": r.text,
@@ -173,7 +174,7 @@ class Scorer:
 
         tried = {"its answer": str("an answer" if prompt.answer is None else prompt.answer), "an empty response": ""}
         rollouts = [Rollout.given(prompt, [0] * len(text.split()), text=text) for text in tried.values()]
-        calls = [self._calls(r) for r in rollouts]
+        calls = [self._calls(r, [r.text]) for r in rollouts]
         plain = iter(list(self._call([c for one in calls for c in one if not isinstance(c, Future)], patient=True)))
         answers = [[c.result() if isinstance(c, Future) else next(plain) for c in one] for one in calls]
         notes = []
@@ -219,12 +220,15 @@ class Scorer:
         )
         batches: list[list[tuple[Rollout, list[Call | Future[Answer]]]]] = []
         size = 0
+        texts: dict[str, list[str]] = {}
+        for r in rollouts:
+            texts.setdefault(r.prompt.id, []).append(r.text)
         try:
             for r in rollouts:
                 if not batches or len(batches[-1]) >= share or size > BATCH_CHARACTERS:
                     batches.append([])
                     size = 0
-                batches[-1].append((r, self._calls(r)))
+                batches[-1].append((r, self._calls(r, texts[r.prompt.id])))
                 size += len(r.text)
             if alone and len(batches) > 1 and self.workers > 1:
                 with ThreadPoolExecutor(min(self.workers, len(batches))) as threads:
@@ -240,9 +244,9 @@ class Scorer:
         with self._lock:
             self.busy += time.perf_counter() - start
 
-    def _calls(self, r: Rollout) -> list[Call | Future[Answer]]:
+    def _calls(self, r: Rollout, responses: Sequence[str]) -> list[Call | Future[Answer]]:
         """For each reward its call, or for an async one the call that is under way."""
-        inputs, calls = inputs_of(r), list[Call | Future[Answer]]()
+        inputs, calls = inputs_of(r, responses), list[Call | Future[Answer]]()
         for index, spec in enumerate(self.rewards):
             given = {**inputs, **spec.args}
             call: Call = (index, {n: given[n] for n in self._names[index] if n in given})

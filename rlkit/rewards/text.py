@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from difflib import SequenceMatcher
+from typing import Literal
+
+from rlkit.verifier.finding import extract_answer
+from rlkit.verifier.verify import vote_key
 
 
 def exact(response: str, answer: object) -> float:
@@ -21,3 +26,24 @@ def overlong(tokens: list[int], limit: int, buffer: int) -> float:
     Source: DAPO 2503.14476, eq. 13.
     """
     return min(0.0, max(-1.0, (limit - buffer - len(tokens)) / buffer))
+
+
+def votes(response: str, responses: Sequence[str], by: Literal["text", "math"] = "text") -> float:
+    """The share of the prompt's responses that give the same answer as this one, in (0, 1]: a reward without a reference answer.
+
+    ``by``: whole texts are compared, white space at the ends aside; ``math`` compares the final answers that they state by value, and a
+    response that states none has 0.
+
+    Source: ScPO 2411.04109 (from search excerpts).
+    """
+    own = _answer(response, by)
+    if own is None:
+        return 0.0
+    return sum(_answer(other, by) == own for other in responses) / len(responses)
+
+
+def _answer(text: str, by: str) -> str | None:
+    if by == "text":
+        return text.strip()
+    found = extract_answer(text)
+    return None if found is None else vote_key(found)

@@ -21,6 +21,7 @@ from rlkit.objective.coefficients import (
     EntropyTarget,
     KLBudget,
     Linear,
+    RewardGap,
     RewardMasked,
     Step,
 )
@@ -35,7 +36,9 @@ from rlkit.objective.corrections import (
 )
 from rlkit.objective.divergences import KL
 from rlkit.objective.losses import NLL, Entropy
+from rlkit.objective.preference import DPO
 from rlkit.types import Batch, New, Stats
+from tests.objective.pairs import two
 
 
 def test_schedules() -> None:
@@ -257,3 +260,32 @@ def test_corrections_by_hand() -> None:
     assert stats["correction/masked"] == 0.5 and stats["correction/ess"] == pytest.approx(
         float(c.sum() ** 2 / (c**2).sum() / 4)
     )
+
+
+def test_the_gap_of_rewards_weighs_pairs_and_the_better_halves() -> None:
+    """ScPO: ``w = (V+ - V-) / k`` on the pair and on the NLL of its better half, both as means over pairs."""
+    new, b = two((-12.0, -13.0, -15.0, -14.5), (10, 20))
+    b = b.replace(reward=torch.tensor([6 / 8, 1 / 8], dtype=torch.float64), source=torch.zeros(2, dtype=torch.long))
+    terms = (
+        DPO(beta=0.5, coef=RewardGap(), on="policy"),
+        NLL(coef=RewardGap(half="better"), reduce="seq"),
+    )
+    b = b.replace(norm=normalise(terms, b))
+    value, _ = loss(terms, new, b, (1.0, 1.0))
+    assert float(value) == pytest.approx(0.991794, abs=1e-6)  # k = 8, votes 6 and 1, 10 tokens, beta 0.5, alpha 1
+    alone = b.replace(pairs=None)
+    assert not RewardGap().per_sequence(alone).any()
+
+
+def test_a_response_in_several_pairs_has_the_widest_gap() -> None:
+    _, b = two((-12.0, -13.0, -15.0, -14.5), (1, 1))
+    b = b.replace(
+        seq=torch.arange(3),
+        logp={},
+        group=torch.zeros(3, dtype=torch.long),
+        source=torch.zeros(3, dtype=torch.long),
+        reward=torch.tensor([1.0, 0.5, 0.2]),
+        pairs=torch.tensor([[0, 1], [0, 2], [1, 2]]),
+    )
+    assert RewardGap().per_sequence(b).tolist() == pytest.approx([0.8, 0.5, 0.8])
+    assert RewardGap(half="better").per_sequence(b).tolist() == pytest.approx([0.8, 0.3, 0.0])  # 3 rows, 3 pairs
