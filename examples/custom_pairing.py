@@ -15,7 +15,7 @@ class Neighbours(Pairing):
 
     margin: float = 0.0
 
-    def __call__(self, b: Batch) -> Tensor:  # [P, 2] rows (better, worse) of b
+    def __call__(self, b: Batch, generator: torch.Generator) -> Tensor:  # [P, 2] rows (better, worse) of b
         pairs = []
         for group in b.group.unique():
             rows = (b.group == group).nonzero()[:, 0]
