@@ -66,6 +66,11 @@ def prepare() -> Path:
             more = ["model.make=null", f"model.path={base}", "model.warm_up.steps=50", "model.warm_up.lr=3e-4"]
             rk.train(rk.load(SORTING, [*TASK, *own, *more]), quiet=True)
     (OUT / "wordings.jsonl").write_text("".join(wordings(100, 6)))
+    if not (OUT / "pairs.jsonl").exists():  # what the start model says, and what the verifier thinks of it
+        files = [x for key in ("labelled", "demonstrations", "pairs") for x in (f"--{key}", str(OUT / f"{key}.jsonl"))]
+        spin = ["--pairs", str(OUT / "spin.jsonl"), "--better", "answer"]
+        for more in (spin, files):
+            cli([*first, "--out", str(OUT / "kept.jsonl"), *more])
     return base
 
 
@@ -82,6 +87,8 @@ def wordings(questions: int, each: int) -> Iterator[str]:
 
 
 def overrides(name: str, base: Path, seed: int) -> list[str]:
+    import rlkit as rk
+
     own = [*TASK, *start_from(base), f"seed={seed}", f"name={name}-{seed}", "rollout.max_waste=200"]
     if name == "astar_po":
         own = [*own[3:], f"data.train={OUT / 'astar.jsonl'}", "data.test=null"]
@@ -93,7 +100,12 @@ def overrides(name: str, base: Path, seed: int) -> list[str]:
         own += [f"model.path={OUT / 'sft_1' / 'final'}", soup]
     if name == "dph_rl":
         own.append(f"data.stored.path={OUT / 'stored.jsonl'}")
-    if "\nteacher:" in (CONFIGS / f"{name}.yaml").read_text():
+    for section in rk.load(CONFIGS / f"{name}.yaml").data.offline:
+        rows = "spin" if name in ("spin", "alpha_spin") else section.key
+        own += [f"data.{section.key}.path={OUT / f'{rows}.jsonl'}", f"eval.every={STEPS // 12}"]
+    if name in ("rspo", "alpha_spin"):
+        own.append(f"teacher.path={base}")
+    elif "\nteacher:" in (CONFIGS / f"{name}.yaml").read_text():
         own.append(f"teacher.path={OUT / ('erpd-teacher' if name == 'erpd' else 'grpo-teacher') / 'final'}")
     return own if name == "erpd_teacher" else [*own, f"steps={STEPS}"]
 

@@ -69,8 +69,11 @@ def run_all(function: Callable[..., Row], tasks: Sequence[tuple[Any, ...]], name
 
 
 def curve(folder: Path, points: int = 20) -> list[float]:
-    """The mean reward of a run's batches, averaged over ``points`` equal stretches."""
-    rewards = [json.loads(line)["reward/mean"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """The mean reward of a run's batches, averaged over ``points`` equal stretches; of a run that samples nothing, its held-out scores."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rewards = [row["reward/mean"] for row in rows if "reward/mean" in row]
+    if not rewards:
+        return [round(json.loads(line)["score"], 4) for line in (folder / "eval.jsonl").read_text().splitlines()]
     points = min(points, len(rewards))
     cuts = [round(i * len(rewards) / points) for i in range(points + 1)]
     return [round(mean(rewards[a:b]), 4) for a, b in itertools.pairwise(cuts)]
@@ -113,6 +116,8 @@ def measure(run: Any, model: Path, base: Path, n: int) -> Row:
 
 def sampled(run: Any, folder: Path) -> tuple[int, int]:
     """Responses and tokens that a run drew: dropped groups, and the greedy responses of an admission rule, count."""
+    if not run.online:
+        return 0, 0
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     last, n = rows[-1], run.rollout.n
     refused = int(last.get("rollout/dropped_greedy_solved", 0))

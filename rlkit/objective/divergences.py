@@ -52,6 +52,12 @@ class Generator(Plug):
         the same for all of them. Both arguments are left as they are."""
         return self
 
+    def among(self, ids: Tensor | None, table: Tensor) -> Generator:
+        """Its form where only the tokens ``ids``, ``[n, k]``, stay apart and the rest is one bucket behind them (None: all stay apart):
+        itself, where it matters only how likely tokens are. A row of ``table``, ``[V, H]``, is the anchor's output layer for a token.
+        """
+        return self
+
 
 @dataclass(frozen=True)
 class _F(Generator):
@@ -204,6 +210,48 @@ def entropic_risk(mu: float) -> Generator:
         return _reweighted(s, s * log_s / mu)
 
     return _Whole(make)
+
+
+@dataclass(frozen=True)
+class _Transport(Generator):
+    """Entropic optimal transport between next-token distributions: ``min <P, C> + eps sum P log P`` over plans P of mass pi and q.
+
+    ``C`` is the Euclidean distance of the tokens' rows in ``table``; the bucket of all other tokens is as far from each token as the
+    farthest two are from each other. The slope is the potential ``f = eps log u`` of Sinkhorn's iteration, the first variation with pi.
+    """
+
+    eps: float
+    rounds: int
+    cost: Tensor | None = None
+
+    def value(self, a: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    slope = value
+
+    def among(self, ids: Tensor | None, table: Tensor) -> Generator:
+        rows = table.float()[None] if ids is None else table[ids].float()
+        cost = torch.cdist(rows, rows)
+        if ids is not None:
+            n, k = ids.shape
+            farthest = cost.amax((1, 2))[:, None, None].expand(n, k + 1, k + 1).clone()
+            farthest[:, :k, :k] = cost
+            farthest[:, k, k] = 0
+            cost = farthest
+        return _Transport(self.eps, self.rounds, cost)
+
+    def at(self, log_p: Tensor, log_q: Tensor) -> Generator:
+        assert self.cost is not None
+        near, g = self.cost.to(log_p.dtype) / -self.eps, torch.zeros_like(log_q)
+        for _ in range(self.rounds):
+            f = self.eps * (log_p - (near + g[:, None] / self.eps).logsumexp(-1))
+            g = self.eps * (log_q - (near + f[:, :, None] / self.eps).logsumexp(1))
+        return _F(lambda a: f + (-a).exp() * g, lambda a: f)
+
+
+def transport(eps: float, rounds: int) -> Generator:
+    """A Wasserstein distance between next-token distributions, in the metric of the output layer's rows."""
+    return _Transport(eps, rounds)
 
 
 COLLISION: Generator = _Whole(lambda log_p, log_q: _F(lambda a: log_p.exp(), torch.zeros_like))  # sum_v pi_v^2

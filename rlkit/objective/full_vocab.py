@@ -19,10 +19,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from rlkit.bounds import Count, Positive
 from rlkit.errors import ConfigError
 from rlkit.objective import Term
 from rlkit.objective.anchors import Anchor
-from rlkit.objective.divergences import Generator, generator, label
+from rlkit.objective.divergences import Generator, generator, label, transport
 from rlkit.types import Batch, New
 
 CHUNK_ELEMENTS = 1 << 23
@@ -75,7 +76,8 @@ def _ratio(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
 
 def _buckets(log_p: Tensor, log_q: Tensor, k: int, of: str) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probs of the k chosen tokens and of the tail, ``[n, k + 1]`` each, and the chosen ids ``[n, k]``."""
-    ids = (log_q if of == "anchor" else log_p).topk(k, dim=-1).indices
+    likely = {"anchor": log_q, "policy": log_p}.get(of)
+    ids = (torch.maximum(log_p, log_q) if likely is None else likely).topk(k, dim=-1).indices
 
     def with_tail(x: Tensor) -> Tensor:
         kept = x.gather(-1, ids)
@@ -86,11 +88,11 @@ def _buckets(log_p: Tensor, log_q: Tensor, k: int, of: str) -> tuple[Tensor, Ten
 
 
 def _chunk(
-    log_p: Tensor, log_q: Tensor, f: Generator, top_k: int | None, of: str, slope: bool
+    log_p: Tensor, log_q: Tensor, f: Generator, top_k: int | None, of: str, slope: bool, table: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """Divergences ``[n]`` and, if asked for, their gradients with respect to the policy's logits ``[n, V]``. Uses up its arguments."""
     if top_k is None:
-        f = f.at(log_p, log_q)
+        f = f.among(None, table).at(log_p, log_q)
         a, w = _ratio(log_p, log_q)
         value = (f.value(a) * w).sum(-1)
         if not slope:
@@ -98,7 +100,7 @@ def _chunk(
         dz = f.slope(a) * w  # p f'(u)
         return value, dz.addcmul_(log_p.exp_(), dz.sum(-1, keepdim=True), value=-1)
     few_p, few_q, ids = _buckets(log_p, log_q, top_k, of)
-    p_few, f = few_p.exp(), f.at(few_p, few_q)
+    p_few, f = few_p.exp(), f.among(ids, table).at(few_p, few_q)
     a, w = _ratio(few_p, few_q)
     value = (f.value(a) * w).sum(-1)
     if not slope:
@@ -117,6 +119,8 @@ class _Pass:
     ) -> None:
         self.head, self.anchor, self.f, self.of, self.temperature, self.fp32 = head, anchor, f, of, temperature, fp32
         self.top_k = None if top_k is None or top_k >= head.classes else top_k
+        assert anchor.weight is not None
+        self.table = anchor.weight.detach()
 
     def __call__(
         self, g_N: Tensor | None, weight: bool, bias: bool
@@ -137,7 +141,7 @@ class _Pass:
             slope = None if cap is None else 1 - (log_p * (self.temperature / cap)).square_()
             log_p -= log_p.logsumexp(-1, keepdim=True)
             log_q -= log_q.logsumexp(-1, keepdim=True)
-            out[at], dz = _chunk(log_p, log_q, self.f, self.top_k, self.of, slope=g_N is not None)
+            out[at], dz = _chunk(log_p, log_q, self.f, self.top_k, self.of, g_N is not None, self.table)
             if dz is None or g_N is None or d_hidden is None:
                 continue
             dz *= g_N[at, None] / self.temperature
@@ -196,7 +200,7 @@ def full_divergence(
     f: Generator,
     *,
     top_k: int | None = None,
-    of: Literal["anchor", "policy"] = "anchor",
+    of: Literal["anchor", "policy", "either"] = "anchor",
     temperature: float = 1.0,
     fp32: bool = False,
     expected: Tensor | None = None,
@@ -219,14 +223,14 @@ class WholeVocabulary(Term):
     What :attr:`generator` makes of the two stands in ``new.full[self.name]``, ``[N]``.
 
     Attributes:
-        top_k: keep so many tokens apart (the most likely ones ``of`` the anchor or the policy) and join the rest in one bucket.
+        top_k: keep so many tokens apart (the most likely ones ``of`` the anchor, the policy, or either) and join the rest in one bucket.
     """
 
     # Each token's value has the gradient that its weight in the loss says: it can be made together with the value.
     linear: ClassVar[bool] = True
 
     top_k: int | None = None
-    of: Literal["anchor", "policy"] = "anchor"
+    of: Literal["anchor", "policy", "either"] = "anchor"
     anchor: Literal["ref", "teacher"] = "ref"
 
     def __post_init__(self) -> None:
@@ -285,3 +289,43 @@ class FullDivergence(WholeVocabulary):
             return d
         later = b.reward_to_go(d.detach()) - d.detach()
         return d + later * (new.logp - new.logp.detach())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wasserstein(WholeVocabulary):
+    """Entropic optimal transport from the policy's next-token distribution to the anchor's: probability that moves to a token that means
+    nearly the same costs little.
+
+    Costs are Euclidean distances of tokens in the anchor's output layer; Sinkhorn's iteration goes over the ``top_k`` tokens that are most
+    likely for either of the two, and one bucket of all others. The gradient is ``pi (f - E f)``, ``f`` its potential: that of WPR's
+    reward ``-f(y_t)``, in its expectation over the token.
+
+    The released code gives ``-f(y_t)`` as a reward, which credits earlier tokens, too; joins the tokens of a whole batch into one support;
+    thins costs out to 512 neighbours; and lets the bucket exchange nothing, where here it is as far away as the farthest two tokens are.
+    Distances have the scale of the model's embeddings, and so has ``eps``.
+
+    Source: Wasserstein Policy Regularization (the released code of aailab-kaist/WPR, with these differences).
+    """
+
+    top_k: int | None = 128
+    of: Literal["anchor", "policy", "either"] = "either"
+    eps: Positive = 0.01
+    rounds: Count = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.top_k is None:
+            raise ConfigError(
+                "Wasserstein.top_k is null; costs between all tokens do not fit anywhere. Set it, e.g. to 128."
+            )
+
+    @property
+    def generator(self) -> Generator:
+        return transport(self.eps, self.rounds)
+
+    @property
+    def name(self) -> str:
+        return f"Wasserstein({self.anchor})"
+
+    def __call__(self, new: New, b: Batch) -> Tensor:
+        return new.full[self.name]

@@ -96,7 +96,10 @@ class World:
     def new(self, full: Sequence[WholeVocabulary] = ()) -> New:
         pi = self.pi()
         entropy = -(pi.exp() * pi).sum(-1)[self.rows]
-        found = {t.name: self.per_prefix(t.generator, t.anchor, tail=t.top_k is not None)[self.rows] for t in full}
+        found = {
+            t.name: self.per_prefix(t.generator, t.anchor, tail=t.top_k is not None and t.top_k < V)[self.rows]
+            for t in full
+        }
         return New(self.at(pi), entropy, torch.zeros_like(entropy), found)
 
     def per_prefix(self, f: Generator, anchor: Any, tail: bool = False) -> Tensor:
@@ -104,7 +107,7 @@ class World:
         p, q = self.pi(), self.anchor(anchor)
         if tail:
             p, q = (torch.stack([x[:, 0], x[:, 1:].logsumexp(-1)], -1) for x in (p, q))
-        return (p.exp() * f.at(p.detach(), q).value(p - q)).sum(-1)
+        return (p.exp() * f.among(None, torch.eye(p.shape[-1])).at(p.detach(), q).value(p - q)).sum(-1)
 
     def gradient(self, value: Tensor) -> Tensor:
         return torch.autograd.grad(value, self.logits, retain_graph=True)[0]

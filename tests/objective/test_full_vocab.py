@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlkit.objective import loss
 from rlkit.objective.divergences import PARAMETRIC, TABLE, generator
-from rlkit.objective.full_vocab import FullDivergence, Head, full_divergence
+from rlkit.objective.full_vocab import FullDivergence, Head, Wasserstein, full_divergence
 from rlkit.types import New
 from tests.objective.world import T, World
 
@@ -186,3 +186,59 @@ def test_parameters_are_checked() -> None:
         and dataclasses.replace(FullDivergence(), coef=2.0).coef == 2
     )
     assert math.isfinite(FullDivergence().coef)
+
+
+def sinkhorn(a: torch.Tensor, b: torch.Tensor, cost: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Released code's scaling iteration, to its end: potentials ``eps log u`` and ``eps log v``."""
+    kernel, u, v = (-cost / eps).exp(), torch.ones_like(a), torch.ones_like(b)
+    for _ in range(20_000):
+        u = a / (kernel @ v)
+        v = b / (kernel.T @ u)
+    return eps * u.log(), eps * v.log()
+
+
+@pytest.mark.parametrize("k", [None, 3])
+def test_wasserstein_is_entropic_transport_between_tokens(k: int | None) -> None:
+    """Value and potential of Sinkhorn's scaling, and by differences the slope of ``min <P, C> + eps sum P log P``."""
+    g = torch.Generator().manual_seed(3)
+    logits, other = (torch.randn(2, 6, generator=g, dtype=torch.float64) for _ in range(2))
+    table, term = torch.randn(6, 4, generator=g), Wasserstein(eps=0.3, rounds=400)
+    eye = torch.eye(6)
+
+    def value(z: torch.Tensor) -> torch.Tensor:
+        return full_divergence(Head(z.float(), eye), Head(other.float(), eye), term.generator, top_k=k, of=term.of)
+
+    # The heads' rows are what costs are made of; here they are unit vectors, so a table of our own goes in by hand.
+    log_p, log_q = logits.log_softmax(-1), other.log_softmax(-1)
+    if k is None:
+        f = term.generator.among(None, table).at(log_p, log_q)
+        cost = torch.cdist(table, table).double()
+        for n in range(2):
+            left, right = sinkhorn(log_p[n].exp(), log_q[n].exp(), cost, 0.3)
+            a = log_p[n] - log_q[n]
+            row = term.generator.among(None, table).at(log_p[n : n + 1], log_q[n : n + 1])
+            shift = (row.slope(a)[0] - left).mean()  # potentials are known up to a constant
+            torch.testing.assert_close(row.slope(a)[0], left + shift, rtol=1e-5, atol=1e-6)
+            want = (log_p[n].exp() * left).sum() + (log_q[n].exp() * right).sum()
+            torch.testing.assert_close((log_p[n].exp() * f.value((log_p - log_q))[n]).sum(), want, rtol=1e-5, atol=1e-6)
+    leaf = logits.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(value(leaf).sum(), leaf)
+    h = 1e-2
+    for n in range(2):
+        for j in range(6):
+            step = torch.zeros_like(logits)
+            step[n, j] = h
+            slope = (value(logits + step)[n] - value(logits - step)[n]) / (2 * h)
+            assert float(gradient[n, j]) == pytest.approx(float(slope), rel=2e-2, abs=2e-3)
+
+
+def test_moving_probability_to_a_near_token_is_cheap() -> None:
+    """What no f-divergence sees: the same probabilities, on a token that is near and on one that is far."""
+    table = torch.tensor([[0.0], [0.1], [5.0]])
+    ref = torch.tensor([[0.98, 0.01, 0.01]]).log()
+    near, far = torch.tensor([[0.5, 0.49, 0.01]]).log(), torch.tensor([[0.5, 0.01, 0.49]]).log()
+    f = Wasserstein(eps=0.02, rounds=200).generator.among(None, table)
+    cost = [float((p.exp() * f.at(p, ref).value(p - ref)).sum()) for p in (near, far)]
+    assert cost[0] < 0.1 < 2 < cost[1]
+    with pytest.raises(ValueError, match=r"Wasserstein\.top_k is null"):
+        Wasserstein(top_k=None)
