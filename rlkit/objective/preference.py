@@ -43,9 +43,8 @@ from rlkit.objective.divergences import COLLISION, TABLE, Generator, entropic_ri
 from rlkit.objective.full_vocab import WholeVocabulary
 from rlkit.types import Batch, New, PerPair, PerSequence, PerToken
 
-STEEPEST = (
-    10.0  # nats; a slope that grows like e^-D stays at that of this log-ratio, which is 22,000 times the one at 0
-)
+# Nats: a slope that grows like e^-D stays at what it is for this log-ratio, 22,000 times that at 0.
+STEEPEST = 10.0
 LOGARITHMIC = ("reverse_kl", "reverse_ukl", "js", "generalised_js", "skew_reverse")  # f'(u) grows no faster than log u
 
 Link = Literal["logistic", "hinge", "square", "exponential", "truncated_square", "savage", "discopop"]
@@ -113,12 +112,15 @@ class Pairwise(PairTerm):
         chosen, rejected = b.halves(self.score(new, b))
         return self.cost(chosen - rejected)
 
+    def linked(self, margin_P: Tensor) -> PerPair:
+        """The cost of a label that is right."""
+        return LINKS[self.link](margin_P)
+
     def cost(self, margin_P: Tensor) -> PerPair:
         """The link, and what is known of wrong labels."""
-        link = LINKS[self.link]
         if not self.flip:
-            return link(margin_P)
-        right, wrong = (1 - self.flip) * link(margin_P), self.flip * link(-margin_P)
+            return self.linked(margin_P)
+        right, wrong = (1 - self.flip) * self.linked(margin_P), self.flip * self.linked(-margin_P)
         return (right - wrong) / (1 - 2 * self.flip) if self.unbiased else right + wrong
 
 
@@ -284,8 +286,8 @@ class SimPO(Pairwise):
     def score(self, new: New, b: Batch) -> PerSequence:
         return self.beta * b.seq_mean(new.logp)
 
-    def cost(self, margin_P: Tensor) -> PerPair:
-        return super().cost(margin_P - self.gamma)
+    def linked(self, margin_P: Tensor) -> PerPair:
+        return super().linked(margin_P - self.gamma)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,6 +81,13 @@ CASES: dict[str, tuple[Any, Oracle]] = {
     "ipo": (IPO(tau=BETA), ipo),
     "ipo, sums": (IPO(tau=BETA, over="sum"), lambda *y: (margin(*y) / BETA - 1 / (2 * BETA)) ** 2),
     "simpo": (SimPO(), lambda lw, rw, ll, rl: -logsigmoid(2.0 * lw.mean() - 2.0 * ll.mean() - 1.0)),
+    "simpo, flipped": (
+        SimPO(flip=0.1),
+        lambda lw, rw, ll, rl: (
+            -0.9 * logsigmoid(2.0 * lw.mean() - 2.0 * ll.mean() - 1.0)
+            - 0.1 * logsigmoid(2.0 * ll.mean() - 2.0 * lw.mean() - 1.0)
+        ),
+    ),
     "plad": (SimPO(link="hinge", beta=1, gamma=0), lambda lw, rw, ll, rl: torch.relu(1 - lw.mean() + ll.mean())),
     "orpo": (ORPO(), odds_ratio),
     "sppo": (SPPO(eta=3.0), sppo),
