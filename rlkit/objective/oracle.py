@@ -387,7 +387,7 @@ def _claim_of_judge(term: Term) -> str | None:
         return against("reverse_kl", "ref", "the win rate") if term.over == "sum" else None
     if isinstance(term, SimPO) and term.link in PROPER and not term.gamma and not term.flip:
         return NO_REFERENCE
-    if not isinstance(term, DPO) or (term.flip and not term.unbiased):
+    if not isinstance(term, DPO) or term.over == "mean" or (term.flip and not term.unbiased):
         return None
     anchor = anchor_name(term.anchor)
     if term.link in PROPER:

@@ -18,9 +18,9 @@ SamPO, RRPO     ``beta D`` over some of the tokens                    that of DP
 TDPO, Ra-DPO    ``beta (D + sequential risk)``                        (a token-level model of its own)
 ==============  ===================================================  =========================================================
 
-IPO and SPPO regress on scores. A loss of the user's own is a subclass of :class:`Pairwise` with its ``score``, or of
-:class:`rlkit.objective.PairTerm`. ``rlkit check`` finds the optimum of any of them in a small world and says which divergence it
-weighs the reward against.
+IPO and SPPO regress on scores, :class:`Anchored` says of each half where its reward should be. A loss of the user's own is a subclass
+of :class:`Pairwise` with its ``score``, or of :class:`rlkit.objective.PairTerm`. ``rlkit check`` finds the optimum of any of them in a
+small world and says which divergence it weighs the reward against.
 """
 
 from __future__ import annotations
@@ -138,6 +138,7 @@ class DPO(Pairwise):
     anchor less ``alpha`` times the policy's own entropy: below 1 the policy is sharper than DPO's, above 1 flatter.
 
     ``anchor`` may be a geometric mixture of two policies (alpha-SPIN): its missing normaliser is that of the prompt and cancels.
+    ``over: mean`` takes log-ratios per token in place of their sum (TRL's ``sigmoid_norm``), which is no longer a ratio of responses.
 
     Source: DPO 2305.18290, eq. 7; f-DPO 2309.16240 (the released code's scores); H-DPO 2411.07595 (the objective as in the abstract;
     its loss and optimum are derived here, and checked by enumeration); alpha-SPIN 2404.04291 (from search excerpts).
@@ -148,6 +149,7 @@ class DPO(Pairwise):
     parameter: float | None = None
     anchor: Anchor = "ref"
     entropy: Positive = 1.0
+    over: Literal["mean", "sum"] = "sum"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,6 +189,8 @@ class DPO(Pairwise):
 
     def score(self, new: New, b: Batch) -> PerSequence:
         moved = b.seq_sum(self.tokens(new, b))
+        if self.over == "mean":
+            moved = moved / b.seq_len()
         if self._is_plain:
             return self.beta * moved
         if self.f not in LOGARITHMIC:  # the value stays within the bound, the gradient is that at the bound
@@ -246,6 +250,43 @@ class RRPO(DPO):
 
     def tokens(self, new: New, b: Batch) -> PerToken:
         return super().tokens(new, b) * b.marks[self.name]
+
+
+ANCHORED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "nca": lambda a, c: softplus(-a) + 0.5 * softplus(a) + 0.5 * softplus(c),
+    "bco": lambda a, c: softplus(-a) + softplus(c),
+    "apo_zero": lambda a, c: torch.sigmoid(-a) + torch.sigmoid(c),
+    "apo_down": lambda a, c: torch.sigmoid(a) + torch.sigmoid(c - a),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anchored(PairTerm):
+    """Losses that say of each half where its reward should be, not only which is larger; ``a = beta D(chosen)``, ``c = beta D(rejected)``.
+
+    =========  =================================================  =======================================================
+    ``kind``   cost                                               what it wants
+    =========  =================================================  =======================================================
+    nca        -log s(a) - [log s(-a) + log s(-c)] / 2            both likely under the reference, the better one more so
+    bco        -log s(a) - log s(-c)                              the better one up, the worse one down
+    apo_zero   1 - s(a) + s(c)                                    the same, with less weight on what is there already
+    apo_down   s(a) + 1 - s(a - c)                                both down, the worse one further
+    =========  =================================================  =======================================================
+
+    ``s`` is the logistic function. BCO's shift of both rewards is left out, as in TRL's form for pairs.
+
+    Source: NCA 2402.05369; BCO 2404.04656; APO 2408.06266 (all as in TRL).
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"ref"})
+    beta: Positive = 0.1
+    kind: Literal["nca", "bco", "apo_zero", "apo_down"] = "apo_zero"
+
+    def score(self, new: New, b: Batch) -> PerSequence:
+        return self.beta * log_ratio(new, b)
+
+    def __call__(self, new: New, b: Batch) -> PerPair:
+        return ANCHORED[self.kind](*b.halves(self.score(new, b)))
 
 
 @dataclass(frozen=True, kw_only=True)

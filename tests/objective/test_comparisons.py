@@ -50,7 +50,7 @@ def test_what_known_losses_weigh_the_reward_against(term: Any, follows: str, str
     assert f"with a coefficient of {strength:.3g}" in found.sentence
 
 
-@pytest.mark.parametrize("term", [DPO(flip=0.1), IPO(), SimPO(), ORPO(), KTO(beta=1.0)], ids=str)
+@pytest.mark.parametrize("term", [DPO(flip=0.1), IPO(), SimPO(), ORPO(), KTO(beta=1.0), DPO(over="mean")], ids=str)
 def test_what_has_no_known_optimum_claims_none(term: Any) -> None:
     found = examine(term, "on-policy")
     assert found.honest and found.follows is None and found.claims is None and found.nearest is not None

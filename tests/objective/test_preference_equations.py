@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid, softplus
 
 from rlkit.objective.anchors import Mixture
 from rlkit.objective.full_vocab import Head, full_divergence
-from rlkit.objective.preference import DPO, IPO, ORPO, RRPO, SPPO, TDPO, WPO, Pairwise, SamPO, SimPO
+from rlkit.objective.preference import DPO, IPO, ORPO, RRPO, SPPO, TDPO, WPO, Anchored, Pairwise, SamPO, SimPO
 from rlkit.types import Batch, New
 from tests.objective.pairs import LENGTHS, Oracle, by_pairs, marked, ragged, two
 
@@ -77,6 +77,28 @@ CASES: dict[str, tuple[Any, Oracle]] = {
     "h-dpo": (
         DPO(beta=BETA, entropy=0.8),
         lambda lw, rw, ll, rl: -logsigmoid(BETA * (0.8 * (lw.sum() - ll.sum()) - (rw.sum() - rl.sum()))),
+    ),
+    "per token": (
+        DPO(beta=BETA, over="mean"),
+        lambda lw, rw, ll, rl: -logsigmoid(BETA * ((lw - rw).mean() - (ll - rl).mean())),
+    ),
+    "nca": (
+        Anchored(beta=BETA, kind="nca"),
+        lambda lw, rw, ll, rl: (
+            -logsigmoid(d := BETA * (lw - rw).sum()) - 0.5 * logsigmoid(-d) - 0.5 * logsigmoid(-BETA * (ll - rl).sum())
+        ),
+    ),
+    "bco": (
+        Anchored(beta=BETA, kind="bco"),
+        lambda lw, rw, ll, rl: -logsigmoid(BETA * (lw - rw).sum()) - logsigmoid(-BETA * (ll - rl).sum()),
+    ),
+    "apo_zero": (
+        Anchored(beta=BETA, kind="apo_zero"),
+        lambda lw, rw, ll, rl: 1 - torch.sigmoid(BETA * (lw - rw).sum()) + torch.sigmoid(BETA * (ll - rl).sum()),
+    ),
+    "apo_down": (
+        Anchored(beta=BETA, kind="apo_down"),
+        lambda lw, rw, ll, rl: torch.sigmoid(BETA * (lw - rw).sum()) + 1 - torch.sigmoid(margin(lw, rw, ll, rl)),
     ),
     "ipo": (IPO(tau=BETA), ipo),
     "ipo, sums": (IPO(tau=BETA, over="sum"), lambda *y: (margin(*y) / BETA - 1 / (2 * BETA)) ** 2),
@@ -247,6 +269,11 @@ GOLDEN = [  # one pair: log-probs of -12 and -15, of the reference -13 and -14.5
     (DPO(f="js", beta=0.2), 0.660652),
     (DPO(f="alpha", parameter=0.5), 0.627691),
     (DPO(entropy=0.9), 0.634946),
+    (DPO(over="mean"), 0.686917),
+    (Anchored(kind="nca"), 1.350825),
+    (Anchored(kind="bco"), 1.312856),
+    (Anchored(kind="apo_zero"), 0.962523),
+    (Anchored(kind="apo_down"), 0.987549),
     (SPPO(eta=10.0), 36.25 / 2),  # the golden number is TRL's, without the half
 ]
 
