@@ -83,12 +83,13 @@ from rlkit.objective.coefficients import (
     EntropyTarget,
     KLBudget,
     Linear,
+    RewardGap,
     RewardMasked,
     Step,
 )
 from rlkit.objective.corrections import Correction
 from rlkit.objective.divergences import KL, Divergence, Generator
-from rlkit.objective.full_vocab import FullDivergence
+from rlkit.objective.full_vocab import FullDivergence, Wasserstein
 from rlkit.objective.labelled import KLDO, KTO, LabelTerm
 from rlkit.objective.losses import (
     CISPO,
@@ -107,7 +108,7 @@ from rlkit.objective.losses import (
     Reinforce,
     ValueMSE,
 )
-from rlkit.objective.pairing import BestWorst, Pairing
+from rlkit.objective.pairing import BestWorst, Everybody, Pairing, RejectionSampled
 from rlkit.objective.penalties import DivergenceReward, KLReward, Penalty
 from rlkit.objective.preference import DPO, IPO, ORPO, Pairwise, SimPO
 from rlkit.objective.shaping import Agreement, Confident, ToTarget
@@ -253,9 +254,12 @@ __all__ = [
     "FullDivergence",
     "FSFT",
     "EKSFT",
+    "Wasserstein",
     "Mixture",
     # pairs of a step's own responses
     "BestWorst",
+    "Everybody",
+    "RejectionSampled",
     # advantages
     "Plain",
     "GroupMean",
@@ -283,6 +287,7 @@ __all__ = [
     "DifficultyWeighted",
     "RewardMasked",
     "BestOfGroup",
+    "RewardGap",
     # penalties in the reward
     "KLReward",
     "DivergenceReward",
