@@ -58,7 +58,7 @@ function wanted() {
     (kind === "" || r.kind === kind) && (prompt === "" || r.id === prompt) && (run === "" || r.run === +run) &&
     r.step >= from && r.step <= to && (text === "" || `${r.asked}\n${r.said}`.toLowerCase().includes(text)) &&
     (r.reward === null ? by("low").value === "" && by("high").value === "" : r.reward >= low && r.reward <= high));
-  const key = { step: (r) => r.step, best: (r) => -(r.reward ?? -Infinity), worst: (r) => r.reward ?? -Infinity,
+  const key = { new: (r) => -r.step, step: (r) => r.step, best: (r) => -(r.reward ?? -Infinity), worst: (r) => r.reward ?? -Infinity,
     long: (r) => -r.tokens, kl: (r) => -(r.kl ? r.kl.reduce((a, b) => a + b, 0) : -Infinity) }[by("order").value];
   return rows.map((r, i) => [key(r), i, r]).sort((a, b) => a[0] - b[0] || a[1] - b[1]).map((x) => x[2]);
 }
@@ -67,10 +67,10 @@ function coloured(row, what) {
   const said = make("div", "said"), marks = row[what];
   if (!marks) { said.textContent = row.said; return said; }
   row.pieces.forEach((piece, k) => {
-    const x = marks[k], strength = Math.min(1, Math.abs(x) / DATA.scale[what]) * 0.85, span = make("span", "", piece);
+    const x = marks[k], strength = Math.min(1, Math.abs(x) / DATA.scale[what]) * 0.6, span = make("span", "", piece);
     const colour = what === "surprise" ? "204, 121, 167" : x < 0 ? "0, 114, 178" : "230, 159, 0";
     if (strength > 0.04) span.style.background = `rgba(${colour}, ${strength.toFixed(2)})`;
-    if (strength > 0.84) span.style.borderBottom = "2px solid"; // at the end of the scale or beyond it
+    if (strength > 0.59) span.style.borderBottom = "2px solid"; // at the end of the scale or beyond it
     span.title = `${x} nats`;
     said.append(span);
   });

@@ -53,6 +53,7 @@ def page(runs: Sequence[Seen]) -> str:
     groups = grouped(runs)
     kept = transcripts(runs)
     title = " · ".join(group.label for group in groups)
+    title = title if len(title) < 80 else f"{len(runs)} runs"
     sections = [
         ("overview", "Overview", _overview(groups) + _comparison(groups) + _alarms(runs)),
         *(
@@ -186,7 +187,7 @@ def _comparison(groups: Sequence[Group]) -> str:
             continue
         difference = statistics.fmean(b) - statistics.fmean(a)
         errors = [_error_of_mean(group) for group in (first, other)]
-        interval = "-" if any(map(math.isnan, errors)) else f"± {2 * math.hypot(*errors):.3f}"
+        interval = "-" if any(map(math.isnan, errors)) else f"{2 * math.hypot(*errors):.3f}"
         rows.append((f"{other.label} − {first.label}", f"{difference:+.3f}", interval, _flipped(first, other)))
     if not rows:
         return ""
@@ -194,7 +195,7 @@ def _comparison(groups: Sequence[Group]) -> str:
         "Of the last held-out scores. The interval is two standard errors: over seeds where both have several, else over prompts as if the "
         "two runs were independent, which is too wide for runs on the same prompts. The last column pairs prompts (McNemar)."
     )
-    head = ("difference", "score", "", "the same prompts, one run each")
+    head = ("difference", "score", "±", "the same prompts, one run each")
     return f"<h3>Compared</h3>{_table(head, rows, frozenset({1, 2}))}<p class='note'>{_text(note)}</p>"
 
 
@@ -292,7 +293,8 @@ def _browser(runs: Sequence[Seen], kept: Mapping[str, Any]) -> str:
         [("kl", "KL to the reference")] * has_kl + [("surprise", "surprise, −log μ")] * has_surprise + [("", "none")]
     )
     orders = (
-        ("step", "step"),
+        ("new", "newest first"),
+        ("step", "oldest first"),
         ("best", "best first"),
         ("worst", "worst first"),
         ("long", "longest first"),
@@ -366,15 +368,15 @@ def _configuration(runs: Sequence[Seen]) -> str:
         (run,) = runs
         given = [key for key in keys if run.origin(key) != DEFAULT]
         rest = [key for key in keys if run.origin(key) == DEFAULT]
-        rows = [(_key(key), _shown(run.config[key]), run.origin(key)) for key in given]
-        defaults = _table(("key", "default"), [(_key(key), _shown(run.config[key])) for key in rest])
+        rows = [(_code(key), _code(_plain(run.config[key])), run.origin(key)) for key in given]
+        defaults = _table(("key", "default"), [(_code(key), _code(_plain(run.config[key]))) for key in rest])
         more = f"<details><summary>{len(rest)} defaults</summary>{defaults}</details>" if rest else ""
         return _table(("key", "value", "read from"), rows) + more
     apart = set(differing(runs))
     head = ("key", *(run.name for run in runs))
 
     def rows_of(some: Iterable[str]) -> list[Sequence[object]]:
-        return [(_key(key), *(_shown(run.config.get(key)) for run in runs)) for key in some]
+        return [(_code(key), *(_code(_plain(run.config.get(key))) for run in runs)) for key in some]
 
     alike = [key for key in keys if key not in apart]
     return (
@@ -383,41 +385,34 @@ def _configuration(runs: Sequence[Seen]) -> str:
     )
 
 
-def _key(key: str) -> _Raw:
-    return _Raw(f"<code>{_text(key)}</code>")
+def _code(text: str) -> _Raw:
+    return _Raw(f"<code>{_text(text)}</code>")
 
 
-def _shown(x: Any) -> _Raw:
-    return _Raw(f"<code>{_text('null' if x is None else str(x).lower() if isinstance(x, bool) else x)}</code>")
+def _plain(x: Any) -> str:
+    """A value as a configuration has it."""
+    return "null" if x is None else str(x).lower() if isinstance(x, bool) else str(x)
 
 
 def _environment(runs: Sequence[Seen]) -> str:
-    rows = []
-    for run in runs:
-        for start in run.starts:
-            git = start.get("git", {})
-            commit = (git.get("commit") or "-")[:12] + (" with changes" if git.get("dirty") else "")
-            changed = "; ".join(
-                f"{key}: {_shown(old).text} → {_shown(new).text}"
-                for key, (old, new) in start.get("changed", {}).items()
-            )
-            rows.append(
-                (
-                    run.name,
-                    start.get("started", "-"),
-                    start.get("from_step", 0),
-                    _Raw(f"<code>{_text(' '.join(start.get('command', [])))}</code>"),
-                    ", ".join(f"{name} {version}" for name, version in start.get("packages", {}).items()),
-                    f"Python {start.get('python')}, {start.get('platform')}, {start.get('cpus')} CPUs",
-                    commit,
-                    _Raw(changed),
-                )
-            )
-    return (
-        _table(("run", "started", "from step", "command", "packages", "machine", "commit", "changed"), rows)
-        if rows
-        else ""
+    """Every start of every run: when, by which command, on what."""
+    return "".join(_start(run, start) for run in runs for start in run.starts)
+
+
+def _start(run: Seen, start: Row) -> str:
+    git = start.get("git", {})
+    changed = [f"{key}: {_plain(old)} → {_plain(new)}" for key, (old, new) in start.get("changed", {}).items()]
+    facts = {
+        "command": " ".join(start.get("command", [])),
+        "packages": ", ".join(f"{name} {version}" for name, version in start.get("packages", {}).items()),
+        "machine": f"Python {start.get('python')}, {start.get('platform')}, {start.get('cpus')} CPUs",
+        "commit": (git.get("commit") or "none") + (", with changes" if git.get("dirty") else ""),
+        "changed": "; ".join(changed),
+    }
+    head = f"{run.name}, started {start.get('started')}" + (
+        f", from step {start['from_step']}" if "from_step" in start else ""
     )
+    return f"<h3>{_text(head)}</h3>" + _table(("", ""), [(name, _code(x)) for name, x in facts.items() if x])
 
 
 def _metrics(runs: Sequence[Seen]) -> str:
@@ -430,6 +425,6 @@ def _metrics(runs: Sequence[Seen]) -> str:
                 values = [y for _, y in points]
                 where = name if len(runs) == 1 else f"{name} · {run.name}"
                 ends = (values[0], values[-1], min(values), max(values))
-                rows.append((_key(where), *(_value(float(x)) for x in ends), _Raw(sparkline(points))))
+                rows.append((_code(where), *(_value(float(x)) for x in ends), _Raw(sparkline(points))))
     table = _table(("metric", "first", "last", "least", "most", ""), rows, frozenset({1, 2, 3, 4}))
     return f"<details><summary>{len(rows)} metrics</summary>{table}</details>" if rows else ""

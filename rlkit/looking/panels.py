@@ -151,7 +151,7 @@ def _panel(panel: Panel, groups: Sequence[Group]) -> list[Chart]:
         return [Chart(panel.title, panel.unit, lines, floor=panel.floor, stacked=panel.stacked, note=panel.note)]
     return [
         Chart(
-            panel.title if len(names) == 1 else f"{panel.title}: {name}",
+            panel.title if len(names) == 1 else name,
             panel.unit,
             lines_of(groups, name),
             floor=panel.floor,

@@ -97,7 +97,7 @@ def see(folder: str | Path) -> Seen:
     folder = RunFolder(Path(folder).resolve())
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder} is not a run folder: it has no config.yaml.")
-    rows = folder.metrics()
+    rows = [row for _, row in sorted({row["step"]: row for row in folder.metrics()}.items())]
     starts = read_rows(folder / "environment.jsonl")
     summary = folder / "summary.json"
     return Seen(
@@ -133,11 +133,23 @@ def grouped(runs: Sequence[Seen]) -> list[Group]:
     for run in runs:
         same = {key: value for key, value in run.config.items() if key not in BY_ITSELF}
         found.setdefault(json.dumps(same, sort_keys=True, default=str), []).append(run)
-    keys = [key for key in differing([some[0] for some in found.values()]) if key not in BY_ITSELF]
     names = [some[0].name for some in found.values()]
     if len(set(names)) < len(names):  # names do not tell them apart: their settings do
-        names = [", ".join(f"{key}={shown(some[0].config.get(key))}" for key in keys[:3]) for some in found.values()]
+        names = by_settings([some[0] for some in found.values()])
     return [Group(label, some) for label, some in zip(names, found.values(), strict=True)]
+
+
+def by_settings(runs: Sequence[Seen]) -> list[str]:
+    """The fewest settings, as ``key=value``, that tell runs apart whose configurations differ; each next one splits most of the rest."""
+    keys = [key for key in differing(runs) if key not in BY_ITSELF]
+    names: list[tuple[str, ...]] = [()] * len(runs)
+    while len(set(names)) < len(names):
+        longer = [
+            [(*name, f"{key}={shown(run.config.get(key))}") for name, run in zip(names, runs, strict=True)]
+            for key in keys
+        ]
+        names = max(longer, key=lambda some: len(set(some)))
+    return [", ".join(name) for name in names]
 
 
 def differing(runs: Sequence[Seen]) -> list[str]:

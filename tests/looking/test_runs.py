@@ -21,8 +21,20 @@ def test_runs_that_differ_in_their_seed_are_one_group(tmp_path: Path) -> None:
 
 
 def test_groups_of_one_name_are_told_apart_by_their_settings(tmp_path: Path) -> None:
-    runs = [see(make_run(tmp_path / f"{lr}", "run", lr=lr)) for lr in (1e-3, 1e-4)]
-    assert [group.label for group in grouped(runs)] == ["learner.lr=0.001", "learner.lr=0.0001"]
+    runs = [
+        see(make_run(tmp_path / f"{k}", "run", lr=lr, steps=n))
+        for k, (lr, n) in enumerate([(1e-3, 4), (1e-4, 4), (1e-3, 5)])
+    ]
+    assert [group.label for group in grouped(runs[:2])] == ["learner.lr=0.001", "learner.lr=0.0001"]
+    told_apart = ["learner.lr=0.001, steps=4", "learner.lr=0.0001, steps=4", "learner.lr=0.001, steps=5"]
+    assert [group.label for group in grouped(runs)] == told_apart
+
+
+def test_a_step_that_was_made_again_counts_once(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "run")
+    rows = folder / "metrics.jsonl"
+    rows.write_text(rows.read_text() + json.dumps({"step": 2, "reward/mean": 0.9}) + "\n")
+    assert see(folder).series("reward/mean") == [(1, 0.1), (2, 0.9), (3, pytest.approx(0.3)), (4, 0.4)]
 
 
 def test_a_value_knows_where_it_was_read(tmp_path: Path) -> None:
