@@ -113,7 +113,7 @@ class Tensorboard(Tracker):
 
 
 class Wandb(Tracker):
-    """Values have their step beside them (``step``), so that a run that was resumed from an earlier one overwrites nothing."""
+    """Values are at their step, and have it beside them (``step``): W&B's own steps cannot go back, those of a resumed run can."""
 
     def __init__(self, start: Start, options: Mapping[str, Any]) -> None:
         import wandb
@@ -126,11 +126,14 @@ class Wandb(Tracker):
         self._run.define_metric("*", step_metric="step")
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log({**values, "step": step})
+        self._log(step, values)
+
+    def _log(self, step: int, values: Mapping[str, Any]) -> None:
+        self._run.log({**values, "step": step}, step=step if step >= self._run.step else None)
 
     def samples(self, step: int, name: str, rows: Sequence[Row]) -> None:
         data = [[_cell(row.get(column)) for column in COLUMNS] for row in rows]
-        self._run.log({f"samples/{name}": self._wandb.Table(columns=list(COLUMNS), data=data), "step": step})
+        self._log(step, {f"samples/{name}": self._wandb.Table(columns=list(COLUMNS), data=data)})
 
     def summary(self, values: Mapping[str, Any]) -> None:
         self._run.summary.update({f"summary/{key}": value for key, value in values.items()})
