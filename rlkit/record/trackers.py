@@ -129,7 +129,11 @@ class Wandb(Tracker):
         self._log(step, values)
 
     def _log(self, step: int, values: Mapping[str, Any]) -> None:
-        self._run.log({**values, "step": step}, step=step if step >= self._run.step else None)
+        if step >= self._run.step:
+            self._run.log({**values, "step": step}, step=step)
+        else:
+            self._run.log({}, commit=True)  # ends the row that is open, or these values would go into it
+            self._run.log({**values, "step": step}, commit=True)
 
     def samples(self, step: int, name: str, rows: Sequence[Row]) -> None:
         data = [[_cell(row.get(column)) for column in COLUMNS] for row in rows]

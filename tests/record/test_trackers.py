@@ -39,7 +39,8 @@ def tell(trackers: Trackers, first_step: int = 0) -> None:
         trackers.metrics(0, scores(HeldOut(0, 0.25, datasets={"": {"pass@1": 0.25}, "aime": {"pass@2": 0.5}})))
     for step in range(first_step + 1, first_step + 3):
         trackers.metrics(step, {"reward/mean": step / 10, "kl/ref": math.nan, "gradient/cosine/A(ref)/B": 0.5})
-    trackers.samples(first_step + 1, "rollouts", ROWS)
+        if step == first_step + 1:
+            trackers.samples(step, "rollouts", ROWS)
 
 
 def test_tensorboard_has_everything_at_its_step(tmp_path: Path) -> None:
@@ -75,6 +76,7 @@ def test_wandb_offline(tmp_path: Path) -> None:
     resumed = Trackers(settings, tmp_path, pytest.fail)
     tell(resumed, first_step=2)
     assert resumed.started["wandb"].id == first, "a resumed run goes on in the same run"
+    resumed.metrics(3, {"reward/mean": 0.9})
     resumed.summary(SUMMARY)
     resumed.close()
     records = [
@@ -88,7 +90,8 @@ def test_wandb_offline(tmp_path: Path) -> None:
         (2, 0.2),
         (3, 0.3),
         (4, 0.4),
-    ]
+        (3, 0.9),
+    ], "a step that is made again is not lost"
     assert [(r["step"], r["eval/score"]) for r in history if "eval/score" in r] == [(0, 0.25)]
     assert sum(any(key.startswith("samples/rollouts") for key in r) for r in history) == 2
     config = next(row for kind, row in records if kind == "run")
