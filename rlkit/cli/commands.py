@@ -595,7 +595,7 @@ class Plan(Command):
 
 
 class Convert(Command):
-    """Write what a configuration of TRL (GRPO) or verl is here; what is not carried over, or means something else, stands in it."""
+    """Write what a configuration of TRL (GRPO, DPO) or verl is here; what is not carried over, or means something else, stands in it."""
 
     name = "convert"
 

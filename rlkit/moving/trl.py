@@ -1,4 +1,5 @@
-"""TRL's GRPO: ``GRPOConfig`` with ``ModelConfig`` and ``ScriptArguments`` (``trl grpo --config x.yaml``), as of TRL 1.16.
+"""TRL's GRPO and DPO: ``GRPOConfig`` or ``DPOConfig`` with ``ModelConfig`` and ``ScriptArguments`` (``trl grpo --config x.yaml``), as of
+TRL 1.16.
 
 What is equal was read in TRL's ``_compute_loss``: ratios, clips, estimators, advantages, and what their means are taken over. The test
 trains both from one file.
@@ -11,15 +12,14 @@ from typing import Any
 from rlkit.errors import ConfigError
 from rlkit.moving.settings import Converted, Draft, Given, LeftOut, quotient
 
-GRPO_ONLY = "rlkit convert reads GRPO's settings; a DPO, KTO, SFT or reward configuration has other meanings"
 ELSEWHERE = (
-    "beta_dpo",
     "desirable_weight",
     "undesirable_weight",
-    "label_smoothing",
-    "max_length",
-    "precompute_ref_log_probs",
+    "assistant_only_loss",
+    "completion_only_loss",
+    "center_rewards_coefficient",
 )
+DPO = ("label_smoothing", "precompute_ref_log_probs", "f_divergence_type", "ld_alpha", "max_length", "loss_weights")
 REWARDS = {"accuracy_reward": "math"}
 REASONS = {
     "per_device_eval_batch_size": "",
@@ -74,26 +74,72 @@ REASONS = {
 
 
 def convert(values: dict[str, Any], processes: int = 1) -> Converted:
-    """The run of a GRPO configuration. ``processes``: learners, which TRL counts when it is launched.
+    """The run of a configuration of GRPO, or of DPO where keys are DPO's. ``processes``: learners, which TRL counts when it is launched.
 
     Raises:
-        ConfigError: it is none of GRPO's, or a method that has no counterpart.
+        ConfigError: it is neither's, or asks for a method that has no counterpart.
     """
     given, draft = Given(values), Draft()
     if not given.values.keys().isdisjoint(ELSEWHERE):
-        raise ConfigError(f"{next(k for k in ELSEWHERE if k in given)}: {GRPO_ONLY}.")
+        key = next(k for k in ELSEWHERE if k in given)
+        raise ConfigError(
+            f"{key}: rlkit convert reads configurations of GRPO and DPO; this is one of KTO, SFT or reward models."
+        )
     draft.set("name", given.get("run_name"))
     draft.set("seed", given.get("seed", 42))
-    updates = _batch(given, draft, processes)
+    by_pairs = "num_generations" not in given and not given.values.keys().isdisjoint(DPO)
+    updates = _pairs(given, draft, processes) if by_pairs else _batch(given, draft, processes)
     _model(given, draft)
-    _data(given, draft)
-    _sampling(given, draft)
-    _objective(given, draft)
+    if not by_pairs:
+        _data(given, draft)
+        _sampling(given, draft)
+        _objective(given, draft)
+    _reference(given, draft)
     _learner(given, draft)
     _watching(given, draft, updates)
     if processes > 1:
         draft.set("cluster.learners", processes)
+    else:
+        draft.note(
+            "TRL multiplies per_device_train_batch_size by its processes: rlkit convert --processes N, if there were several"
+        )
     return draft.done("TRL", given, REASONS)
+
+
+def _pairs(given: Given, draft: Draft, processes: int) -> int:
+    """Data and objective of DPO; a step is an optimizer step in both."""
+    window = given.number("per_device_train_batch_size", 8) * processes
+    name, config = given.get("dataset_name"), given.get("dataset_config")
+    draft.set("data.pairs.path", f"{name}:{config}" if name is not None and config else name)
+    draft.set("data.pairs.per_step", int(window * given.number("gradient_accumulation_steps", 1)))
+    draft.set("data.pairs.max_tokens", given.number("max_length"))
+    draft.set("rollout.prompts", 0)
+    losses = given.get("loss_type", ["sigmoid"])
+    if losses not in ("sigmoid", ["sigmoid"]):
+        raise ConfigError(
+            f"loss_type: {losses!r} has no counterpart in rlkit convert; there is sigmoid. docs/algorithms.md has other losses of pairs."
+        )
+    if given.number("label_smoothing", 0.0) or given.get("f_divergence_type", "reverse_kl") != "reverse_kl":
+        key = "label_smoothing" if given.number("label_smoothing", 0.0) else "f_divergence_type"
+        raise ConfigError(
+            f"{key}: {given.get(key)!r} has no counterpart in rlkit convert: leave it out, and see docs/algorithms.md."
+        )
+    draft.settings["objective"] = [{"type": "DPO", "beta": given.number("beta", 0.1)}]
+    given.get("precompute_ref_log_probs")
+    _length(given, draft, 1)
+    return 1
+
+
+def _length(given: Given, draft: Draft, updates: int) -> None:
+    """The steps of a run, of which TRL makes ``updates`` for one of ours."""
+    steps, epochs = given.number("max_steps", -1), given.get("num_train_epochs", 3)
+    if steps > 0:
+        draft.set("steps", quotient(steps, updates, "max_steps (of which one step here makes several)"))
+    else:
+        draft.note(
+            f"rlkit counts steps, not epochs: set steps to {epochs} (num_train_epochs) times the rows of the data set, divided by those of "
+            "a step"
+        )
 
 
 def _batch(given: Given, draft: Draft, processes: int) -> int:
@@ -112,20 +158,7 @@ def _batch(given: Given, draft: Draft, processes: int) -> int:
     draft.set("learner.minibatches", minibatches if minibatches > 1 else None)
     draft.set("learner.epochs", epochs if epochs > 1 else None)
     updates = int(minibatches * epochs)
-    steps = given.number("max_steps", -1)
-    if steps > 0:
-        draft.set("steps", quotient(steps, updates, "max_steps (of which one step here makes several)"))
-        given.get("num_train_epochs")
-    else:
-        given.get("num_train_epochs")
-        draft.note(
-            f"rlkit counts steps, not epochs: set steps to {given.get('num_train_epochs', 3)} (num_train_epochs) times the rows of the "
-            "data set, divided by rollout.prompts"
-        )
-    if processes == 1:
-        draft.note(
-            "TRL multiplies per_device_train_batch_size by its processes: rlkit convert --processes N, if there were several"
-        )
+    _length(given, draft, updates)
     return updates
 
 
@@ -237,6 +270,9 @@ def _objective(given: Given, draft: Draft) -> None:
     ]
     _advantage(given, draft)
     _correction(given, draft)
+
+
+def _reference(given: Given, draft: Draft) -> None:
     if given.get("sync_ref_model", False):
         alpha, every = given.number("ref_model_mixup_alpha", 0.6), given.number("ref_model_sync_steps", 512)
         draft.set("reference", {"type": "EMA", "decay": 1 - alpha, "every": int(every)})

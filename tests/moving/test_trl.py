@@ -125,13 +125,38 @@ def test_entropy_and_a_reference_that_follows() -> None:
     [
         ({"loss_type": "vespo"}, "loss_type: 'vespo' has no counterpart"),
         ({"num_generations": 7}, r"the batch of a generation \(num_generations\): 128 is not a multiple of 7"),
-        ({"label_smoothing": 0.1}, "rlkit convert reads GRPO's settings"),
+        ({"desirable_weight": 1.0}, "desirable_weight: rlkit convert reads configurations of GRPO and DPO"),
         ({"learning_rate": "fast"}, "learning_rate: found 'fast', expected a number"),
     ],
 )
 def test_what_has_no_counterpart_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(rk.ConfigError, match=message):
         converted(**changes)
+
+
+def test_dpo_is_read_from_its_own_keys() -> None:
+    given = {
+        "model_name_or_path": "m",
+        "dataset_name": "d",
+        "max_length": 1024,
+        "beta": 0.2,
+        "learning_rate": 5e-7,
+        "max_steps": 50,
+    }
+    found = rk.convert(
+        {**given, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 8, "sync_ref_model": True}, "trl"
+    )
+    run = rk.load(found.settings)
+    assert run.data.pairs is not None and (run.data.pairs.per_step, run.data.pairs.max_tokens) == (32, 1024)
+    assert [(type(t).__name__, t.beta) for t in run.objective] == [("DPO", 0.2)] and (
+        run.rollout.prompts,
+        run.steps,
+    ) == (0, 50)
+    assert isinstance(run.reference, rk.references.EMA) and run.learner.lr == 5e-7
+    with pytest.raises(rk.ConfigError, match="loss_type: 'ipo' has no counterpart"):
+        rk.convert({**given, "loss_type": "ipo"}, "trl")
+    with pytest.raises(rk.ConfigError, match=r"label_smoothing: 0\.1 has no counterpart"):
+        rk.convert({**given, "label_smoothing": 0.1}, "trl")
 
 
 def test_the_program_reads_yaml_and_writes_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
