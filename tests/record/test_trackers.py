@@ -125,7 +125,8 @@ def wandb_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="MLflow is not installed")
 @pytest.mark.filterwarnings("ignore")
-def test_mlflow_in_a_file(tmp_path: Path) -> None:
+def test_mlflow_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where MLflow keeps artifacts of such a store
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     settings = LogSection(tensorboard=False, mlflow={"tracking_uri": uri, "experiment": "e", "tags": {"a": "b"}})
     trackers = Trackers(settings, tmp_path, pytest.fail)
