@@ -90,11 +90,13 @@ class Rollout:
 def by_episode(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
     """The rows of each episode, in their order; a response without a number is an episode by itself."""
     out: list[list[Rollout]] = []
+    before = None
     for r in rollouts:
-        before = out[-1][-1] if out else None
-        if before is None or r.episode is None or (before.group, before.episode) != (r.group, r.episode):
+        key = (r.group, r.prompt.id, r.episode)
+        if r.episode is None or key != before:
             out.append([])
         out[-1].append(r)
+        before = key
     return out
 
 

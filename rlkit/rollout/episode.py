@@ -276,12 +276,13 @@ class Chat:
         What a tool returns, and what is wrong with a call, is told to the model. An exception of a tool other than
         :class:`rlkit.tools.ToolError` fails the episode.
         """
-        for turn in range(turns):
-            said = await self.generate()
-            if not said.calls or turn == turns - 1:
+        said = await self.generate()
+        for _ in range(turns - 1):
+            if not said.calls:
                 break
             for call in said.calls:
                 self.tool(await use_tool(self._tools, call), call.name)
+            said = await self.generate()
         return said
 
     def _bring_up(self) -> None:

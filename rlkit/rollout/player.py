@@ -35,7 +35,7 @@ from rlkit.samples import Prompt, Rollout, Sampling, last_of_episodes
 
 HANDLES = ("chat", "context")
 OFFERED = (*HANDLES, "rng", "prompt", "answer", "id")
-WAITING = 512  # episodes whose turn is under way at the same time
+WAITING, TOOLS = 512, 64  # turns, and tools that are not async, that are under way at the same time
 BEAT_SECONDS, STILL_SECONDS = (
     0.5,
     60.0,
@@ -189,7 +189,7 @@ class Player:
         try:
             async with asyncio.timeout(spec.timeout) as limit:
                 value = await self.played.fn(**{name: given[name] for name in self.played.names if name in given})
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # the latter would end the event loop, and all other episodes with it
             failed = f"it did not end within {spec.timeout:g} s" if limit.expired() else _described(error)
         if lost:
             raise lost[0]
@@ -261,6 +261,7 @@ class Player:
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         asyncio.set_event_loop(loop)
+        loop.set_default_executor(ThreadPoolExecutor(TOOLS, thread_name_prefix="tool"))
 
         def beat() -> None:
             self._beat = time.monotonic()

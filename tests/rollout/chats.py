@@ -10,13 +10,15 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from rlkit.data.render import Renderer
 from rlkit.model.endings import Endings
-from rlkit.rollout.episode import Chat, Track
 from rlkit.rollout.player import EpisodeSpec, Player, Stage
 from rlkit.types import Prompt, Rollout, Sampling
 from tests.tokenizers import CHAT, ids, make
 
 # Once something follows, an answer is shown without its thinking, as Qwen3's and DeepSeek's templates do.
 FORGETS = CHAT.replace("{{ m.content }}", "{{ m.content if loop.last else m.content.split('</think>')[-1] }}")
+# Qwen3's way exactly: answers to tools keep their thinking until the user speaks again.
+LAST_USER = "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+FORGETS_LATER = LAST_USER + FORGETS.replace("loop.last", "loop.index0 > ns.last")
 STRIPS = CHAT.replace("{{ m.content }}", "{{ m.content | trim }}")
 
 
@@ -75,6 +77,3 @@ class Nothing:
     def score(self, rollouts: Any) -> None:
         for r in rollouts:
             r.reward = 0.0
-
-
-__all__ = ["FORGETS", "STRIPS", "Chat", "Says", "Track", "make_model", "player", "prompt_of"]

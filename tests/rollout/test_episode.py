@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from rlkit.rollout.hf import HFEngine
 from rlkit.samples import Rollout, by_episode
 from rlkit.tools import ToolError
 from rlkit.types import Batch, Sampling
-from tests.rollout.chats import FORGETS, STRIPS, Says, make_model, player, prompt_of
+from tests.rollout.chats import FORGETS, FORGETS_LATER, STRIPS, Says, make_model, player, prompt_of
 from tests.tokenizers import CHAT, ids, make
 
 
@@ -108,6 +111,41 @@ def test_where_the_template_rewrites_what_was_said_the_episode_goes_on_in_a_row_
     assert {r.prompt.id for r in rows} == {"p"} and "first" in rows[0].transcript and "again" in rows[0].transcript
 
 
+def test_thinking_between_calls_of_tools_stays_in_one_row_until_the_user_speaks_again() -> None:
+    def add(a: int, b: int) -> int:
+        """Adds.
+
+        Args:
+            a: a number.
+            b: another.
+        """
+        return a + b
+
+    async def works(chat: Any) -> float:
+        chat.use(add)
+        await chat.run()
+        chat.user("and now?")
+        await chat.run()
+        return 1.0
+
+    call = '<think>hm</think><tool_call>{"name": "add", "arguments": {"a": 2, "b": 3}}</tool_call>'
+    engine = Says(make(), call, "<think>so</think>5", "<think>oh</think>6")
+    rows = play(engine, works, FORGETS_LATER)
+    first, second = (engine.tokenizer.decode([*r.prompt.token_ids, *r.tokens]) for r in rows)
+    assert (
+        "<think>hm</think>" in first
+        and "<|tool|>5<|im_end|>" in first
+        and first.endswith("<think>so</think>5<|im_end|>")
+    )
+    assert (
+        "hm" not in second
+        and "so" not in second
+        and "<tool_call>" in second
+        and second.endswith("<think>oh</think>6<|im_end|>")
+    )
+    assert [sorted({t for t in r.turn or () if t >= 0}) for r in rows] == [[0, 1], [2]]
+
+
 def test_messages_that_are_taken_out_are_not_seen_any_more() -> None:
     engine = Says(make(), "one", "two")
 
@@ -186,6 +224,11 @@ async def breaks(chat: Any) -> float:
     return 1.0
 
 
+async def leaves(chat: Any) -> float:
+    await chat.generate()
+    sys.exit(3)
+
+
 async def endless(chat: Any) -> float:
     while True:
         await chat.generate()
@@ -203,14 +246,10 @@ async def short(chat: Any) -> Any:
 
 
 async def both(context: Any) -> Any:
-    import asyncio
-
     await asyncio.gather(context.generate(), context.generate())
 
 
 async def hurried(context: Any) -> float:
-    import asyncio
-
     hurried.left = asyncio.ensure_future(context.generate())  # type: ignore[attr-defined]
     await asyncio.sleep(0)
     return 1.0
@@ -222,6 +261,7 @@ async def hurried(context: Any) -> float:
         (silent, "it never asked the model: there is nothing to train on"),
         (mute, "it returned nothing. Return a number, or numbers by name"),
         (breaks, "KeyError: 'missing' at .*test_episode.py:"),
+        (leaves, "SystemExit: 3 at .*test_episode.py:"),
         (endless, "the context is full: it has .* tokens, and rollout.max_model_len is 100"),
         (wordy, "it returned 'good' .str.; a reward is a number"),
         (short, "it returned 2 rewards for 'each', and the model had 1 turns"),
@@ -239,8 +279,6 @@ def test_what_is_wrong_with_an_episode_is_one_sentence_and_only_that_episode_is_
         and "episode failed on prompt p" in notes[0]
         and "The episode until then:\n[prompt] <|user|>q" in notes[0]
     )
-    import re
-
     assert re.search(f"{fn.__name__}: {told}", rows[0].error or ""), rows[0].error
     with pytest.raises(EpisodeError, match=told):
         play(Says(make(), *["yes"] * 30), fn, limit=100, on_error="raise")
@@ -255,8 +293,6 @@ def test_an_answer_that_is_asked_for_after_the_end() -> None:
         return 1.0
 
     assert play(Says(make(), "yes"), leaks)[0].reward == 1
-    import asyncio
-
     with pytest.raises(EpisodeError, match="the episode has ended"):
         asyncio.run(kept[0].generate())
 

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import rlkit as rk
+from rlkit.data.curriculum import Shuffle
+from rlkit.data.statistics import PromptStatistics
 from rlkit.errors import ConfigError, EngineError, EpisodeError
 from rlkit.rollout import hf
 from rlkit.rollout import player as players
+from rlkit.rollout.collector import Collector, Group, read_groups, write_groups
 from rlkit.rollout.engine import Aborted
 from rlkit.rollout.player import EpisodeSpec
+from rlkit.rollout.section import RolloutSection
 from rlkit.samples import Prompt, Rollout
 from rlkit.types import Sampling
-from tests.rollout.chats import Says, player, prompt_of
+from tests.rollout.chats import FORGETS, Says, player, prompt_of
 from tests.test_exact_resume import same
 from tests.tokenizers import CHAT, make
 
@@ -41,8 +47,6 @@ def test_all_episodes_of_all_groups_wait_side_by_side(tokenizer: Any) -> None:
         return 1.0
 
     p = player(Says(tokenizer, *["yes"] * 24), tokenizer, meets)
-    from concurrent.futures import ThreadPoolExecutor
-
     with ThreadPoolExecutor(3) as groups:
         found = list(groups.map(lambda _: p.generate(prompt_of(tokenizer), 4, SAMPLING), range(3)))
     p.close()
@@ -110,6 +114,66 @@ def test_a_turn_that_a_weight_update_has_aborted_is_asked_again_and_the_episode_
     rows = p.generate(prompt_of(tokenizer), 1, SAMPLING)
     p.close()
     assert [prompt.id for prompt, _ in engine.asked] == ["p/0/0", "p/0/1"] and rows[0].text == "two"
+
+
+def test_a_slow_episode_is_overtaken_and_knows_which_weights_made_which_turn(tokenizer: Any, tmp_path: Path) -> None:
+    class Versioned:
+        version = 0
+
+        def generate(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
+            return [Rollout(prompt, [9], [True], [-1.0], [self.version], "stop", text="x")]
+
+    rows = [Prompt(str(i), (3,), "") for i in range(20)]
+    statistics = PromptStatistics(rows)
+    order = Shuffle().build(rows, 0, PromptStatistics(rows))
+    first, go, engine = next(order).id, threading.Event(), Versioned()
+
+    async def waits(context: Any, id: str) -> list[float]:
+        await context.generate()
+        context.add([5, 6])
+        while id == first and not go.is_set():
+            await asyncio.sleep(0.01)
+        await context.generate()
+        return [0.0, 1.0]
+
+    p = player(engine, tokenizer, waits)
+    section = RolloutSection(prompts=2, n=2, pause="continue", over=0.5, overtake=2)
+    c = Collector(p, p, Shuffle().build(rows, 0, statistics), statistics, section, Sampling())
+    for version in range(2):
+        engine.version = version
+        assert first not in {r.prompt.id for r in c.next(version)}
+    write_groups(tmp_path / "ahead.jsonl", c.in_flight())
+    assert not read_groups(tmp_path / "ahead.jsonl", {r.id: r for r in rows})[0].finished
+    engine.version = 2
+    go.set()
+    late = [r for r in c.next(2) if r.prompt.id == first]
+    assert [r.version for r in late] == [[0, 2, 2, 2]] * 2 and [r.sampled for r in late] == [
+        [True, False, False, True]
+    ] * 2
+    assert c.metrics()["rollout/lag_max"] == 2 and c.metrics()["rollout/continued"] == 2
+    assert [r.earned for r in late] == [[0.0, 0.0, 0.0, 1.0]] * 2
+    c.close()
+    p.close()
+
+
+def test_an_episode_that_ran_ahead_keeps_its_rows_in_a_checkpoint(tokenizer: Any, tmp_path: Path) -> None:
+    tokenizer.chat_template = FORGETS
+
+    async def twice(chat: Any) -> list[float]:
+        await chat.generate()
+        chat.user("again")
+        await chat.generate()
+        return [1.0, 0.5]
+
+    p = player(Says(tokenizer, "<think>hm</think>one", "two"), tokenizer, twice)
+    prompt = prompt_of(tokenizer)
+    rollouts = p.generate(prompt, 1, SAMPLING)
+    p.close()
+    group = Group(0, prompt, Future())
+    group.result.set_result((rollouts, None))
+    write_groups(tmp_path / "ahead.jsonl", [group])
+    assert read_groups(tmp_path / "ahead.jsonl", {"p": prompt})[0].result.result() == (rollouts, None)
+    assert rollouts[1].prompt.token_ids != prompt.token_ids
 
 
 def test_a_function_that_does_not_await_is_named_with_its_line(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +288,7 @@ def test_a_run_of_episodes_continues_as_if_it_had_not_stopped(
     assert row["mismatch/max"] < 1e-4
     transcripts = (whole / "transcripts.txt").read_text()
     assert (
-        "===== held-out step 0, prompt sorting/test/" in transcripts
+        transcripts.count("===== held-out step 0, prompt sorting/test/") == 2
         and "\n[model] " in transcripts
         and "\n[added] " in transcripts
     )
