@@ -28,20 +28,20 @@ def model_folder(model: str | Path, where: str = "--model") -> str:
     return path
 
 
-@contextlib.contextmanager
-def running(
-    run: Run, path: str, prompts: Sequence[Prompt], engines: int = 1, address: str | None = None
-) -> Iterator[tuple[EngineGroup, Scorer]]:
-    """``(engines, scorer)`` for a model and the rewards of a run: one engine in this process, or several on Ray.
-
-    Raises:
-        ConfigError: the run plays episodes; what is asked here are single responses.
-    """
+def refuse_episodes(run: Run) -> None:
+    """Raises ConfigError for a run that plays episodes, where single responses are asked for."""
     if run.rollout.episode is not None:
         raise ConfigError(
             "rollout.episode is set, but this command asks for single responses. Held-out episodes are played by `rlkit train` (the "
             "section eval); to look at single responses set rollout.episode: null, and rewards."
         )
+
+
+@contextlib.contextmanager
+def running(
+    run: Run, path: str, prompts: Sequence[Prompt], engines: int = 1, address: str | None = None
+) -> Iterator[tuple[EngineGroup, Scorer]]:
+    """``(engines, scorer)`` for a model and the rewards of a run: one engine in this process, or several on Ray."""
     with contextlib.ExitStack() as stack:
         scorer = Scorer(run.scored_by, on_error=run.on_reward_error)
         stack.callback(scorer.close)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.checks import context_length
-from rlkit.commands.engines import model_folder, running, voter
+from rlkit.commands.engines import model_folder, refuse_episodes, running, voter
 from rlkit.data.prompts import first_of_each, load_prompts
 from rlkit.errors import ConfigError
 from rlkit.evaluation.compare import Forgetting, forgetting_of
@@ -51,6 +51,7 @@ def evaluate(
     Raises:
         ConfigError: no model, no held-out prompts, or a folder that holds samples of something else.
     """
+    refuse_episodes(run)
     quiet_libraries()
     if out is not None:
         require_folder(out, "--out")

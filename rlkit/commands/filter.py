@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlkit.commands.engines import model_folder, running
+from rlkit.commands.engines import model_folder, refuse_episodes, running
 from rlkit.data.prompts import load_prompts
 from rlkit.data.stored import write_stored
 from rlkit.errors import ConfigError, DataError
@@ -130,6 +130,7 @@ def filter(
     """
     if low > high:
         raise ConfigError(f"--low is {low} and --high is {high}: the lowest pass rate is above the highest.")
+    refuse_episodes(run)
     quiet_libraries()
     path = model_folder(model)
     tokenizer = load_tokenizer(path, "--model")

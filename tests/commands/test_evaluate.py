@@ -12,6 +12,7 @@ import yaml
 
 import rlkit as rk
 from rlkit.cli import main
+from rlkit.errors import ConfigError
 from rlkit.evaluation.samples import read_samples
 from rlkit.model.load import load_lm
 from rlkit.rollout.hf import HFEngine
@@ -285,3 +286,10 @@ def test_sampling_realigned_best_and_tilted(tiny: Path, tmp_path: Path, capsys: 
         (["--answer", "1", "--answer", "2"], "one answer for each prompt"),
     ):
         assert main([*base, *wrong]) == 2 and says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [rk.evaluate, rk.filter])
+def test_a_run_of_episodes_is_not_asked_for_single_responses(command: Any, small: dict[str, Any], tiny: Path) -> None:
+    small["rollout"] |= {"episode": "examples/guessing.py:guess", "max_model_len": 16}
+    with pytest.raises(ConfigError, match=r"rollout\.episode is set, but this command asks for single responses"):
+        command(rk.load(small), tiny)
