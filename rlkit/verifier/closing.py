@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from rlkit.verifier.algebra import MAX_TEXT
 from rlkit.verifier.passages import Group, Passage, boxes
@@ -101,7 +102,7 @@ _IDENTIFIED = re.compile(
 )  # ", so the fastest is Evelyn", not ", so we are done"
 _CLEAR = re.compile(r"(?i)\b(?:is|are|be|equals?|gets?)(?:\s+(?:about|only|just))?\s*\$?$|[=:]\s*$")
 _COUNTED = re.compile(
-    r"(?i)\b(?:is|are|be|equals?|gets?|makes?|needs?|takes?|leaves?|has|have)\s+((?:[a-z]+[ -]?){1,10})$"
+    r"(?i)\b(?:is|are|be|equals?|gets?|makes?|needs?|takes?|leaves?|has|have)\s+([a-z]+(?:[ -][a-z]+){0,9})$"
 )
 # what models say after the answer
 _FAREWELL = re.compile(
@@ -121,7 +122,7 @@ def closing(text: str, complete: bool) -> str | None:
     """The value with which a text closes; none of a text that was cut off, or that ends in a box which does not close."""
     if not complete:
         return None
-    opens = _OPENS.match(text)
+    opens = _OPENS.match(text[:300])
     if opens and not _LATER.search(text, opens.end()) and re.search(r"\d|\\", opens[1]):
         value = value_of(opens[1])
         if value is not None:
@@ -240,9 +241,25 @@ class _Sentence:
     concludes: bool
     last: bool
 
-    @property
+    @cached_property
     def plain(self) -> str:
         return self.reading.plain[self.start : self.end]
+
+    @cached_property
+    def assumes(self) -> bool:
+        return _ASSUMES.search(self.plain) is not None and not self.concludes
+
+    @cached_property
+    def asks(self) -> bool:
+        line_before = self.reading.plain[max(0, self.start - BEFORE) : self.start]
+        return _TASK.search(self.plain) is not None or _ASKED.search(line_before) is not None
+
+    @cached_property
+    def tells(self) -> bool:
+        """Whether it tells what is given, as the end of a question that was repeated, rather than what was worked out."""
+        text = self.reading.text
+        worked = _WORKED.search(text) or _STATED.search(self.plain) or not text[: self.start].strip()
+        return _GIVEN.search(self.plain) is not None or not worked
 
     def value(self, every_number: bool) -> str | None:
         """Its last value that is stated, or what its words say; None if it has none, or if it is not clear which is meant."""
@@ -288,11 +305,9 @@ class _Sentence:
     def _asked(self, g: Group, before: str) -> bool:
         """Whether a value belongs to what the sentence assumes or asks for."""
         comes = _COMES.search(before) is not None
-        if _ASSUMES.search(self.plain) and not self.concludes:
+        if self.assumes:
             return not (comes and "," in self.reading.plain[self.start : g.start])
-        line_before = self.reading.plain[max(0, self.start - BEFORE) : self.start]
-        asks = _TASK.search(self.plain) or _ASKED.search(line_before)
-        return asks is not None and "=" not in g.text and not comes
+        return self.asks and "=" not in g.text and not comes
 
     def _states(self, g: Group, before: str, after: str, groups: int) -> bool:
         """Whether the sentence states a plain number."""
@@ -303,7 +318,7 @@ class _Sentence:
             return False
         if not before.strip():
             return not words.strip(" \t\n.,!\x02") and self._apart()
-        if self._tells():
+        if self.tells:
             return False
         ends = "\x00" not in words[: len(words) - len(_reason(after))]
         return ends or (groups == 1 and len(before.split()) > 1)
@@ -319,12 +334,6 @@ class _Sentence:
             return False
         ends = COPULA.search(before) is not None and "\x00" not in self._words(g)
         return self.concludes or self._marked(g) or (self.last and (self._delimited(g) or ends))
-
-    def _tells(self) -> bool:
-        """Whether it tells what is given, as the end of a question that was repeated, rather than what was worked out."""
-        text = self.reading.text
-        worked = _WORKED.search(text) or _STATED.search(self.plain) or not text[: self.start].strip()
-        return _GIVEN.search(self.plain) is not None or not worked
 
     def _words(self, g: Group) -> str:
         """What stands behind a value and its unit, words masked."""

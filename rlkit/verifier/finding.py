@@ -90,7 +90,7 @@ _NO_ANSWERS = re.compile(
     r"|an?(?=\s)|just|simply)\b"
 )
 _TRIES = 20  # statements of an answer that are looked at, from the end
-_FENCE = re.compile(r"^[ \t>]{0,12}(```|~~~)[ \t]*([\w+#.-]{0,20})[ \t]*$", re.MULTILINE)
+_FENCE = re.compile(r"^[ \t>]{0,12}(```|~~~)[ \t]{0,12}([\w+#.-]{0,20})[ \t]{0,12}$", re.MULTILINE)
 _SHOWN = frozenset(("", *"text txt plaintext plain output out stdout console math latex tex markdown md".split()))
 _EXCLAIMED = re.compile(
     r"(?:%|°|\.\d+|\d/\d+|[<>≤≥]=?\s*-?\d+|\^\d+|\d\s?i|\d:\d+|e-?\d+|,.*[)}\]]|=.*)!$"
@@ -221,7 +221,7 @@ def _statement(text: str, at: int, complete: bool) -> str | None:
     if found is not None and not complete and found.end() >= len(rest) and not found[0].startswith("\n"):
         return None
     said = _ADVERBS.sub("", rest[: found.start() if found else None].strip(" \t:|,"))
-    return (said[:-1] if _EXCLAIMED.search(said) else said) or None
+    return (said[:-1] if _EXCLAIMED.search(said[-80:]) else said) or None
 
 
 def _line(text: str, complete: bool) -> str | None:

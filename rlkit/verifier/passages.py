@@ -62,7 +62,7 @@ DASH = re.compile(r"(?<![\w)}\]])(?<![\d)}\]$][ ])[\u2013\u2014](?=\d|\.\d|\\[dt
 _ROW = re.compile(r"^[ \t]*\|.*\|[ \t]*$", re.MULTILINE)  # of a table
 # a parenthesis with words is beside the point
 _ASIDE = re.compile(
-    r"(?<=\S)[ ]\([^()\n\x01$\\]*?(?<![A-Za-z])(?!sqrt|sin|cos|tan|log|base)[A-Za-z]{3,}[^()\n]*\)"
+    r"(?<=\S)[ ]\([^()\n\x01$\\]{0,200}?(?<![A-Za-z])(?!sqrt|sin|cos|tan|log|base)[A-Za-z]{3,30}[^()\n]{0,200}\)"
     r"|(?<=\d)[ ]\((?:[≈~=]\s?)?-?[\d.,]+\s?%\)"
 )
 _JOINS = re.compile(r"\s*(?:,|;|,?\s*(?:and|or|und|et|y|oder|ou|o|和|或))\s*")

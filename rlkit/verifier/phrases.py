@@ -45,7 +45,7 @@ _TEXT = re.compile(r"\\(?:text|mbox|textbf|mathrm)\s?\{([^{}$]{2,200})\}")
 MONTH = re.compile(
     r"(?i)\b(?:january|february|march|april|may|june|july|august|september|october|november|december|base)\s*$"
 )
-HENCE = re.compile(r"(?i),?\s+(?:so|hence|therefore|thus)\b(?!\s+(?:that|far|on)\b)")  # a conclusion behind a comma
+HENCE = re.compile(r"(?i),?\s{1,4}(?:so|hence|therefore|thus)\b(?!\s+(?:that|far|on)\b)")  # a conclusion behind a comma
 ARTICLE = re.compile(r"(?i)^(?:an?|the)\s+(?=\w{2})")
 _CHOSEN = re.compile(r"(?i)(?:the\s+)?(?:option|choice|letter)\s*:?\s*\(?([A-J])\)?\W*")
 CHOICE = re.compile(r"\(?[A-J]\)?")
