@@ -291,9 +291,11 @@ def find(response: str, extract: Sequence[str] = EXTRACT, finish: str = "stop") 
     complete = finish != "length"
     parts = list(_parts(response))
     for part in parts:
-        shown = _unfenced(part)
+        shown: str | None = None
         for kind in extract:
-            text = _WAYS[kind](part if kind in ("boxed", "tag", "whole") else shown, complete)
+            if shown is None and kind not in ("boxed", "tag", "whole"):
+                shown = _unfenced(part)
+            text = _WAYS[kind](part if kind in ("boxed", "tag", "whole") else shown or "", complete)
             if text is not None and text.strip():
                 return Found(text.strip(), kind, "," in text and _comma(part, text))
     for part in parts if "line" in extract else []:

@@ -136,9 +136,11 @@ def clean(text: str) -> str:
         for _ in range(3):
             s = _OVER.sub(lambda m: rf"\{'frac' if m[2] == 'over' else 'binom'}{{{m[1]}}}{{{m[3]}}}", s)
         s = s[1:-1] if s.startswith("{") and s.endswith("}") and braced(s, 1) == len(s) else s
-    s = _CLOCK.sub(lambda m: rf" \text{{{(m[1] or m[2] or m[3]).lower()}m}}", s)
+    if "m" in s or "M" in s:
+        s = _CLOCK.sub(lambda m: rf" \text{{{(m[1] or m[2] or m[3]).lower()}m}}", s)
     s = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", _THOUSANDS.sub("", s))
-    s = re.sub(r"(?<=\d)\{,\}(?=\d)", ".", s)  # not before three digits: a decimal comma
+    if "{,}" in s:
+        s = re.sub(r"(?<=\d)\{,\}(?=\d)", ".", s)  # not before three digits: a decimal comma
     s = _DROPPED.sub(" ", s)
     s = _BLANK.sub(" ", s)
     s = re.sub(r" {2,}", " ", s).strip()
