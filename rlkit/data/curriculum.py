@@ -461,6 +461,7 @@ class Replay(Proportions):
     Source: RECAP 2510.21978 (a reconstruction from the abstract: short-horizon signals of convergence and instability).
     """
 
+    weights: dict[str, Positive]
     window: Annotated[int, Bound(at_least=2)] = 20
     temperature: Positive = 1.0
 

@@ -38,8 +38,8 @@ class FSFT(FullDivergence):
     """Matching the data D under an f-divergence: ``-f'(u)`` of the data's token plus ``sum_v ref_v f*(f'(u_v))``, ``u = pi / ref``.
 
     The minimum over policies is the data's own distribution, for every strictly convex f. With ``f: reverse_kl`` it is ``NLL`` but for
-    constants. Both terms are those of each token's distribution; bounded divergences (``js``, ``hellinger``) are the useful ones: they
-    learn less from data that the start model finds unlikely.
+    constants. Both terms are those of each token's distribution; bounded divergences (``js``, ``hellinger``) are the useful ones: the
+    weight ``u f''(u)`` of a token of the data falls as its probability grows beyond the start model's.
 
     Source: f-SFT (Implicit Reward as the Bridge; the dual derived here and checked by enumeration; published constants may differ).
     """

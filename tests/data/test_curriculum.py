@@ -162,6 +162,11 @@ def test_replay_draws_what_has_most_to_gain() -> None:
     assert drawn["a"] / 1000 == pytest.approx(share, abs=0.05)
 
 
+def test_a_data_set_that_is_never_drawn_would_never_be_known() -> None:
+    with pytest.raises(ValueError, match=r"Replay.weights is 0.0; it must be positive"):
+        Replay(weights={"a": 1.0, "b": 0.0})
+
+
 def test_wordings_of_a_question_come_together() -> None:
     ps = [Prompt(f"p{i}", (3,), "", columns={"question_id": i % 4}) for i in range(12)]
     state = Together().build(ps, 0, PromptStatistics(ps))
