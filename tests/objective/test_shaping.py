@@ -129,6 +129,19 @@ def test_f_dpg_ends_at_the_target(f: str, rate: float) -> None:
     assert 0.5 * float((w.of_sequence(w.pi()).exp() - target(w, beta).exp()).abs().sum()) < 1e-2
 
 
+def test_gdc_ends_where_the_feature_has_the_wanted_mean() -> None:
+    """The multiplier of a binary feature in closed form: ``lambda = logit 0.8 - logit m`` lifts its mean from m to 0.8."""
+    w = World(6)
+    feature = torch.tensor([float(s[1] == 0) for s in w.sequences], dtype=torch.float64)
+    m = float((w.of_sequence(w.anchor).exp() * feature).sum())
+    w.reward = (math.log(4) - math.log(m / (1 - m))) * feature
+    assert float((target(w, 1.0).exp() * feature).sum()) == pytest.approx(0.8)
+    for _ in range(100):
+        w.mu = w.pi().detach()
+        w.logits.data -= 2.0 * expected(w, ToTarget(of=Plain(), f="forward_kl", z="v_star"), 1.0)
+    assert float((w.of_sequence(w.pi()).exp() * feature).sum()) == pytest.approx(0.8, abs=1e-2)
+
+
 def test_z_of_a_group_and_a_baseline_by_hand() -> None:
     """Two responses: log P = (log 0.2 + 1, log 0.3), q = (0.5, 0.25): weights P/q are 0.4 e and 1.2, and Z is their mean."""
     b = rows([1], [2], group=[0, 0], reward=[0.5, 0.0])
