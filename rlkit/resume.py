@@ -6,14 +6,18 @@ fast, where, and how it is watched, may change, and so may the optimizer's numbe
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rlkit.config import is_own, plain
 from rlkit.errors import CheckpointError, ConfigError
 from rlkit.reading import read
+from rlkit.record.checkpoint import Checkpoints
+from rlkit.record.log import lock_folder, newest_folder
 from rlkit.record.masking import MASK
 from rlkit.run import Run, load
 
@@ -31,6 +35,33 @@ FREE = (  # each with all below it; * is any one key
     *(f"rewards.*.{k}" for k in ("timeout", "concurrency", "patience", "memory")),
 )
 Changes = dict[str, tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a resumed run continues from. ``checkpoint``: None if there is none yet, or if the run is new."""
+
+    resume: bool
+    checkpoint: Path | None = None
+    damaged: Mapping[Path, str] = field(default_factory=dict)  # newer checkpoints, and what is wrong with them
+    changes: Changes = field(default_factory=dict)  # of the configuration
+
+    @property
+    def step(self) -> int:
+        return 0 if self.checkpoint is None else int(self.checkpoint.name.removeprefix("step_"))
+
+
+def continued(run: Run, stack: contextlib.ExitStack) -> tuple[Path, Found]:
+    """The newest folder of this name, which is this process's own until ``stack`` ends, and what is found there.
+
+    Raises:
+        ConfigError: there is none.
+        CheckpointError: another process has it, it is of another experiment, or no checkpoint of it is whole.
+    """
+    folder = newest_folder(run.folder)
+    stack.callback(lock_folder(folder).release)
+    changes = compare(folder, run)
+    return folder, Found(True, *Checkpoints.of(run.checkpoint, folder).newest_whole(), changes)
 
 
 def leaves(x: Any, path: str = "") -> dict[str, Any]:

@@ -10,8 +10,8 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,11 @@ from rlkit.precompute import Kept, compute, with_reference
 from rlkit.record.alarms import Alarms
 from rlkit.record.checkpoint import Cadence, Checkpoints
 from rlkit.record.drift import Drift
-from rlkit.record.log import SAMPLED, RunLog, Timeline, environment, lock_folder, new_folder, newest_folder
+from rlkit.record.log import SAMPLED, RunLog, Timeline, environment, new_folder
 from rlkit.record.log import given as given_table
 from rlkit.record.masking import mask_values
 from rlkit.record.results import HeldOut, RunFolder
-from rlkit.resume import Changes, compare
+from rlkit.resume import Found, continued
 from rlkit.rewards import Scorer
 from rlkit.rollout.collector import Collector, Group, Rules
 from rlkit.rollout.engine import Generates, Scores
@@ -202,20 +202,6 @@ class Inputs:
     context: int
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a resumed run continues from. ``checkpoint``: None if there is none yet, or if the run is new."""
-
-    resume: bool
-    checkpoint: Path | None = None
-    damaged: Mapping[Path, str] = field(default_factory=dict)  # newer checkpoints, and what is wrong with them
-    changes: Changes = field(default_factory=dict)  # of the configuration
-
-    @property
-    def step(self) -> int:
-        return 0 if self.checkpoint is None else int(self.checkpoint.name.removeprefix("step_"))
-
-
 def write_down(run: Run, folder: Path, found: Found) -> None:
     """What the run is: ``config.yaml``, and a line of ``environment.jsonl`` for every start, with origins of values and what it changed."""
     replace_file(folder / "config.yaml", to_yaml(mask_values(plain(run))))
@@ -243,10 +229,7 @@ def open_session(
     found, notes = Found(resume), list[str]()
     with contextlib.ExitStack() as stack:
         if resume:
-            folder = newest_folder(run.folder)
-            stack.callback(lock_folder(folder).release)
-            changes = compare(folder, run)
-            found = Found(True, *_checkpoints(run, folder).newest_whole(), changes)
+            folder, found = continued(run, stack)
         # Everything that can be wrong is found before the run folder is made: a run that cannot start leaves nothing behind.
         given = _inputs(run, stack, notes)
         if run.model.warm_up is None and run.model.path is not None:  # else there is no start model yet
@@ -352,7 +335,7 @@ def _record(run: Run, folder: Path, log: RunLog, given: Inputs, found: Found, st
     return Record(
         RunFolder(folder),
         log,
-        _checkpoints(run, folder),
+        Checkpoints.of(run.checkpoint, folder),
         Cadence(run.checkpoint.every, run.checkpoint.seconds),
         PromptStatistics(given.train),
         Timeline(folder / "trace.json" if run.log.trace else None),
@@ -453,12 +436,6 @@ def _feed(run: Run, given: Inputs, fleet: Fleet, record: Record, stack: contextl
         scores,
         player,
     )
-
-
-def _checkpoints(run: Run, folder: Path) -> Checkpoints:
-    section = run.checkpoint
-    limit = None if section.max_gib is None else int(section.max_gib * 2**30)
-    return Checkpoints(folder / "checkpoints", section.keep, limit)
 
 
 def _workers(

@@ -29,8 +29,8 @@ from rlkit.files import read_rows
 from rlkit.record.checkpoint import Checkpoints
 from rlkit.record.log import lock_folder
 from rlkit.record.results import HeldOut
-from rlkit.resume import compare, difference, is_free
-from rlkit.session import Found, write_down
+from rlkit.resume import Found, compare, difference, is_free
+from rlkit.session import write_down
 from rlkit.stopping import TIME_LIMIT, Best, Stopped
 from tests.conftest import settings_of_small
 from tests.record.test_checkpoint import Payload, flip

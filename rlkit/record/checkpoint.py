@@ -33,6 +33,7 @@ from typing import Any
 
 from rlkit.errors import CheckpointError
 from rlkit.files import checksum, reason, replace_file, replace_folder
+from rlkit.record.section import CheckpointSection
 
 FORMAT = 5
 READABLE = (3, 4, 5)  # 3 had sizes in place of checksums; up to 4 there were no responses of groups in flight
@@ -50,6 +51,12 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int, max_bytes: int | None = None) -> None:
         self.folder, self.keep, self.max_bytes = folder, keep, max_bytes
+
+    @classmethod
+    def of(cls, section: CheckpointSection, folder: Path) -> Checkpoints:
+        """Those of a run folder."""
+        limit = None if section.max_gib is None else int(section.max_gib * 2**30)
+        return cls(folder / "checkpoints", section.keep, limit)
 
     def save(
         self,
