@@ -347,6 +347,7 @@ def test_a_bug_of_the_users_own_keeps_its_traceback(tmp_path: Path) -> None:
         rk.load(tmp_path / "c.yaml", ["objective.0={type: mine.py:Bug}"])
 
 
+@pytest.mark.slow
 def test_the_hub_is_asked_once(tmp_path: Path) -> None:
     """Its client asks six times, for half a minute, where nobody answers."""
     (tmp_path / "c.yaml").write_text(GOOD)

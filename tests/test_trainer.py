@@ -17,6 +17,9 @@ from rlkit.errors import CheckpointError, ConfigError
 from rlkit.rollout import hf
 from tests.test_exact_resume import same
 
+pytestmark = pytest.mark.slow
+
+
 PENALISED = {"reward_penalties": [{"type": "KLReward", "coef": 0.01}]}
 
 

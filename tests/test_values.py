@@ -157,6 +157,7 @@ def test_a_default_is_the_authors_own_business() -> None:
         Theirs(tau=0.7)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_run_made_in_python_trains_on_rows_and_a_function(tiny: Path, tmp_path: Path) -> None:
     run = rk.Run(
         name="python",

@@ -24,6 +24,7 @@ def run(small: dict[str, Any]) -> rk.Run:
     return rk.load({**small, "data": {"train": ROWS, "test": ROWS}, "rewards": [often]})
 
 
+@pytest.mark.slow
 def test_a_report_is_what_the_program_prints_and_writes(
     run: rk.Run, tiny: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -40,6 +41,7 @@ def test_a_report_is_what_the_program_prints_and_writes(
     assert compared.found.difference == 0 and compared.differ == () and not compared.found.gained
 
 
+@pytest.mark.slow
 def test_prompts_that_are_kept_are_rows_for_the_next_run(run: rk.Run, tiny: Path, tmp_path: Path) -> None:
     kept = rk.filter(run, tiny, n=8, low=0.01, high=0.99, soft_value=0.5, say=lambda text: None)
     assert kept.asked == 4 and 0 < len(kept.rows) == len(kept.prompts) <= 4
@@ -51,6 +53,7 @@ def test_prompts_that_are_kept_are_rows_for_the_next_run(run: rk.Run, tiny: Path
     assert len(rk.Data(train=kept.rows).train or ()) == len(kept.rows)
 
 
+@pytest.mark.slow
 def test_the_best_of_some_samples(tiny: Path) -> None:
     def shortest(response: str) -> float:
         return -float(len(response))

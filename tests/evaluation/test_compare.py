@@ -133,6 +133,7 @@ def test_impossible_tokens_and_wrong_shapes() -> None:
         forgetting([[-1.0]], [])
 
 
+@pytest.mark.slow
 def test_two_engines(tiny: Path, tmp_path: Path) -> None:
     other = make_tiny(tmp_path / "other", Sorting.alphabet, hidden=64, layers=2, heads=2, kv_heads=1, seed=5)
     base, tuned = HFEngine(str(tiny)), HFEngine(str(other))

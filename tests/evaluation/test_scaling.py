@@ -163,6 +163,7 @@ def test_run_folders(tmp_path: Path) -> None:
     assert "k(N) = " in law.table() and law.plot(tmp_path / "law.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_run_of_the_trainer(small: dict[str, Any]) -> None:
     folder = rk.train(rk.load({**small, "steps": 5, "eval": {"prompts": 4, "every": 1}}), quiet=True)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -199,6 +199,7 @@ def test_more_ranks_are_faster_until_communication_rules() -> None:
     assert seconds(8, 2, offload_optimizer=True)["optimizer"] > seconds(8, 2)["optimizer"]
 
 
+@pytest.mark.slow
 def test_a_probe_runs_one_worst_case_step(small: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     found = probe(
         rk.load(

@@ -587,6 +587,7 @@ def bombs(n: int) -> list[str]:
     return [kinds[k % len(kinds)](k) for k in range(n)] if n else [rng.choice(kinds)(3)]
 
 
+@pytest.mark.slow
 def test_a_thousand_bombs_leave_the_pool_healthy() -> None:
     scorer = Scorer([RewardSpec("math", timeout=6.0)], workers=2, report=lambda text: None)
     scorer.check([])
@@ -633,6 +634,7 @@ def test_a_thousand_bombs_leave_the_pool_healthy() -> None:
     assert len(multiprocessing.active_children()) == before
 
 
+@pytest.mark.slow
 def test_one_that_hangs_costs_only_itself() -> None:
     scorer = Scorer([RewardSpec(f"{EXAMPLES}:some_hang", timeout=0.7)], workers=2, report=lambda text: None)
     scorer.check([])
@@ -650,6 +652,7 @@ def test_one_that_hangs_costs_only_itself() -> None:
     assert len(multiprocessing.active_children()) == before
 
 
+@pytest.mark.slow
 def test_workers_import_neither_torch_nor_sympy() -> None:
     code = (
         "import sys; from rlkit.rewards.math import verify\nfrom rlkit.rewards import scoring\n"
@@ -661,6 +664,7 @@ def test_workers_import_neither_torch_nor_sympy() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_an_audit_counts_reasons_and_disagreements(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         (r"\boxed{5}", "5", True, "stop"),
