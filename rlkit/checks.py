@@ -21,7 +21,7 @@ from rlkit.model.load import examine, same_tokens
 from rlkit.model.reference import Frozen
 from rlkit.objective import Term
 from rlkit.objective.losses import AStar
-from rlkit.objective.oracle import Finding, examine_all, refuse_nothing
+from rlkit.objective.oracle import Finding, dishonest, examine_all, refuse_nothing
 from rlkit.record.output import require_folder
 from rlkit.rewards import RewardSpec
 from rlkit.rollout.vllm import check_options
@@ -438,6 +438,13 @@ def context_of(model: str | None) -> int | None:
 
 
 # -- what a run says when it starts --------------------------------------------------------------------------------------
+
+
+def what_to_know(run: Run, findings: list[Finding]) -> Iterator[str]:
+    """What is allowed and may surprise: of ``findings`` those where a part does not do what its name says, old samples, dropout."""
+    for finding in dishonest(findings, run.off_policy):
+        yield f"note: {finding.sentence} (rlkit check; acknowledge: true silences this)"
+    yield from filter(None, (stale(run), without_dropout(run)))
 
 
 def stale(run: Run) -> str | None:

@@ -1,6 +1,6 @@
 """A run's parts, started in the order of their price and closed whatever happens.
 
-Checks come first: the configuration by itself, rewards and data, the cluster, and only then models.
+Checks come first: the configuration by itself, rewards and data (:mod:`rlkit.inputs`), the cluster, and only then models.
 """
 
 from __future__ import annotations
@@ -15,35 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlkit.checks import (
-    Findings,
-    check_columns,
-    check_configuration,
-    check_models,
-    context_length,
-    context_of,
-    generation_notes,
-    self_test,
-    stale,
-    without_dropout,
-)
+from rlkit.checks import check_configuration, what_to_know
 from rlkit.cluster.groups import EngineGroup, LearnerGroup
 from rlkit.cluster.ray import connect
 from rlkit.cluster.start import start as start_workers
 from rlkit.cluster.sync import WeightSync, probe_parity
 from rlkit.config import plain, to_yaml
 from rlkit.data.curriculum import NoPrompts
-from rlkit.data.examples import ExampleRows, read_examples
-from rlkit.data.prompts import first_of_each, load_prompts, overlap, preview
+from rlkit.data.examples import ExampleRows
 from rlkit.data.render import Renderer
 from rlkit.data.statistics import PromptStatistics
-from rlkit.data.stored import Drawn, StoredRows
-from rlkit.data.tasks import Split
+from rlkit.data.stored import Drawn
 from rlkit.files import Appender, replace_file, told
+from rlkit.inputs import Inputs, read_inputs
 from rlkit.model.endings import Endings
 from rlkit.objective.coefficients import Coefficients
-from rlkit.objective.oracle import dishonest
-from rlkit.precompute import Kept, compute, with_reference
+from rlkit.precompute import compute, with_reference
 from rlkit.record.alarms import Alarms
 from rlkit.record.checkpoint import Cadence, Checkpoints
 from rlkit.record.drift import Drift
@@ -55,11 +42,11 @@ from rlkit.resume import Found, continued
 from rlkit.rewards import Scorer
 from rlkit.rollout.collector import Collector, Group, Rules
 from rlkit.rollout.engine import Generates, Scores
-from rlkit.rollout.interrupt import Interrupted, Interruption
+from rlkit.rollout.interrupt import Interrupted
 from rlkit.rollout.lengths import LengthState
-from rlkit.rollout.player import Played, Player, Stage
+from rlkit.rollout.player import Player, Stage
 from rlkit.run import Run
-from rlkit.start import start_model, tokenizer_of
+from rlkit.start import start_model
 from rlkit.stopping import Best, Stopper
 from rlkit.types import SOURCES, Batch, Prompt, Rollout, Sampling, Stats
 
@@ -186,22 +173,6 @@ class State:
     in_flight: tuple[Group, ...]  # those that finish until it is written are stored with their responses
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What a run is given, read and checked before it has a folder. ``context``: the longest prompt and response, in tokens."""
-
-    tokenizer: Any
-    train: list[Prompt]
-    test: list[Prompt]
-    scorer: Scorer
-    stored: StoredRows | None
-    examples: tuple[ExampleRows, ...]
-    held_out: tuple[ExampleRows, ...]
-    interrupt: Interruption | None
-    played: Played | None
-    context: int
-
-
 def write_down(run: Run, folder: Path, found: Found) -> None:
     """What the run is: ``config.yaml``, and a line of ``environment.jsonl`` for every start, with origins of values and what it changed."""
     replace_file(folder / "config.yaml", to_yaml(mask_values(plain(run))))
@@ -231,11 +202,7 @@ def open_session(
         if resume:
             folder, found = continued(run, stack)
         # Everything that can be wrong is found before the run folder is made: a run that cannot start leaves nothing behind.
-        given = _inputs(run, stack, notes)
-        if run.model.warm_up is None and run.model.path is not None:  # else there is no start model yet
-            kept = _kept(run, run.model.path, given)
-            if kept is not None:
-                kept.read()
+        given = read_inputs(run, stack, notes)
         if run.cluster is not None:
             connect(run.cluster, say=notes.append, engines=None if run.engine is not None else 0)
             stop.install()  # Ray has set handlers of its own
@@ -249,10 +216,7 @@ def open_session(
         stack.callback(log.close)
         log.say(f"rlkit: {run.name}, {run.steps} steps, in {folder}" + (f", from step {found.step}" if resume else ""))
         given.scorer.report = log.say
-        for finding in dishonest(findings, run.off_policy):
-            notes.append(f"note: {finding.sentence} (rlkit check; acknowledge: true silences this)")
-        notes += filter(None, (stale(run), without_dropout(run)))
-        for line in (*notes, *_shown(given)):
+        for line in (*notes, *what_to_know(run, findings), *given.shown()):
             log.say(line)
         record = _record(run, folder, log, given, found, started)
         fleet, given = _fleet(run, folder, given, log, stack)
@@ -267,68 +231,6 @@ def open_session(
         )
         fleet.sync.check = lambda engine, version: session.probe(version, [engine])
         yield session
-
-
-def _inputs(run: Run, stack: contextlib.ExitStack, notes: list[str]) -> Inputs:
-    specs = run.scored_by
-    scorer = Scorer(specs, on_error=run.on_reward_error, workers=max(1, (os.cpu_count() or 2) // 2))
-    stack.callback(scorer.close)
-    tokenizer = tokenizer_of(run)
-    if run.model.path is not None:
-        notes += generation_notes(run.model.path, tokenizer, run.sampling)
-    train = load_prompts(run.data, "train", tokenizer, notes.append)
-    test = first_of_each(load_prompts(run.data, "test", tokenizer, notes.append), run.eval.prompts)
-    notes += filter(None, [overlap(train, test)])
-    prompts, wrong = [*train, *test], Findings()
-    examples, held_out = tuple[ExampleRows, ...](), tuple[ExampleRows, ...]()
-    with wrong:
-        examples = _examples(run, "train", tokenizer, notes.append)
-        held_out = _examples(run, "test", tokenizer, notes.append)
-    with wrong:
-        if prompts:
-            scorer.check(list(prompts[0].columns))
-        notes += self_test(specs, prompts)
-    episode, played = run.rollout.episode, None
-    if episode is not None:
-        with wrong:
-            played = episode.found(list(prompts[0].columns) if prompts else [])
-            played.check(episode.label, prompts)
-    with wrong:
-        check_columns(run, train, examples)
-    with wrong:
-        check_models(run, tokenizer)
-    wrong.refuse()
-    stored = StoredRows(run.data.stored, tokenizer, run.seed) if run.data.stored else None
-    section = run.rollout.interrupt
-    interrupt = None if section is None else Interruption(section, tokenizer, run.sampling.max_tokens)
-    longest = max((e.length for rows in (*examples, *held_out) for row in rows.rows for e in row), default=0)
-    context = context_length(run, prompts, run.model.path, max(longest, stored.longest if stored else 0))
-    notes += scorer.trial(prompts[0]) if prompts else ()
-    return Inputs(tokenizer, train, test, scorer, stored, examples, held_out, interrupt, played, context)
-
-
-def _examples(run: Run, split: Split, tokenizer: Any, say: Callable[[str], None]) -> tuple[ExampleRows, ...]:
-    """The rows that somebody else wrote, by section: those that are trained on, or those that are only measured."""
-    found = list[ExampleRows]()
-    for spec in run.data.offline:
-        end, context = Endings(tokenizer, frozenset()).last, context_of(run.model.path)
-        rows = read_examples(run.data, spec, split, tokenizer, end, context, say)
-        if rows:
-            found.append(ExampleRows(spec, rows, run.seed))
-    return tuple(found)
-
-
-def _shown(given: Inputs) -> Iterator[str]:
-    """The first prompt and the first row of each set, as the model sees them."""
-    if given.train:
-        yield preview(given.train, given.tokenizer)
-    for rows in given.examples:
-        steps = len(rows.rows) / rows.per_step
-        yield f"data.{rows.spec.key}: {len(rows.rows)} rows, {rows.per_step} a step: an epoch is {steps:.3g} steps"
-        first = rows.rows[0]
-        yield f"  first prompt ({first[0].prompt.id}): {first[0].prompt.text!r}"
-        for e in first:
-            yield f"  {e.source}: {given.tokenizer.decode(e.tokens.tolist())!r} (reward {e.reward:g})"
 
 
 def _record(run: Run, folder: Path, log: RunLog, given: Inputs, found: Found, started: float) -> Record:
@@ -355,7 +257,7 @@ def seeded(run: Run) -> Sampling:
 def _fleet(run: Run, folder: Path, given: Inputs, log: RunLog, stack: contextlib.ExitStack) -> tuple[Fleet, Inputs]:
     """What computes; and the rows of data, with the reference's log-probs where those are kept."""
     path = start_model(run, folder, given.train, given.tokenizer, given.context, log.say)
-    kept, found = _kept(run, path, given), None
+    kept, found = given.kept(run, path), None
     if kept is not None:
         found = kept.read()
     # Until the first update the model that is trained is the reference, unless that is another one or an adapter is in between.
@@ -377,14 +279,6 @@ def _fleet(run: Run, folder: Path, given: Inputs, log: RunLog, stack: contextlib
         n = len(given.examples)
         given = dataclasses.replace(given, examples=sets[:n], held_out=sets[n:])
     return Fleet(learners, engines, WeightSync(learners, engines, run.rollout.pause), path), given
-
-
-def _kept(run: Run, start: str, given: Inputs) -> Kept | None:
-    """The file that keeps the reference's log-probs of the rows of data; None: they are computed in every step."""
-    if run.reference is None or run.reference.kept is None or "ref" not in run.needs:
-        return None
-    model = next(iter(run.reference.models), start)
-    return Kept.of(run.reference.kept, model, (*given.examples, *given.held_out), run.sampling.temperature)
 
 
 def _player(run: Run, given: Inputs, fleet: Fleet, record: Record) -> Player:
