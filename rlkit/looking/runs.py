@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlkit.errors import ConfigError
-from rlkit.files import Row, read_rows
+from rlkit.files import Row, parse_row, read_rows
 from rlkit.reading import read, shown
 from rlkit.record.alarms import Alarms
 from rlkit.record.results import HeldOut, RunFolder
 
+MOST = 32 << 20  # bytes of a file of responses that are read; of a larger one every so many steps are
 BY_ITSELF = frozenset({"seed", "name", "out"})  # keys in which the runs of a group may differ
 DEFAULT = "default"
 
@@ -45,7 +48,11 @@ class Seen:
     samples: Sequence[Row]
     starts: Sequence[Row]
     summary: Mapping[str, Any] | None
-    told: Sequence[Told]
+
+    @functools.cached_property
+    def told(self) -> Sequence[Told]:
+        """Its alarms, as it said them."""
+        return told(self.rows)
 
     @property
     def name(self) -> str:
@@ -106,12 +113,34 @@ def see(folder: str | Path) -> Seen:
         starts[-1].get("origins", {}) if starts else {},
         rows,
         folder.held_out(),
-        read_rows(folder / "rollouts.jsonl"),
-        read_rows(folder / "eval_samples.jsonl"),
+        responses(folder / "rollouts.jsonl"),
+        responses(folder / "eval_samples.jsonl"),
         starts,
         json.loads(summary.read_text()) if summary.exists() else None,
-        told(rows),
     )
+
+
+def responses(path: Path) -> list[Row]:
+    """The rows of a file; of one that has more than :data:`MOST` bytes, those of the first of every so many steps."""
+    every = -(-path.stat().st_size // MOST) if path.exists() else 1
+    if every == 1:
+        return read_rows(path)
+    with path.open("rb") as lines:
+        found = [parse_row(line) for line in _of_some_steps(lines, every)]
+        return [row for row in found if row is not None]
+
+
+def _of_some_steps(lines: Iterable[bytes], every: int) -> Iterator[bytes]:
+    """The lines of the first of every so many steps, by the beginning of each line."""
+    last, count = b"", -1
+    for line in lines:
+        step = re.match(rb'\{"step": (\d+),', line)
+        if step is None:
+            continue
+        if step[1] != last:
+            last, count = step[1], count + 1
+        if count % every == 0:
+            yield line
 
 
 def told(rows: Iterable[Row]) -> list[Told]:

@@ -222,8 +222,8 @@ class RunLog:
         """
         rows = list[Row]()
         for k, r in enumerate(rollouts):
-            row = (more[k] if more else {}) | {
-                "step": step,
+            row = {
+                "step": step,  # first, where a reader of a large file finds it without the rest
                 "prompt_id": r.prompt.id,
                 "prompt": r.prompt.text,
                 "question": r.prompt.columns.get("question", r.prompt.text),
@@ -239,6 +239,8 @@ class RunLog:
             }
             if r.episode is not None:
                 row |= {"episode": r.episode, "transcript": r.transcript}
+            if more:
+                row |= more[k]
             self.append(name, row)
             rows.append(row)
         for r in last_of_episodes(rollouts):

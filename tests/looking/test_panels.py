@@ -42,6 +42,6 @@ def test_seeds_are_a_mean_with_their_range(tmp_path: Path) -> None:
 
 def test_no_metric_stands_in_two_panels() -> None:
     names = "reward/mean reward/std reward/correct kl/ref kl_by/position/q1 coef/KL coef/KL/held time/step time/update".split()
-    run = Seen(Path("x"), {}, {}, [{"step": 1, **dict.fromkeys(names, 1.0)}], [], [], [], [], None, [])
+    run = Seen(Path("x"), {}, {}, [{"step": 1, **dict.fromkeys(names, 1.0)}], [], [], [], [], None)
     found = [name for section in SECTIONS for panel in section.panels for name in matching(panel, [run])]
     assert len(found) == len(set(found)) and "coef/KL/held" not in found and "reward/correct" in found

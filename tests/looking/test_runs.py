@@ -8,32 +8,33 @@ from pathlib import Path
 import pytest
 
 from rlkit.errors import ConfigError
-from rlkit.looking.runs import differing, grouped, see
+from rlkit.looking import runs
+from rlkit.looking.runs import differing, grouped, responses, see
 from rlkit.record.alarms import Alarms
-from tests.looking.made import make_run
+from tests.looking.made import make_run, response, rows
 
 
 def test_runs_that_differ_in_their_seed_are_one_group(tmp_path: Path) -> None:
-    runs = [see(make_run(tmp_path, f"r{k}", seed=k % 2, lr=lr)) for k, lr in enumerate((1e-3, 1e-3, 1e-4))]
-    groups = grouped(runs)
+    some = [see(make_run(tmp_path, f"r{k}", seed=k % 2, lr=lr)) for k, lr in enumerate((1e-3, 1e-3, 1e-4))]
+    groups = grouped(some)
     assert [[run.name for run in group.runs] for group in groups] == [["r0", "r1"], ["r2"]]
-    assert [group.label for group in groups] == ["r0", "r2"] and differing(runs) == ["learner.lr", "name", "seed"]
+    assert [group.label for group in groups] == ["r0", "r2"] and differing(some) == ["learner.lr", "name", "seed"]
 
 
 def test_groups_of_one_name_are_told_apart_by_their_settings(tmp_path: Path) -> None:
-    runs = [
+    some = [
         see(make_run(tmp_path / f"{k}", "run", lr=lr, steps=n))
         for k, (lr, n) in enumerate([(1e-3, 4), (1e-4, 4), (1e-3, 5)])
     ]
-    assert [group.label for group in grouped(runs[:2])] == ["learner.lr=0.001", "learner.lr=0.0001"]
+    assert [group.label for group in grouped(some[:2])] == ["learner.lr=0.001", "learner.lr=0.0001"]
     told_apart = ["learner.lr=0.001, steps=4", "learner.lr=0.0001, steps=4", "learner.lr=0.001, steps=5"]
-    assert [group.label for group in grouped(runs)] == told_apart
+    assert [group.label for group in grouped(some)] == told_apart
 
 
 def test_a_step_that_was_made_again_counts_once(tmp_path: Path) -> None:
     folder = make_run(tmp_path, "run")
-    rows = folder / "metrics.jsonl"
-    rows.write_text(rows.read_text() + json.dumps({"step": 2, "reward/mean": 0.9}) + "\n")
+    metrics = folder / "metrics.jsonl"
+    metrics.write_text(metrics.read_text() + json.dumps({"step": 2, "reward/mean": 0.9}) + "\n")
     assert see(folder).series("reward/mean") == [(1, 0.1), (2, 0.9), (3, pytest.approx(0.3)), (4, 0.4)]
 
 
@@ -58,6 +59,15 @@ def test_alarms_are_told_again_as_the_run_told_them(tmp_path: Path) -> None:
         row = json.loads(line)
         alarms.observe(row["step"], {k: v for k, v in row.items() if v is not None}, said.append)
     assert [told.text for told in see(folder).told] == said and any("truncated" in text for text in said)
+
+
+def test_of_a_large_file_the_responses_of_every_so_many_steps_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows(tmp_path / "rollouts.jsonl", [response(step, "p", 0.0) for step in range(0, 200, 20) for _ in range(2)])
+    assert len(responses(tmp_path / "rollouts.jsonl")) == 20 and responses(tmp_path / "nothing.jsonl") == []
+    monkeypatch.setattr(runs, "MOST", (tmp_path / "rollouts.jsonl").stat().st_size // 3 + 10)
+    assert [row["step"] for row in responses(tmp_path / "rollouts.jsonl")] == [0, 0, 60, 60, 120, 120, 180, 180]
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -35,5 +35,5 @@ def test_it_is_shown_again_until_the_run_ends(tmp_path: Path) -> None:
         if len(pauses) == 2:
             (folder / "summary.json").write_text(json.dumps({"steps": 4}))
 
-    shown = list(rk.watch(folder, 0.5, pause=pause))
-    assert pauses == [0.5, 0.5] and ["done" in text for text in shown] == [False, False, True]
+    shown = list(rk.watch(folder, 60.0, pause=pause))
+    assert pauses == [60.0, 60.0] and ["done" in text for text in shown] == [False, False, True]
