@@ -43,6 +43,6 @@ def settings_of_small(tmp_path: Path, tiny: Path) -> dict[str, Any]:
         "rewards": ["tests/rewards/examples.py:varied"],
         "learner": {"lr": 1e-3},
         "eval": {"prompts": 4},
-        "log": {"tensorboard": False},
+        "log": {"tensorboard": False, "report": False},
         "probe": {"every": 2},
     }

@@ -123,7 +123,7 @@ def see(folder: str | Path) -> Seen:
 def responses(path: Path) -> list[Row]:
     """The rows of a file; of one that has more than :data:`MOST` bytes, those of the first of every so many steps."""
     every = -(-path.stat().st_size // MOST) if path.exists() else 1
-    if every == 1:
+    if every <= 1:
         return read_rows(path)
     with path.open("rb") as lines:
         found = [parse_row(line) for line in _of_some_steps(lines, every)]
