@@ -172,6 +172,11 @@ def _rows(run: Run) -> Iterator[str]:
             "sampling.top_p or sampling.top_k cuts distributions, and rows of data hold tokens that are cut off: their log-prob would be "
             "-inf. Set sampling.top_p: 1.0 and sampling.top_k: 0."
         )
+    if not run.online and run.sampling.temperature not in (0.0, 1.0):
+        yield (
+            f"sampling.temperature is {run.sampling.temperature:g}: log-probs are taken at this temperature, also those of rows, which "
+            "nobody sampled at it. Set sampling.temperature: 1.0; eval.temperature is that of answers to held-out prompts."
+        )
     if run.pairing is not None and not any(t.pairwise and t.on == "policy" for t in run.objective):
         yield "pairing is set, but no term compares a step's own responses. Add one with on: policy, or leave it out."
     if not run.online and run.vllm and (run.cluster is None or not run.asks):

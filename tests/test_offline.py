@@ -163,7 +163,6 @@ def test_kept_log_probs_of_the_reference_change_nothing_and_take_its_place(
     for change, says in (
         ({"model.path": str(want.final)}, "ref.pt holds log-probs of another model"),
         ({"data.pairs.path": offline["data"]["pairs"]["test"]}, "ref.pt holds log-probs of another rows"),
-        ({"sampling.temperature": 0.5}, "ref.pt holds log-probs of another temperature"),
     ):
         with pytest.raises(DataError, match=says):
             rk.train(kept.replace({"name": "refused", **change}), quiet=True)
@@ -223,6 +222,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an engine section": ({"rollout": {"engine": "hf", "n": 4}}, "rollout is set, but data has no prompts to sample .* starts no engine. Leave rollout out"),
     "options of an engine": ({"vllm": {"max_num_seqs": 4}}, "vllm is set, but no engine of vLLM starts"),
     "no reference": ({"reference": None}, r"DPO compares with anchor 'ref', but reference is null. Set reference: \{type: Frozen\}"),
+    "another temperature than that of data": ({"sampling": {"temperature": 0.6}}, "sampling.temperature is 0.6: log-probs are taken at this temperature, also those of rows"),
     "cut distributions": ({"sampling": {"top_p": 0.9}}, "rows of data hold tokens that are cut off: their log-prob would be -inf"),
     "more minibatches than pairs": ({"learner": {"minibatches": 9}}, r"a step has only 8 prompt groups \(per_step of the rows of data\)"),
     "pairs of samples without a rule": ({"objective": [{"type": "DPO"}, {"type": "DPO", "on": "policy"}]}, "compares a step's own responses (.|\n)*Set pairing: {type: BestWorst}"),
