@@ -20,10 +20,13 @@ from rlkit.errors import ConfigError, DataError, InputError
 from rlkit.learner.learner import Learner
 from rlkit.objective import On, Reduce
 from rlkit.objective.preference import log_ratio
+from rlkit.planning import Machine, plan_here
 from rlkit.samples import SOURCES
 from tests.test_exact_resume import same
 
 pytestmark = pytest.mark.slow
+
+LAPTOP = Machine(memory=16 * 2**30, cores=2, flops=1e11, process=3e8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +243,26 @@ def test_what_does_not_fit_is_said_before_anything_is_made(offline: dict[str, An
     with pytest.raises(InputError, match=says):
         rk.train(rk.load({**offline, **change}), quiet=True)
     assert not Path(offline["out"]).exists()
+
+
+def test_plans_checks_and_probes_know_of_runs_without_engines(
+    offline: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = rk.load(offline)
+    here = plan_here(run, LAPTOP)
+    text = str(here)
+    assert (
+        here.fits
+        and here.seconds["generate"] == 0
+        and "engine's weights" not in text
+        and "ref (a second model)" in text
+    )
+    assert "prompts of 4 tokens (measured on 40 prompts), responses of up to 5" in text
+    gpus = str(rk.plan(run, "H100", 1, 4))
+    assert "no engine; one step: learner" in gpus and "cluster.engines" not in gpus and "Growth" not in gpus
+    kept = str(plan_here(run.replace(reference={"precompute": "ref.pt"}), LAPTOP))
+    assert "ref (a second model)" not in kept
+    assert "rows of" in rk.probe(run) and str(rk.check(run)).startswith("part")
 
 
 def test_prompts_are_still_needed_where_nothing_else_is_there(small: dict[str, Any]) -> None:

@@ -143,12 +143,12 @@ def plan_here(run: Run, machine: Machine | None = None, *, prompt_tokens: float 
     """
     machine = machine or Machine.here()
     p = Planner(run, GPUS["H100"], 1, None, prompt_tokens, None, Assumptions())
-    c, n, limit = run.cluster, run.rollout.n, p.limit
+    c, n, limit = run.cluster, p.responses / p.groups, p.limit
     packed = run.learner.packed is not False and run.model.attention is None
     # Tokens of a prompt group: packed, its prompt counts once; padded, every row is as long as the longest.
     group = p.prompt + n * limit if packed else n * p.longest
     most = micro_batch(run.learner.max_tokens, "cpu", p.shape.width)
-    share = math.ceil(run.rollout.prompts / run.learner.minibatches / (c.learners if c else 1))
+    share = math.ceil(p.groups / run.learner.minibatches / (c.learners if c else 1))
     micros = max(1, math.ceil(share * group / most))
     tokens = max(min(most, math.ceil(share / micros) * group), float(p.longest if not packed else p.prompt + limit))
     return HerePlan(
@@ -168,13 +168,13 @@ def _processes(p: Planner, machine: Machine, tokens: float, actions: float) -> t
     run, c, size = p.run, p.run.cluster, BYTES[p.run.model.dtype]
     ranks, engines = (c.learners, c.engines) if c else (1, 1)
     learner = _learner(p, Sharding.of(run.deepspeed, ranks), size, tokens, actions)
-    engine = _engine(p, size, min(p.responses / engines, MAX_ROWS))
+    engine = _engine(p, size, min(p.sampled / engines, MAX_ROWS)) if run.online else {"always": {}, "generate": {}}
 
     def libraries(*names: str) -> dict[str, float]:
         return {"Python, torch and other libraries": machine.process + sum(LIBRARIES[k] for k in names)}
 
     learns = ("deepspeed",) if run.deepspeed is not None else ()
-    samples = ("vllm",) if run.rollout.engine == "vllm" else ()
+    samples = ("vllm",) if run.online and run.rollout.engine == "vllm" else ()
     if c is None:
         stays = {**libraries(*learns, *samples), **learner.pop("always"), **engine.pop("always")}
         # The learner's stages and the engine's follow one another: an update's heap is still there while the engine generates.
@@ -182,18 +182,16 @@ def _processes(p: Planner, machine: Machine, tokens: float, actions: float) -> t
         return ((_budget("this process", machine, stays, {**engine, **learner}), 1),)
     of_learner = {**libraries("ray", *learns), **learner.pop("always")}
     of_engine = {**libraries("ray", *samples), **engine.pop("always")}
-    return (
-        (_budget("learner process", machine, of_learner, learner), ranks),
-        (_budget("engine process", machine, of_engine, engine), engines),
-    )
+    learners = (_budget("learner process", machine, of_learner, learner), ranks)
+    return (learners, (_budget("engine process", machine, of_engine, engine), engines)) if run.online else (learners,)
 
 
 def _seconds(p: Planner, machine: Machine, group: float) -> dict[str, float]:
     """Of one step by its stages. ``group``: tokens of a prompt group as the learner reads it."""
     run, s = p.run, p.shape
-    total, actions, length = run.rollout.prompts * group, p.responses * p.limit, p.prompt + p.limit
+    total, actions, length = p.groups * group, p.responses * p.limit, p.prompt + p.limit
     prefill = forward_flops(s, run.rollout.prompts * p.prompt, run.rollout.prompts, p.prompt)
-    decode = forward_flops(s, actions, actions, length)
+    decode = forward_flops(s, p.sampled * p.limit, p.sampled * p.limit, length)
     annotate = p.passes * forward_flops(s, total, actions, length)
     update = run.learner.epochs * update_flops(s, total, actions, length, run.learner.gradient_checkpointing)
     optimizer = run.learner.epochs * run.learner.minibatches * 28 * s.trainable / BANDWIDTH

@@ -7,10 +7,11 @@ import itertools
 import json
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rlkit.data.examples import read_examples
 from rlkit.data.prompts import load_prompts
 from rlkit.errors import ConfigError, InputError
 from rlkit.learner.plan import micro_batch
@@ -43,14 +44,10 @@ class Layout:
     def keys(self) -> str:
         """What to write on the command line."""
         z = self.sharding.options()
-        where = (
-            "cluster=null"
-            if self.shared
-            else (
-                f"cluster.learners={self.learners} cluster.engines={self.engines} "
-                f"cluster.tensor_parallel={self.tensor_parallel}"
-            )
+        engines = (
+            f" cluster.engines={self.engines} cluster.tensor_parallel={self.tensor_parallel}" if self.engines else ""
         )
+        where = "cluster=null" if self.shared else f"cluster.learners={self.learners}{engines}"
         zero = (
             "deepspeed=null"
             if z is None
@@ -59,7 +56,7 @@ class Layout:
         zero = zero if " " not in zero else f"'{zero}'"
         return (
             f"{where} {zero} learner.gradient_checkpointing={str(self.checkpointing).lower()} learner.max_tokens={self.max_tokens}"
-            + (f" vllm.gpu_memory_utilization={self.utilization:g}" if self.shared else "")
+            + (f" vllm.gpu_memory_utilization={self.utilization:g}" if self.shared and self.engines else "")
         )
 
 
@@ -121,9 +118,11 @@ class Planner:
         own = self._own_config() if config is None else config
         self.shape = shape(own, run.peft, "value" in need)
         plain = self.shape if run.peft is None else shape(own)
-        self.limit = run.sampling.max_tokens if run.rollout.lengths is None else run.rollout.lengths.limits[-1]
+        given = [] if run.online else row_lengths(run)
+        asked = run.sampling.max_tokens if run.rollout.lengths is None else run.rollout.lengths.limits[-1]
+        self.limit = max((response for _, response in given), default=asked)
         self.max_tokens = micro_batch(run.learner.max_tokens, "cuda", self.shape.width)
-        found = prompt_lengths(run) if prompt_tokens is None else []
+        found = [prompt for prompt, _ in given] or (prompt_lengths(run) if prompt_tokens is None else [])
         self.measured = len(found) or None  # prompts
         self.prompt_longest = max(found, default=run.data.max_prompt_tokens)
         self.longest = min(run.rollout.max_model_len or self.shape.context, self.prompt_longest + self.limit)
@@ -133,7 +132,8 @@ class Planner:
             self.prompt = sum(found) / len(found)
         else:
             self.prompt = assumptions.prompt_share * run.data.max_prompt_tokens
-        self.mean = mean_length if mean_length is not None else max(1.0, assumptions.mean_share * self.limit)
+        usual = sum(n for _, n in given) / len(given) if given else assumptions.mean_share * self.limit
+        self.mean = mean_length if mean_length is not None else max(1.0, usual)
         self.entropy = "entropy" in need
         self.whole = any(isinstance(t, WholeVocabulary) for t in run.objective)
         self.anchors: dict[str, tuple[Shape, bool]] = {}
@@ -146,6 +146,8 @@ class Planner:
             path = next(iter(spec.models), None)
             anchor = plain if path is None else shape(path)
             by_switching_off = isinstance(spec, Frozen) and path is None and run.peft is not None  # the adapter
+            if name == "ref" and spec.kept is not None:
+                continue
             if not by_switching_off:
                 self.anchors[name] = (anchor, spec.offload)
             again = (
@@ -177,12 +179,12 @@ class Planner:
         ranks = c.learners if c else 1
         return Layout(
             ranks,
-            c.engines if c else 1,
+            (c.engines if c else 1) if run.online else 0,
             c.tensor_parallel if c else 1,
             Sharding.of(run.deepspeed, ranks),
             run.learner.gradient_checkpointing,
             self.max_tokens,
-            float(run.vllm.get("gpu_memory_utilization", 0.92)),
+            float(run.vllm.get("gpu_memory_utilization", 0.92)) if run.online else 0.0,
             c is None,
         )
 
@@ -194,9 +196,11 @@ class Planner:
         sizes = sorted({max(floor, self.max_tokens >> k) for k in range(12)}, reverse=True)
         utilization = float(run.vllm.get("gpu_memory_utilization", 0.92))
         places: list[tuple[int, int, int, float, bool]] = []
-        if gpus == 1:
+        if not run.online:
+            places = [(gpus, 0, 1, 0.0, gpus == 1)]
+        elif gpus == 1:
             places = [(1, 1, 1, u, True) for u in (0.8, 0.6, 0.45, 0.3, 0.2, 0.1)]
-        for tp in (t for t in (1, 2, 4, 8, 16) if t <= min(per_node, gpus - 1) and s.heads % t == 0):
+        for tp in (t for t in (1, 2, 4, 8, 16) if run.online and t <= min(per_node, gpus - 1) and s.heads % t == 0):
             for learners in sorted({max(1, round(gpus * k / 8)) for k in range(8)}):
                 if gpus - learners >= tp:
                     places.append((learners, (gpus - learners) // tp, tp, utilization, False))
@@ -213,9 +217,19 @@ class Planner:
                 yield Layout(learners, engines, tp, z, checkpointing, size, u, shared)
 
     @property
-    def responses(self) -> int:
-        """Of one step."""
+    def groups(self) -> int:
+        """Prompts of one step, with the rows of data that join it."""
+        return self.run.rollout.prompts + sum(s.per_step for s in self.run.data.offline)
+
+    @property
+    def sampled(self) -> int:
+        """Responses of one step that engines make."""
         return self.run.rollout.prompts * self.run.rollout.n
+
+    @property
+    def responses(self) -> int:
+        """Of one step, with those of data."""
+        return self.sampled + sum(s.per_step * len(s.sources) for s in self.run.data.offline)
 
     @property
     def spread(self) -> float:
@@ -224,13 +238,16 @@ class Planner:
 
     def estimate(self, x: Layout) -> Estimate:
         """What a layout needs on its devices, and the seconds of its step."""
-        engine, kv = self._engine_memory(x)
-        engine_model = self._engine_model(x, kv["sequences at the mean length"])
+        engine, kv = Budget("no engine", self.a.capacity(self.gpu), {"training": {}}), dict[str, float]()
+        engine_model = EngineModel(0.0, 0.0, 0.0, 0.0, 1)
+        if x.engines:
+            engine, kv = self._engine_memory(x)
+            engine_model = self._engine_model(x, kv["sequences at the mean length"])
         parts = self._learner_seconds(x)
         # Ranks without a row wait for the others.
         learned = parts["total"] * math.ceil(self.responses / x.learners) * x.learners / self.responses
         nodes = math.ceil(x.engines * x.tensor_parallel / self.per_node)
-        sync = speed.sync_seconds(self.shape, self.gpu, self.a, nodes, self.run.model.dtype)
+        sync = speed.sync_seconds(self.shape, self.gpu, self.a, nodes, self.run.model.dtype) if x.engines else 0.0
         tokens = self.responses * (self.prompt + self.mean)
         return Estimate(
             layout=x,
@@ -238,7 +255,7 @@ class Planner:
             engine=engine,
             kv=kv,
             seconds={
-                "generate": self._generate_seconds(x, engine_model),
+                "generate": self._generate_seconds(x, engine_model) if x.engines else 0.0,
                 "learner": learned,
                 "sync": sync,
                 **{f"learner: {k}": v for k, v in parts.items() if k != "total"},
@@ -294,7 +311,7 @@ class Planner:
 
     def _generate_seconds(self, x: Layout, engine: EngineModel) -> float:
         """Prompts, then as many steps as the longest response has tokens (or as the waves have that take turns), then each token's own."""
-        each = self.responses / x.engines
+        each = self.sampled / x.engines
         longest = min(self.limit, self.mean * math.exp(2.5 * self.a.sigma))
         waves = each / min(engine.max_running, each)
         return (
@@ -368,6 +385,19 @@ def prompt_lengths(run: Run) -> list[int]:
         return [len(p.token_ids) for p in load_prompts(data, "train", tokenizer)]
     except (InputError, OSError):
         return []
+
+
+def row_lengths(run: Run) -> list[tuple[int, int]]:
+    """Tokens of the prompt and of the response of the first rows of data; none where the tokenizer or the data cannot be had from here."""
+    try:
+        tokenizer, found = tokenizer_of(run), list[tuple[int, int]]()
+        for spec in run.data.offline:
+            few = dataclasses.replace(spec, size=min(spec.size or FIRST_ROWS, FIRST_ROWS), unusable="drop")
+            rows = read_examples(run.data, few, "train", tokenizer, 0, None)
+            found += [(len(e.prompt.token_ids), len(e.tokens)) for row in rows for e in row]
+    except (InputError, OSError):
+        return []
+    return found
 
 
 @dataclass(frozen=True)
@@ -453,11 +483,13 @@ class Plan:
         return "\n".join(out)
 
     def _describe(self, e: Estimate) -> list[str]:
-        trace = e.simulate()
         s, w = e.seconds, e.workload
-        out = [f"  {line}" for line in (str(e.learner), str(e.engine))]
+        out = [f"  {line}" for line in (str(e.learner), *([str(e.engine)] if e.layout.engines else []))]
         if not e.layout.shared:
             out.append(f"    host memory: {e.learner_host() / GIB:.1f} GiB a rank; each reads the whole model first")
+        if not e.layout.engines:
+            return [*out, f"    no engine; one step: learner {s['learner']:.1f} s ({_learner_parts(s)})"]
+        trace = e.simulate()
         kv, each = e.kv, w.prompts * w.n / e.layout.engines
         out.append(
             f"    KV cache: {kv['bytes a token'] / 1024:.1f} KiB a token and device, {kv['tokens']:.0f} tokens: "
@@ -471,8 +503,7 @@ class Plan:
                 f"    {each:.0f} responses an engine, but vLLM runs {seats} at once: set vllm.max_num_seqs={room:.0f}"
             )
         out.append(
-            f"    one step: generate {s['generate']:.1f} s, learner {s['learner']:.1f} s (compute {s['learner: compute']:.1f}, "
-            f"communication {s['learner: communication']:.1f}, optimizer {s['learner: optimizer']:.1f}), weight sync "
+            f"    one step: generate {s['generate']:.1f} s, learner {s['learner']:.1f} s ({_learner_parts(s)}), weight sync "
             f"{s['sync']:.1f} s"
         )
         out.append(
@@ -481,6 +512,10 @@ class Plan:
             f"{trace.staleness:.2f} versions old"
         )
         return out
+
+
+def _learner_parts(s: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {s[f'learner: {name}']:.1f}" for name in ("compute", "communication", "optimizer"))
 
 
 def advice(b: Budget) -> str:
@@ -551,7 +586,7 @@ def plan(
         1 if x.shared else x.learners + x.engines * x.tensor_parallel,
         best,
         closest,
-        tuple(grow(p)) if growth else (),
+        tuple(grow(p)) if growth and run.online else (),
     )
 
 

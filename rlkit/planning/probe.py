@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 import time
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ from rlkit.learner.learner import Learner
 from rlkit.objective import normalise
 from rlkit.run import Run
 from rlkit.start import made
-from rlkit.types import Batch, Prompt, Rollout
+from rlkit.types import Batch, Prompt, Rollout, Source
 
 
 def probe(run: Run) -> str:
@@ -60,16 +61,21 @@ def _longest_rows(run: Run, learner: Learner) -> Batch:
     prompt = tuple(rng.randrange(config.vocab_size) for _ in range(max(1, longest - response)))
     n = longest - len(prompt)
 
-    def row(i: int) -> Rollout:
-        drawn = [rng.randrange(config.vocab_size) for _ in range(n)]
-        return Rollout(Prompt(str(i), prompt, ""), drawn, [True] * n, [-1.0] * n, [0] * n, "length", reward=i % 2)
+    given: list[Source] = [source for spec in run.data.offline for source in spec.sources]
+    sources: list[Source] = ["policy"] if run.online else given
 
-    rows = max(1, min(learner.max_tokens // longest, run.rollout.prompts * run.rollout.n))
+    def row(i: int) -> Rollout:
+        drawn, (group, half) = [rng.randrange(config.vocab_size) for _ in range(n)], divmod(i, len(sources))
+        more: dict[str, Any] = {"source": sources[half], "reward": i % 2, "group": group if len(sources) > 1 else 0}
+        return Rollout(Prompt(str(i), prompt, ""), drawn, [True] * n, [-1.0] * n, [0] * n, "length", **more)
+
+    wanted = run.rollout.prompts * run.rollout.n if run.online else run.data.per_step * len(sources)
+    rows = max(len(sources), min(learner.max_tokens // longest, wanted))
     batch = Batch.from_rollouts([row(i) for i in range(rows)])
     return batch.replace(
         adv=torch.ones(batch.N),
         returns=torch.zeros(batch.N),
         value=torch.zeros(batch.N),
-        cols={name: torch.zeros(batch.S) for name in (*run.columns, *(f"part:{p}" for p in run.parts))},
+        cols={name: torch.zeros(batch.S) for name in (*run.columns, *(f"part:{p}" for p in run.parts), "mismatched")},
         marks={t.name: torch.zeros(batch.N) for t in run.objective},
     )
