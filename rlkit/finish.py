@@ -59,11 +59,11 @@ def finish(s: Session, step: int) -> RunFolder:
         say(f"  learned      held-out score {digits(before)} -> {digits(score)}")
     again = "" if gap is None else f"; loaded again, it is the trained model within {gap:.1g} nats"
     samples = "rollouts.jsonl, eval.jsonl, eval_samples.jsonl" if s.run.engine else "eval.jsonl"
-    first = s.feed.train[0] if s.feed.train else s.feed.examples[0].rows[0][0].prompt
+    first = s.feed.train[0] if s.feed.train else s.feed.drawn[0].draw(0, 0)[0].prompt
     say(
         f"  model        {folder.final} (Hugging Face format{f', of step {kept}' if kept != step else ''}{again})\n"
         f"  everything   {folder}/: config.yaml, metrics.jsonl, {samples}, report.html, tensorboard/, checkpoints/\n"
-        f"  next         {program()} sample {folder.final} --prompt {first.columns['question']!r}"
+        f"  next         {program()} sample {folder.final} --prompt {first.columns.get('question', first.text)!r}"
     )
     return folder
 

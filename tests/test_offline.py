@@ -15,13 +15,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import rlkit as rk
+from rlkit.data.stored import StoredRows
 from rlkit.data.tasks import Sorting
 from rlkit.errors import ConfigError, DataError, InputError
 from rlkit.learner.learner import Learner
+from rlkit.model.load import load_lm, load_tokenizer
+from rlkit.model.policy import PolicyModel, evaluate_new
+from rlkit.model.tiny import make_tiny
 from rlkit.objective import On, Reduce
 from rlkit.objective.preference import log_ratio
 from rlkit.planning import Machine, plan_here
 from rlkit.samples import SOURCES
+from rlkit.session import open_session
+from rlkit.types import Batch, Rollout, Sampling
 from tests.test_exact_resume import same
 
 pytestmark = pytest.mark.slow
@@ -197,6 +203,62 @@ def test_sampled_and_given_rows_stand_in_one_batch(small: dict[str, Any], files:
     own = run.replace(name="own", objective=[terms[-1]], pairing=rk.BestWorst(), data=data)
     rows = rk.train(own, quiet=True).metrics()
     assert all(row["loss/DPO"] > 0 and "nll/chosen" not in row for row in rows) and rows[1]["margin/DPO"] != 0
+
+
+def test_the_rollouts_that_a_run_leaves_are_rows_for_another(small: dict[str, Any], tmp_path: Path) -> None:
+    first = rk.train(
+        rk.load({**small, "name": "first", "steps": 2, "log": {"rollouts": 64, "tokens": True, "tensorboard": False}}),
+        quiet=True,
+    )
+    path = first / "rollouts.jsonl"
+    given = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(given) == 32 and all(len(r["token_ids"]) == len(r["logp"]) == r["tokens"] for r in given)
+    kept = {key: small[key] for key in ("out", "model", "log", "learner")}
+    data = {"stored": {"path": str(path), "per_step": 8}}
+    objective = [
+        {"type": "Divergence", "f": "forward_ukl", "on": "reference"},
+        {"type": "NLL", "on": "reference", "coef": 0.1},
+    ]
+    run = rk.load({**kept, "name": "second", "steps": 2, "data": data, "objective": objective})
+    rows = rk.train(run, quiet=True).metrics()
+    assert run.engine is None and rows[0]["loss/NLL"] > 1 and rows[0]["batch/given_tokens"] > 8
+    stored = StoredRows(run.data.stored, load_tokenizer(run.model.path), 0).rows
+    assert [(r.prompt.id, r.tokens, r.reward) for r in stored] == [
+        (g["prompt_id"], g["token_ids"], g["reward"] or 0.0) for g in given
+    ]
+    path.write_text(json.dumps({k: v for k, v in given[0].items() if k != "token_ids"}) + "\n")
+    with pytest.raises(
+        DataError,
+        match=r"rollouts.jsonl:1: a line of rollouts.jsonl without its tokens; a run writes them with log.tokens: true",
+    ):
+        rk.train(run.replace(name="third"), quiet=True)
+
+
+def test_what_labelled_responses_are_compared_with_are_others_under_their_prompt(
+    small: dict[str, Any], tiny: Path
+) -> None:
+    """``mismatched``: log-ratios of the next row's response, here to a reference of other weights, one row at a time."""
+    other = make_tiny(Path(small["out"]) / "other", Sorting.alphabet, hidden=64, layers=2, heads=2, kv_heads=1, seed=3)
+    rows = [{"prompt": f"{k}{k}>", "response": "1" * (k + 1), "label": k % 2} for k in range(4)]
+    kept = {key: small[key] for key in ("out", "model", "log")}
+    run = rk.load(
+        {
+            **kept,
+            "name": "pairs",
+            "data": {"labelled": {"path": rows, "per_step": 4}},
+            "objective": [{"type": "NLL", "on": "labelled"}],
+        }
+    )
+    run = run.replace(objective=[Labels()], reference={"path": str(other)})
+    with open_session(run, quiet=True) as s:
+        drawn = s.feed.drawn[0].draw(0, 0)
+        found = s.batch(drawn).cols["mismatched"].tolist()
+        policy, ref = (PolicyModel(load_lm(path)) for path in (tiny, other))
+        for i, r in enumerate(drawn):
+            b = Batch.from_rollouts([Rollout.given(r.prompt, drawn[(i + 1) % 4].tokens)])
+            with torch.no_grad():
+                want = [evaluate_new(m, b, Sampling(), frozenset()).logp.sum() for m in (policy, ref)]
+            assert found[i] == pytest.approx(float(want[0] - want[1]), abs=1e-4) and abs(found[i]) > 1e-3
 
 
 def test_a_run_on_rows_answers_held_out_prompts_by_its_own_model(small: dict[str, Any], files: dict[str, str]) -> None:

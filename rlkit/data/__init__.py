@@ -80,7 +80,7 @@ class Data(Bounded):
                 object.__setattr__(self, kind.key, kind(path=given))
         super().__post_init__()
         prompts = (self.task is not None) + (self.train is not None)
-        if prompts > 1 or (not prompts and not self.offline):
+        if prompts > 1 or not (prompts or self.per_step):
             raise ConfigError(
                 "data needs exactly one of `task` (a built-in task) and `train` (a file or hub name), or rows that are there already: "
                 "`pairs`, `labelled`, `demonstrations`."

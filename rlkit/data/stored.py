@@ -2,7 +2,8 @@
 
 One JSON object a line: ``prompt`` (as the model sees it), ``tokens``, ``logp`` (log-probs of the policy that sampled them, nats), and
 optionally ``id`` and ``prompt_tokens``; without those the text is tokenized, with what the tokenizer puts in front of a text.
-``rlkit filter ... --responses stored.jsonl`` writes such a file.
+``rlkit filter ... --responses stored.jsonl`` writes such a file. The ``rollouts.jsonl`` of a run with ``log.tokens: true`` is one, too,
+with the rewards; its log-probs are those of the policy that sampled.
 """
 
 from __future__ import annotations
@@ -85,9 +86,15 @@ class StoredRows:
         size, encode = len(tokenizer), Encoder(tokenizer)
         for number, line in read_lines(path):
             where, row = f"{path}:{number}", parse(line, path, number)
+            if isinstance(row, dict) and isinstance(row.get("tokens"), int) and "token_ids" not in row:
+                raise DataError(
+                    f"{where}: a line of rollouts.jsonl without its tokens; a run writes them with log.tokens: true."
+                )
             try:
-                tokens, logp = [int(t) for t in row["tokens"]], [float(x) for x in row["logp"]]
-                text = str(row["prompt"])
+                tokens = [int(t) for t in row["token_ids" if "token_ids" in row else "tokens"]]
+                logp = [float(x) for x in row["logp"]]
+                sampled = [bool(x) for x in row.get("sampled", [True] * len(tokens))]
+                text, reward = str(row["prompt"]), float(row.get("reward") or 0.0)
                 ids = tuple(int(t) for t in row.get("prompt_tokens", ())) or encode(text)
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(
@@ -95,7 +102,7 @@ class StoredRows:
                 ) from None
             if (
                 not tokens
-                or len(tokens) != len(logp)
+                or not len(tokens) == len(logp) == len(sampled)
                 or not all(math.isfinite(x) and x <= 1e-6 for x in logp)
                 or not all(0 <= t < size for t in (*ids, *tokens))
             ):
@@ -103,17 +110,17 @@ class StoredRows:
                     f"{where}: {len(tokens)} tokens and {len(logp)} log-probs; there must be equally many, log-probs finite "
                     f"and not positive, and token ids from 0 to {size - 1}."
                 )
-            prompt = Prompt(str(row.get("id", where)), ids, text)
+            prompt = Prompt(str(row.get("id", row.get("prompt_id", where))), ids, text)
             self.rows.append(
                 Rollout(
                     prompt,
                     tokens,
-                    [True] * len(tokens),
+                    sampled,
                     logp,
                     [-1] * len(tokens),
                     "stop",
                     source="reference",
-                    reward=0.0,
+                    reward=reward,
                     ref_logp=logp,
                 )
             )

@@ -241,8 +241,9 @@ class RunLog:
                 row |= {"episode": r.episode, "transcript": r.transcript}
             if more:
                 row |= more[k]
-            self.append(name, row)
             rows.append(row)
+            kept = {"prompt_tokens": r.prompt.token_ids, "token_ids": r.tokens, "sampled": r.sampled, "logp": r.logp}
+            self.append(name, row | (kept if self.settings.tokens and name == "rollouts.jsonl" else {}))
         for r in last_of_episodes(rollouts):
             if r.episode is not None:
                 self._add(TRANSCRIPTS, transcript(step, r, held_out=name != "rollouts.jsonl"))

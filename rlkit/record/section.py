@@ -42,6 +42,7 @@ class LogSection(Bounded):
         wandb: what ``wandb.init`` gets: ``{project: ...}``, ``{mode: offline}``.
         mlflow: ``tracking_uri``, ``experiment``, ``run_name``, ``tags``.
         rollouts: sampled responses kept per step, and of the same held-out prompts at every evaluation.
+        tokens: ``rollouts.jsonl`` also has the tokens of prompts and responses with their log-probs, as ``data.stored`` reads them.
         breakdown: every so many steps, where KL and gradients come from (0: never).
         drift: every so many steps, how far the policy is from the start model (0: never; :mod:`rlkit.record.drift`).
         report: write ``report.html`` when the run ends or is stopped; it has curves, responses, configuration and alarms.
@@ -52,6 +53,7 @@ class LogSection(Bounded):
     wandb: dict[str, Any] | None = None
     mlflow: dict[str, Any] | None = None
     rollouts: Natural = 8
+    tokens: bool = False
     breakdown: Natural = 10
     drift: Natural = 10
     report: bool = True
