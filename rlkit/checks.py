@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rlkit.data import SETS
 from rlkit.data.curriculum import ZeroVariance
 from rlkit.data.examples import ExampleRows
 from rlkit.data.offline import Offline
@@ -132,57 +133,73 @@ def _stored_rows(run: Run) -> Iterator[str]:
 
 
 def _rows(run: Run) -> Iterator[str]:
-    """Terms against the rows that there are."""
+    """Terms and the rows that they read."""
     if not run.online and not run.data.per_step:
         yield "rollout.prompts is 0, but data has no rows to train on. Set data.pairs, data.labelled or data.demonstrations."
         return
-    given = {source: spec for spec in run.data.offline for source in spec.sources}
     for term in run.objective:
-        if term.on in ("policy", "reference"):
-            if term.on == "policy" and not run.online:
-                yield (
-                    f"{term.name} reads responses that are sampled (on: policy), but this run samples none. Say which rows it reads (on: "
-                    f"{', '.join(given) or 'dataset'}), or give prompts: data.train or data.task, with rollout.prompts above 0."
-                )
-            if term.pairwise and term.on == "policy" and run.pairing is None:
-                yield f"{term.name} compares a step's own responses (on: policy), but pairing is null. Set pairing: {{type: BestWorst}}."
-            continue
-        key = {
-            "pairs": "pairs",
-            "chosen": "pairs",
-            "rejected": "pairs",
-            "labelled": "labelled",
-            "dataset": "demonstrations",
-        }[term.on]
-        if not {term.on, *(("chosen",) if term.on == "pairs" else ())} & given.keys():
-            yield f"{term.name} reads on: {term.on}, but data.{key} is not set. Name a file: data: {{{key}: rows.jsonl}}."
-        strange = [n for n in term.needs if n in ("adv", "returns", "value")]
-        if strange:
-            yield (
-                f"{term.name} needs {strange[0]!r}, which only responses have that the run samples; on: {term.on} reads rows of data."
-            )
-        if "mismatched" in term.needs and term.on != "labelled":
-            yield f"{term.name} compares responses with other prompts, which is done for on: labelled alone; it reads on: {term.on}."
-    unread = [spec.key for spec in run.data.offline if not any(_reads(t, spec) for t in run.objective)]
-    if unread:
-        on = {"pairs": "pairs", "labelled": "labelled", "demonstrations": "dataset"}[unread[0]]
-        yield f"data.{unread[0]} is set, but no term reads it. Add one with on: {on}, or leave it out."
+        yield from (
+            _of_samples(run, term) if term.on == "policy" else () if term.on == "reference" else _of_data(run, term)
+        )
+    for spec in run.data.offline:
+        if not any(_reads(t, spec) for t in run.objective):
+            on = "pairs" if len(spec.sources) > 1 else spec.sources[0]
+            yield f"data.{spec.key} is set, but no term reads it. Add one with on: {on}, or leave it out."
+    if run.pairing is not None and not any(t.pairwise and t.on == "policy" for t in run.objective):
+        yield "pairing is set, but no term compares a step's own responses. Add one with on: policy, or leave it out."
+
+
+def _of_samples(run: Run, term: Term) -> Iterator[str]:
+    """What a term lacks that reads what the run samples."""
+    if not run.online:
+        there = [source for spec in run.data.offline for source in spec.sources]
+        yield (
+            f"{term.name} reads responses that are sampled (on: policy), but this run samples none. Say which rows it reads (on: "
+            f"{', '.join(there) or 'dataset'}), or give prompts: data.train or data.task, with rollout.prompts above 0."
+        )
+    if term.pairwise and run.pairing is None:
+        yield f"{term.name} compares a step's own responses (on: policy), but pairing is null. Set pairing: {{type: BestWorst}}."
+
+
+def _of_data(run: Run, term: Term) -> Iterator[str]:
+    """What a term lacks that reads rows of data."""
+    if not any(_reads(term, spec) for spec in run.data.offline):
+        key = next(kind.key for kind in SETS if _sources(term) & set(kind.sources))
+        yield f"{term.name} reads on: {term.on}, but data.{key} is not set. Name a file: data: {{{key}: rows.jsonl}}."
+    strange = [n for n in term.needs if n in ("adv", "returns", "value")]
+    if strange:
+        yield f"{term.name} needs {strange[0]!r}, which only responses have that the run samples; on: {term.on} reads rows of data."
+    if "mismatched" in term.needs and term.on != "labelled":
+        yield f"{term.name} compares responses with other prompts, which is done for on: labelled alone; it reads on: {term.on}."
+
+
+def _sources(term: Term) -> set[str]:
+    """What the rows that a term reads are in a batch."""
+    return {"chosen", "rejected"} if term.on == "pairs" else {term.on}
+
+
+def _reads(term: Term, spec: Offline) -> bool:
+    return bool(_sources(term) & set(spec.sources))
+
+
+def _rows_of_data(run: Run) -> Iterator[str]:
+    """Settings that are about samples, where rows of data are trained on."""
     if run.data.offline and (run.sampling.top_p < 1 or run.sampling.top_k):
         yield (
             "sampling.top_p or sampling.top_k cuts distributions, and rows of data hold tokens that are cut off: their log-prob would be "
             "-inf. Set sampling.top_p: 1.0 and sampling.top_k: 0."
         )
-    if not run.online and run.sampling.temperature not in (0.0, 1.0):
+    if run.online:
+        return
+    if run.sampling.temperature not in (0.0, 1.0):
         yield (
             f"sampling.temperature is {run.sampling.temperature:g}: log-probs are taken at this temperature, also those of rows, which "
             "nobody sampled at it. Set sampling.temperature: 1.0; eval.temperature is that of answers to held-out prompts."
         )
-    if run.pairing is not None and not any(t.pairwise and t.on == "policy" for t in run.objective):
-        yield "pairing is set, but no term compares a step's own responses. Add one with on: policy, or leave it out."
-    if not run.online and run.vllm and (run.cluster is None or not run.asks):
+    if run.vllm and (run.cluster is None or not run.asks):
         yield "vllm is set, but no engine of vLLM starts: nothing is sampled to train on. Leave it out."
     for name, part in (("reward_penalties", run.reward_penalties), ("correction", run.correction)):
-        if part and not run.online:
+        if part:
             yield f"{name} is about responses that are sampled, but this run samples none. Leave it out."
 
 
@@ -201,10 +218,6 @@ def _precomputed(run: Run) -> Iterator[str]:
             f"reference.precompute keeps log-probs of rows of data, but {', '.join(others)} compares more than those with the reference. "
             "Leave it out."
         )
-
-
-def _reads(term: Term, spec: Offline) -> bool:
-    return bool({term.on, *(("chosen", "rejected") if term.on == "pairs" else ())} & set(spec.sources))
 
 
 def _anchors(run: Run) -> Iterator[str]:
@@ -362,6 +375,7 @@ def _episodes(run: Run) -> Iterator[str]:
 CHECKS = (
     _stored_rows,
     _rows,
+    _rows_of_data,
     _precomputed,
     _anchors,
     _whole_distributions,
