@@ -9,6 +9,8 @@ from rlkit.rewards import RewardSpec, Scorer
 from rlkit.rewards.code import passed
 from rlkit.types import Prompt, Rollout
 
+pytestmark = pytest.mark.slow
+
 ADD = "I would write:\n```python\ndef add(a, b):\n    return a + b\n```\n"
 SUMS = "```python\nn = int(input())\nprint(sum(map(int, input().split())))\n```"
 
@@ -46,7 +48,6 @@ def test_a_row_without_tests_is_told(tests: object) -> None:
         passed(ADD, tests)  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
 def test_it_is_a_reward_like_others() -> None:
     scorer = Scorer([RewardSpec("rlkit.rewards.code:passed")])
     scorer.check(["tests"])

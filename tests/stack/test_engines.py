@@ -27,13 +27,16 @@ from rlkit.cluster.sync import WeightSync, probe_parity
 from rlkit.commands.merge import merge
 from rlkit.data.tasks import Sorting
 from rlkit.learner.learner import Learner
+from rlkit.model.load import load_tokenizer
 from rlkit.model.tiny import make_tiny
 from rlkit.rollout.engine import Aborted, EngineSetup, EngineSpec
 from rlkit.rollout.hf import HFEngine
 from rlkit.rollout.vllm import VLLMEngine
 from rlkit.run import Cluster
 from rlkit.run import load as make_run
+from rlkit.samples import by_episode
 from rlkit.types import Batch, Prompt, Rollout, Sampling
+from tests.rollout.chats import player, prompt_of
 
 PROMPTS = [Prompt(str(i), tuple(range(3, 5 + i)), "") for i in range(4)]
 
@@ -76,6 +79,35 @@ def test_a_merged_model_is_loaded_by_vllm(small: dict[str, Any], merged: Path, v
     setup = make_run(small).learner_setup(str(merged), frozenset())
     rollouts = [r for p in PROMPTS for r in vllm.generate(p, 3, Sampling(max_tokens=24, seed=1))]
     assert largest_gap(vllm, LearnerGroup(LocalWorkers(Learner(setup)), setup), rollouts) < 1e-4
+
+
+GROWS = "{% for m in messages %}{{ m.content }}>{% endfor %}"
+REWRITES = "{% for m in messages %}{{ m.content if loop.last else m.content[:1] }}>{% endfor %}"
+
+
+@pytest.mark.parametrize(("template", "rows"), [(GROWS, 1), (REWRITES, 3)])
+def test_each_token_of_an_episode_has_the_learners_log_prob(
+    template: str, rows: int, small: dict[str, Any], merged: Path, vllm: VLLMEngine
+) -> None:
+    assert vllm.version == 0, "other tests give this engine other weights"
+
+    async def thrice(chat: Any, rng: Any) -> dict[str, Any]:
+        for _ in range(3):
+            await chat.generate(max_tokens=12)
+            chat.user(rng.choice("012") * 3)
+        return {"each": [0.0, 1.0, 0.5]}
+
+    tokenizer = load_tokenizer(str(merged))
+    tokenizer.chat_template = template
+    playing = player(vllm, tokenizer, thrice)
+    rollouts = [r for k in range(2) for r in playing.generate(prompt_of(tokenizer, f"{k}12"), 3, Sampling(seed=k))]
+    playing.close()
+    assert all(r.error is None for r in rollouts)
+    assert {len(of) for of in by_episode(rollouts)} == {rows}
+    setup = make_run(small).learner_setup(str(merged), frozenset())
+    for r, learned in zip(rollouts, LearnerGroup(LocalWorkers(Learner(setup)), setup).logprobs(rollouts), strict=True):
+        sampled = [x for x, own in zip(r.logp, r.sampled, strict=True) if own]
+        assert max(abs(a - b) for a, b in zip(sampled, learned, strict=True)) < 1e-4
 
 
 @pytest.mark.parametrize(

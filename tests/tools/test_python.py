@@ -14,6 +14,8 @@ import pytest
 
 from rlkit.tools import Python, ToolError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Python]:
