@@ -262,6 +262,8 @@ def test_keys_that_may_change() -> None:
         "rollout.engine.type",
         "rollout.engine.options.speed",
         "teacher.url",
+        "rollout.episode.timeout",
+        "reference.precompute",
     )
     held = (
         "seed",
@@ -275,6 +277,7 @@ def test_keys_that_may_change() -> None:
         "rewards.0.fn",
         "rewards.0.args.timeout",  # of the reward's own
         "rewards.0",
+        "rollout.episode.args.timeout",
         "rollout",
         "learner.lrs",
     )
