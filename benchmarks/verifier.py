@@ -198,10 +198,13 @@ VERIFIERS: dict[str, Callable[[str, str], bool | None]] = {
 }
 
 
-def graded(files: list[str]) -> str:
-    """Tables of agreement and false accepts, in Markdown."""
+Tallies = dict[tuple[str, str, str], Tally]  # (table, row, verifier)
+
+
+def tallied(files: list[str]) -> Tallies:
+    """What each verifier makes of all graded answers."""
     logging.disable(logging.ERROR)
-    tallies: dict[tuple[str, str, str], Tally] = {}
+    tallies: Tallies = {}
     verify(r"\boxed{\sin 1}", r"\cos 1")
     by_math_verify("$1$", "1")  # imports
     for case in (*cases(seed=0, files=files), *graded_sets.cases(seed=0, files=files)):
@@ -213,6 +216,11 @@ def graded(files: list[str]) -> str:
             part = "sets" if case.part.startswith("set") else case.part
             for group in (f"all: {case.part}", f"answer: {case.kind}", f"style: {case.style} ({part})"):
                 tallies.setdefault((group.partition(":")[0], group, name), Tally()).add(case, verdict, seconds)
+    return tallies
+
+
+def tables(tallies: Tallies) -> str:
+    """Agreement and false accepts, in Markdown."""
     lines = []
     for part, title in (("all", "styles"), ("answer", "kind of answer"), ("style", "style")):
         lines += [
@@ -241,9 +249,9 @@ def graded(files: list[str]) -> str:
     return "\n".join(lines)
 
 
-def write_graded(files: list[str]) -> None:
-    tables = graded(files)
-    print(tables)
+def write_graded(tallies: Tallies, files: list[str]) -> None:
+    shown = tables(tallies)
+    print(shown)
     sets = f" and the references of {len(files)} data sets" if files else ""
     Path(__file__).with_suffix(".md").write_text(
         "# Answers as chat models write them\n\n"
@@ -258,13 +266,13 @@ def write_graded(files: list[str]) -> None:
         "| set 1 | 97.4 % | 1 of 2,303 |\n"
         "| set 2, before set 1 was looked at | 96.4 % | 2 of 2,524 |\n"
         "| set 3, after what sets 1 and 2 had shown | 97.0 % | 6 of 1,976 |\n"
-        "| **set 4, after set 3** | **99.4 %** | 1 of 1,862 |\n" + tables + "\n",
+        "| **set 4, after set 3** | **99.4 %** | 1 of 1,862 |\n" + shown + "\n",
         encoding="utf-8",
     )
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["graded"]:
-        write_graded(sys.argv[2:])
+        write_graded(tallied(sys.argv[2:]), sys.argv[2:])
     else:
         main(*(int(x) for x in sys.argv[1:2]))
