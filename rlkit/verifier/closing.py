@@ -279,6 +279,8 @@ class _Sentence:
                 return None
             if digits:
                 month = MONTH.search(before)
+                if month is not None and month[0].strip().casefold() == "base":
+                    continue
                 if month is not None:
                     return (
                         f"{month[0].strip()} {g.text}" if self.concludes and not self._words(g).strip(" .!\n") else None
