@@ -1,5 +1,5 @@
 # GPU image:  docker build -t rlkit .          CPU image:  docker build -t rlkit --build-arg EXTRA=cpu --build-arg BASE=ubuntu:24.04 .
-ARG BASE=nvidia/cuda:12.9.1-devel-ubuntu24.04
+ARG BASE=nvidia/cuda:13.0.1-devel-ubuntu24.04
 FROM ${BASE}
 ARG EXTRA=gpu
 RUN apt-get update \

