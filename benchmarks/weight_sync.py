@@ -29,6 +29,8 @@ SIZES = {
     "1M": (128, 384, 4, 2048),
     "10M": (256, 1024, 8, 8192),
     "100M": (768, 2048, 12, 32000),
+    "135M": (768, 2048, 15, 49152),
+    "500M": (896, 4864, 24, 151936),
 }
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 PLACES = {
@@ -36,17 +38,29 @@ PLACES = {
     "vllm": "one process, vLLM",
     "ray 1": "Ray, learner and 1 vLLM engine",
     "ray 2": "Ray, learner and 2 vLLM engines",
+    "ray 1 gloo": "Ray, learner and 1 vLLM engine, over sockets",
+    "ray 2 gloo": "Ray, learner and 2 vLLM engines, over sockets",
 }
 CASES = [
     {"size": size, "dtype": "float32", "place": place, "lora": False}
     for place in ("hf", "vllm", "ray 1")
     for size in SIZES
+    if size != "500M"
 ]
 CASES += [
     {"size": "100M", "dtype": "float32", "place": "ray 2", "lora": False},
     {"size": "100M", "dtype": "bfloat16", "place": "vllm", "lora": False},
 ]
 CASES += [{"size": "100M", "dtype": "float32", "place": place, "lora": True} for place in ("vllm", "ray 1")]
+CASES += [{"size": size, "dtype": "float32", "place": "ray 1 gloo", "lora": False} for size in SIZES if size != "500M"]
+CASES += [
+    {"size": "100M", "dtype": "float32", "place": "ray 2 gloo", "lora": False},
+    {"size": "100M", "dtype": "float32", "place": "ray 1 gloo", "lora": True},
+    *(
+        {"size": "500M", "dtype": "bfloat16", "place": place, "lora": False}
+        for place in ("vllm", "ray 1", "ray 1 gloo")
+    ),
+]
 REPEATS = 5
 # Tokens of a prompt, of the shortest and of the longest response: as in learner_step.py.
 PROMPT, LOW, HIGH = 128, 32, 256
@@ -69,7 +83,11 @@ def model_folder(size: str, folder: str) -> str:
 def make_run(case: dict[str, Any], folder: str) -> Any:
     import rlkit as rk
 
-    on_ray = case["place"].startswith("ray")
+    where, *more = case["place"].split()
+    cluster = None
+    if where == "ray":
+        engines, transfer = more if len(more) > 1 else (*more, "store")
+        cluster = {"engines": int(engines), "learners": 1, "cpus": 0.5, "transfer": transfer}
     return rk.load(
         {
             "model": {"path": folder, "dtype": case["dtype"]},
@@ -79,7 +97,7 @@ def make_run(case: dict[str, Any], folder: str) -> Any:
             "rollout": {"engine": "hf" if case["place"] == "hf" else "vllm"},
             "objective": [{"type": "PPOClip", "reduce": "seq"}],
             "peft": LORA if case["lora"] else None,
-            "cluster": {"engines": int(case["place"][-1]), "learners": 1, "cpus": 0.5} if on_ray else None,
+            "cluster": cluster,
         }
     )
 
@@ -136,6 +154,7 @@ def started(run: Any, folder: str) -> Iterator[tuple[Any, Any, Callable[[], floa
 def measure(case: dict[str, Any]) -> dict[str, float]:
     import torch
 
+    from rlkit.cluster.start import route
     from rlkit.cluster.sync import WeightSync
     from rlkit.rollout.vllm import environment
 
@@ -143,7 +162,7 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         run = make_run(case, model_folder(case["size"], folder))
         with started(run, folder) as (learners, engines, held, stored):
-            sync = WeightSync(learners, engines, "wait")
+            sync = WeightSync(learners, engines, "wait", route=route(run.rollout.kind, run.cluster))
             on = "cuda" if torch.cuda.is_available() else "cpu"
             dtype = getattr(torch, case["dtype"])
             source = [torch.ones(nbytes // dtype.itemsize, dtype=dtype, device=on) for _, nbytes in learners.buckets()]

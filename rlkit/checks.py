@@ -306,6 +306,36 @@ def _ranks(run: Run) -> Iterator[str]:
         )
 
 
+def _colocation(run: Run) -> Iterator[str]:
+    cluster = run.cluster
+    if cluster is None or not cluster.colocate:
+        return
+    if not run.rollout.kind.rests:
+        yield (
+            f"cluster.colocate: engines of the kind {run.rollout.kind.label} cannot leave their device to a learner. Set rollout.engine: "
+            "vllm, or cluster.colocate: false."
+        )
+    if cluster.engines != cluster.learners or cluster.tensor_parallel > 1:
+        yield (
+            f"cluster.colocate puts one engine beside each learner, but there are {cluster.engines} engine(s) of "
+            f"{cluster.tensor_parallel} device(s) and {cluster.learners} learner(s). Set cluster.engines to the number of learners and "
+            "cluster.tensor_parallel to 1."
+        )
+    zero = (run.deepspeed or {}).get("zero_optimization", {})
+    stage, away = zero.get("stage", 0), (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
+    if not away and (stage == 3 or (stage == 1 and run.model.dtype == "bfloat16")):
+        yield (
+            f"cluster.colocate: under ZeRO-{stage}{' in bfloat16' if stage == 1 else ''} DeepSpeed cannot move the optimizer's state of "
+            "a learner that waits to the host. Set deepspeed.zero_optimization.stage to 2, or keep it there: offload_optimizer: {device: "
+            "cpu}."
+        )
+    if run.rollout.max_lag or run.rollout.over:
+        yield (
+            "cluster.colocate: engines sleep while learners work, so nothing can be generated ahead. Set rollout.max_lag and rollout.over "
+            "to 0."
+        )
+
+
 def _precision(run: Run) -> Iterator[str]:
     if run.model.dtype == "bfloat16" and run.deepspeed is None:
         yield (
@@ -384,6 +414,7 @@ CHECKS = (
     _sampling,
     _engine,
     _ranks,
+    _colocation,
     _precision,
     _rewards,
     _episodes,

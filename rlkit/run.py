@@ -224,6 +224,7 @@ class Run(Bounded):
             teacher=self.teacher,
             deepspeed=self.deepspeed,
             peft=self.peft,
+            bucket=(self.cluster or Cluster()).bucket_bytes,
             shared=self.shares_weights,
         )
 

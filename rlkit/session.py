@@ -18,6 +18,7 @@ from typing import Any
 from rlkit.checks import check_configuration, what_to_know
 from rlkit.cluster.groups import EngineGroup, LearnerGroup
 from rlkit.cluster.ray import connect
+from rlkit.cluster.start import route
 from rlkit.cluster.start import start as start_workers
 from rlkit.cluster.sync import WeightSync, probe_parity
 from rlkit.config import plain, to_yaml
@@ -278,7 +279,8 @@ def _fleet(run: Run, folder: Path, given: Inputs, log: RunLog, stack: contextlib
         sets = with_reference(sets, iter(found))
         n = len(given.examples)
         given = dataclasses.replace(given, examples=sets[:n], held_out=sets[n:])
-    return Fleet(learners, engines, WeightSync(learners, engines, run.rollout.pause), path), given
+    way = route(run.engine, run.cluster)
+    return Fleet(learners, engines, WeightSync(learners, engines, run.rollout.pause, route=way), path), given
 
 
 def _player(run: Run, given: Inputs, fleet: Fleet, record: Record) -> Player:

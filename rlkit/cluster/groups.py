@@ -6,6 +6,7 @@ cluster is only how a method of a worker is called: :class:`LocalWorkers` or :cl
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import threading
@@ -17,10 +18,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from rlkit.cluster.turns import Turns
 from rlkit.cluster.watch import one_line
 from rlkit.errors import EngineError, NumericsError, RunError
 from rlkit.learner.plan import compared, cut, marks, optimizer_steps
 from rlkit.learner.setup import LearnerSetup
+from rlkit.learner.transfer import Client, Meeting
 from rlkit.objective import normalise
 from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
 
@@ -70,6 +73,10 @@ class Workers(Protocol):
         """Starts another worker in this place, as the first one was started."""
         ...
 
+    def client(self, which: Sequence[int], timeout: float) -> Client:
+        """What learners send weights to the engines ``which`` by; it travels."""
+        ...
+
     def busy(self) -> float:
         """Seconds that the workers have spent in what ``call`` and ``handles`` asked of them, averaged over them."""
         ...
@@ -110,6 +117,9 @@ class LocalWorkers:
     def replace(self, index: int) -> None:
         raise AssertionError("a worker in this process is never lost")
 
+    def client(self, which: Sequence[int], timeout: float) -> Client:
+        raise AssertionError("weights of one process do not travel")
+
     def busy(self) -> float:
         return self._busy
 
@@ -146,11 +156,18 @@ class NoWorkers:
     def replace(self, index: int) -> None:
         raise AssertionError("there is no worker to replace")
 
+    def client(self, which: Sequence[int], timeout: float) -> Client:
+        raise AssertionError("there is no worker that takes weights")
+
     def busy(self) -> float:
         return 0.0
 
     def close(self) -> None:
         pass
+
+
+# What learners do without a turn of theirs (rlkit.cluster.turns).
+AT_ANY_TIME = {"buckets", "send", "offload", "onload"}
 
 
 class LearnerGroup:
@@ -167,11 +184,20 @@ class LearnerGroup:
         self.packed = self.ready["layout"] == "packed"
         self.max_tokens: int = self.ready["max_tokens"]
         self.lock, self.moved = threading.RLock(), True
+        self.turns = Turns()
 
     def call(self, method: str, *args: Any, each: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
         """Results of all ranks, which get all calls of all threads in one order."""
-        with self.lock:
+        turn = contextlib.nullcontext() if method in AT_ANY_TIME else self.turns.training()
+        with turn, self.lock:
             return self.workers.call(method, *args, each=each)
+
+    def offload(self) -> None:
+        """Gives up what only training needs of the devices, until :meth:`onload`."""
+        self.call("offload")
+
+    def onload(self) -> None:
+        self.call("onload")
 
     def annotate(self, b: Batch, which: Sequence[str]) -> Batch:
         """The batch with ``logp[...]`` (``old``, ``ref``) and ``value`` for the names in ``which``."""
@@ -285,6 +311,11 @@ class LearnerGroup:
         """A handle of whole tensors by name; give it to :meth:`EngineGroup.load`. On Ray the learners work while the driver goes on."""
         return self.workers.handles("gather", names)[0]
 
+    def send(self, client: Client, meeting: Meeting, everything: bool) -> str | None:
+        """Sends weights to the engines of a meeting without passing here; why they have not arrived, if so."""
+        found: str | None = self.call("send", client, meeting, everything)[0]
+        return found
+
     def made(self, handle: Any) -> None:
         """Waits until the learners have made what :meth:`gather` promised."""
         self.workers.made(handle)
@@ -300,7 +331,7 @@ class LearnerGroup:
 
     def reloaded(self, folder: str, rollouts: Sequence[Rollout]) -> list[list[float]]:
         """Log-probs of each rollout's sampled tokens by an exported model, loaded again from its folder without rlkit."""
-        found = self.workers.call("reloaded", folder, [Batch.from_rollouts(rollouts)])[0]
+        found = self.call("reloaded", folder, [Batch.from_rollouts(rollouts)])[0]
         return [x.tolist() for x in found]
 
     def busy(self) -> float:
@@ -344,6 +375,7 @@ class EngineGroup:
         self._error: Exception | None = None
         self._changed = threading.Condition()
         self._turn = itertools.count()
+        self.turns = Turns()
 
     @property
     def size(self) -> int:
@@ -356,7 +388,8 @@ class EngineGroup:
                 life = self._life[i]
                 self._running[i] += 1
             try:
-                found: list[Rollout] = self.workers.one(i, "generate", prompt, n, sampling)
+                with self.turns.generating():
+                    found: list[Rollout] = self.workers.one(i, "generate", prompt, n, sampling)
                 return found
             except RunError as error:
                 self._lose(i, life, error)
@@ -434,7 +467,8 @@ class EngineGroup:
         """On one given engine; the parity probe asks each of them. None if it is lost meanwhile."""
         life = self._life[index]
         try:
-            found: list[Rollout] = self.workers.one(index, "generate", prompt, n, sampling)
+            with self.turns.generating():
+                found: list[Rollout] = self.workers.one(index, "generate", prompt, n, sampling)
             return found
         except RunError as error:
             self._lose(index, life, error)
@@ -459,6 +493,25 @@ class EngineGroup:
 
     def end_update(self, version: int, which: Sequence[int]) -> list[int]:
         return list(self._tell(which, "end_update", version))
+
+    def survivors(self, which: Sequence[int], patience: float) -> list[int]:
+        """Those of the engines ``which`` that are left after one may have been lost; that shows within ``patience`` seconds."""
+        lives = {i: self._life[i] for i in which}
+        end = time.monotonic() + patience
+        while time.monotonic() < end and not (lost := [i for i in which if self.workers.lost(i) is not None]):
+            time.sleep(0.1)
+        for i in lost:
+            self._lose(i, lives[i])
+        return [i for i in which if i not in lost]
+
+    # -- memory that they share with learners ------------------------------------------------------------------------
+
+    def sleep(self, level: int) -> None:
+        """See :class:`rlkit.cluster.turns.Sleeper`."""
+        self.workers.call("sleep", level)
+
+    def wake(self, tags: Sequence[str] | None = None) -> None:
+        self.workers.call("wake", tags)
 
     # -- what they say of themselves --------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from rlkit.errors import ClusterError, EngineError, RunError, WorkerError, Worke
 from rlkit.learner.backend import free_port, rank_environment
 from rlkit.learner.learner import Learner
 from rlkit.learner.setup import LearnerSetup
-from rlkit.rollout.engine import EngineSetup, EngineSpec
+from rlkit.rollout.engine import EngineSetup, EngineSpec, Transfer
 
 REQUESTS = 1024  # groups that an engine works on at the same time; vLLM runs at most so many responses by default
 
@@ -126,8 +126,47 @@ def _store_bytes() -> int:
     return int(max(200 << 20, min(psutil.virtual_memory().total // 10, 8 << 30)))
 
 
+def transfer(cluster: Cluster, spec: EngineSpec) -> Transfer:
+    """``cluster.transfer``, or what suits the cluster and its engines.
+
+    Raises:
+        ClusterError: it was asked for, but nothing here can do it.
+    """
+    resources = import_ray().cluster_resources()
+    return chosen_transfer(cluster, spec, gpus_per_device(cluster, resources))
+
+
+def chosen_transfer(cluster: Cluster, spec: EngineSpec, gpus: float) -> Transfer:
+    """See :func:`transfer`; ``gpus`` are those of each learner and of each engine device."""
+    asked = cluster.transfer
+    if asked is None:
+        if not spec.meets or not gpus:
+            return "store"
+        return "ipc" if cluster.colocate else "nccl" if gpus >= 1 else "store"
+    if asked != "store" and not spec.meets:
+        raise ClusterError(
+            f"cluster.transfer is {asked}, but engines of the kind {spec.label} take weights from Ray's object store alone. Set "
+            "cluster.transfer: null, or rollout.engine: vllm."
+        )
+    if asked == "nccl" and gpus < 1:
+        found = "none" if not gpus else f"{gpus:g} of one"
+        raise ClusterError(
+            f"cluster.transfer is nccl, which needs a GPU for each engine and each learner, and each has {found}. Set cluster.transfer: "
+            "null to let rlkit choose."
+        )
+    if asked == "ipc" and not (cluster.colocate and gpus):
+        raise ClusterError(
+            "cluster.transfer is ipc, which works where an engine and a learner share a GPU, and here none do. Set cluster.colocate: true, "
+            "or cluster.transfer: null to let rlkit choose."
+        )
+    return asked
+
+
 def gpus_per_device(cluster: Cluster, resources: dict[str, float]) -> float:
-    return (1.0 if resources.get("GPU", 0) else 0.0) if cluster.gpus is None else cluster.gpus
+    """GPUs of each learner and of each engine device; those that are shared count half for each."""
+    if cluster.gpus is not None:
+        return cluster.gpus
+    return (0.5 if cluster.colocate else 1.0) if resources.get("GPU", 0) else 0.0
 
 
 def check_resources(
@@ -163,15 +202,15 @@ class Asked(NamedTuple):
 
 
 class RayWorkers:
-    """Actors of one kind, each made by ``spawn``, which returns the actor and a reference to its first answer.
+    """Actors of one kind, each made by ``spawn(place)``, which returns the actor and a reference to its first answer.
 
     One that dies, gives no sign of life for ``timeout`` seconds, or gets no further for ``stall`` seconds is *lost*: everybody who waits
     for it hears so at once, and :meth:`replace` puts another in its place.
     """
 
-    def __init__(self, spawn: Callable[[], tuple[Any, Any]], size: int, cluster: Cluster, what: str) -> None:
-        self.spawn, self.size, self.what = spawn, size, what
-        made = [spawn() for _ in range(size)]
+    def __init__(self, spawn: Callable[[int], tuple[Any, Any]], size: int, cluster: Cluster, what: str) -> None:
+        self.spawn, self.size, self.what, self.devices = spawn, size, what, cluster.tensor_parallel
+        made = [spawn(index) for index in range(size)]
         self.actors = [actor for actor, _ in made]
         self.first = [ref for _, ref in made]
         self.watch = Watch(size, what, cluster.timeout, cluster.stall, self._pulse, broken)
@@ -243,7 +282,7 @@ class RayWorkers:
             if self._closed:
                 raise RunError(f"the {self.what}s were closed")
             import_ray().kill(self.actors[index], no_restart=True)
-            self.actors[index], first = self.spawn()
+            self.actors[index], first = self.spawn(index)
             self.watch.renew(index)
             asked = Asked(index, self.actors[index], self.watch.follow(index, first.future()))
         self._answer(asked)
@@ -297,6 +336,10 @@ class RayWorkers:
             self._answer(a)
         return [self._answer(a) for a in asked]
 
+    def client(self, which: Sequence[int], timeout: float) -> EngineClient:
+        """For learners that send weights to the engines ``which`` themselves."""
+        return EngineClient({i: self.actors[i] for i in which}, self.devices, timeout)
+
     def close(self) -> None:
         ray = import_ray()
         with self._places:
@@ -304,6 +347,66 @@ class RayWorkers:
             self.watch.close(RunError(f"the {self.what}s were closed"))
             for actor in self.actors if broken() is None else []:
                 ray.kill(actor, no_restart=True)
+
+
+class EngineClient:
+    """vLLM's ``VLLMWeightSyncClient`` over the actors of engines, for learners, which it travels to.
+
+    Every call asks all of them at once and waits for ``timeout`` seconds in all. They are paused and let go by the driver, which knows
+    which of them are lost.
+    """
+
+    def __init__(self, actors: Mapping[int, Any], devices: int, timeout: float) -> None:
+        self.actors, self.devices, self.timeout = dict(actors), devices, timeout
+        self._open: set[int] = set()
+        self._failed: str | None = None
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Each engine's devices have the next ranks of the group, if there is one."""
+        offset = init_info.get("rank_offset")
+        told = [
+            init_info if offset is None else {**init_info, "rank_offset": offset + k * self.devices}
+            for k in range(len(self.actors))
+        ]
+        self._ask("meet", told)
+
+    def start_weight_update(self) -> None:
+        pass
+
+    def update_weights(self, update_info: Any) -> None:
+        self._ask("receive", [update_info] * len(self.actors))
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        pass
+
+    def failed(self) -> str | None:
+        return self._failed
+
+    def missing(self) -> str:
+        """Which engines have not answered the last call."""
+        names = ", ".join(str(i) for i in sorted(self._open))
+        return (
+            f"no answer yet from engine{'s' if len(self._open) > 1 else ''} {names}"
+            if names
+            else "all engines have answered"
+        )
+
+    def _ask(self, method: str, each: Sequence[Any]) -> None:
+        ray = import_ray()
+        asked = {a.do.remote(method, x): i for (i, a), x in zip(self.actors.items(), each, strict=True)}
+        self._open, end = set(asked.values()), time.monotonic() + self.timeout
+        while asked:
+            for ref in ray.wait(list(asked), timeout=max(0.0, end - time.monotonic()))[0]:
+                index = asked.pop(ref)
+                try:
+                    ray.get(ref)
+                except ray.exceptions.RayError as error:
+                    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+                    self._failed = f"engine {index} could not take the weights: {one_line(cause)}"
+                    raise EngineError(self._failed) from error
+                self._open.discard(index)
+            if time.monotonic() > end and asked:
+                raise WorkerTimeout(self.missing())
 
 
 class Host:
@@ -400,19 +503,38 @@ def _everywhere(path: str) -> str:
     return str(Path(path).absolute()) if Path(path).exists() else path
 
 
-def _make_engines(spec: EngineSpec, setup: EngineSetup, cluster: Cluster) -> RayWorkers:
+def _places(cluster: Cluster) -> Callable[[int], dict[str, Any]]:
+    """Where Ray puts the worker ``i`` of a kind: engine and learner of one number on one device if they share it, else anywhere."""
+    if not cluster.colocate:
+        return lambda index: {}
+    from ray.util.placement_group import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    gpus = 2 * gpus_per_device(cluster, import_ray().cluster_resources())
+    bundle = {"CPU": 2 * cluster.cpus, **({"GPU": gpus} if gpus else {})}
+    group = placement_group([bundle] * cluster.engines)
+    return lambda index: {
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
+    }
+
+
+def _make_engines(
+    spec: EngineSpec, setup: EngineSetup, cluster: Cluster, place: Callable[[int], dict[str, Any]]
+) -> RayWorkers:
     """Actors for the engines, which are being built."""
     ray = import_ray()
     gpus = gpus_per_device(cluster, ray.cluster_resources())
-    env, everywhere = spec.environment(), replace(setup, path=_everywhere(setup.path))
-    kind = ray.remote(concurrency_groups={"requests": REQUESTS, "pulse": 1})(EngineHost).options(
-        num_cpus=cluster.cpus,
-        num_gpus=gpus * cluster.tensor_parallel,
-        runtime_env={"env_vars": {**_surroundings(cluster), **env}},
-    )
+    env = spec.environment()
+    everywhere = replace(setup, path=_everywhere(setup.path), transfer=transfer(cluster, spec), sleeps=cluster.colocate)
+    kind = ray.remote(concurrency_groups={"requests": REQUESTS, "pulse": 1})(EngineHost)
+    options = {
+        "num_cpus": cluster.cpus,
+        "num_gpus": gpus * cluster.tensor_parallel,
+        "runtime_env": {"env_vars": {**_surroundings(cluster), **env}},
+    }
 
-    def spawn() -> tuple[Any, Any]:
-        actor = kind.remote(REQUESTS)
+    def spawn(index: int) -> tuple[Any, Any]:
+        actor = kind.options(**options, **place(index)).remote(REQUESTS)
         return actor, actor.build.remote(spec.start, env, everywhere)
 
     return RayWorkers(spawn, cluster.engines, cluster, "engine")
@@ -420,7 +542,7 @@ def _make_engines(spec: EngineSpec, setup: EngineSetup, cluster: Cluster) -> Ray
 
 def start_engines(spec: EngineSpec, setup: EngineSetup, cluster: Cluster) -> RayWorkers:
     """Engines without learners, for evaluation."""
-    engines = _make_engines(spec, setup, cluster)
+    engines = _make_engines(spec, setup, cluster, lambda index: {})
     engines.started()
     return engines
 
@@ -428,20 +550,30 @@ def start_engines(spec: EngineSpec, setup: EngineSetup, cluster: Cluster) -> Ray
 def start(
     learning: LearnerSetup, spec: EngineSpec | None, generating: EngineSetup, cluster: Cluster
 ) -> tuple[RayWorkers, RayWorkers | NoWorkers]:
-    """Actors for all learners and engines of a run, built side by side: ``(learners, engines)``. ``spec``: None starts no engine."""
+    """Actors for all learners and engines of a run, built side by side: ``(learners, engines)``. ``spec``: None starts no engine.
+
+    Where they share devices, engines are built first and sleep, and learners beside them.
+    """
     ray = import_ray()
     gpus = gpus_per_device(cluster, ray.cluster_resources())
-    engines = NoWorkers() if spec is None else _make_engines(spec, generating, cluster)
-    kind = ray.remote(concurrency_groups={"pulse": 1})(LearnerHost).options(
-        num_cpus=cluster.cpus, num_gpus=gpus, runtime_env={"env_vars": _surroundings(cluster)}
-    )
+    place = _places(cluster)
+    engines = NoWorkers() if spec is None else _make_engines(spec, generating, cluster, place)
+    kind = ray.remote(concurrency_groups={"pulse": 1})(LearnerHost)
+    options = {
+        "num_cpus": cluster.cpus,
+        "num_gpus": gpus,
+        "runtime_env": {"env_vars": _surroundings(cluster)},
+    }
 
-    def spawn() -> tuple[Any, Any]:
-        actor = kind.remote()
+    def spawn(index: int) -> tuple[Any, Any]:
+        actor = kind.options(**options, **place(index)).remote()
         return actor, actor.address.remote()
 
     learners = RayWorkers(spawn, cluster.learners, cluster, "learner")
     try:
+        if cluster.colocate:
+            engines.started()
+            engines.call("sleep", 2)
         learners.started()
         master, port = ray.get(learners.first[0])
         rendezvous = None if _own is None else _own.rendezvous()
@@ -459,7 +591,8 @@ def start(
             for rank, actor in enumerate(learners.actors)
         ]
         learners.started()
-        engines.started()
+        if not cluster.colocate:
+            engines.started()
     except BaseException:
         learners.close()
         engines.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlkit.bounds import Bounded, Count, Natural, NonNegative, Positive
+from rlkit.rollout.engine import Transfer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,13 @@ class Cluster(Bounded):
             room for it (a minute is granted in any case). How long an answer takes does not matter.
         stall: seconds that one may be alive without getting further with what it was asked to do (a step of an engine, a micro-batch).
         restarts: how often in a run a lost engine is started again, and how often the learners are, from the last checkpoint.
+        transfer: how weights go to vLLM engines. ``store``: through Ray's object store, which works everywhere. ``nccl``: between GPUs;
+            each engine and learner has its own. ``ipc``: within a GPU that engine and learner share. ``gloo``: over sockets, on every
+            device. null: ``nccl`` where each has a GPU of its own, else ``store``.
+        bucket_mib: MiB of weights that are gathered and travel at a time; two such pieces exist at once on each side.
+        sync_timeout: seconds that weights may take to arrive.
+        colocate: engine and learner of one number share a device and take turns on it: as many of each, no ``tensor_parallel``, no lag.
+            ``vllm.gpu_memory_utilization`` is what an engine takes in its turn.
     """
 
     address: str | None = None
@@ -30,6 +38,14 @@ class Cluster(Bounded):
     timeout: Positive = 300.0
     stall: Positive = 1800.0
     restarts: Natural = 3
+    transfer: Transfer | None = None
+    bucket_mib: Positive = 64.0
+    sync_timeout: Positive = 600.0
+    colocate: bool = False
+
+    @property
+    def bucket_bytes(self) -> int:
+        return int(self.bucket_mib * 2**20)
 
 
 @dataclass(frozen=True, kw_only=True)

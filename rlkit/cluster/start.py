@@ -8,7 +8,9 @@ from pathlib import Path
 
 from rlkit.cluster import ray
 from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers, NoWorkers
+from rlkit.cluster.routes import Direct, Route, Store
 from rlkit.cluster.section import Cluster
+from rlkit.cluster.turns import SharedTurns
 from rlkit.learner.learner import Learner
 from rlkit.learner.setup import LearnerSetup
 from rlkit.rollout.engine import EngineSetup, EngineSpec
@@ -38,9 +40,30 @@ def start(
         engine = NoWorkers() if spec is None else LocalWorkers(spec.start(replace(generating, lm=lm)))
         return LearnerGroup(LocalWorkers(learner), learning), EngineGroup(engine)
     learners, engines = ray.start(learning, spec, generating, cluster)
-    groups = LearnerGroup(learners, learning), EngineGroup(engines, cluster.restarts, report)
+    # One that shares its device cannot be started while a learner fills it.
+    restarts = 0 if cluster.colocate else cluster.restarts
+    groups = LearnerGroup(learners, learning), EngineGroup(engines, restarts, report)
+    if cluster.colocate:
+        take_turns(*groups)
     ray.check_shared(learners, folder)
     return groups
+
+
+def take_turns(learners: LearnerGroup, engines: EngineGroup) -> None:
+    """Learners and engines share devices: learners are at work, engines sleep without weights."""
+    everything = learners.buckets(True) == learners.buckets(False)
+    learners.turns = engines.turns = SharedTurns(engines, learners, level=2 if everything else 1)
+
+
+def route(spec: EngineSpec | None, cluster: Cluster | None) -> Route:
+    """The way of weights to the engines of a run: ``cluster.transfer``, or what suits the cluster, which is connected.
+
+    Raises:
+        ClusterError: it was asked for, but nothing here can do it.
+    """
+    if cluster is None or spec is None or (backend := ray.transfer(cluster, spec)) == "store":
+        return Store()
+    return Direct(backend, cluster.tensor_parallel, cluster.bucket_bytes, cluster.sync_timeout)
 
 
 def start_engines(spec: EngineSpec, setup: EngineSetup, cluster: Cluster | None) -> EngineGroup:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from rlkit.cluster.groups import EngineGroup, LearnerGroup
+from rlkit.cluster.routes import Route, Store
 from rlkit.errors import EngineError, ModelError
 from rlkit.rollout.engine import UpdateMode
 from rlkit.types import Prompt, Rollout, Sampling, Stats
@@ -15,9 +16,8 @@ class WeightSync:
     """After :meth:`publish` returns, every new token carries ``version``.
 
     The first publish sends all weights, whatever the engines started with; later ones send those that training can change: with an
-    adapter, the merged weights of what it adapts. They travel in buckets: on Ray from learner rank 0 through the object store to every
-    engine without passing through the driver, the next one gathered while engines load the last, so that two exist at a time; in one
-    process the engine reads them in place.
+    adapter, the merged weights of what it adapts. They take a ``route`` (:mod:`rlkit.cluster.routes`), in buckets of which two exist at a
+    time, and never pass through the driver; in one process the engine reads them in place.
 
     An engine that was started again gets all weights: at once if the learners' are still those of the last version, else with the next.
     Then ``check(engine, version)`` says whether it samples what the learner trains, and it gets requests.
@@ -29,17 +29,19 @@ class WeightSync:
         engines: EngineGroup,
         mode: UpdateMode,
         check: Callable[[int, int], object] = lambda engine, version: None,
+        route: Route | None = None,
     ) -> None:
         self.learners, self.engines, self.mode, self.check = learners, engines, mode, check
+        self.route = Store() if route is None else route
         self.version = 0
         self._complete: set[tuple[int, int]] = set()  # (engine, which life of it) that have had all weights
         self._joining: set[int] = set()  # engines that were started again and get no requests yet
-        engines.join = self.join
+        engines.join, engines.turns.refill = self.join, self.refill
 
     def publish(self, version: int) -> Stats:
         start = time.perf_counter()
         stats = Stats()
-        with self.learners.lock:
+        with self.engines.turns.loading(), self.learners.lock:
             nbytes = self._send(version, sorted({*self.engines.up(), *self._joining}))
             self.version, self.learners.moved = version, False
             self._welcome()
@@ -55,22 +57,21 @@ class WeightSync:
                 self._send(self.version, [index])
                 self._welcome()
 
+    def refill(self) -> None:
+        """Gives all engines the weights of the last publish once more: those that slept have lost theirs."""
+        assert not self.learners.moved, "engines never answer between an update and its publish"
+        self._complete.clear()
+        self._send(self.version, self.engines.up())
+
     def _send(self, version: int, which: list[int]) -> int:
         """Bytes that went to each of the engines ``which``; a run may have none."""
         if not self.engines.size:
             return 0
         now = {i: (i, self.engines.life(i)) for i in which}
-        buckets = self.learners.buckets(everything=not self._complete.issuperset(now.values()))
-        handles = (self.learners.gather(names) for names, _ in buckets)
-        ahead = next(handles)
-        which = self.engines.begin_update(self.mode, which)
-        for _ in buckets:
-            bucket, ahead = ahead, next(handles, None)
-            self.learners.made(bucket)
-            which = self.engines.load(bucket, which)
-            del bucket  # or three would exist while the next one is gathered
+        everything = not self._complete.issuperset(now.values())
+        which = self.route(self.learners, self.engines, which, self.mode, everything)
         self._complete = {*self._complete, *(now[i] for i in self.engines.end_update(version, which))}
-        return sum(nbytes for _, nbytes in buckets)
+        return sum(nbytes for _, nbytes in self.learners.buckets(everything))
 
     def _welcome(self) -> None:
         for i in sorted(self._joining):

@@ -76,6 +76,14 @@ def make_optimizer(
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(section, total))
 
 
+def move_state(optimizer: Any, device: torch.device | None) -> None:
+    """Moves an optimizer's moments to ``device``, or (None) to their parameters'; AdamW's step counts stay on the host."""
+    for p, state in optimizer.state.items():
+        for name, x in state.items():
+            if isinstance(x, Tensor) and name != "step":
+                state[name] = x.to(p.device if device is None else device)
+
+
 HYPERPARAMETERS = ("initial_lr", "weight_decay", "betas", "eps")
 
 
@@ -138,6 +146,14 @@ class TorchBackend:
         """Gives a parameter another value (whole, the same on every rank); the optimizer's state stays."""
         with torch.no_grad():
             parameter.copy_(value)
+
+    def offload(self) -> None:
+        """Moves the optimizer's state to the host."""
+        move_state(self.optimizer, torch.device("cpu"))
+
+    def onload(self) -> None:
+        """Moves it back to where its parameters are."""
+        move_state(self.optimizer, None)
 
     def save(self, folder: Path) -> None:
         trainable = {n: p.detach() for n, p in self.module.named_parameters() if p.requires_grad}
@@ -263,6 +279,20 @@ class DeepSpeedBackend:
             parameter.data.copy_(value)
         deepspeed.utils.safe_set_full_fp32_param(parameter, value.to(parameter.device, torch.float32))
 
+    def offload(self) -> None:
+        """See :meth:`TorchBackend.offload`; float32 master weights and gradients, too. What ``deepspeed`` keeps on the host stays there."""
+        if self.stage == 0:
+            move_state(self._adam(), torch.device("cpu"))
+        elif not self.engine.zero_offload_optimizer():
+            self.engine.offload_states(include=_offloaded(), pin_memory=torch.cuda.is_available())
+
+    def onload(self) -> None:
+        """See :meth:`TorchBackend.onload`."""
+        if self.stage == 0:
+            move_state(self._adam(), None)
+        elif not self.engine.zero_offload_optimizer():
+            self.engine.reload_states()
+
     def save(self, folder: Path) -> None:
         """See :meth:`TorchBackend.save`. Ranks wait for each other in it, so a file that one of them cannot write is told at its end."""
         (folder / "deepspeed").mkdir(exist_ok=True)
@@ -278,6 +308,13 @@ class DeepSpeedBackend:
         set_hyperparameters(self._adam(), self.engine.lr_scheduler, configured)
         if self.stage:
             self.engine.optimizer.clip_grad = self.section.max_grad_norm  # ZeRO keeps it in its state
+
+
+def _offloaded() -> list[Any]:
+    """What DeepSpeed moves to the host in an engine's turn: all but the weights, which are sent."""
+    from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as States
+
+    return [States.optim_states, States.hp_params, States.lp_grads, States.contiguous_grad_buffer]
 
 
 def tensor_files() -> Any:

@@ -23,6 +23,7 @@ from rlkit.errors import ConfigError, ModelError, NumericsError
 from rlkit.learner.backend import DeepSpeedBackend, TorchBackend, alone, in_buckets
 from rlkit.learner.plan import micro_batch
 from rlkit.learner.setup import LearnerSetup, Start
+from rlkit.learner.transfer import Client, Meeting, Sender, Source
 from rlkit.model import packed
 from rlkit.model.adapter import Proof, add_adapter, hints, probe, prove
 from rlkit.model.endings import Endings
@@ -70,6 +71,7 @@ class Learner:
         self.backend = self._make_backend()
         self.full = [t for t in setup.objective if isinstance(t, WholeVocabulary)]
         self.peaks = Peaks()
+        self.sender = Sender(rank)
         self.culprits: dict[str, str] = {}
         self.anchors: dict[str, ReferenceState] = {
             name: spec.build(self)
@@ -324,7 +326,8 @@ class Learner:
                     yield e.name, e.value().detach()
 
     def buckets(self, everything: bool = True) -> list[tuple[list[str], int]]:
-        """(names, bytes) of the exported tensors in groups of about 64 MiB; without ``everything``, those that training can change.
+        """(names, bytes) of the exported tensors in groups of about ``setup.bucket`` bytes; without ``everything``, those that training can
+        change.
 
         Inference engines fuse matrices of one block (q, k, v; gate and up; experts) and load them together or not at all, so what is
         frozen in a block travels if something else in it is trained.
@@ -332,7 +335,14 @@ class Learner:
         exports = self.exports.values()
         trained = {e.block for e in exports if any(p.requires_grad for p in e.parameters)}
         sizes = {e.name: e.nbytes for e in exports if everything or e.block in trained}
-        return [(names, sum(sizes[n] for n in names)) for names in in_buckets(sizes.items(), BUCKET_BYTES)]
+        return [(names, sum(sizes[n] for n in names)) for names in in_buckets(sizes.items(), self.setup.bucket)]
+
+    def send(self, client: Client, meeting: Meeting, everything: bool) -> str | None:
+        """Sends weights to the engines of the meeting, all of them or those that training can change; what failed. A collective."""
+        buckets = [[self.exports[name] for name in names] for names, _ in self.buckets(everything)]
+        source = Source(buckets, lambda bucket: self._whole([e.name for e in bucket]))
+        with self.peaks("sync"):
+            return self.sender.send(source, client, meeting)
 
     def gather(self, names: Sequence[str]) -> dict[str, Any] | None:
         """One bucket of whole tensors as numpy arrays on rank 0 (None elsewhere). A collective.
@@ -348,6 +358,16 @@ class Learner:
         exports = [self.exports[name] for name in names]
         with torch.no_grad(), self.backend.whole(dict.fromkeys(p for e in exports for p in e.parameters)):
             yield exports
+
+    # -- memory that is shared with an engine ------------------------------------------------------------------------
+
+    def offload(self) -> None:
+        """The optimizer's state goes to the host, and what torch keeps for later goes back to the device; weights stay, to be sent."""
+        self.backend.offload()
+        torch.cuda.empty_cache()  # nothing where there is no GPU
+
+    def onload(self) -> None:
+        self.backend.onload()
 
     # -- files ----------------------------------------------------------------------------------------------------
 
@@ -427,6 +447,7 @@ class Learner:
 
     def close(self) -> None:
         """What a rank holds ends with its process."""
+        self.sender.close()
 
     def reloaded(self, folder: str, micros: Sequence[Batch]) -> list[Tensor] | None:
         """Log-probs of the rows' action tokens by the model in ``folder``, loaded by transformers and nothing of rlkit's (rank 0)."""

@@ -39,7 +39,8 @@ class LearnerSetup:
 
     Attributes:
         needs: what the terms, the advantage and the penalties of the run read. steps: its optimizer steps, over which the learning rate
-            changes. shared: an engine in this process generates with the model that is trained.
+            changes. bucket: bytes of weights that are gathered and travel at a time. shared: an engine in this process generates
+            with the model that is trained.
     """
 
     start: Start
@@ -54,6 +55,7 @@ class LearnerSetup:
     teacher: Reference | None = None
     deepspeed: Mapping[str, Any] | None = None
     peft: dict[str, Any] | None = None
+    bucket: int = 64 << 20
     shared: bool = False
 
     @property

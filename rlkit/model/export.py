@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class Export:
-    """One exported tensor: the parameters it is made of, its size, and how to compute it while those are whole."""
+    """One exported tensor: the parameters it is made of, its type and shape, and how to compute it while those are whole."""
 
     name: str
     parameters: tuple[nn.Parameter, ...]
-    nbytes: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
     value: Callable[[], Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def block(self) -> str:
@@ -89,7 +96,7 @@ def stored(module: nn.Module, recurse: bool = True) -> dict[str, Tensor]:
 
 def _plain(name: str, t: Tensor) -> Export:
     parameters = (t,) if isinstance(t, nn.Parameter) else ()
-    return Export(name, parameters, numel(t) * t.element_size(), lambda: t.detach())
+    return Export(name, parameters, t.dtype, tuple(getattr(t, "ds_shape", t.shape)), lambda: t.detach())
 
 
 def merged(layer: Any, key: str) -> Tensor:

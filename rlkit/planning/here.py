@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from rlkit.learner.learner import BUCKET_BYTES
+from rlkit.cluster.section import Cluster
 from rlkit.learner.plan import micro_batch
 from rlkit.model.head import CPU_ELEMENTS
 from rlkit.planning.layout import Planner
@@ -223,6 +223,7 @@ def _learner(p: Planner, sharding: Sharding, size: int, tokens: float, actions: 
     forward = activations(s, tokens, actions, size, longest=longest, checkpointing=again, attention=attention)
     backward = layer_backward(s, tokens, size, longest=longest, checkpointing=again, attention=attention)
     heap = {"unused parts of the heap": HEAP["lora" if s.lora else "full"] * sum(forward.values())}
+    bucket = (run.cluster or Cluster()).bucket_bytes
     tiles = {"tiles of logits": CPU_ELEMENTS * (4.0 + 4 * p.entropy)}
     one = {"gradient of the output layer's weight": 0.0 if s.lora else float(s.head * size)}
     return {
@@ -233,7 +234,7 @@ def _learner(p: Planner, sharding: Sharding, size: int, tokens: float, actions: 
         # torch steps through one parameter after the other on CPUs.
         "optimizer step": {**gradients, "temporaries of AdamW": 3 * 4.0 * min(s.trainable, max(s.largest, s.head))},
         "weight sync": {
-            "merged weights of a bucket": 2.0 * max(BUCKET_BYTES, size * s.head) if s.lora or run.cluster else 0.0
+            "merged weights of a bucket": 2.0 * max(bucket, size * s.head) if s.lora or run.cluster else 0.0
         },
     }
 

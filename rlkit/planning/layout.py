@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rlkit.cluster.section import Cluster
 from rlkit.data.examples import read_examples
 from rlkit.data.prompts import load_prompts
 from rlkit.errors import ConfigError, InputError
@@ -30,7 +31,11 @@ FIRST_ROWS = 256  # prompts whose lengths are measured
 
 @dataclass(frozen=True)
 class Layout:
-    """Who gets which GPU. ``shared``: engine and learner on one device in one process (``cluster: null``)."""
+    """Who gets which GPU.
+
+    ``shared``: engine and learner on one device in one process (``cluster: null``). ``turns``: an engine beside each learner, which take
+    turns (``cluster.colocate``).
+    """
 
     learners: int
     engines: int
@@ -40,6 +45,11 @@ class Layout:
     max_tokens: int
     utilization: float
     shared: bool = False
+    turns: bool = False
+
+    @property
+    def gpus(self) -> int:
+        return self.learners if self.shared or self.turns else self.learners + self.engines * self.tensor_parallel
 
     def keys(self) -> str:
         """What to write on the command line."""
@@ -47,7 +57,8 @@ class Layout:
         engines = (
             f" cluster.engines={self.engines} cluster.tensor_parallel={self.tensor_parallel}" if self.engines else ""
         )
-        where = "cluster=null" if self.shared else f"cluster.learners={self.learners}{engines}"
+        turns = " cluster.colocate=true" if self.turns else ""
+        where = "cluster=null" if self.shared else f"cluster.learners={self.learners}{engines}{turns}"
         zero = (
             "deepspeed=null"
             if z is None
@@ -56,7 +67,11 @@ class Layout:
         zero = zero if " " not in zero else f"'{zero}'"
         return (
             f"{where} {zero} learner.gradient_checkpointing={str(self.checkpointing).lower()} learner.max_tokens={self.max_tokens}"
-            + (f" vllm.gpu_memory_utilization={self.utilization:g}" if self.shared and self.engines else "")
+            + (
+                f" vllm.gpu_memory_utilization={self.utilization:g}"
+                if self.turns or (self.shared and self.engines)
+                else ""
+            )
         )
 
 
@@ -84,7 +99,7 @@ class Estimate:
         s = self.seconds
         both = (
             s["generate"] + s["learner"]
-            if not self.workload.max_lag or self.layout.shared
+            if not self.workload.max_lag or self.layout.shared or self.layout.turns
             else max(s["generate"], s["learner"])
         )
         return both + s["sync"]
@@ -96,7 +111,12 @@ class Estimate:
     def simulate(self, max_lag: int | None = None, steps: int = 9) -> Trace:
         w = self.workload if max_lag is None else dataclasses.replace(self.workload, max_lag=max_lag)
         return simulate(
-            w, self.layout.engines, self.engine_model, self.learner_model, steps=steps, shared=self.layout.shared
+            w,
+            self.layout.engines,
+            self.engine_model,
+            self.learner_model,
+            steps=steps,
+            shared=self.layout.shared or self.layout.turns,
         )
 
 
@@ -138,7 +158,7 @@ class Planner:
         self.whole = any(isinstance(t, WholeVocabulary) for t in run.objective)
         self.anchors: dict[str, tuple[Shape, bool]] = {}
         before = run.passes
-        self._found: dict[tuple[int, bool], tuple[Estimate | None, Estimate]] = {}
+        self._found: dict[tuple[int, bool, bool], tuple[Estimate | None, Estimate]] = {}
         self.passes = 1.0 if {"old", "value"} & set(before) else 0.0
         for name, spec in (("ref", run.reference), ("teacher", run.teacher)):
             if not need & {name, f"{name}_full"} or not isinstance(spec, Loaded):
@@ -186,10 +206,11 @@ class Planner:
             self.max_tokens,
             float(run.vllm.get("gpu_memory_utilization", 0.92)) if run.online else 0.0,
             c is None,
+            c is not None and c.colocate,
         )
 
-    def layouts(self, gpus: int) -> Iterator[Layout]:
-        """All layouts of ``gpus`` devices that are worth a look."""
+    def layouts(self, gpus: int, turns: bool = False) -> Iterator[Layout]:
+        """All layouts of ``gpus`` devices that are worth a look; ``turns``: those in which engines and learners share all of them."""
         run, s = self.run, self.shape
         base, per_node = Sharding.of(run.deepspeed or {}, 1), self.per_node
         floor = min(self.longest, self.max_tokens)  # one row is never cut
@@ -198,9 +219,12 @@ class Planner:
         places: list[tuple[int, int, int, float, bool]] = []
         if not run.online:
             places = [(gpus, 0, 1, 0.0, gpus == 1)]
+        elif turns:
+            places = [(gpus, gpus, 1, u, False) for u in (0.9, 0.8, 0.7, 0.6, 0.45, 0.3)]
         elif gpus == 1:
             places = [(1, 1, 1, u, True) for u in (0.8, 0.6, 0.45, 0.3, 0.2, 0.1)]
-        for tp in (t for t in (1, 2, 4, 8, 16) if run.online and t <= min(per_node, gpus - 1) and s.heads % t == 0):
+        apart = run.online and not turns
+        for tp in (t for t in (1, 2, 4, 8, 16) if apart and t <= min(per_node, gpus - 1) and s.heads % t == 0):
             for learners in sorted({max(1, round(gpus * k / 8)) for k in range(8)}):
                 if gpus - learners >= tp:
                     places.append((learners, (gpus - learners) // tp, tp, utilization, False))
@@ -211,10 +235,13 @@ class Planner:
             for stage, away, checkpointing, size in itertools.product(stages, (0, 1, 2), (False, True), sizes):
                 if (away and not stage) or (away == 2 and stage != 3):
                     continue
+                # States that DeepSpeed does not move to the host, as `rlkit.checks` has it.
+                if turns and not away and (stage == 3 or (stage == 1 and run.model.dtype == "bfloat16")):
+                    continue
                 z = dataclasses.replace(
                     base, stage=stage, ranks=learners, offload_optimizer=away > 0, offload_params=away > 1
                 )
-                yield Layout(learners, engines, tp, z, checkpointing, size, u, shared)
+                yield Layout(learners, engines, tp, z, checkpointing, size, u, shared, turns)
 
     @property
     def groups(self) -> int:
@@ -246,8 +273,7 @@ class Planner:
         parts = self._learner_seconds(x)
         # Ranks without a row wait for the others.
         learned = parts["total"] * math.ceil(self.responses / x.learners) * x.learners / self.responses
-        nodes = math.ceil(x.engines * x.tensor_parallel / self.per_node)
-        sync = speed.sync_seconds(self.shape, self.gpu, self.a, nodes, self.run.model.dtype) if x.engines else 0.0
+        sync = self._sync_seconds(x)
         tokens = self.responses * (self.prompt + self.mean)
         return Estimate(
             layout=x,
@@ -271,7 +297,7 @@ class Planner:
         most = math.ceil(self.responses / run.learner.minibatches / x.learners)
         rows = max(1.0, min(max(x.max_tokens, self.longest) / self.longest, most))
         micro = rows * self.longest
-        engine_share = x.utilization * self.gpu.memory if x.shared else 0.0
+        engine_share = x.utilization * self.gpu.memory if x.shared else self.a.asleep if x.turns else 0.0
         return learner_memory(
             self.shape,
             x.sharding,
@@ -285,14 +311,19 @@ class Planner:
             anchors=self.anchors,
             entropy=self.entropy,
             whole_vocabulary=self.whole,
+            bucket=(run.cluster or Cluster()).bucket_bytes,
         )
 
     def _engine_memory(self, x: Layout) -> tuple[Budget, dict[str, float]]:
         seats, batched = speed.batch_sizes(self.gpu)  # vLLM's own
+        kept = 0.0
+        if x.turns:  # in an engine's turn the learner keeps its weights, which are sent
+            shards = x.learners if x.sharding.stage == 3 else 1
+            kept = BYTES[self.run.model.dtype] * self.shape.parameters / shards
         return engine_memory(
             self.shape,
             dtype=self.run.model.dtype,
-            capacity=self.a.capacity(self.gpu),
+            capacity=self.a.capacity(self.gpu) - kept,
             device=self.gpu.memory,
             utilization=x.utilization,
             tensor_parallel=x.tensor_parallel,
@@ -341,6 +372,21 @@ class Planner:
             gpus_per_node=self.per_node,
         )
 
+    @property
+    def can_share(self) -> bool:
+        """Whether engines and learners could take turns on their devices."""
+        rollout = self.run.rollout
+        return self.run.online and not rollout.max_lag and not rollout.over and rollout.kind.rests
+
+    def _sync_seconds(self, x: Layout) -> float:
+        dtype = self.run.model.dtype
+        if not x.engines:
+            return 0.0
+        if x.turns:
+            return speed.turn_seconds(self.shape, self.gpu, x.learners if x.sharding.stage else 1, dtype)
+        nodes = math.ceil(x.engines * x.tensor_parallel / self.per_node)
+        return speed.sync_seconds(self.shape, self.gpu, self.a, nodes, dtype)
+
     def _workload(self) -> Workload:
         """What a simulation makes again and again."""
         r = self.run.rollout
@@ -355,11 +401,11 @@ class Planner:
             r.overtake,
         )
 
-    def search(self, gpus: int) -> tuple[Estimate | None, Estimate]:
-        """(the fastest layout that fits, or None; the layout that comes closest)."""
-        key = gpus, self.run.rollout.max_lag > 0
+    def search(self, gpus: int, turns: bool = False) -> tuple[Estimate | None, Estimate]:
+        """(the fastest layout that fits, or None; the layout that comes closest); ``turns``: of those that share devices."""
+        key = gpus, self.run.rollout.max_lag > 0, turns
         if key not in self._found:
-            all_of = [self.estimate(x) for x in self.layouts(gpus)]
+            all_of = [self.estimate(x) for x in self.layouts(gpus, turns)]
             if not all_of:
                 raise ConfigError(f"--nodes, --gpus-per-node: {gpus} GPUs hold no engine and learner.")
             simple = min(
@@ -402,7 +448,9 @@ def row_lengths(run: Run) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Plan:
-    """The report; ``print(plan)``. ``asked`` is the run's own layout, ``best`` the fastest that fits, ``closest`` what comes nearest."""
+    """The report; ``print(plan)``. ``asked`` is the run's own layout, ``best`` the fastest that fits, ``closest`` what comes nearest,
+    ``together`` the fastest in which engines and learners share devices by turns; None where the run generates ahead, or none fits.
+    """
 
     run: Run
     gpu: Gpu
@@ -414,6 +462,7 @@ class Plan:
     asked_gpus: int
     best: Estimate | None
     closest: Estimate
+    together: Estimate | None
     growth: tuple[tuple[int, int, float, float, float, float, str], ...]
 
     @property
@@ -459,6 +508,19 @@ class Plan:
                 for b in (self.closest.learner, self.closest.engine)
                 if b.over > 0
                 for line in (str(b), advice(b))
+            ]
+        if self.together is not None:
+            apart = (
+                "no layout with devices of their own fits"
+                if self.best is None
+                else f"{self.best.step:.1f} s with devices of their own"
+            )
+            faster = self.best is None or self.together.step < self.best.step
+            out += [
+                "",
+                f"Engines and learners on the same {self.gpus} GPUs, by turns: {self.together.step:.1f} s a step ({apart}). "
+                f"{'Recommended' if faster else 'Not recommended'}, by formula; this layout has not been run on a GPU yet.",
+                f"  {self.together.layout.keys()}",
             ]
         if self.growth:
             out += [
@@ -583,9 +645,10 @@ def plan(
         a,
         lengths,
         asked,
-        1 if x.shared else x.learners + x.engines * x.tensor_parallel,
+        x.gpus,
         best,
         closest,
+        p.search(nodes * gpus_per_node, True)[0] if p.can_share else None,
         tuple(grow(p)) if growth and run.online else (),
     )
 

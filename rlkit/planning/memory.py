@@ -350,10 +350,12 @@ def learner_memory(
     anchors: Mapping[str, tuple[Shape, bool]] | None = None,
     entropy: bool = False,
     whole_vocabulary: bool = False,
+    bucket: float = BUCKET_BYTES,
 ) -> Budget:
     """One learner rank. ``tokens``: padded tokens of its largest micro-batch, ``actions`` of them trained, in rows of ``longest``.
 
     ``anchors`` are models beside the policy by name: (shape, in host memory between passes); each rank has a whole copy.
+    ``bucket``: bytes of weights that are gathered at a time.
     """
     size = BYTES[dtype]
     always, optimizer_step, host = states(s, sharding, size)
@@ -376,7 +378,7 @@ def learner_memory(
         "backward through a layer": {**kept, **layer},
         "optimizer step": {"temporaries of AdamW": optimizer_step},
         "annotate": {"one layer without gradient": passing, "anchor that is offloaded": visiting},
-        "weight sync": {"one bucket of whole tensors": 2.0 * max(BUCKET_BYTES, size * s.head)},
+        "weight sync": {"one bucket of whole tensors": 2.0 * max(bucket, size * s.head)},
     }
     whole = {name: {**always, **extra} for name, extra in phases.items()}
     if sharding.stage == 3:  # nothing else is there yet

@@ -99,7 +99,7 @@ class Assumptions:
         float32: FLOP/s in float32 as a share of bfloat16's (torch does not use TF32 by default).
         host_memory: bytes/s of an offloaded optimizer step.
         store: bytes/s of Ray's object store from node to node. reserve: bytes of CUDA contexts, NCCL and libraries on a device.
-        slack: share of the rest that fragmentation may take.
+        slack: share of the rest that fragmentation may take. asleep: bytes that a sleeping engine keeps of its device.
         mean_share, prompt_share: mean response and prompt as shares of ``sampling.max_tokens`` and ``data.max_prompt_tokens``, if they are
             not given. sigma: spread of log lengths.
     """
@@ -113,6 +113,7 @@ class Assumptions:
     store: float = 2e9
     reserve: float = 1.5 * GIB
     slack: float = 0.05
+    asleep: float = 1.0 * GIB
     mean_share: float = 0.4
     prompt_share: float = 0.25
     sigma: float = 0.8
@@ -205,6 +206,14 @@ def learner_seconds(
         "optimizer": optimizer,
         "total": max(compute, communication) + optimizer,
     }
+
+
+def turn_seconds(s: Shape, gpu: Gpu, ranks: int, dtype: str) -> float:
+    """A device goes from learner to engine and back: the optimizer's float32 state (master weights, two moments) to the host and back, and
+    with LoRA the engine's frozen weights, too; then the weights within the device, read and written twice.
+    """
+    moved = 12.0 * s.trainable / ranks + (BYTES[dtype] * s.parameters if s.lora else 0)
+    return 2 * moved / gpu.host + 4 * BYTES[dtype] * s.parameters / gpu.hbm
 
 
 def sync_seconds(s: Shape, gpu: Gpu, a: Assumptions, engine_nodes: int, dtype: str) -> float:

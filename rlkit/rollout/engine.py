@@ -26,6 +26,7 @@ from rlkit.record.memory import peak
 from rlkit.types import Prompt, Rollout, Sampling
 
 UpdateMode = Literal["wait", "continue", "keep", "abort"]
+Transfer = Literal["store", "gloo", "nccl", "ipc"]
 
 
 class Aborted(RuntimeError):
@@ -40,6 +41,8 @@ class EngineSetup:
         path: the model, a folder or a hub name. max_model_len: tokens of a prompt and its response together, at most.
         tensor_parallel: devices of one engine. options: the section ``vllm``.
         lm: the learner's own model, where it is in this process and the engine ``shares`` it; else None.
+        transfer: how weights will come (``cluster.transfer``); only an engine that ``meets`` learners gets another than ``store``.
+        sleeps: whether it shares its devices with a learner and ``rests`` in the learner's turns.
     """
 
     path: str
@@ -49,6 +52,8 @@ class EngineSetup:
     tensor_parallel: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
     lm: Any = None
+    transfer: Transfer = "store"
+    sleeps: bool = False
 
 
 class Generates(Protocol):
@@ -68,11 +73,15 @@ class EngineSpec(Plug):
     """Base of every kind of engine. A user's own overrides :meth:`start`; its fields are keys of ``rollout.engine``.
 
     ``shares``: in the run's own process it generates with the learner's model where that is possible, so never while it is trained.
-    ``lasting``: requests can go on through a weight update (``rollout.pause: continue``).
+    ``lasting``: requests can go on through a weight update (``rollout.pause: continue``). ``meets``: it has vLLM's two methods ``meet``
+    and ``receive``, by which weights come from the learners themselves. ``rests``: it has ``sleep`` and ``wake``, with which it leaves its
+    devices to a learner.
     """
 
     shares: ClassVar[bool] = False
     lasting: ClassVar[bool] = False
+    meets: ClassVar[bool] = False
+    rests: ClassVar[bool] = False
 
     @property
     def label(self) -> str:
@@ -115,7 +124,8 @@ class Engine(ABC):
 
         ``wait``: they end before the update. ``continue``: they stop, keep their tokens, and go on under the new weights, which compute
         prompt and tokens so far once more. ``keep``: they go on with what the old weights have cached of them. ``abort``: they are lost,
-        and ``generate`` raises :class:`Aborted`. An engine that cannot stop may always ``wait``.
+        and ``generate`` raises :class:`Aborted`. An engine that cannot stop may always ``wait``. Called once more before
+        :meth:`end_update`, the update begins anew: the first one was cut off.
         """
 
     def load(self, packed: Mapping[str, Any]) -> None:

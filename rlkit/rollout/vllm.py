@@ -130,7 +130,11 @@ class VLLMEngine(Engine):
         max_model_len: int = 1024,
         options: Mapping[str, Any] | None = None,
         tensor_parallel: int = 1,
+        transfer: str = "store",
+        sleeps: bool = False,
     ) -> None:
+        import torch
+
         super().__init__()
         for key, value in environment().items():
             os.environ.setdefault(key, value)
@@ -144,10 +148,11 @@ class VLLMEngine(Engine):
             raise ConfigError(
                 f"vLLM could not be imported ({error}). {install('cpu', 'gpu')}, or set rollout.engine: hf."
             ) from None
-        from rlkit.rollout.vllm_weights import BACKEND, CheckpointNames, classes_unchanged, decoder_class, register
+        from rlkit.rollout.vllm_weights import BACKENDS, Extension, classes_unchanged, decoder_class
 
-        register()
-        self.limit, self._names = max_model_len, CheckpointNames(model)
+        self.limit = max_model_len
+        if sleeps and torch.cuda.is_available():
+            arguments["enable_sleep_mode"] = True
         self.endings = Endings.of(model, load_tokenizer(model))
         try:
             with classes_unchanged(decoder_class(model)):
@@ -155,8 +160,8 @@ class VLLMEngine(Engine):
                 self.engine = LLMEngine.from_engine_args(
                     EngineArgs(
                         tensor_parallel_size=tensor_parallel,
-                        weight_transfer_config=WeightTransferConfig(backend=BACKEND),
-                        **arguments,
+                        weight_transfer_config=WeightTransferConfig(backend=BACKENDS[transfer][0]),
+                        **{"worker_extension_cls": f"{Extension.__module__}.{Extension.__qualname__}", **arguments},
                     ),
                     usage_context=UsageContext.LLM_CLASS,
                 )
@@ -292,6 +297,8 @@ class VLLMEngine(Engine):
             self._settle()
             if mode == "abort":
                 self._abort()
+            if self._updating:
+                self.engine.collective_rpc("abandon_weight_update")
             self._updating, self._mode = True, mode
             self.engine.collective_rpc("start_weight_update")
 
@@ -317,8 +324,17 @@ class VLLMEngine(Engine):
             future.set_exception(Aborted("the request was aborted by a weight update"))
 
     def assign(self, tensors: Mapping[str, Tensor]) -> None:
-        named = self._names(dict(tensors))
-        self._submit(lambda: self.engine.collective_rpc("update_weights", kwargs={"update_info": {"tensors": named}}))
+        self.receive({"tensors": dict(tensors)})
+
+    def meet(self, info: Mapping[str, Any]) -> None:
+        """Joins the learner's group as vLLM's ``init_weight_transfer_engine`` has it."""
+        self._submit(
+            lambda: self.engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": dict(info)})
+        )
+
+    def receive(self, info: Mapping[str, Any]) -> None:
+        """Takes weights as vLLM's ``update_weights`` has it: those in ``info``, or what it announces."""
+        self._submit(lambda: self.engine.collective_rpc("update_weights", kwargs={"update_info": dict(info)}))
 
     def end_update(self, version: int) -> None:
         def resume() -> None:
@@ -332,6 +348,14 @@ class VLLMEngine(Engine):
                 admit()
 
         self._submit(resume)
+
+    def sleep(self, level: int) -> None:
+        """Gives up its memory of the device: 1, weights to the host; 2, altogether. Nothing runs then. A CPU's engine keeps all."""
+        self._submit(lambda: self.engine.sleep(level))
+
+    def wake(self, tags: Sequence[str] | None) -> None:
+        """Takes memory again: ``weights``, ``kv_cache`` or all; with the last of it, the engine runs again."""
+        self._submit(lambda: self.engine.wake_up(None if tags is None else list(tags)))
 
     def _set_version(self, version: int) -> None:
         self.version = version
@@ -353,6 +377,8 @@ class VLLM(EngineSpec):
     """``rollout.engine: vllm``; its settings are the section ``vllm``."""
 
     lasting = True
+    meets = True
+    rests = True
     label = "vllm"
 
     def start(self, setup: EngineSetup) -> VLLMEngine:
@@ -363,6 +389,8 @@ class VLLM(EngineSpec):
             max_model_len=setup.max_model_len,
             options=setup.options,
             tensor_parallel=setup.tensor_parallel,
+            transfer=setup.transfer,
+            sleeps=setup.sleeps,
         )
 
     def environment(self) -> dict[str, str]:

@@ -1,61 +1,91 @@
-"""vLLM's weight-transfer interface for tensors that are already in this process (or in Ray's object store).
+"""The engine's side of vLLM's weight-transfer interface.
 
-vLLM's own backends (nccl, ipc) are for GPUs. This one receives the tensors in the update itself; it works on every device.
+All backends load alike (:class:`Loading`); they differ in how the tensors come. ``rlkit`` takes them in the update itself, from this
+process or from Ray's object store, on every device. ``rlkit_gloo`` takes part in a group with the learner, over sockets. ``rlkit_nccl`` and
+``rlkit_ipc`` are vLLM's own receivers for GPUs (:mod:`rlkit.rollout.vllm_gpu`). Each of them also takes tensors in the update.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import torch
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from rlkit.errors import EngineError
+from rlkit.model.wire import Announced, GlooGroup
 
-BACKEND = "rlkit"
+BACKENDS = {  # what `cluster.transfer` calls them -> (name that vLLM knows, module, class)
+    "store": ("rlkit", __name__, "InProcessTransfer"),
+    "gloo": ("rlkit_gloo", __name__, "GlooTransfer"),
+    "nccl": ("rlkit_nccl", "rlkit.rollout.vllm_gpu", "NcclTransfer"),
+    "ipc": ("rlkit_ipc", "rlkit.rollout.vllm_gpu", "IpcTransfer"),
+}
 
 
 @dataclass
-class _Init(WeightTransferInitInfo):
-    pass
+class Given(WeightTransferUpdateInfo):
+    """An update that holds its tensors."""
 
-
-@dataclass
-class _Update(WeightTransferUpdateInfo):
     tensors: dict[str, Any] = field(default_factory=dict)
 
 
-class InProcessTransfer(WeightTransferEngine[_Init, _Update]):
-    """Loads each bucket through the model's own loader, layer by layer."""
+class Loading(WeightTransferEngine[Any, Any]):
+    """Loads what comes through the model's own loader, layer by layer, under the names of the model's files.
 
-    init_info_cls = _Init
-    update_info_cls = _Update
+    vLLM's receivers call ``self.model.load_weights``; between the start and the end of an update that is :meth:`_load`.
+    """
 
-    def init_transfer_engine(self, info: _Init) -> None:
-        pass
+    _names: CheckpointNames | None = None
+
+    def parse_update_info(self, update_dict: dict[str, Any]) -> Any:
+        return Given(**update_dict) if "tensors" in update_dict else super().parse_update_info(update_dict)
 
     def start_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
+        if self._names is None:
+            self._names = CheckpointNames(self.model_config.model)
         self._received: set[str] = set()
-        self._kernels = _take_cpu_expert_kernels(cast(Any, self.model))
+        self._kernels = _take_cpu_expert_kernels(self.model)
         initialize_layerwise_reload(self.model)
+        cast(Any, self.model).load_weights = self._load
 
-    def receive_weights(self, info: _Update) -> None:
-        self._received |= cast(Any, self.model).load_weights(list(info.tensors.items()))
+    def _load(self, tensors: Iterable[tuple[str, Any]]) -> set[str]:
+        assert self._names is not None
+        load = type(self.model).load_weights  # type: ignore[attr-defined]
+        found: set[str] = load(self.model, list(self._names(dict(tensors)).items()))
+        self._received |= found
+        return found
+
+    def receive_weights(self, update_info: Any) -> None:
+        if isinstance(update_info, Given):
+            self._load(update_info.tensors.items())
+        else:
+            self.receive(update_info)
+
+    def receive(self, update_info: Any) -> None:
+        """Takes tensors that are not in the update."""
+        raise EngineError("this engine takes weights in the update itself; set cluster.transfer: store.")
 
     def finish_weight_update(self) -> None:
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
-
         lost = _lost(self.model, self._received)
         if lost:
             raise EngineError(
                 f"vLLM's {type(self.model).__name__} cannot take new weights while it runs: its loader writes {lost[0]}"
                 f"{f' and {len(lost) - 1} others' if len(lost) > 1 else ''} where nobody reads. Set rollout.engine: hf."
             )
+        self.settle()
+
+    def settle(self) -> None:
+        """Puts all that has come into its place. After an update that was cut off, what came of it, so that another can begin."""
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        del cast(Any, self.model).load_weights
         finalize_layerwise_reload(self.model, self.model_config)
         _repack_cpu_linear(self.model, self._received)
         for method, kernel in self._kernels:
@@ -63,7 +93,86 @@ class InProcessTransfer(WeightTransferEngine[_Init, _Update]):
                 method.moe_kernel = kernel
 
     def shutdown(self) -> None:
+        """Ends the connection with the learners."""
+
+
+@dataclass
+class _NoInit(WeightTransferInitInfo):
+    pass
+
+
+class InProcessTransfer(Loading):
+    """Tensors come in the update, a bucket at a time."""
+
+    init_info_cls = _NoInit
+    update_info_cls = Given
+
+    def init_transfer_engine(self, init_info: _NoInit) -> None:
         pass
+
+
+@dataclass
+class GlooInit(WeightTransferInitInfo):
+    """As vLLM's ``NCCLWeightTransferInitInfo``: this engine's devices have the ranks from ``rank_offset`` on in a group of ``world_size``.
+
+    ``bucket``: bytes of one broadcast. ``timeout``: seconds of each wait.
+    """
+
+    master_address: str
+    master_port: int
+    rank_offset: int
+    world_size: int
+    bucket: int
+    timeout: float
+
+
+@dataclass
+class Announcement(WeightTransferUpdateInfo):
+    """As vLLM's ``NCCLWeightTransferUpdateInfo``: what will come, in order."""
+
+    names: list[str]
+    dtype_names: list[str]
+    shapes: list[list[int]]
+
+
+class GlooTransfer(Loading):
+    """vLLM's NCCL receiver, over gloo: the same meeting, the same announcement, and broadcasts of many tensors at once."""
+
+    init_info_cls = GlooInit
+    update_info_cls = Announcement
+    _group: GlooGroup | None = None
+
+    def init_transfer_engine(self, init_info: GlooInit) -> None:
+        self.shutdown()
+        parallel, i = self.parallel_config, init_info
+        rank = i.rank_offset + parallel.data_parallel_index * parallel.world_size + parallel.rank
+        self._bucket = i.bucket
+        self._group = GlooGroup(i.master_address, i.master_port, rank, i.world_size, i.timeout)
+
+    def receive(self, update_info: Announcement) -> None:
+        assert self._group is not None
+        told = zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
+        announced = (Announced(n, getattr(torch, d), tuple(s)) for n, d, s in told)
+        for tensors in self._group.receive(announced, self._bucket):
+            self._load(tensors)
+
+    def shutdown(self) -> None:
+        if self._group is not None:
+            self._group.close()
+            self._group = None
+
+
+class Extension:
+    """What vLLM's workers have besides. Its module registers the backends wherever a worker runs, in processes of vLLM's own, too."""
+
+    def abandon_weight_update(self) -> None:
+        """Gives up an update that was cut off; the next one must send again all that this one should have."""
+        from vllm.config import set_current_vllm_config
+
+        worker: Any = self
+        with set_current_vllm_config(worker.vllm_config):
+            worker.weight_transfer_engine.settle()
+        worker._weight_update_active = False
 
 
 def _repack_cpu_linear(model: Any, received: set[str]) -> None:
@@ -146,6 +255,10 @@ def classes_unchanged(cls: type) -> Iterator[None]:
 
 
 def register() -> None:
-    """Makes the backend known to vLLM; safe to call again."""
-    if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, InProcessTransfer)
+    """Makes the backends known to vLLM; safe to call again."""
+    for name, module, cls in BACKENDS.values():
+        if name not in WeightTransferEngineFactory._registry:
+            WeightTransferEngineFactory.register_engine(name, module, cls)
+
+
+register()

@@ -328,7 +328,7 @@ def test_an_engine_that_cannot_read_what_a_dead_learner_made_says_that_a_worker_
     """Ray tells it as the error of the engine's call, whose cause may be wrapped once more."""
     from ray.exceptions import ActorDiedError, RayTaskError
 
-    engines = RayWorkers(lambda: (None, None), 0, Cluster(), "engine")
+    engines = RayWorkers(lambda index: (None, None), 0, Cluster(), "engine")
     died: Future[Any] = Future()
     died.set_exception(RayTaskError("do", "trace", RayTaskError("do", "trace", ActorDiedError())))
     raised: Future[Any] = Future()

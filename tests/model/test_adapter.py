@@ -176,7 +176,9 @@ def test_an_export_that_lacks_what_was_trained_is_found_before_training(
 
     def stale(name: str) -> Export:
         layer = next((n for n in layers if name.startswith(f"{n}.")), "")
-        return Export(name, (), 0, lambda: layers[layer].get_base_layer().get_parameter(name[len(layer) + 1 :]))
+        return Export(
+            name, (), torch.float32, (), lambda: layers[layer].get_base_layer().get_parameter(name[len(layer) + 1 :])
+        )
 
     with pytest.raises(
         ModelError, match=r"would be exported for model.layers.0.* lack 100% of what the adapter does there"

@@ -249,3 +249,23 @@ def test_the_command_line_says_whether_it_fits(
         == 0
     )
     assert main(["plan", str(path), "--gpu", "H1000"]) == 2 and "Did you mean H100" in capsys.readouterr().err
+
+
+def test_engines_and_learners_on_the_same_devices_by_turns(small: dict[str, Any]) -> None:
+    p = plan(big(small), "H100", 1, 8, SMALL, prompt_tokens=200, mean_length=800, growth=False)
+    found = p.together
+    assert found is not None and found.fits and found.layout.gpus == found.layout.engines == found.layout.learners == 8
+    keys = found.layout.keys()
+    assert "cluster.colocate=true" in keys and keys in str(p) and "8 GPUs, by turns" in str(p)
+    assert found.step == pytest.approx(found.seconds["generate"] + found.seconds["learner"] + found.seconds["sync"])
+    # An engine has the device without the learner's weights, and the learner has it without a sleeping engine's rest.
+    a, gpu = Assumptions(), GPUS["H100"]
+    shards = 8 if found.layout.sharding.stage == 3 else 1
+    kept = 2 * p.shape.parameters / shards
+    assert found.engine.capacity == min(a.capacity(gpu) - kept, found.layout.utilization * gpu.memory)
+    assert found.learner.capacity == a.capacity(gpu) - a.asleep
+    shared = {"colocate": True, "engines": 8, "learners": 8}
+    again = plan(big(small, cluster=shared), "H100", 1, 8, SMALL, growth=False)
+    assert again.asked.layout.turns and again.asked_gpus == 8
+    ahead = {"engine": "vllm", "prompts": 64, "n": 8, "max_lag": 1}
+    assert plan(big(small, rollout=ahead), "H100", 1, 8, SMALL, growth=False).together is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,9 @@ def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def moved(run: Any, path: Path) -> Learner:
+def moved(run: Any, path: Path, bucket: int = 64 << 20) -> Learner:
     """A learner whose trained parameters, all of them, are not where they started."""
-    learner = Learner(run.learner_setup(str(path), frozenset()))
+    learner = Learner(dataclasses.replace(run.learner_setup(str(path), frozenset()), bucket=bucket))
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in learner.policy.parameters():
@@ -125,10 +126,9 @@ def test_what_engines_could_not_follow_is_refused(
 
 
 def test_an_engine_that_starts_with_other_weights_has_all_of_them_after_the_first_publish(
-    small: dict[str, Any], tiny: Path, monkeypatch: pytest.MonkeyPatch
+    small: dict[str, Any], tiny: Path
 ) -> None:
     """vLLM with weights of its own, an adapter on a part of fused matrices that lie in several buckets, a tied output layer."""
-    monkeypatch.setattr("rlkit.learner.learner.BUCKET_BYTES", 1 << 14)
     run = make_run(
         {
             **small,
@@ -137,7 +137,7 @@ def test_an_engine_that_starts_with_other_weights_has_all_of_them_after_the_firs
             "peft": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "gate_proj"]},
         }
     )
-    learner = moved(run, tiny)
+    learner = moved(run, tiny, bucket=1 << 14)
     learners = LearnerGroup(LocalWorkers(learner), learner.setup)
     assert len(learners.buckets(everything=False)) > 8
     engine = VLLMEngine(str(tiny), max_model_len=64, options={"load_format": "dummy"})

@@ -1,0 +1,205 @@
+"""Weights that go from the learners to the engines themselves, through vLLM's interface for trainers.
+
+Every rank gathers the same buckets in the same order (:class:`Source`); rank 0 sends them. Both are vLLM's: what is sent, when engines are
+told, and the group in which it happens (``WeightTransferTrainerFactory``), with NCCL between GPUs, with a buffer that processes on one GPU
+share (``ipc``), and over sockets (``gloo``, which is ours).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rlkit.errors import EngineError, WorkerTimeout, first_line
+from rlkit.learner.backend import free_port
+from rlkit.model.export import Export
+from rlkit.model.wire import Announced
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Who takes part in a transfer, and how; another one is another group of processes.
+
+    Attributes:
+        backend: ``gloo``, ``nccl``, ``ipc``. members: (engine, which life of it). devices: of each engine.
+        bucket: bytes that are gathered and sent at a time. timeout: seconds until all of the weights must have arrived.
+    """
+
+    backend: str
+    members: tuple[tuple[int, int], ...]
+    devices: int
+    bucket: int
+    timeout: float
+
+    @property
+    def world(self) -> int:
+        """Learner rank 0, and the devices of the engines after it."""
+        return 1 + len(self.members) * self.devices
+
+
+class Client(Protocol):
+    """vLLM's ``VLLMWeightSyncClient``, and what it knows when a transfer fails."""
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
+
+    def start_weight_update(self) -> None: ...
+
+    def update_weights(self, update_info: Any) -> None: ...
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None: ...
+
+    def failed(self) -> str | None:
+        """Which engine has failed, and how."""
+        ...
+
+    def missing(self) -> str:
+        """Which engines have not answered yet."""
+        ...
+
+
+class Source:
+    """vLLM's ``WeightSource``: what learners export, without gathering (``metadata``) and whole (iteration, a collective of all ranks).
+
+    A bucket is gathered on all ranks before any of it is handed out, and handed out before the next one is gathered: a collective of the
+    learners never runs beside one with the engines, which on GPUs can wait for each other.
+
+    Args:
+        buckets: the exports in the order in which they travel. whole: inside, what they are made of is whole.
+    """
+
+    def __init__(
+        self,
+        buckets: Sequence[Sequence[Export]],
+        whole: Callable[[Sequence[Export]], contextlib.AbstractContextManager[Any]],
+    ) -> None:
+        self.buckets, self.whole = buckets, whole
+        self._under_way: Iterator[tuple[str, Tensor]] = iter(())
+
+    def metadata(self) -> list[Announced]:
+        return [Announced(e.name, e.dtype, e.shape) for bucket in self.buckets for e in bucket]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        self._under_way = self._gathered()
+        return self._under_way
+
+    def _gathered(self) -> Iterator[tuple[str, Tensor]]:
+        for bucket in self.buckets:
+            with self.whole(bucket):
+                for e in bucket:
+                    with torch.no_grad():
+                        value = e.value().detach()
+                    if value.dtype != e.dtype or tuple(value.shape) != e.shape:
+                        raise EngineError(
+                            f"{e.name} was announced to the engines as {e.dtype} {list(e.shape)} and is {value.dtype} {list(value.shape)}. "
+                            "Set cluster.transfer: store, which announces nothing."
+                        )
+                    yield e.name, value
+
+    def drain(self) -> None:
+        """Gathers what was not handed out, because other ranks do: they wait for this one.
+
+        Raises:
+            WorkerTimeout: it is being gathered all this time.
+        """
+        try:
+            for _ in self._under_way:
+                pass
+        except ValueError as error:  # Python's, where another thread is in it
+            raise WorkerTimeout("learner rank 0 still waits for weights of the other ranks.") from error
+
+
+class Sender:
+    """One rank's part in transfers. The group of a :class:`Meeting` is kept as long as the meeting is the same."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self._meeting: Meeting | None = None
+        self._trainer: Any = None
+
+    def send(self, source: Source, client: Client, meeting: Meeting) -> str | None:
+        """Sends all of ``source`` to the engines of the meeting, which wait for an update; what failed, if something did.
+
+        It is not raised: this rank and its weights are as good as before.
+        """
+        if self.rank and meeting.backend != "ipc":  # vLLM's trainers ask no more of it
+            for _ in source:
+                pass
+            return None
+        done: Future[None] = Future()
+
+        def work() -> None:
+            try:
+                self._send(source, client, meeting)
+                done.set_result(None)
+            except BaseException as error:  # as a sentence for whoever waits
+                done.set_exception(error)
+
+        # A thread, because NCCL waits for ever for a device that is gone.
+        threading.Thread(target=work, name="send-weights", daemon=True).start()
+        end = time.monotonic() + meeting.timeout
+        while not done.done() and client.failed() is None and time.monotonic() < end:
+            wait([done], timeout=0.5)
+        if done.done() and done.exception() is None:
+            return None
+        told = client.failed()
+        if told is None and done.done():
+            told = f"{first_line(done.exception() or EngineError())} ({client.missing()})"
+        self.close()
+        source.drain()
+        return (
+            told
+            or f"the weights had not arrived after {meeting.timeout:g} s (cluster.sync_timeout): {client.missing()}"
+        )
+
+    def _send(self, source: Source, client: Client, meeting: Meeting) -> None:
+        if meeting != self._meeting:
+            self.close()
+            self._trainer = trainer(source, client, meeting, self.rank)
+            self._meeting = meeting
+        self._trainer.client, self._trainer.source = client, source
+        self._trainer.send_weights()
+
+    def close(self) -> None:
+        """Leaves the group; engines that wait in it hear of that."""
+        left, self._trainer, self._meeting = self._trainer, None, None
+        if left is not None:
+            left.shutdown()
+
+
+def trainer(source: Source, client: Client, meeting: Meeting, rank: int) -> Any:
+    """vLLM's ``TrainerWeightTransferEngine`` of the meeting's backend, which the engines have joined."""
+    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+
+    largest = max(x.numel * x.dtype.itemsize for x in source.metadata())
+    # Ranks are told by Ray where rank 0 listens for them; engines find it in the same place.
+    where: dict[str, Any] = {
+        "master_address": os.environ.get("MASTER_ADDR", "127.0.0.1"),
+        "master_port": free_port(),
+        "world_size": meeting.world,
+    }
+    info: Any
+    if meeting.backend == "nccl":
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+        # One buffer: with two, the next bucket would be gathered while the last one is being sent.
+        info = NCCLTrainerInitInfo(
+            **where, packed=True, packed_buffer_size_bytes=meeting.bucket, packed_num_buffers=1, rank=rank
+        )
+    elif meeting.backend == "ipc":
+        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+
+        info = IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=max(meeting.bucket, largest), rank=rank)
+    else:
+        from rlkit.learner.gloo import GlooTrainerInit
+
+        info = GlooTrainerInit(**where, bucket=meeting.bucket, timeout=meeting.timeout, rank=rank)
+    return WeightTransferTrainerFactory.trainer_init(init_info=info, client=client, source=source)  # type: ignore[arg-type]
