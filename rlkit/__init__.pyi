@@ -9,6 +9,7 @@ from rlkit.commands.convert import convert
 from rlkit.commands.doctor import doctor
 from rlkit.commands.evaluate import evaluate
 from rlkit.commands.filter import filter
+from rlkit.commands.gpu_check import gpu_check
 from rlkit.commands.init import init
 from rlkit.commands.merge import merge
 from rlkit.commands.metrics import compare, metrics
@@ -153,6 +154,7 @@ __all__ = [
     "plan",
     "probe",
     "doctor",
+    "gpu_check",
     "train",
     "steps",
     "evaluate",

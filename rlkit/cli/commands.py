@@ -626,19 +626,37 @@ class Convert(Command):
 
 
 class Doctor(Command):
-    """Say what this machine has and what of it will hurt a run; exit code 1 if something stops every run."""
+    """Say what this machine has and what of it will hurt a run; exit code 1 if something stops every run, or a part of --gpu failed."""
 
     name = "doctor"
 
     @staticmethod
     def arguments(p: Parser) -> None:
-        pass
+        p.add_argument(
+            "--gpu",
+            action="store_true",
+            help="also try what rlkit does on GPUs by every way that this machine has, and report in Markdown",
+        )
+        p.add_argument("--short", action="store_true", help="with --gpu: what takes seconds, without Ray and vLLM")
+        p.add_argument("--model", help="with --gpu: a real model to train for twenty steps, a folder or a hub name")
+        p.add_argument("--out", metavar="FILE", help="with --gpu: where to write the report (default: the screen)")
 
     @staticmethod
     def run(a: Namespace) -> int:
-        found = rk.doctor()
-        print(found)
-        return 0 if found.works else 1
+        if not a.gpu:
+            if a.short or a.model or a.out:
+                raise ConfigError("--short, --model and --out belong to --gpu.")
+            found = rk.doctor()
+            print(found)
+            return 0 if found.works else 1
+        if a.out:
+            require_file(a.out, "--out")
+        report = rk.gpu_check(a.model, short=a.short, say=functools.partial(print, file=sys.stderr, flush=True))
+        if a.out:
+            report.write(a.out)
+        else:
+            print(report)
+        return 0 if report.passed else 1
 
 
 class Submit(Command):

@@ -104,3 +104,4 @@ def test_this_machine_is_looked_at_and_secrets_are_not_shown(
     assert m.variables["https_proxy"] == "set" and "secret" not in str(found)
     assert main(["doctor"]) == (0 if found.works else 1)
     assert "shared memory" in capsys.readouterr().out
+    assert main(["doctor", "--short"]) == 2

