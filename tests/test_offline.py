@@ -17,7 +17,7 @@ from torch import Tensor
 import rlkit as rk
 from rlkit.data.stored import StoredRows
 from rlkit.data.tasks import Sorting
-from rlkit.errors import ConfigError, DataError, InputError
+from rlkit.errors import ConfigError, DataError, InputError, ModelError
 from rlkit.learner.learner import Learner
 from rlkit.model.load import load_lm, load_tokenizer
 from rlkit.model.policy import PolicyModel, evaluate_new
@@ -304,6 +304,13 @@ def test_what_does_not_fit_is_said_before_anything_is_made(offline: dict[str, An
     change, says = WRONG[name]
     with pytest.raises(InputError, match=says):
         rk.train(rk.load({**offline, **change}), quiet=True)
+    assert not Path(offline["out"]).exists()
+
+
+def test_a_reference_with_another_tokenizer_is_refused(offline: dict[str, Any], tmp_path: Path) -> None:
+    other = make_tiny(tmp_path / "other", "abcdefghijk", hidden=64, layers=2, heads=2, kv_heads=1)
+    with pytest.raises(ModelError, match="reference.path"):
+        rk.train(rk.load({**offline, "reference": {"type": "Frozen", "path": str(other)}}), quiet=True)
     assert not Path(offline["out"]).exists()
 
 

@@ -8,7 +8,7 @@ the tokenizer's own template; the response ends with the token that ends a respo
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -174,7 +174,7 @@ def _two_classes(rows: Sequence[tuple[Example, ...]], key: str) -> None:
         )
 
 
-class _Reader:
+class _Reader(ABC):
     """What a row holds, as examples; a text says why it cannot be learned from."""
 
     def __init__(self, spec: Offline, render: Renderer, encode: Encoder, tokenizer: Any, end: int) -> None:
