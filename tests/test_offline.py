@@ -309,7 +309,7 @@ def test_what_does_not_fit_is_said_before_anything_is_made(offline: dict[str, An
 
 def test_a_reference_with_another_tokenizer_is_refused(offline: dict[str, Any], tmp_path: Path) -> None:
     other = make_tiny(tmp_path / "other", "abcdefghijk", hidden=64, layers=2, heads=2, kv_heads=1)
-    with pytest.raises(ModelError, match="reference.path"):
+    with pytest.raises(ModelError, match=r"reference\.path"):
         rk.train(rk.load({**offline, "reference": {"type": "Frozen", "path": str(other)}}), quiet=True)
     assert not Path(offline["out"]).exists()
 
