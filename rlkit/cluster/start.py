@@ -43,7 +43,7 @@ def start(
     # One that shares its device cannot be started while a learner fills it.
     restarts = 0 if cluster.colocate else cluster.restarts
     groups = LearnerGroup(learners, learning), EngineGroup(engines, restarts, report)
-    if cluster.colocate:
+    if cluster.colocate and spec is not None:
         take_turns(*groups)
     ray.check_shared(learners, folder)
     return groups
