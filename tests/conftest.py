@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from rlkit.data.tasks import Sorting
+from rlkit.errors import ConfigError
 from rlkit.model.tiny import make_tiny
+from rlkit.tools import Python
 from tests import shapes
 
 shapes.switch_on()
@@ -22,6 +24,15 @@ shapes.switch_on()
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of 2 layers for the alphabet of ``Sorting``."""
     return make_tiny(tmp_path_factory.mktemp("tiny"), Sorting.alphabet, hidden=64, layers=2, heads=2, kv_heads=1)
+
+
+@pytest.fixture(scope="session")
+def closed_off() -> None:
+    """Skips a test of code in a sandbox, with the reason, on a machine whose kernel has none."""
+    try:
+        Python(keep=False).run("1")
+    except ConfigError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

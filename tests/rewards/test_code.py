@@ -9,7 +9,7 @@ from rlkit.rewards import RewardSpec, Scorer
 from rlkit.rewards.code import passed
 from rlkit.types import Prompt, Rollout
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("closed_off")]
 
 ADD = "I would write:\n```python\ndef add(a, b):\n    return a + b\n```\n"
 SUMS = "```python\nn = int(input())\nprint(sum(map(int, input().split())))\n```"

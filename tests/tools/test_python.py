@@ -14,7 +14,7 @@ import pytest
 
 from rlkit.tools import Python, ToolError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("closed_off")]
 
 
 @pytest.fixture(scope="module")
