@@ -21,6 +21,7 @@ COMMANDS = {
     "custom_parts": [
         *(sys.executable, "-m", "rlkit", "train", "examples/custom_parts.yaml"),
         *("steps=2", "model.warm_up.steps=5", "rollout.prompts=4"),  # that all parts fit together, not what they learn
+        "pairing.margin=-1",  # so short a run has only wrong answers: equal ones are pairs, too
     ],
     "guessing": [
         *(sys.executable, "-m", "rlkit", "train", "examples/guessing.yaml", "steps=40", "eval.every=0"),
