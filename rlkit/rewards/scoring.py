@@ -143,7 +143,9 @@ class Scorer:
                 )
             # The options of a built-in reward come from `args` alone: a data column that happens to be called `mode` must not set one.
             offered = ALWAYS if isinstance(spec.fn, str) and spec.fn in BUILTIN else available
-            self._names.append(parameters(fn, sorted({*offered, *spec.args}), spec.label))
+            names = parameters(fn, sorted({*offered, *spec.args}), spec.label)
+            # All responses to a prompt are much to send: a reward that takes **anything has to ask for them by name.
+            self._names.append([n for n in names if n != "responses" or n in takes or n in columns])
             if is_async(fn):
                 self._waits.add(len(functions))
             if isinstance(spec.fn, str) and ".py:" in spec.fn:
