@@ -20,7 +20,7 @@ def convert(
     """What a configuration means here; ``str`` of it is the file.
 
     Args:
-        source: a YAML file, a shell script with ``key=value`` words, these words, or a mapping (``vars(GRPOConfig(...))``).
+        source: a YAML file, a shell script with ``key=value`` words, these words, or a mapping (the keywords of ``GRPOConfig(...)``).
         kind: whose it is; None: verl's where keys have its sections, else TRL's.
         processes: how many processes TRL was launched with.
 

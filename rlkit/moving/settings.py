@@ -121,8 +121,13 @@ class Draft:
             self.left.append(LeftOut(key, given.get(key), why))
 
     def done(self, source: str, given: Given, reasons: Mapping[str, str]) -> Converted:
-        """``reasons`` by pattern for keys that nobody read; an empty one is a matter of that library alone and is not named."""
+        """``reasons`` by pattern for keys that nobody read; an empty one is a matter of that library alone and is not named.
+
+        Nor are keys without a value, or with one that says no: the arguments of a Python object have hundreds of them.
+        """
         for key, value in given.unread().items():
+            if value is None or value is False or value in ("", [], {}):
+                continue
             why = next((why for pattern, why in reasons.items() if fnmatch.fnmatchcase(key, pattern)), None)
             if why != "":
                 self.left.append(LeftOut(key, value, why or "rlkit convert does not know this key"))

@@ -22,6 +22,7 @@ ELSEWHERE = (
 DPO = ("label_smoothing", "precompute_ref_log_probs", "f_divergence_type", "ld_alpha", "max_length", "loss_weights")
 REWARDS = {"accuracy_reward": "math"}
 REASONS = {
+    "_*": "",  # of the object, not of its user
     "per_device_eval_batch_size": "",
     "logging_*": "",  # rlkit writes every number of every step
     "log_*": "",
@@ -148,8 +149,11 @@ def _batch(given: Given, draft: Draft, processes: int) -> int:
     window = given.number("per_device_train_batch_size", 8) * processes
     several = given.number("steps_per_generation")
     size = given.number("generation_batch_size")
-    if several is not None and size is not None:
-        raise ConfigError("generation_batch_size and steps_per_generation say the same twice: leave one of them out.")
+    if several is not None and size is not None and size != window * several:
+        raise ConfigError(
+            f"generation_batch_size is {size}, and per_device_train_batch_size * processes * steps_per_generation is {window * several}: "
+            "name the number of processes (--processes), or leave one of them out."
+        )
     if several is None:
         several = accumulate if size is None else quotient(size, window, "generation_batch_size")
     draft.set("rollout.prompts", quotient(window * several, n, "the batch of a generation (num_generations)"))

@@ -64,6 +64,8 @@ def test_sizes_terms_and_schedule_become_those_of_a_run() -> None:
 def test_what_cannot_be_carried_over_is_named() -> None:
     found = converted()
     assert {x.key for x in found.left_out} == {"min_p", "something_new"}
+    as_an_object_has_them = converted(generation_batch_size=128, label_names=None, something_off=False, _n_gpu=1)
+    assert as_an_object_has_them == found
     text = str(found)
     assert "# Not carried over: min_p: 0.05: the distribution that is trained must be the one that is sampled" in text
     assert "# Not carried over: something_new: 3: rlkit convert does not know this key" in text
@@ -125,6 +127,7 @@ def test_entropy_and_a_reference_that_follows() -> None:
     [
         ({"loss_type": "vespo"}, "loss_type: 'vespo' has no counterpart"),
         ({"num_generations": 7}, r"the batch of a generation \(num_generations\): 128 is not a multiple of 7"),
+        ({"generation_batch_size": 64}, r"generation_batch_size is 64, .* is 128: name the number of processes"),
         ({"desirable_weight": 1.0}, "desirable_weight: rlkit convert reads configurations of GRPO and DPO"),
         ({"learning_rate": "fast"}, "learning_rate: found 'fast', expected a number"),
     ],
