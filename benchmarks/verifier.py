@@ -257,7 +257,7 @@ def write_graded(tallies: Tallies, files: list[str]) -> None:
         "# Answers as chat models write them\n\n"
         f"Made by `python benchmarks/verifier.py graded` from `graded.py` and `graded_sets.py` (seed 0){sets}.\n"
         "Each cell: agreement with the known grade, and wrong answers that were accepted. math-verify has its defaults and the reference as `$...$`.\n"
-        "rlkit's second column has warm caches; its speed is in the first.\n\n"
+        "rlkit's second column has warm caches; its speed is in the first. Seconds are CPU time; a machine that is busy with other work slows all alike.\n\n"
         "The verifier was written with the tuned styles in view. The held-out ones and the four sets were written before they were run, and what a first\n"
         "run missed was mended afterwards, so the table says what is left, and not what to expect of an answer in a style that nobody thought of.\n"
         "That is what first runs say, in the order in which they were made:\n\n"
