@@ -245,22 +245,29 @@ def packing(given: Given) -> str:
 
 
 def transfer(given: Given) -> str:
-    """Three steps on Ray by every way that weights can take here; the parity probe judges each."""
+    """Three steps on Ray by every way that weights can take here, and by turns on one device; the parity probe judges each."""
     machine = doctor()
     _vllm(machine)
     if "ray" not in machine.machine.versions:
         raise Skipped("Ray is not installed")
     gpus, lines = len(machine.machine.gpus), []
-    ways: dict[str, dict[str, Any]] = {"store": {}, "gloo": {}, "nccl": {}, "ipc": {"gpus": 0.5}}
-    for way, more in ways.items():
-        lacks = "a GPU for the engine and one for the learner" if way == "nccl" else "a GPU"
-        if (way == "nccl" and gpus < 2) or (way == "ipc" and not gpus):
-            lines.append(f"* {way}: skipped, it needs {lacks}")
+    half = {"gpus": 0.5} if gpus == 1 else {}  # engine and learner beside each other
+    ways: dict[str, dict[str, Any]] = {
+        "store": {"transfer": "store", **half},
+        "gloo": {"transfer": "gloo", **half},
+        "nccl": {"transfer": "nccl"},
+        "turns (cluster.colocate; ipc on a GPU)": {"colocate": True},
+    }
+    for way, cluster in ways.items():
+        if way == "nccl" and gpus < 2:
+            lines.append(f"* {way}: skipped, it needs a GPU for the engine and one for the learner")
             continue
-        cluster = {"cpus": 0.5, "transfer": way, **({"gpus": 0.5} if gpus == 1 else {}), **more}
-        shared = {"gpu_memory_utilization": 0.3} if cluster.get("gpus") == 0.5 and gpus else {}
-        rollout = {"engine": "vllm", "prompts": 8, "n": 4}
-        lines.append(f"* {way}: {_told(_train({'cluster': cluster, 'rollout': rollout, 'vllm': shared}))}")
+        settings = {
+            "cluster": {"cpus": 0.5, **cluster},
+            "rollout": {"engine": "vllm", "prompts": 8, "n": 4},
+            "vllm": {"gpu_memory_utilization": 0.3} if gpus else {},
+        }
+        lines.append(f"* {way}: {_told(_train(settings))}")
     return "\n".join(lines)
 
 
