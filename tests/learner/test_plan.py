@@ -180,9 +180,9 @@ def test_cutting_keeps_groups_whole_and_respects_the_token_limit() -> None:
 
 def test_rows_of_a_group_with_other_prompts_do_not_count_as_sharing_one() -> None:
     def row(begin: int, episode: int) -> Rollout:
-        prompt = Prompt(str(begin), tuple(range(begin, begin + 10)), "")
+        prompt = Prompt("a", tuple(range(begin, begin + 10)), "")
         return Rollout(prompt, [4, 5], [True] * 2, [0.0] * 2, [0, 0], "stop", episode=episode)
 
     b = Batch.from_rollouts([row(3, 0), row(4, 0), row(3, 1)])
-    shards, _ = cut(b, 1, 14, packed=True)
-    assert [m.prompt for m in shards[0]] == [("3", "3"), ("4",)], "14 tokens and 12"
+    shards, rows = cut(b, 1, 14, packed=True)
+    assert [m.S for m in shards[0]] == [2, 1] and rows[0].tolist() == [0, 2, 1], "14 tokens and 12"
