@@ -89,9 +89,8 @@ class Run(Bounded):
     eval: EvalSection = field(default_factory=EvalSection)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     log: LogSection = field(default_factory=LogSection)
-    origins: dict[str, str] = field(
-        default_factory=dict, init=False, compare=False, repr=False
-    )  # no key: where values were read
+    # Where values were read; no key.
+    origins: dict[str, str] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -74,9 +74,7 @@ class Rollout:
     error: str | None = None  # why there is no reward (a verifier that raised or timed out)
     ref_logp: list[float] | None = None  # [T] stored reference log-probs
     episode: int | None = None  # which of its group's episodes it is a part of
-    turn: list[int] | None = (
-        None  # [T] which generation of the episode sampled the token, -1 for none; None: all of one
-    )
+    turn: list[int] | None = None  # [T] the generation that sampled the token, -1 for none; None: all of one
     earned: list[float] | None = None  # [T] the part of the reward that single tokens earned: a turn's, at its last
     transcript: str = ""  # the episode as people read it
 

@@ -81,9 +81,7 @@ class Batch:
     adv: PerToken | None = None
     returns: PerToken | None = None  # what the value function is trained towards
     weight: PerToken | None = None  # detached train/inference correction, see objective.corrections
-    episode: PerSequence | None = (
-        None  # sequences of one number share credit and stand together; None: each is by itself
-    )
+    episode: PerSequence | None = None  # those of one number share credit and stand together; None: each is by itself
     cols: Mapping[str, PerSequence] = field(default_factory=dict)  # prompt columns, e.g. v_star; rewards as part:NAME
     norm: Annotated[Tensor, "terms S"] | None = None  # weight of each token of a sequence in each term's mean
     marks: Mapping[str, PerToken] = field(default_factory=dict)  # what a term's `mark` says of each token, by its name
@@ -92,9 +90,7 @@ class Batch:
     length: PerSequence | None = None  # prompt + response tokens; sums to L
     action: PerToken | None = None  # index into [L] of each action token
     prompt: tuple[str, ...] = ()  # ids of the sequences' prompts, for messages; () where nobody knows them
-    pairs: Annotated[Tensor, "P two"] | None = (
-        None  # the sequences (better, worse) of each pair, both of one group; None: no pairs
-    )
+    pairs: Annotated[Tensor, "P two"] | None = None  # the sequences (better, worse) of each pair, both of one group
     idle: bool = False  # a copy of some row with weight 0: its rank takes part in the collectives and adds nothing
 
     def replace(self, **changes: Any) -> Batch:

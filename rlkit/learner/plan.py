@@ -59,9 +59,7 @@ def pack(
     longest = [max(sizes[r] for r in unit) for unit in units]
     blocks: list[list[Unit]] = []
     first = rows = 0  # of the last block: its longest row, and how many it has
-    for k in torch.argsort(
-        torch.tensor(longest), descending=True
-    ).tolist():  # equal lengths end up together, so padding is small
+    for k in torch.argsort(torch.tensor(longest), descending=True).tolist():  # equal lengths together: little padding
         unit = units[k]
         if blocks and first * (rows + len(unit)) <= max_tokens:
             blocks[-1].append(unit)

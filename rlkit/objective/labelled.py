@@ -76,9 +76,8 @@ class KTO(LabelTerm):
     def __call__(self, new: New, b: Batch) -> PerSequence:
         moved, z0 = log_ratio(new, b), b.seq_mean(b.marks[self.name])
         r = self.beta * (moved - z0 if self.variant == "kto" else moved + moved.detach().sign() * z0)
-        return torch.where(
-            self.good(b), self.desirable * torch.sigmoid(-r), self.undesirable * torch.sigmoid(r)
-        )  # 1 - sigmoid(x) = sigmoid(-x)
+        # 1 - sigmoid(x) = sigmoid(-x)
+        return torch.where(self.good(b), self.desirable * torch.sigmoid(-r), self.undesirable * torch.sigmoid(r))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,8 @@ class World:
 
     def __init__(self, sampled: Sampled = "on-policy", seed: int = 0, distance: float = 0.6) -> None:
         g = torch.Generator().manual_seed(seed)
-        inner = [
-            p for t in range(LONGEST) for p in itertools.product(range(1, V), repeat=t)
-        ]  # prefixes that have not ended
+        # Prefixes that have not ended.
+        inner = [p for t in range(LONGEST) for p in itertools.product(range(1, V), repeat=t)]
         self.row = {p: i for i, p in enumerate(inner)}
         self.responses = [(*p, c) for p in inner for c in range(V) if c == 0 or len(p) == LONGEST - 1]
         rows = [self.row[y[:t]] for y in self.responses for t in range(len(y))]

@@ -41,9 +41,8 @@ def _passes(code: str, test: str | Mapping[str, Any], left: float, memory: float
     if left <= 0:
         return False
     if isinstance(test, str):
-        sign = secrets.token_hex(
-            16
-        )  # drawn anew: only code that searches its own process finds out what it would have to print
+        # Drawn anew: only code that searches its own process finds out what it would have to print.
+        sign = secrets.token_hex(16)
         program, wanted = f"{code}\n{test}\n{sign!r}", repr(sign)
     elif isinstance(test, Mapping) and "output" in test:
         given = str(test.get("input", ""))

@@ -36,10 +36,8 @@ from rlkit.samples import Prompt, Rollout, Sampling, last_of_episodes
 HANDLES = ("chat", "context")
 OFFERED = (*HANDLES, "rng", "prompt", "answer", "id")
 WAITING, TOOLS = 512, 64  # turns, and tools that are not async, that are under way at the same time
-BEAT_SECONDS, STILL_SECONDS = (
-    0.5,
-    60.0,
-)  # the event loop is taken for stuck when it has not moved for so long, or for an episode's time
+# The event loop is taken for stuck when it has not moved for so long, or for an episode's time.
+BEAT_SECONDS, STILL_SECONDS = 0.5, 60.0
 SHOWN = 4_000  # characters of a transcript in a message
 
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TAGGED = re.compile(r"<tool_call>(.*?)(</tool_call>|\Z)", re.DOTALL)  # Qwen, Hermes
-XML = re.compile(
-    r"\s*<function=([^>\s]+)>(.*?)</function>\s*", re.DOTALL
-)  # within the tags (Qwen3-Coder), or alone (Llama)
+# Within the tags (Qwen3-Coder), or alone (Llama).
+XML = re.compile(r"\s*<function=([^>\s]+)>(.*?)</function>\s*", re.DOTALL)
 PARAMETER = re.compile(r"<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
 PYTHON_TAG = "<|python_tag|>"  # Llama
 

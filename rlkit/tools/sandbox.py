@@ -144,13 +144,8 @@ def seccomp() -> None:
         op(end, deny),
         op(load, 0),
     ]
-    program += [
-        op(equal, PRLIMIT, 0, 3),
-        op(load, 16),
-        op(equal, 0, 1),
-        op(end, deny),
-        op(end, allow),
-    ]  # of itself: pid 0
+    of_itself = 0  # as a process number
+    program += [op(equal, PRLIMIT, 0, 3), op(load, 16), op(equal, of_itself, 1), op(end, deny), op(end, allow)]
     code = ctypes.create_string_buffer(b"".join(program))
     head = ctypes.create_string_buffer(struct.pack("<HxxxxxxQ", len(program), ctypes.addressof(code)))
     if LIBC.prctl(PR_SET_SECCOMP, FILTER, head, 0, 0):

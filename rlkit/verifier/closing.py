@@ -97,9 +97,8 @@ _OPENS = re.compile(
     r"(?i)(?:\*\*|__)(?:(?:final\s+)?(?:result|solution|value|total)\s*)?(?::\s*(?:\*\*|__))?\s*([^*_\n:]{1,80}?)(?:\*\*|__)?"
     r"[ \t.]*\n[ \t]*\n"
 )
-_IDENTIFIED = re.compile(
-    r"(?i)(?<!there )\bis\s+\S+(?:\s\S+)?\W*$"
-)  # ", so the fastest is Evelyn", not ", so we are done"
+# ", so the fastest is Evelyn", not ", so we are done"
+_IDENTIFIED = re.compile(r"(?i)(?<!there )\bis\s+\S+(?:\s\S+)?\W*$")
 _CLEAR = re.compile(r"(?i)\b(?:is|are|be|equals?|gets?)(?:\s+(?:about|only|just))?\s*\$?$|[=:]\s*$")
 _COUNTED = re.compile(
     r"(?i)\b(?:is|are|be|equals?|gets?|makes?|needs?|takes?|leaves?|has|have)\s+([a-z]+(?:[ -][a-z]+){0,9})$"

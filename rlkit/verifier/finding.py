@@ -92,9 +92,8 @@ _NO_ANSWERS = re.compile(
 _TRIES = 20  # statements of an answer that are looked at, from the end
 _FENCE = re.compile(r"^[ \t>]{0,12}(```|~~~)[ \t]{0,12}([\w+#.-]{0,20})[ \t]{0,12}$", re.MULTILINE)
 _SHOWN = frozenset(("", *"text txt plaintext plain output out stdout console math latex tex markdown md".split()))
-_EXCLAIMED = re.compile(
-    r"(?:%|°|\.\d+|\d/\d+|[<>≤≥]=?\s*-?\d+|\^\d+|\d\s?i|\d:\d+|e-?\d+|,.*[)}\]]|=.*)!$"
-)  # no factorials
+# No factorials.
+_EXCLAIMED = re.compile(r"(?:%|°|\.\d+|\d/\d+|[<>≤≥]=?\s*-?\d+|\^\d+|\d\s?i|\d:\d+|e-?\d+|,.*[)}\]]|=.*)!$")
 _COMMA_LANGUAGE = re.compile(
     r"(?i)\b(?:antwort|ergebnis|lautet|ist|réponse|résultat|donc|vaut|respuesta|resultado|es|resposta|portanto|risposta|risultato|quindi"
     r"|odpowiedź|wynik|wynosi|cevap|sonuç|antwoord|svaret|resultatet)\b|[а-яё]|\best\b|\b[éè]\s"
