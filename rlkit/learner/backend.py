@@ -190,6 +190,8 @@ class DeepSpeedBackend:
     ) -> None:
         deepspeed = import_deepspeed()
         if not torch.distributed.is_initialized():
+            # An engine of vLLM in this process ends all groups with itself, and DeepSpeed remembers those of an earlier run.
+            deepspeed.utils.groups._release_process_group_references()
             deepspeed.init_distributed(
                 dist_backend="nccl" if torch.cuda.is_available() else "gloo", auto_mpi_discovery=False, verbose=False
             )

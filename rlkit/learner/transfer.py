@@ -24,6 +24,8 @@ from rlkit.learner.backend import free_port
 from rlkit.model.export import Export
 from rlkit.model.wire import Announced
 
+DRAIN_SECONDS = 60.0
+
 
 @dataclass(frozen=True)
 class Meeting:
@@ -82,14 +84,22 @@ class Source:
         whole: Callable[[Sequence[Export]], contextlib.AbstractContextManager[Any]],
     ) -> None:
         self.buckets, self.whole = buckets, whole
-        self._under_way: Iterator[tuple[str, Tensor]] = iter(())
+        self._under_way = self._gathered()
+        self._taking = (
+            threading.Lock()
+        )  # two threads take from it when a transfer fails: the one that sends, and who drains
 
     def metadata(self) -> list[Announced]:
         return [Announced(e.name, e.dtype, e.shape) for bucket in self.buckets for e in bucket]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        self._under_way = self._gathered()
-        return self._under_way
+        made = self._under_way = self._gathered()
+        while True:
+            with self._taking:
+                found = next(made, None)
+            if found is None:
+                return
+            yield found
 
     def _gathered(self) -> Iterator[tuple[str, Tensor]]:
         for bucket in self.buckets:
@@ -108,13 +118,16 @@ class Source:
         """Gathers what was not handed out, because other ranks do: they wait for this one.
 
         Raises:
-            WorkerTimeout: it is being gathered all this time.
+            WorkerTimeout: the thread that sends is in the middle of a bucket, and does not come out of it.
         """
-        try:
-            for _ in self._under_way:
-                pass
-        except ValueError as error:  # Python's, where another thread is in it
-            raise WorkerTimeout("learner rank 0 still waits for weights of the other ranks.") from error
+        more = True
+        while more:
+            if not self._taking.acquire(timeout=DRAIN_SECONDS):
+                raise WorkerTimeout("learner rank 0 still waits for weights of the other ranks.")
+            try:
+                more = next(self._under_way, None) is not None
+            finally:
+                self._taking.release()
 
 
 class Sender:
