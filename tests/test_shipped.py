@@ -48,6 +48,7 @@ def test_the_list_says_what_each_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == Path("configs/quickstart.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_a_new_project_passes_its_own_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["init", str(tmp_path / "mine")]) == 0
     assert f"cd {tmp_path / 'mine'} && rlkit train train.yaml" in capsys.readouterr().out

@@ -310,6 +310,7 @@ class MyKL(Term):
 """
 
 
+@pytest.mark.slow
 def test_the_page_on_regularizers_is_what_enumeration_says_now(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend("scripts")
     import regularizers
