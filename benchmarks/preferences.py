@@ -20,10 +20,10 @@ without what they share. Results: benchmarks/results/preferences.jsonl, benchmar
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from statistics import mean
@@ -31,7 +31,6 @@ from typing import Any
 
 import report
 import trl_loop
-from real_model import interval, peak_of_children
 
 OUT = report.ROOT / "runs" / "preferences"
 PROMPTS, ANSWERS, STEPS = 300, 8, 20
@@ -178,16 +177,9 @@ def gradients(folder: str, pairs: int = 16) -> report.Row:
 
 
 def measure(name: str, seed: int, threads: int, parts: int) -> report.Row:
-    done, peak, start = threading.Event(), [0.0], time.perf_counter()
-    watcher = threading.Thread(target=peak_of_children, args=(done, peak))
-    watcher.start()
-    try:
-        row = report.process(__file__, "--worker", name, str(seed), "--parts", str(parts), threads=threads)
-    finally:
-        done.set()
-        watcher.join()
-    whole = time.perf_counter() - start
-    return {"run": name, "seed": seed, "threads": threads, "parts": parts, "whole": whole, "peak_gib": peak[0], **row}
+    worker = ["--worker", name, str(seed), "--parts", str(parts)]
+    row = report.watched(__file__, *worker, threads=threads)
+    return {"run": name, "seed": seed, "threads": threads, "parts": parts, **row}
 
 
 def write(rows: list[report.Row]) -> None:
@@ -205,9 +197,9 @@ def write(rows: list[report.Row]) -> None:
         cells = [
             g[0]["run"],
             str(len(g)),
-            interval([float(end(r, "scores", 0) or 0.0) for r in g]),
-            interval([float(end(r, "scores", -1) or 0.0) for r in g]),
-            interval(margins) if margins else "-",
+            report.interval([float(end(r, "scores", 0) or 0.0) for r in g]),
+            report.interval([float(end(r, "scores", -1) or 0.0) for r in g]),
+            report.interval(margins) if margins else "-",
             f"{mean(mean(r['seconds']) for r in g):.2f}",
             f"{mean(r['whole'] for r in g) / 60:.1f}",
             f"{max(r['peak_gib'] for r in g):.2f}",
@@ -267,16 +259,10 @@ def main() -> None:
             row = sides[name]() if name in sides else rlkit_side(name, int(seed), folder)
         print(json.dumps(row))
         return
-    if a.fresh:
-        (report.RESULTS / "preferences.jsonl").unlink(missing_ok=True)
     prepare()
-    rows = report.read("preferences")
     tasks = [("gradients", 0)] + [(name, seed) for seed in range(a.seeds) for name in ([] if a.gradients else a.runs)]
-    for name, seed in tasks:
-        if not any((r["run"], r["seed"]) == (name, seed) for r in rows):
-            rows.append(report.append("preferences", measure(name, seed, a.threads, a.parts)))
-            write(rows)
-    write(rows)
+    work = functools.partial(measure, threads=a.threads, parts=a.parts)
+    report.fill("preferences", tasks, work, write, fresh=a.fresh)
 
 
 if __name__ == "__main__":

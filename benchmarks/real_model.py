@@ -16,16 +16,14 @@ Results: benchmarks/results/real_model.jsonl, benchmarks/real_model.md, docs/rea
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import tempfile
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-import psutil
 import report
 import trl_loop
 
@@ -100,48 +98,15 @@ def trl_side(seed: int, folder: str, steps: int, parts: int) -> report.Row:
     )
 
 
-def peak_of_children(done: threading.Event, peak: list[float]) -> None:
-    """The largest memory, in GiB, of all processes that this one started: what each has for itself, and once what it shares with others."""
-    me = psutil.Process()
-    while not done.wait(0.2):
-        total = 0
-        for process in me.children(recursive=True):
-            try:
-                info = process.memory_info()
-            except psutil.NoSuchProcess:
-                continue
-            total += info.rss - info.shared
-        peak[0] = max(peak[0], total / 2**30)
-
-
 def measure(name: str, seed: int, threads: int, steps: int, parts: int) -> report.Row:
-    done, peak, start = threading.Event(), [0.0], time.perf_counter()
-    watcher = threading.Thread(target=peak_of_children, args=(done, peak))
-    watcher.start()
-    try:
-        worker = ["--worker", name, str(seed), "--steps", str(steps), "--parts", str(parts)]
-        row = report.process(__file__, *worker, threads=threads)
-    finally:
-        done.set()
-        watcher.join()
-    whole = time.perf_counter() - start
+    worker = ["--worker", name, str(seed), "--steps", str(steps), "--parts", str(parts)]
     return {
         "run": name,
         "seed": seed,
         "threads": threads,
         **({"parts": parts} if name == "trl" else {}),
-        "whole": whole,
-        "peak_gib": peak[0],
-        **row,
+        **report.watched(__file__, *worker, threads=threads),
     }
-
-
-def interval(values: Sequence[float]) -> str:
-    """Mean and standard error over seeds."""
-    if len(values) < 2:
-        return f"{values[0]:.2f}"
-    m = mean(values)
-    return f"{m:.2f} ± {(sum((v - m) ** 2 for v in values) / (len(values) - 1) / len(values)) ** 0.5:.2f}"
 
 
 def write(rows: list[report.Row]) -> None:
@@ -156,8 +121,8 @@ def write(rows: list[report.Row]) -> None:
             rows[0]["run"],
             str(len(rows)),
             ", ".join(sorted({str(r["threads"]) for r in rows})),
-            interval(first),
-            interval(last),
+            report.interval(first),
+            report.interval(last),
             *reached,
             f"{mean(steps):.1f}",
             f"{mean(r['whole'] for r in rows) / 60:.1f}",
@@ -217,15 +182,13 @@ def main() -> None:
             )
         print(json.dumps(row))
         return
-    if a.fresh:
-        (report.RESULTS / "real_model.jsonl").unlink(missing_ok=True)
-    rows = report.read("real_model")
-    for name in a.runs:
-        for seed in range(a.seeds):
-            if not any((r["run"], r["seed"]) == (name, seed) for r in rows):
-                rows.append(report.append("real_model", measure(name, seed, a.threads, a.steps, a.parts)))
-                write(rows)
-    write(rows)
+    report.fill(
+        "real_model",
+        [(name, seed) for name in a.runs for seed in range(a.seeds)],
+        functools.partial(measure, threads=a.threads, steps=a.steps, parts=a.parts),
+        write,
+        fresh=a.fresh,
+    )
 
 
 if __name__ == "__main__":

@@ -198,16 +198,12 @@ def main() -> None:
     if a.worker:
         print(json.dumps(work(a.worker[0], int(a.worker[1]), a.steps)))
         return
-    if a.fresh:
-        (report.RESULTS / "real_regularizers.jsonl").unlink(missing_ok=True)
-    rows = report.read("real_regularizers")
-    for name in a.runs:
-        for seed in range(a.seeds):
-            if not any((r["run"], r["seed"]) == (name, seed) for r in rows):
-                worker = ["--worker", name, str(seed), "--steps", str(a.steps)]
-                rows.append(report.append("real_regularizers", report.process(__file__, *worker, threads=a.threads)))
-                write(rows)
-    write(rows)
+
+    def measure(name: str, seed: int) -> report.Row:
+        return report.process(__file__, "--worker", name, str(seed), "--steps", str(a.steps), threads=a.threads)
+
+    tasks = [(name, seed) for name in a.runs for seed in range(a.seeds)]
+    report.fill("real_regularizers", tasks, measure, write, fresh=a.fresh)
 
 
 if __name__ == "__main__":

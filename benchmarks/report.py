@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from rlkit.record.plots import picture
@@ -132,6 +133,61 @@ def process(script: str, *arguments: str, threads: int | None = None) -> Row:
         raise SystemExit(f"{Path(script).name} {' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
     row: Row = json.loads(done.stdout.strip().splitlines()[-1])
     return row
+
+
+def _peak_of_children(done: threading.Event, peak: list[float]) -> None:
+    """The largest memory, in GiB, of all processes that this one started: what each has for itself, without what it shares."""
+    import psutil
+
+    me = psutil.Process()
+    while not done.wait(0.2):
+        total = 0
+        for process in me.children(recursive=True):
+            try:
+                info = process.memory_info()
+            except psutil.NoSuchProcess:
+                continue
+            total += info.rss - info.shared
+        peak[0] = max(peak[0], total / 2**30)
+
+
+def watched(script: str, *arguments: str, threads: int | None = None) -> Row:
+    """What :func:`process` returns, with the seconds of the whole process (``whole``) and its peak memory (``peak_gib``)."""
+    done, peak, start = threading.Event(), [0.0], time.perf_counter()
+    watcher = threading.Thread(target=_peak_of_children, args=(done, peak))
+    watcher.start()
+    try:
+        row = process(script, *arguments, threads=threads)
+    finally:
+        done.set()
+        watcher.join()
+    return {"whole": time.perf_counter() - start, "peak_gib": peak[0], **row}
+
+
+def fill(
+    name: str,
+    tasks: Sequence[tuple[str, int]],
+    work: Callable[[str, int], Row],
+    write: Callable[[list[Row]], None],
+    fresh: bool = False,
+) -> None:
+    """Measures each (run, seed) of which ``benchmarks/results/NAME.jsonl`` has no row yet, and writes the page after each; ``fresh``: all."""
+    if fresh:
+        (RESULTS / f"{name}.jsonl").unlink(missing_ok=True)
+    rows = read(name)
+    for run, seed in tasks:
+        if not any((r["run"], r["seed"]) == (run, seed) for r in rows):
+            rows.append(append(name, work(run, seed)))
+            write(rows)
+    write(rows)
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and standard error over seeds."""
+    if len(values) < 2:
+        return f"{values[0]:.2f}"
+    m = mean(values)
+    return f"{m:.2f} ± {(sum((v - m) ** 2 for v in values) / (len(values) - 1) / len(values)) ** 0.5:.2f}"
 
 
 def reaches(row: Row, target: float) -> float | None:

@@ -20,7 +20,7 @@ from rlkit.model.generation import load_settings, settled
 from rlkit.model.hub import model_config, require_model
 from rlkit.model.load import examine, same_tokens
 from rlkit.model.reference import Frozen
-from rlkit.objective import Term
+from rlkit.objective import Term, sources_of
 from rlkit.objective.losses import AStar
 from rlkit.objective.oracle import Finding, dishonest, examine_all, refuse_nothing
 from rlkit.record.output import require_folder
@@ -164,7 +164,7 @@ def _of_samples(run: Run, term: Term) -> Iterator[str]:
 def _of_data(run: Run, term: Term) -> Iterator[str]:
     """What a term lacks that reads rows of data."""
     if not any(_reads(term, spec) for spec in run.data.offline):
-        key = next(kind.key for kind in SETS if _sources(term) & set(kind.sources))
+        key = next(kind.key for kind in SETS if _reads(term, kind))
         yield f"{term.name} reads on: {term.on}, but data.{key} is not set. Name a file: data: {{{key}: rows.jsonl}}."
     strange = [n for n in term.needs if n in ("adv", "returns", "value")]
     if strange:
@@ -173,13 +173,8 @@ def _of_data(run: Run, term: Term) -> Iterator[str]:
         yield f"{term.name} compares responses with other prompts, which is done for on: labelled alone; it reads on: {term.on}."
 
 
-def _sources(term: Term) -> set[str]:
-    """What the rows that a term reads are in a batch."""
-    return {"chosen", "rejected"} if term.on == "pairs" else {term.on}
-
-
-def _reads(term: Term, spec: Offline) -> bool:
-    return bool(_sources(term) & set(spec.sources))
+def _reads(term: Term, spec: Offline | type[Offline]) -> bool:
+    return not set(sources_of(term)).isdisjoint(spec.sources)
 
 
 def _rows_of_data(run: Run) -> Iterator[str]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-import statistics
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from rlkit.evaluation.compare import mcnemar
-from rlkit.evaluation.metrics import pass_at_k, powers_of_two
+from rlkit.evaluation.metrics import pass_at_k, powers_of_two, standard_error
 from rlkit.evaluation.samples import correctness, dataset_of
 from rlkit.files import Row
 from rlkit.record.results import HeldOut
@@ -70,12 +69,6 @@ def mean_reward(rollouts: Sequence[Rollout]) -> float:
     """Of the responses that have one; nan if none has."""
     scored = [r.reward for r in rollouts if not math.isnan(r.reward)]
     return math.fsum(scored) / len(scored) if scored else math.nan
-
-
-def standard_error(values: Sequence[float]) -> float:
-    """Of the mean of independent values, those that are not nan: ``s / sqrt(n)``; nan for fewer than two."""
-    known = [x for x in values if not math.isnan(x)]
-    return statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else math.nan
 
 
 def measure_rows(s: Session) -> dict[str, float]:

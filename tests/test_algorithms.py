@@ -27,19 +27,17 @@ def grpo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "grpo"
 
 
+def filtering(grpo: Path) -> list[str]:
+    """The command that asks the start model about prompts of the task; what it writes is said after it."""
+    task = ["configs/tasks/sorting.yaml", "objective=[PPOClip]", "data.size=60"]
+    return ["filter", *task, "--model", str(grpo / "start")]
+
+
 @pytest.fixture(scope="module")
 def base_rewards(tmp_path_factory: pytest.TempPathFactory, grpo: Path) -> Path:
     """Prompts with the rewards of the start model's responses."""
     out = tmp_path_factory.mktemp("rows") / "base_rewards.jsonl"
-    asked = [
-        "filter",
-        "configs/tasks/sorting.yaml",
-        "objective=[PPOClip]",
-        "data.size=60",
-        "--model",
-        str(grpo / "start"),
-    ]
-    assert main([*asked, "-n", "8", "--rewards", "--out", str(out)]) == 0
+    assert main([*filtering(grpo), "-n", "8", "--rewards", "--out", str(out)]) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(rows) == 60 and all(len(row["base_rewards"]) == 8 for row in rows)
     return out
@@ -51,15 +49,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, grpo: Path) -> dict[str, Pat
     folder = tmp_path_factory.mktemp("files")
     found = {key: folder / f"{key}.jsonl" for key in ("pairs", "labelled", "demonstrations")}
     written = [x for key, path in found.items() for x in (f"--{key}", str(path))]
-    asked = [
-        "filter",
-        "configs/tasks/sorting.yaml",
-        "objective=[PPOClip]",
-        "data.size=60",
-        "--model",
-        str(grpo / "start"),
-    ]
-    assert main([*asked, "--out", str(folder / "kept.jsonl"), *written]) == 0
+    assert main([*filtering(grpo), "--out", str(folder / "kept.jsonl"), *written]) == 0
     return found
 
 
@@ -99,25 +89,7 @@ def test_algorithm(path: Path, tmp_path: Path, grpo: Path, base_rewards: Path, f
         run = rk.load(path, [*overrides, f"data.train={tmp_path / 'wordings.jsonl'}"])
     if path.stem == "astar_po":
         stage_1 = tmp_path / "astar.jsonl"
-        assert (
-            main(
-                [
-                    "filter",
-                    "configs/tasks/sorting.yaml",
-                    "objective=[PPOClip]",
-                    "data.size=60",
-                    "--model",
-                    str(grpo / "start"),
-                    "-n",
-                    "8",
-                    "--soft-value",
-                    "0.5",
-                    "--out",
-                    str(stage_1),
-                ]
-            )
-            == 0
-        )
+        assert main([*filtering(grpo), "-n", "8", "--soft-value", "0.5", "--out", str(stage_1)]) == 0
         assert all(0 < json.loads(line)["v_star"] <= 1 for line in stage_1.read_text().splitlines())
         run = rk.load(
             path, [*overrides, f"data.train={stage_1}", "data.test=null", "rollout.prompts=16", "learner.minibatches=1"]

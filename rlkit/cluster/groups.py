@@ -21,10 +21,9 @@ from torch import Tensor
 from rlkit.cluster.turns import Turns
 from rlkit.cluster.watch import one_line
 from rlkit.errors import EngineError, NumericsError, RunError
-from rlkit.learner.plan import compared, cut, marks, optimizer_steps
+from rlkit.learner.plan import compared, cut, optimizer_steps, prepared
 from rlkit.learner.setup import LearnerSetup
 from rlkit.learner.transfer import Client, Meeting
-from rlkit.objective import normalise
 from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
 
 
@@ -257,10 +256,8 @@ class LearnerGroup:
     def measure(self, b: Batch, coefs: Sequence[float]) -> Stats:
         """What the terms say of rows that are not trained on: their losses and scores, and the NLL of the tokens."""
         objective, stats = self.setup.objective, Stats()
-        b = b.replace(norm=normalise(objective, b))
-        b = b.replace(marks=marks(objective, b, torch.Generator().manual_seed(self.setup.seed)))
-        whole = compared(objective, b)
-        shards, _ = cut(b, self.workers.size, self.max_tokens, self.packed, whole)
+        b = prepared(objective, b, torch.Generator().manual_seed(self.setup.seed))
+        shards, _ = cut(b, self.workers.size, self.max_tokens, self.packed, compared(objective, b))
         for part in self.call("measure", each=[(micros, tuple(coefs)) for micros in shards]):
             stats.merge(part)
         return stats

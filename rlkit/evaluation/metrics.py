@@ -7,6 +7,7 @@ expectations over the draw, by integer arithmetic.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -75,6 +76,12 @@ def mg_pass_at_k(n: int, c: int, k: int) -> float:
     """
     _check(n, c, k)
     return 2 / k * math.fsum(_at_least(n, c, k, i) for i in range((k + 1) // 2 + 1, k + 1))
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean of independent values, those that are not nan: ``s / sqrt(n)``; nan for fewer than two."""
+    known = [x for x in values if not math.isnan(x)]
+    return statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else math.nan
 
 
 def truncation_rate(finish: Iterable[str]) -> float:

@@ -210,6 +210,12 @@ def marks(objective: Sequence[Term], b: Batch, generator: torch.Generator) -> di
     return out
 
 
+def prepared(objective: Sequence[Term], b: Batch, generator: torch.Generator) -> Batch:
+    """A batch with what its parts cannot know once it is cut: the weights of its means, and the marks of its tokens."""
+    b = b.replace(norm=normalise(objective, b))
+    return b.replace(marks=marks(objective, b, generator))
+
+
 def with_gradient(objective: Sequence[Term], b: Batch) -> Batch:
     """The rows that can have a gradient: where every term lives from the advantage alone, groups of equal rewards need no pass.
 
@@ -239,8 +245,6 @@ def optimizer_steps(
     out: list[list[list[Batch]]] = []
     generator = torch.Generator().manual_seed(seed)
     for rows in minibatches(b, epochs, count, seed):
-        mini = take(b, rows.tolist())
-        mini = mini.replace(norm=normalise(objective, mini))
-        mini = with_gradient(objective, mini.replace(marks=marks(objective, mini, generator)))
+        mini = with_gradient(objective, prepared(objective, take(b, rows.tolist()), generator))
         out.append(cut(mini, ranks, max_tokens, packed, compared(objective, mini))[0])
     return out

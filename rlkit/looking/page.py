@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.evaluation.compare import mcnemar
+from rlkit.evaluation.metrics import standard_error
 from rlkit.files import Row, reason, replace_file
 from rlkit.looking.charts import figure, number, sparkline
 from rlkit.looking.panels import charts
@@ -206,7 +207,7 @@ def _last_scores(group: Group) -> list[float]:
 def _error_of_mean(group: Group) -> float:
     scores = _last_scores(group)
     if len(scores) > 1:
-        return statistics.stdev(scores) / math.sqrt(len(scores))
+        return standard_error(scores)
     return group.runs[0].held_out[-1].error
 
 

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rlkit.errors import ConfigError, ModelError, first_line
+from rlkit.errors import ConfigError, InputError, ModelError, first_line
 from rlkit.files import checksum
 
 PATIENCE = 10.0  # seconds
@@ -29,24 +29,28 @@ def require_model(name: str, where: str, remedy: str = "") -> None:
 
 
 def model_config(path: str, where: str, remedy: str = "") -> Any:
-    """The configuration of a model folder or hub name, which costs next to nothing; raises ValueError if there is none."""
+    """The configuration of a model folder or hub name, which costs next to nothing.
+
+    Raises:
+        ModelError: there is no model. ConfigError: there is something that transformers does not read.
+    """
+    require_model(path, where, remedy=remedy)
+    return read_config(path, where, ConfigError, remedy)
+
+
+def read_config(path: str, where: str, wrong: type[InputError], remedy: str = "") -> Any:
+    """Of a model that is there; raises ModelError for an adapter alone, and ``wrong`` for what transformers does not read."""
     from transformers import AutoConfig
 
-    require_model(path, where, remedy=remedy)
-    refuse_adapter(path, where)
-    try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:  # whatever transformers makes of somebody's file
-        raise ConfigError(f"{where}: {path!r} is not a model: {said_of(error)} {remedy}".rstrip()) from error
-
-
-def refuse_adapter(path: str | Path, where: str) -> None:
-    """Raises ModelError for a folder that holds an adapter alone."""
     if (Path(path) / "adapter_config.json").is_file():
         raise ModelError(
             f"{where}: {path} holds an adapter, not a whole model. Merge it into its base model first (PEFT: merge_and_unload, "
             "save_pretrained) and give that folder; to go on training an adapter of rlkit, give the run's final/ folder."
         )
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # whatever transformers makes of somebody's file
+        raise wrong(f"{where}: {path!r} is not a model: {said_of(error)} {remedy}".rstrip()) from error
 
 
 def said_of(error: BaseException) -> str:

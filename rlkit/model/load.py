@@ -12,7 +12,7 @@ from torch import nn
 
 from rlkit.errors import ModelError, first_line
 from rlkit.model import packed
-from rlkit.model.hub import OWN_CODE, refuse_adapter, said_of
+from rlkit.model.hub import OWN_CODE, read_config, said_of
 from rlkit.model.policy import hidden_states, padded, probe_tokens
 
 
@@ -128,13 +128,9 @@ def first_of(names: Sequence[str], what: str) -> str:
 
 def _read_config(path: str | Path, where: str) -> Any:
     """The configuration of a causal language model; refuses every other kind by what it says of itself."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    refuse_adapter(path, where)
-    try:
-        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
-    except Exception as error:  # whatever transformers makes of somebody's file
-        raise ModelError(f"{where}: {str(path)!r} is not a model: {said_of(error)}") from error
+    config = read_config(str(path), where, ModelError)
     kind = config.model_type
     if config.is_encoder_decoder:
         raise ModelError(

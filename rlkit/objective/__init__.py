@@ -24,7 +24,7 @@ from rlkit.errors import ConfigError
 from rlkit.objective.anchors import Anchor, anchors_of
 from rlkit.objective.coefficients import Coefficient, as_coefficient
 from rlkit.plug import Plug
-from rlkit.types import SOURCES, Batch, New, PerPair, PerSequence, PerToken, Stats
+from rlkit.types import SOURCES, Batch, New, PerPair, PerSequence, PerToken, Source, Stats
 
 Reduce = Literal["token", "seq", "sum", "const", "prompt"]
 On = Literal["policy", "reference", "dataset", "labelled", "chosen", "rejected", "pairs"]
@@ -164,10 +164,16 @@ def needs(parts: Iterable[Reads]) -> frozenset[str]:
     return frozenset().union(*(part.needs for part in parts))
 
 
+def sources_of(term: Term) -> tuple[Source, ...]:
+    """What the rows that a term reads are in a batch."""
+    return ("chosen", "rejected") if term.on == "pairs" else (term.on,)
+
+
 def read_by(term: Term, b: Batch) -> PerSequence:
     """Which sequences of a batch a term reads (bool): those of its source that have an action token, and for a pairwise term a partner."""
-    names = ("chosen", "rejected") if term.on == "pairs" else (term.on,)
-    keep = sum((b.source == SOURCES.index(name) for name in names), torch.zeros_like(b.source, dtype=torch.bool))
+    keep = sum(
+        (b.source == SOURCES.index(name) for name in sources_of(term)), torch.zeros_like(b.source, dtype=torch.bool)
+    )
     keep &= torch.bincount(b.seq, minlength=b.S) > 0
     if term.pairwise:
         pairs = torch.empty(0, 2, dtype=torch.long) if b.pairs is None else b.pairs
