@@ -27,8 +27,8 @@ from typing import Any
 import report
 import trl_loop
 
-LORA = ["peft={r:32,lora_alpha:64,target_modules:all-linear}", "learner.lr=1e-4"]
-STACK = ["rollout.engine=vllm", "cluster={cpus:0.5}", "deepspeed={zero_optimization:{stage:1}}"]
+LORA = ["peft.r=32", "peft.lora_alpha=64", "peft.target_modules=all-linear", "learner.lr=1e-4"]
+STACK = ["rollout.engine=vllm", "cluster.cpus=0.5", "deepspeed.zero_optimization.stage=1"]
 RUNS: Mapping[str, Sequence[str]] = {
     "one-process": [],
     "plain": ["data.drop=[]"],

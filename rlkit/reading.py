@@ -183,6 +183,12 @@ class _Reader:
                     key_node,
                     f"{printable(key)}: the key stands here a second time (first at {out[key].origin}). Remove one of them.",
                 )
+            alone = value_node.start_mark.index == value_node.end_mark.index == key_node.end_mark.index
+            name, colon, rest = key.partition(":")
+            if alone and colon and rest and key_node.style is None:
+                self.fail(
+                    key_node, f"{printable(key)}: YAML wants a space after the colon: {printable(f'{name}: {rest}')}."
+                )
             out[key] = self.convert(value_node)
         return out
 

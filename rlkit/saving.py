@@ -161,7 +161,7 @@ def _load(s: Session, checkpoint: Path) -> None:
 
 
 def _say_resumed(s: Session, moved: int, aside: Sequence[Path]) -> None:
-    found, say, again = s.record.found, s.record.log.say, s.feed.collector.again
+    found, say, again = s.record.found, s.record.log.say, s.feed.collector.unasked
     for why, path in zip(found.damaged.values(), aside, strict=True):
         say(f"warning: {why} It is kept as {path.name}; the run continues from the one before it.")
     if found.checkpoint is None:

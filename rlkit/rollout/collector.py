@@ -128,7 +128,9 @@ class Collector:
         most = section.prompts * (1 + section.max_lag) + self.extra
         self.pool = ThreadPoolExecutor(max(1, most), thread_name_prefix="group")
         self.pending: deque[Group] = deque()
-        self.again: list[Group] = []  # in flight at a resumed run's checkpoint, which has no responses of them
+        self.unasked: list[
+            Group
+        ] = []  # new ones, and those in flight at a resumed run's checkpoint, which has no responses of them
         self.taken = self.dropped = self.aborted = 0
         self.reasons: Counter[str] = Counter()
         self.versions: dict[str, float] = {}
@@ -143,7 +145,7 @@ class Collector:
         self.taken, self.dropped, self.aborted = state["taken"], state["dropped"], state["aborted"]
         self.reasons.update(state["reasons"])
         self.pending.extend(in_flight)
-        self.again = [g for g in in_flight if not g.finished]
+        self.unasked = [g for g in in_flight if not g.finished]
 
     def in_flight(self) -> tuple[Group, ...]:
         """Groups whose prompts the sampler has given out and that no step has been made of."""
@@ -151,7 +153,7 @@ class Collector:
 
     def finish_ahead(self) -> None:
         """Waits until no group is in flight any more; an error of one surfaces when a step takes it."""
-        wait([g.result for g in self.pending if g not in self.again])
+        wait([g.result for g in self.pending if g not in self.unasked])
 
     @property
     def started(self) -> int:
@@ -162,6 +164,12 @@ class Collector:
         while self.started < limit:
             group = Group(self.started, next(self.sampler), Future())
             self.pending.append(group)
+            self.unasked.append(group)
+
+    def _ask(self) -> None:
+        """Asks for all groups that were not asked for yet, together: an engine that batches what waits would begin with the first of them."""
+        groups, self.unasked = self.unasked, []
+        for group in groups:
             self._start(group)
 
     def _start(self, group: Group) -> None:
@@ -176,6 +184,8 @@ class Collector:
     def _take(self) -> tuple[list[Rollout], str | None]:
         """The oldest group; with ``over`` the oldest that has finished, unless the oldest of all was overtaken often enough."""
         group = self.pending[0]  # all that started before it are gone: the rest that was taken overtook it
+        if not group.result.done():
+            self._ask()
         if self.extra and self.taken - group.number < self.section.overtake * self.section.prompts:
             wait([g.result for g in self.pending], return_when=FIRST_COMPLETED)
             group = next(g for g in self.pending if g.result.done())
@@ -189,14 +199,14 @@ class Collector:
         sampling = numbered(self.sampling, number)
 
         def ask(n: int, greedy: bool) -> list[Rollout]:
-            asked[:] = self._ask(prompt, n, dataclasses.replace(sampling, temperature=0.0) if greedy else sampling)
+            asked[:] = self._answer(prompt, n, dataclasses.replace(sampling, temperature=0.0) if greedy else sampling)
             return asked
 
         admit = self.rules.admit
         refused = None if admit is None else admit(prompt, ask)
-        return (asked, refused) if refused else (self._ask(prompt, self.section.n, sampling), None)
+        return (asked, refused) if refused else (self._answer(prompt, self.section.n, sampling), None)
 
-    def _ask(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
+    def _answer(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
         while True:
             try:
                 with self.timeline("generate", threading.current_thread().name, prompt=prompt.id):
@@ -220,8 +230,6 @@ class Collector:
         out: list[Rollout] = []
         kept = dropped_now = 0
         start = time.perf_counter()
-        while self.again:
-            self._start(self.again.pop(0))
         prompts, refill = self.section.prompts, self.rules.refill
         limit = self.taken + (1 + self.section.max_lag) * prompts + self.extra
         while kept + (0 if refill else dropped_now) < prompts or (prompts and not kept):
@@ -258,6 +266,7 @@ class Collector:
                     f"prompt: {group[0].prompt.id}{', ' + group[0].error if group[0].error else ''}). The task is too easy or too "
                     "hard for the model, or rewards fail. Raise rollout.max_waste, change data.drop, or choose other prompts."
                 )
+        self._ask()
         self.waited = time.perf_counter() - start
         self.versions = version_metrics(out, version)
         return out

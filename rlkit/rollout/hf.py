@@ -35,6 +35,7 @@ from rlkit.rollout.engine import Engine, EngineSetup, EngineSpec, Pending, Updat
 from rlkit.types import Batch, Finish, Prompt, Rollout, Sampling
 
 MAX_ROWS = 512  # rows of one batch
+COMPANY = 0.02  # a batch waits for further requests, for at most this share of the time that the last one took
 LEAVE = 0.85  # finished rows leave a batch once at most this share of its rows still generates
 
 
@@ -128,14 +129,17 @@ class HFEngine(Engine):
         return self._pending.wait(request.future, lambda: self._inbox.put(request))  # type: ignore[no-any-return]
 
     def _loop(self) -> None:
+        took = 0.0
         while True:
             waiting, last = list[_Request](), self._inbox.get()
+            patience = max(0.002, COMPANY * took)
             while isinstance(last, _Request):  # callers of one step arrive together
                 waiting.append(last)
                 try:
-                    last = self._inbox.get(timeout=0.002 if len(waiting) < MAX_ROWS else 0)
+                    last = self._inbox.get(timeout=patience if len(waiting) < MAX_ROWS else 0)
                 except queue.Empty:
                     break
+            took = 0.0
             for batch in _batches(waiting):
                 start = time.perf_counter()
                 try:
@@ -146,7 +150,9 @@ class HFEngine(Engine):
                 except Exception as error:
                     for r in batch:
                         r.future.set_exception(error)
-                self.work.busy += time.perf_counter() - start
+                spent = time.perf_counter() - start
+                took += spent
+                self.work.busy += spent
             release()  # the cache was this thread's; what trains next allocates in another one
             if last is None:
                 return

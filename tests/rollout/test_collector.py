@@ -115,6 +115,18 @@ def test_age_is_bounded_and_every_group_is_trained_on_once(max_lag: int, over: f
     assert not set(used) & {g.prompt.id for g in c.in_flight()}
 
 
+def test_prompts_and_those_that_replace_dropped_ones_are_asked_for_together() -> None:
+    known: list[int] = []
+    engine = Engine(seconds=lambda: known.append(c.started) or 0.0)  # type: ignore[func-returns-value]
+    c = collector(engine, 60, prompts=4, max_lag=1, rules=Rules((ZeroVariance(),)))
+    engine.rewards = {i: [1.0, 1.0] for i in order(60)[4:8]}
+    c.next(0)
+    wait([g.result for g in c.pending])
+    assert known == [8] * 8, "the first one was asked when all were chosen"
+    c.next(1)
+    assert known[8:16] == [16] * 8, "four for the next step, and four in the place of those that the step dropped"
+
+
 def continued(c: Collector, new: Collector, path: Path) -> Collector:
     """``new`` goes on where ``c`` is, by what a checkpoint holds."""
     write_groups(path, c.in_flight())
@@ -128,7 +140,7 @@ def test_what_was_in_flight_at_a_checkpoint_is_asked_again(tmp_path: Path) -> No
     c = collector(Engine(held=first[1:2]), 20, over=0.5)
     assert ids(c.next(0)) == {first[0], first[2]} and [g.prompt.id for g in c.in_flight()] == [first[1]]
     resumed = continued(c, collector(Engine(), 20, over=0.5), tmp_path / "ahead.jsonl")
-    assert [(g.number, g.prompt.id) for g in resumed.again] == [(1, first[1])] and not resumed.engine.asked  # type: ignore[attr-defined]
+    assert [(g.number, g.prompt.id) for g in resumed.unasked] == [(1, first[1])] and not resumed.engine.asked  # type: ignore[attr-defined]
     assert first[1] in ids(resumed.next(1)) | ids(resumed.next(2))
     assert not {first[0], first[2]} & set(resumed.engine.asked)  # type: ignore[attr-defined]
 
@@ -158,7 +170,7 @@ def test_groups_that_had_finished_at_a_checkpoint_are_not_asked_again(tmp_path: 
 
     c.finish_ahead()
     done = continued(c, collector(Engine(), 20, max_lag=1), tmp_path / "ahead.jsonl")
-    assert not done.again and done.pending[1].result.result()[0] == c.pending[1].result.result()[0]
+    assert not done.unasked and done.pending[1].result.result()[0] == c.pending[1].result.result()[0]
     assert done.next(1)[0].version == [0] and done.metrics()["rollout/lag_max"] == 1
 
 
