@@ -167,7 +167,7 @@ class Collector:
             self.unasked.append(group)
 
     def _ask(self) -> None:
-        """Asks for all groups that were not asked for yet, together: an engine that batches what waits would begin with the first of them."""
+        """Asks together for all groups that were not asked for yet: an engine that batches what waits would begin with the first."""
         groups, self.unasked = self.unasked, []
         for group in groups:
             self._start(group)
