@@ -277,6 +277,8 @@ def _batches(run: Run) -> Iterator[str]:
 def _sampling(run: Run) -> Iterator[str]:
     if run.rollout.interrupt is not None and run.rollout.lengths is not None:
         yield "rollout.interrupt and rollout.lengths both decide when a response ends: use one of them."
+    if run.rollout.over and run.data.refill == "ahead":
+        yield "data.refill: ahead and rollout.over both start more groups than a step needs: use one of them."
     if run.sampling.temperature == 0:
         yield "sampling.temperature is 0: greedy responses of one prompt are all equal and teach nothing. Use 1.0."
     if run.cluster is None and run.rollout.max_lag and run.rollout.kind.shares:

@@ -46,6 +46,10 @@ MODES: dict[str, dict[str, Any]] = {
         "data": {"drop": [{"type": "ZeroVariance"}, {"type": "Overlong", "share": 0.99}]},
     },
     "without refill": {"rollout": {"max_lag": 1}, "data": {"drop": [{"type": "Overlong"}], "refill": False}},
+    "replaced ahead of time": {
+        "rollout": {"max_lag": 1},
+        "data": {"drop": [{"type": "Overlong", "share": 0.99}], "refill": "ahead"},
+    },
     "admitted": {
         "data": {"admit": {"type": "GreedyUnsolved", "solved": 0.5}},
         "rewards": ["tests/rewards/examples.py:by_prompt"],

@@ -42,7 +42,9 @@ class Data(Bounded):
             file, or a section with ``path``, ``test``, ``per_step``. With no prompts beside them nothing is sampled and no engine starts.
         stored: responses of the reference that join every batch, for terms with ``on: reference``.
         sampler: the order of prompts. admit: which prompts are worth a group. drop: which finished groups are not trained on.
-        refill: a dropped group is replaced by another one (dynamic sampling); false: the batch of that step is smaller.
+        refill: a dropped group is replaced by another one (dynamic sampling); false: the batch of that step is smaller; ``ahead``: as many
+            prompts are asked at once as the share of dropped groups so far lets expect, and what is too much is thrown away. Where few
+            groups are kept, that is faster than replacements of replacements; it costs samples (``rollout/dropped_surplus``).
     """
 
     task: Task | None = None
@@ -65,7 +67,7 @@ class Data(Bounded):
     sampler: Sampler = field(default_factory=Shuffle)
     admit: AdmitRule | None = None
     drop: tuple[DropRule, ...] = ()
-    refill: bool = True
+    refill: bool | Literal["ahead"] = True
 
     def __post_init__(self) -> None:
         for split, source in (("train", self.train), ("test", self.test)):

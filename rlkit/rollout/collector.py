@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rlkit.data.curriculum import AdmitRule, DropRule, SamplerState
 from rlkit.data.statistics import PromptStatistics
@@ -79,12 +79,15 @@ def read_groups(path: Path, prompts: Mapping[str, Prompt]) -> list[Group]:
     return out
 
 
+Refill = bool | Literal["ahead"]
+
+
 @dataclass(frozen=True)
 class Rules:
-    """Which prompts and groups are not trained on (the section ``data``); without ``refill`` no others take their places."""
+    """Which prompts and groups are not trained on, and whether others take their places (the section ``data``)."""
 
     drop: tuple[DropRule, ...] = ()
-    refill: bool = True
+    refill: Refill = True
     admit: AdmitRule | None = None
 
 
@@ -93,8 +96,10 @@ class Collector:
 
     In a step, groups may start until there are ``(1 + max_lag) * prompts + extra`` more of them than earlier steps took, where ``extra =
     ceil(over * prompts)``, and one more for each that is replaced: with ``max_lag=0`` generation is strictly on-policy, with ``k`` it runs
-    up to ``k`` steps ahead. Groups leave in start order, so that short answers do not win. Rewards are computed in the same thread as their
-    group, while other groups still generate.
+    up to ``k`` steps ahead. With ``refill: ahead`` groups start in rounds, each of as many as are missing, divided by the share of groups
+    that is trained on (of this step, and of earlier ones, which count half as much from step to step): replacements of replacements would
+    come in many more rounds. What is not needed when the step is full leaves, the youngest first. Groups leave in start order, so that
+    short answers do not win. Rewards are computed in the same thread as their group, while other groups still generate.
 
     With ``over`` a step takes the first ``prompts`` groups that finish, and the stragglers go on: weight updates do not end them, and a
     later step trains on them. No group is lost, but a step's batch is biased: what is quick to answer, which means short, comes earlier,
@@ -126,24 +131,31 @@ class Collector:
         self.extra = math.ceil(section.over * section.prompts)
         self.timeline, self.witness = timeline or Timeline(None), witness
         most = section.prompts * (1 + section.max_lag) + self.extra
+        if self.rules.refill == "ahead":
+            most += math.ceil(section.max_waste * section.prompts)
         self.pool = ThreadPoolExecutor(max(1, most), thread_name_prefix="group")
         self.pending: deque[Group] = deque()
         self.unasked: list[
             Group
         ] = []  # new ones, and those in flight at a resumed run's checkpoint, which has no responses of them
         self.taken = self.dropped = self.aborted = 0
+        self.seen = self.kept = float(
+            section.prompts
+        )  # groups of the steps so far, each step half as heavy as the next one
         self.reasons: Counter[str] = Counter()
         self.versions: dict[str, float] = {}
         self.waited = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """What the run has done, but for the groups :meth:`in_flight`."""
-        return {"taken": self.taken, "dropped": self.dropped, "aborted": self.aborted, "reasons": dict(self.reasons)}
+        counts = {"taken": self.taken, "dropped": self.dropped, "aborted": self.aborted}
+        return {**counts, "reasons": dict(self.reasons), "seen": self.seen, "kept": self.kept}
 
     def load_state_dict(self, state: Mapping[str, Any], in_flight: Sequence[Group]) -> None:
         """A resumed run goes on: groups of its checkpoint that had finished are trained on, the others are asked in the next step."""
         self.taken, self.dropped, self.aborted = state["taken"], state["dropped"], state["aborted"]
         self.reasons.update(state["reasons"])
+        self.seen, self.kept = state.get("seen", self.seen), state.get("kept", self.kept)  # older checkpoints have none
         self.pending.extend(in_flight)
         self.unasked = [g for g in in_flight if not g.finished]
 
@@ -231,8 +243,11 @@ class Collector:
         kept = dropped_now = 0
         start = time.perf_counter()
         prompts, refill = self.section.prompts, self.rules.refill
-        limit = self.taken + (1 + self.section.max_lag) * prompts + self.extra
+        ahead = self.section.max_lag * prompts + self.extra
+        limit = self.taken + prompts + ahead
         while kept + (0 if refill else dropped_now) < prompts or (prompts and not kept):
+            if refill == "ahead" and len(self.pending) <= ahead:
+                limit = self.taken + self._to_fill(kept, dropped_now) + ahead
             self._admit(limit)
             group, refused = self._take()
             whole = last_of_episodes(group)  # what is counted and judged is an episode, however many rows it is
@@ -256,7 +271,7 @@ class Collector:
                 continue
             self.dropped += 1
             dropped_now += 1
-            if refill or dropped_now >= prompts:  # there must be something to train on
+            if refill is True or (not refill and dropped_now >= prompts):  # there must be something to train on
                 limit += 1
             self.reasons[why] += 1
             if dropped_now > self.section.max_waste * prompts:
@@ -266,10 +281,29 @@ class Collector:
                     f"prompt: {group[0].prompt.id}{', ' + group[0].error if group[0].error else ''}). The task is too easy or too "
                     "hard for the model, or rewards fail. Raise rollout.max_waste, change data.drop, or choose other prompts."
                 )
+        if refill == "ahead":
+            self._leave(ahead)
+            self.seen, self.kept = (self.seen + kept + dropped_now) / 2, (self.kept + kept) / 2
         self._ask()
         self.waited = time.perf_counter() - start
         self.versions = version_metrics(out, version)
         return out
+
+    def _to_fill(self, kept: int, dropped: int) -> int:
+        """Groups that it will take to keep the step's ``prompts``, of which ``kept`` are there."""
+        prompts, share = self.section.prompts, (self.kept + kept) / (self.seen + kept + dropped)
+        most = math.ceil(self.section.max_waste * prompts) + prompts - kept - dropped
+        return min(most, math.ceil((prompts - kept) / share))
+
+    def _leave(self, ahead: int) -> None:
+        """The youngest groups leave, until as many are in flight as the next steps may take."""
+        while len(self.pending) > ahead:
+            group = self.pending.pop()
+            if group in self.unasked:
+                self.unasked.remove(group)
+            self.taken += 1
+            self.dropped += 1
+            self.reasons["surplus"] += 1
 
     def metrics(self) -> dict[str, float]:
         reasons = {f"rollout/dropped_{k}": float(v) for k, v in self.reasons.items()}

@@ -71,6 +71,29 @@ def test_without_refill_a_batch_is_smaller_but_never_empty() -> None:
     assert c.metrics()["rollout/dropped"] == 3 and len(engine.asked) == 7
 
 
+@pytest.mark.parametrize("lag", [0, 1])
+def test_refill_ahead_asks_in_one_round_for_what_the_share_that_is_kept_lets_expect(lag: int) -> None:
+    known: list[int] = []
+
+    class Counting(Engine):
+        def generate(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
+            known.append(c.started)
+            return super().generate(prompt, n, sampling)
+
+    engine = Counting({str(i): [1.0, 1.0] for i in range(200) if i % 4})  # one of four is kept
+    c = collector(engine, 200, Rules((ZeroVariance(),), refill="ahead"), max_lag=lag, max_waste=50)
+    for step in range(12):
+        begun, share, asked = c.taken, c.kept / c.seen, len(known)
+        kept = c.next(step)
+        assert len({r.prompt.id for r in kept}) == 2 and all(int(r.prompt.id) % 4 == 0 for r in kept)
+        assert len(c.pending) == 2 * lag, "what is not needed leaves"
+        if not lag:
+            assert known[asked] == begun + math.ceil(2 / share), "of the first round, by the share of the steps before"
+    surplus = c.metrics()["rollout/dropped_surplus"]
+    assert 0 < surplus < c.taken / 2
+    assert c.metrics()["rollout/dropped"] == surplus + c.metrics()["rollout/dropped_zero_variance"]
+
+
 def test_prompts_that_are_not_admitted_are_replaced() -> None:
     class Odd(AdmitRule):
         def __call__(self, prompt: Prompt, ask: Any) -> str | None:
