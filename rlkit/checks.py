@@ -19,8 +19,9 @@ from rlkit.model.endings import Endings
 from rlkit.model.generation import load_settings, settled
 from rlkit.model.hub import model_config, require_model
 from rlkit.model.load import examine, same_tokens
-from rlkit.model.reference import Frozen
+from rlkit.model.reference import Frozen, Reference, asked_at
 from rlkit.objective import Term, sources_of
+from rlkit.objective.full_vocab import Wasserstein, WholeVocabulary
 from rlkit.objective.losses import AStar
 from rlkit.objective.oracle import Finding, dishonest, examine_all, refuse_nothing
 from rlkit.record.output import require_folder
@@ -238,12 +239,41 @@ def _whole_distributions(run: Run) -> Iterator[str]:
             "FullDivergence compares whole distributions, but sampling.top_p or sampling.top_k cuts them: where one is zero "
             "and the other is not, the divergence is infinite. Set sampling.top_p: 1.0 and sampling.top_k: 0."
         )
-    for section, anchor, spec in (("reference", "ref_full", run.reference), ("teacher", "teacher_full", run.teacher)):
-        if anchor in need and spec is not None and not spec.whole:
+    for section, anchor, spec in (("reference", "ref", run.reference), ("teacher", "teacher", run.teacher)):
+        if f"{anchor}_full" not in need or spec is None or spec.whole:
+            continue
+        if not spec.asked:
             yield (
                 f"FullDivergence needs the whole distributions of {section}, which type: {type(spec).__name__} does not give. "
                 "Use type: Frozen, or a sampled Divergence."
             )
+            continue
+        yield from _likely_tokens(run, section, anchor, spec)
+
+
+def _likely_tokens(run: Run, section: str, anchor: str, spec: Reference) -> Iterator[str]:
+    """Terms that read more of an anchor than its most likely tokens, where it gives no more than these."""
+    gives = f"{section} (type: {type(spec).__name__}) gives the log-probs of its most likely tokens"
+    for term in run.objective:
+        if not isinstance(term, WholeVocabulary) or term.anchor != anchor:
+            continue
+        if isinstance(term, Wasserstein):
+            yield f"{term.name} measures distances in the output layer of its anchor, but {gives}. Use type: Frozen."
+        elif term.top_k is None:
+            yield (
+                f"{term.name} compares all tokens, but {gives}. Set top_k of the term, e.g. 20, which joins the rest in one bucket, or use "
+                "type: Frozen."
+            )
+        elif term.of != "anchor":
+            yield f"{term.name} tells those tokens apart that are likely for `of: {term.of}`, but {gives}. Set of: anchor."
+
+
+def _asked(run: Run) -> Iterator[str]:
+    """References that are asked for log-probs give them at temperature 1 alone."""
+    for anchor, spec in (("ref", run.reference), ("teacher", run.teacher)):
+        told = asked_at(run.sampling)
+        if run.needs & {anchor, f"{anchor}_full"} and spec is not None and spec.asked and told is not None:
+            yield told
 
 
 def _values(run: Run) -> Iterator[str]:
@@ -406,6 +436,7 @@ CHECKS = (
     _precomputed,
     _anchors,
     _whole_distributions,
+    _asked,
     _values,
     _batches,
     _sampling,

@@ -132,7 +132,12 @@ class Run(Bounded):
         need, several = self.needs, self.learner.epochs * self.learner.minibatches > 1
         on_driver = bool(self.reward_penalties) or self.correction is not None or any(map(is_marking, self.objective))
         old = ("old",) if on_driver or (several and "old" in need) else ()
-        return (*old, *(name for name in ("ref", "teacher", "value") if name in need))
+        asked = (
+            f"{name}_full"
+            for name, spec in (("ref", self.reference), ("teacher", self.teacher))
+            if spec is not None and spec.asked and f"{name}_full" in need
+        )
+        return (*old, *(name for name in ("ref", "teacher", "value") if name in need), *asked)
 
     @property
     def online(self) -> bool:

@@ -74,6 +74,9 @@ class Batch:
     source: PerSequence  # index into SOURCES
     reward: PerSequence
     logp: Mapping[str, PerToken] = field(default_factory=dict)  # "behav" always; "old", "ref", ... on demand
+    # What an anchor gave of whole distributions that learners do not make themselves, by its name: "ids" and "logp", both [N, K], are its
+    # most likely tokens (rlkit.objective.full_vocab.TopK).
+    whole: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     value: PerToken | None = None
     token_reward: PerToken | None = None  # reward of single tokens (KL penalties), beside the sequence's own
     earned: PerToken | None = None  # the part of the reward that single tokens earned, a turn's at its last
@@ -184,6 +187,7 @@ class Batch:
             source=self.source[kept],
             reward=self.reward[kept],
             logp={k: v[tok] for k, v in self.logp.items()},
+            whole={k: {part: x[tok] for part, x in v.items()} for k, v in self.whole.items()},
             value=pick(self.value),
             token_reward=pick(self.token_reward),
             earned=pick(self.earned),

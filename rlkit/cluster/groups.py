@@ -199,7 +199,7 @@ class LearnerGroup:
         self.call("onload")
 
     def annotate(self, b: Batch, which: Sequence[str]) -> Batch:
-        """The batch with ``logp[...]`` (``old``, ``ref``) and ``value`` for the names in ``which``."""
+        """The batch with ``logp[...]`` (``old``, ``ref``), ``value``, and ``whole[...]`` (``teacher_full``) for the names in ``which``."""
         if not which:
             return b
         shards, rows = cut(b, self.workers.size, self.max_tokens, self.packed)
@@ -207,14 +207,18 @@ class LearnerGroup:
         start = torch.bincount(b.seq, minlength=b.S).cumsum(0)
         start = torch.cat([start.new_zeros(1), start])
         index = torch.cat([torch.arange(int(start[s]), int(start[s + 1])) for part in rows for s in part.tolist()])
-        found = {name: torch.empty(b.N).index_copy_(0, index, torch.cat([r[name] for r in results])) for name in which}
+        found = {name: _in_place(index, [r[name] for r in results]) for name in results[0]}
+        anchors = [name for name in ("ref", "teacher") if f"{name}_full" in which]
+        whole = {name: {part: found.pop(f"{name}_full/{part}") for part in ("ids", "logp")} for name in anchors}
+        for name, parts in whole.items():
+            b.check_tokens(f"log-probs of the most likely tokens of {name!r}", x := parts["logp"].sum(-1), x.isfinite())
         # Where sampling is cut off, a token may have the probability 0.
         cut_off = self.setup.sampling.top_p < 1 or self.setup.sampling.top_k > 0
         for name, x in found.items():
             good = x.isfinite() | ((x == -math.inf) & cut_off)
             b.check_tokens("value" if name == "value" else f"log-prob {name!r}", x, good)
         value = found.pop("value", b.value)
-        return b.with_logp(**found).replace(value=value)
+        return b.with_logp(**found).replace(value=value, whole={**b.whole, **whole})
 
     def update(
         self,
@@ -350,6 +354,12 @@ class LearnerGroup:
 
     def close(self) -> None:
         self.workers.close()
+
+
+def _in_place(index: Tensor, parts: Sequence[Tensor]) -> Tensor:
+    """What ranks found of their tokens, whose places in the batch are ``index``, in the batch's order; a rank may have had none."""
+    x = torch.cat([part for part in parts if len(part)] or list(parts))
+    return torch.empty_like(x).index_copy_(0, index, x)
 
 
 class EngineGroup:

@@ -32,16 +32,17 @@ from rlkit.model.generation import load_settings, settled
 from rlkit.model.head import truncate
 from rlkit.model.load import first_of, load_for, load_lm, load_tokenizer
 from rlkit.model.policy import PolicyModel, ValueModel, evaluate_new, prove_logprobs
-from rlkit.model.reference import ReferenceState
+from rlkit.model.reference import Dtype, Reference, ReferenceState
 from rlkit.model.wire import pack
 from rlkit.objective import loss
 from rlkit.objective.diagnostics import add_gram, bad_gradients
-from rlkit.objective.full_vocab import Head, WholeVocabulary
+from rlkit.objective.full_vocab import Head, TopK, Whole, WholeVocabulary, told_apart
 from rlkit.record.checkpoint import read_tensors, write_tensors
 from rlkit.record.memory import Peaks
 from rlkit.types import SOURCES, Batch, New, Sampling, Stats
 
 BUCKET_BYTES = 64 << 20
+PARTS = ("ids", "logp")  # of an anchor's most likely tokens
 
 
 class Learner:
@@ -73,11 +74,15 @@ class Learner:
         self.peaks = Peaks()
         self.sender = Sender(rank)
         self.culprits: dict[str, str] = {}
-        self.anchors: dict[str, ReferenceState] = {
-            name: spec.build(self)
+        self.specs: dict[str, Reference] = {
+            name: spec
             for name, spec in (("ref", setup.reference), ("teacher", setup.teacher))
             if spec is not None and setup.needs & {name, f"{name}_full"}
         }
+        self.anchors: dict[str, ReferenceState] = {name: spec.build(self) for name, spec in self.specs.items()}
+        for name, spec in self.specs.items():
+            if spec.asked:
+                self.anchors[name].require(self._told_apart(name), self.policy.output.out_features)
 
     def _make_backend(self) -> TorchBackend | DeepSpeedBackend:
         setup, lr = self.setup, None if self.setup.critic is None else self.setup.critic.lr
@@ -131,15 +136,24 @@ class Learner:
     def annotate(self, micros: Sequence[Batch], which: Sequence[str]) -> dict[str, Tensor]:
         """Log-probs (``old``, ``ref``, ``teacher``) or values (``value``) of this rank's rows, one after the other, ``[n]``.
 
-        ``uncut`` are the policy's log-probs at the run's temperature, without ``top_p`` and ``top_k``.
+        ``uncut`` are the policy's log-probs at the run's temperature, without ``top_p`` and ``top_k``. ``ref_full`` and ``teacher_full``
+        are an anchor's most likely tokens, as many as the terms tell apart: two tensors ``[n, k]``, ``teacher_full/ids`` and
+        ``teacher_full/logp``.
         """
         uncut = dataclasses.replace(self.sampling, top_p=1.0, top_k=0)
-        out: dict[str, list[Tensor]] = {name: [] for name in which}
+        whole = {name: f"{name}_full" for name in self.anchors if f"{name}_full" in which}
+        out: dict[str, list[Tensor]] = {name: [] for name in which if name not in whole.values()}
+        out |= {f"{full}/{part}": [] for full in whole.values() for part in PARTS}
         with self.peaks("annotate"):
             for micro in micros:
                 self._passes += 1
                 b = micro.map(lambda t: t.to(self.device))
-                for name in self.anchors.keys() & out.keys():
+                for name, full in whole.items():
+                    logp, top = self._likely(name, b)
+                    self._keep(out.get(name, []), micro, logp)
+                    self._keep(out[f"{full}/ids"], micro, top.ids)
+                    self._keep(out[f"{full}/logp"], micro, top.logp)
+                for name in (self.anchors.keys() & out.keys()) - whole.keys():
                     self._keep(out[name], micro, self.anchors[name].logprobs(b, self.sampling))
                 if "uncut" in out:
                     with torch.no_grad():
@@ -153,10 +167,23 @@ class Learner:
                         self._keep(out["value"], micro, new.value)
         return {name: torch.cat(parts) if parts else torch.empty(0) for name, parts in out.items()}
 
+    def _told_apart(self, name: str) -> int:
+        return min(told_apart(self.setup.objective, name), self.policy.output.out_features)
+
+    def _likely(self, name: str, b: Batch) -> tuple[Tensor, TopK]:
+        """An anchor's log-probs of the batch's tokens, and its most likely ones, as many as the terms tell apart."""
+        anchor, output = self.anchors[name], self.policy.output
+        k = self._told_apart(name)
+        if self.specs[name].asked:
+            return anchor.likely(b, k)
+        whole, temperature = anchor.head(b).over(output.over), self.sampling.temperature or 1.0
+        top = TopK.of(whole, b.N, k, output.out_features, temperature, self.policy.fp32_head)
+        return anchor.logprobs(b, self.sampling), top
+
     @staticmethod
     def _keep(parts: list[Tensor], micro: Batch, x: Tensor) -> None:
         if not micro.idle:
-            parts.append(x.detach().float().cpu())
+            parts.append((x.detach().float() if x.is_floating_point() else x).cpu())
 
     # -- training -------------------------------------------------------------------------------------------------
 
@@ -206,7 +233,7 @@ class Learner:
         self._passes += 1
         b = micro.map(lambda t: t.to(self.device))
         assert b.norm is not None
-        heads = {name: self.anchors[name].head(b) for name in {t.anchor for t in self.full}}
+        heads = {name: self._distributions(name, b) for name in {t.anchor for t in self.full}}
         full = [
             (t, heads[t.anchor], coefs[i] * b.norm[i][b.seq] if t.linear else None)
             for i, t in enumerate(self.setup.objective)
@@ -216,6 +243,12 @@ class Learner:
         if self.setup.updates == 1:  # the policy has not moved yet: its log-probs before the update are these
             b = b.with_logp(**{"old": new.logp.detach(), **b.logp})
         return new, b
+
+    def _distributions(self, name: str, b: Batch) -> Whole:
+        """An anchor's distributions: those that came with the batch, or those that it gives now."""
+        if name in b.whole:
+            return TopK(**b.whole[name], temperature=self.sampling.temperature or 1.0)
+        return self._likely(name, b)[1] if self.specs[name].asked else self.anchors[name].head(b)
 
     def measure(self, micros: Sequence[Batch], coefs: Sequence[float]) -> Stats:
         """What the terms and the log-probs of rows say that are not trained on: no gradient, no step."""
@@ -284,8 +317,8 @@ class Learner:
             hidden = self.policy.hidden(b.ids, b.length, b.action, b.group)[b.action - 1]
             return Head(hidden, None) if self.policy.output is trained else self.policy.output.over(hidden)
 
-    def load_frozen(self, path: str | None) -> PolicyModel:
-        start = self.setup.start
+    def load_frozen(self, path: str | None, dtype: Dtype | None = None) -> PolicyModel:
+        start = self.setup.start if dtype is None else dataclasses.replace(self.setup.start, dtype=dtype)
         where = start.path if path is None else path
         name = "model.path" if path is None else "reference.path or teacher.path"
         lm, _ = load_for(where, start.type, self.attention, name, self.device, self.windows)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlkit.objective.full_vocab import Head, full_divergence
+from rlkit.objective.full_vocab import Head, Whole, full_divergence
 
 CHUNK_ELEMENTS = 1 << 24  # logits held at once: 64 MiB in float32
 CPU_ELEMENTS = 1 << 22  # on a CPU, where larger tiles are no faster (benchmarks/logprob.py)
@@ -276,13 +276,14 @@ class LMHead(nn.Linear):
         top_p: float = 1.0,
         entropy: bool = False,
         fp32: bool = False,
-        full: Sequence[tuple[Any, Head, Tensor | None]] = (),
+        full: Sequence[tuple[Any, Whole, Tensor | None]] = (),
         weight: Tensor | None = None,
     ) -> Any:
         """Logits without ``target``; else log-probs ``[N]``, entropies (``[N]``, or empty), and ``full`` divergences ``[N]`` by name.
 
-        Everything in nats and float32. ``full`` is (term, its anchor's head over the same tokens, weight of each token in the loss); an
-        anchor without an output layer shares this one. ``weight`` is an alias of the layer's own, for a caller that collects its gradient.
+        Everything in nats and float32. ``full`` is (term, its anchor's distributions after the same prefixes, weight of each token in
+        the loss); a head without an output layer shares this one. ``weight`` is an alias of the layer's own, for a caller that collects its
+        gradient.
 
         Shapes:
             hidden ``[N, H]``, target ``[N]``.
@@ -296,11 +297,9 @@ class LMHead(nn.Linear):
         )
         found = {}
         for spec, anchor, expected in full:
-            if anchor.weight is None:
-                anchor = self.over(anchor.hidden)
             found[spec.name] = full_divergence(
                 Head(hidden, self.weight, self.bias, self.cap),
-                anchor,
+                anchor.over(self.over),
                 spec.generator,
                 top_k=spec.top_k,
                 of=spec.of,

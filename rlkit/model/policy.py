@@ -17,7 +17,7 @@ from rlkit.errors import ModelError
 from rlkit.model import packed
 from rlkit.model.export import in_use, retrains
 from rlkit.model.head import LMHead
-from rlkit.objective.full_vocab import Head
+from rlkit.objective.full_vocab import Whole
 from rlkit.types import Batch, New, Sampling
 
 Embed = Callable[[Tensor], Tensor]  # tokens to input embeddings
@@ -176,7 +176,7 @@ class PolicyModel(nn.Module):
         sampling: Sampling,
         entropy: bool = False,
         value: bool = False,
-        full: Sequence[tuple[Any, Head, Tensor | None]] = (),
+        full: Sequence[tuple[Any, Whole, Tensor | None]] = (),
     ) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]:
         """Log-probs ``[N]``, entropies (``[N]`` or empty), values (``[N]`` or None), whole-vocabulary divergences by name.
 
@@ -265,11 +265,11 @@ def evaluate_new(
     b: Batch,
     sampling: Sampling,
     needs: frozenset[str],
-    full: Sequence[tuple[Any, Head, Tensor | None]] = (),
+    full: Sequence[tuple[Any, Whole, Tensor | None]] = (),
 ) -> New:
     """Runs ``model`` (a :class:`PolicyModel` or an engine around one) on a micro-batch.
 
-    ``full`` are the terms that compare whole distributions, with their anchors' output layers and the tokens' weights in the loss.
+    ``full`` are the terms that compare whole distributions, with those of their anchors and the tokens' weights in the loss.
     """
     logp, entropy, value, found = model(
         b.ids, b.length, b.action, b.group, sampling, entropy="entropy" in needs, value="value" in needs, full=full

@@ -11,10 +11,10 @@ import os
 import time
 import weakref
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -23,12 +23,13 @@ from rlkit.bounds import Count, Decay, Natural, NonNegative, Positive, Share
 from rlkit.errors import ModelError, RunError
 from rlkit.model.export import stored
 from rlkit.model.policy import PolicyModel, evaluate_new
-from rlkit.objective.full_vocab import CHUNK_ELEMENTS, Head
+from rlkit.objective.full_vocab import CHUNK_ELEMENTS, Head, TopK, Whole
 from rlkit.place import Place
 from rlkit.plug import Plug
 from rlkit.types import Batch, Sampling, Stats
 
 NOTHING: frozenset[str] = frozenset()
+Dtype = Literal["float32", "bfloat16"]
 
 
 class Trained(Protocol):
@@ -54,8 +55,9 @@ class Trained(Protocol):
         """The output layer of that model over its hidden states; only where :attr:`contains_start`."""
         ...
 
-    def load_frozen(self, path: str | None) -> PolicyModel:
-        """Another model over the same vocabulary, frozen, in host memory; None: a copy of the one that training starts from.
+    def load_frozen(self, path: str | None, dtype: Dtype | None = None) -> PolicyModel:
+        """Another model over the same vocabulary, frozen, in host memory; None: a copy of the one that training starts from, or the
+        run's ``model.dtype``.
 
         Raises:
             ModelError: there is none, it is of another vocabulary, or its log-probs are not those of its own forward pass.
@@ -86,9 +88,21 @@ class ReferenceState:
         """Log-probs ``[N]`` of the batch's action tokens, without gradient."""
         raise NotImplementedError
 
-    def head(self, b: Batch) -> Head:
-        """The output layer over the hidden states of the batch's action tokens, for whole-vocabulary divergences."""
+    def head(self, b: Batch) -> Whole:
+        """The distributions from which the batch's action tokens were drawn, for whole-vocabulary divergences: mostly an output layer over
+        hidden states."""
         raise ModelError("this reference gives log-probs of single tokens: FullDivergence needs one of type: Frozen.")
+
+    def likely(self, b: Batch, k: int) -> tuple[Tensor, TopK]:
+        """:meth:`logprobs`, and the ``k`` most likely tokens at each place: of a reference that is asked for both (``asked``)."""
+        raise NotImplementedError
+
+    def require(self, k: int, classes: int) -> None:
+        """Asked once, before the first step, of a reference that is ``asked``.
+
+        Raises:
+            ModelError: it does not give the ``k`` most likely tokens, or does not know all ``classes`` tokens of the policy.
+        """
 
     def after_step(self, step: int, stats: Stats) -> None:
         """Called on every rank after each training step, with what it measured."""
@@ -105,11 +119,13 @@ class ReferenceState:
 class Reference(Plug):
     """Base of every reference. A user's own overrides :meth:`build`.
 
-    ``whole``: its states have :meth:`ReferenceState.head`, which ``FullDivergence`` reads.
+    ``whole``: its states have :meth:`ReferenceState.head`, which ``FullDivergence`` reads. ``asked``: they have
+    :meth:`ReferenceState.likely` instead, which is asked once for each batch, and serves one with ``top_k``.
     """
 
     homes: ClassVar[tuple[str, ...]] = ("rlkit.model.reference",)
     whole: ClassVar[bool] = False
+    asked: ClassVar[bool] = False
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -170,12 +186,12 @@ class AdapterOff(ReferenceState):
 class OwnWeights(ReferenceState):
     """A second model of the same vocabulary.
 
-    ``offload`` keeps it in (pinned) host memory and moves it to the device for each pass.
+    ``offload`` keeps it in (pinned) host memory and moves it to the device for each pass. A head that it gave keeps what it needs there.
     """
 
-    def __init__(self, trained: Trained, path: str | None, offload: bool = False) -> None:
+    def __init__(self, trained: Trained, path: str | None, offload: bool = False, dtype: Dtype | None = None) -> None:
         self.trained, self.offload = trained, offload and trained.device.type == "cuda"
-        self.model = trained.load_frozen(path)
+        self.model = trained.load_frozen(path, dtype)
         if self.offload:
             for p in self.model.parameters():
                 p.data = p.data.cpu().pin_memory()
@@ -187,7 +203,7 @@ class OwnWeights(ReferenceState):
             return
         host = {n: p.data for n, p in self.model.named_parameters()}
         for p in self.model.parameters():
-            p.data = p.data.to(self.trained.device, non_blocking=True)
+            p.data = p.data.to(self.trained.device, non_blocking=True, copy=True)
         try:
             yield
         finally:
@@ -218,10 +234,12 @@ class Frozen(_OnePath):
     With LoRA and no ``path``, the adapter is switched off instead of loading a second model, wherever that gives the start model back.
 
     Attributes:
+        dtype: of its weights; null: ``model.dtype``. bfloat16 halves a large teacher's memory, beside a student in float32.
         precompute: a file in which its log-probs of rows of data are kept. They are computed when a run starts and there is no such file,
             and no second model is held while it trains. A file of another model or of other rows is refused.
     """
 
+    dtype: Dtype | None = None
     precompute: Place | None = None
 
     @property
@@ -229,9 +247,9 @@ class Frozen(_OnePath):
         return self.precompute
 
     def build(self, trained: Trained) -> ReferenceState:
-        if self.path is None and trained.contains_start:
+        if self.path is None and trained.contains_start and self.dtype is None:
             return AdapterOff(trained)
-        return OwnWeights(trained, self.path, self.offload)
+        return OwnWeights(trained, self.path, self.offload, self.dtype)
 
 
 class _TemperedState(OwnWeights):
@@ -251,6 +269,32 @@ class _TemperedState(OwnWeights):
             z = head.logits(at, 1.0, self.model.fp32_head) * power[at]
             out[at] = z.gather(-1, target[at, None])[:, 0] - z.logsumexp(-1)
         return out
+
+
+# What is told of a place in a row: the token there, and log-probs of it and of the most likely ones; None before the first token.
+Told = tuple[int, dict[int, float]] | None
+
+
+def gathered(rows: Sequence[Sequence[Told]], k: int) -> tuple[Tensor, TopK]:
+    """Log-probs ``[L]`` of the tokens of all rows, one after the other, and the ``k`` most likely ones at each place.
+
+    Raises:
+        ModelError: a place has fewer than ``k``.
+    """
+    logp, ids, top = list[float](), list[list[int]](), list[list[float]]()
+    for told in (x for row in rows for x in row):
+        if told is None:  # before it there is no prefix
+            logp.append(0.0), ids.append([0] * k), top.append([0.0] * k)
+            continue
+        token, known = told
+        best = sorted(known, key=lambda i: -known[i])[:k]
+        if len(best) < k:
+            raise ModelError(
+                f"teacher: {len(best)} log-probs were given where the {k} most likely tokens were asked for: lower the terms' top_k."
+            )
+        logp.append(known[token]), ids.append(best), top.append([known[i] for i in best])
+    shape = (len(logp), k)
+    return torch.tensor(logp), TopK(torch.tensor(ids).reshape(shape), torch.tensor(top).reshape(shape))
 
 
 class _ServedState(ReferenceState):
@@ -275,7 +319,13 @@ class _ServedState(ReferenceState):
                 f"teacher: the server at {spec.url} has no model {self.model!r}; it has {', '.join(models)}."
             )
 
-    def _ask(self, path: str, body: dict[str, Any] | None = None, patience: float = 0.0) -> Any:
+    def _ask(
+        self,
+        path: str,
+        body: dict[str, Any] | None = None,
+        patience: float = 0.0,
+        remedy: str = "Start one with `vllm serve MODEL`, or correct the url.",
+    ) -> Any:
         """What the server answers. While it does not, or says that it cannot now, it is asked again, for ``patience`` seconds."""
         import httpx
 
@@ -295,31 +345,53 @@ class _ServedState(ReferenceState):
             time.sleep(pause)
         if patience:
             raise RunError(f"teacher: {told}. See to the server; `--resume` continues from the last checkpoint.")
-        raise ModelError(f"teacher: {told}. Start one with `vllm serve MODEL`, or correct the url.")
+        raise ModelError(f"teacher: {told}. {remedy}")
 
     def logprobs(self, b: Batch, sampling: Sampling) -> Tensor:
+        return self.likely(b, 0)[0]
+
+    def likely(self, b: Batch, k: int) -> tuple[Tensor, TopK]:
         assert b.ids is not None and b.length is not None and b.action is not None
         rows = [x.tolist() for x in b.ids.cpu().split(b.length.tolist())]
         with ThreadPoolExecutor(self.spec.parallel) as pool:
-            found = [x for row in pool.map(self._score, rows) for x in row]
-        return torch.tensor(found, device=b.ids.device)[b.action]
+            found = list(pool.map(lambda ids: self._score(ids, k), rows))
+        logp, top = gathered(found, k)
+        return logp.to(b.ids.device)[b.action], TopK(
+            top.ids.to(b.ids.device)[b.action], top.logp.to(b.ids.device)[b.action]
+        )
 
-    def _score(self, ids: list[int]) -> list[float]:
-        body = {
+    def require(self, k: int, classes: int) -> None:
+        remedy = (
+            f"It has to give {k} log-probs of a token: start it with --max-logprobs {k}, or lower the terms' top_k. And it has to know all "
+            f"{classes} tokens of the policy."
+        )
+        answer = self._ask("completions", self._body([classes - 1, classes - 1], k), remedy=remedy)
+        known = (answer["choices"][0]["prompt_logprobs"] or [None])[-1] or {}
+        strange = [i for i in known if int(i) >= classes]
+        if strange:
+            raise ModelError(
+                f"teacher: {self.model} at {self.spec.url} gives log-probs of token {strange[0]}, and the policy's tokens end at "
+                f"{classes - 1}: use a model with the same tokenizer."
+            )
+
+    def _body(self, ids: list[int], k: int) -> dict[str, Any]:
+        return {
             "model": self.model,
             "prompt": ids,
             "max_tokens": 1,
             "temperature": 1.0,
-            "prompt_logprobs": 0,
+            "prompt_logprobs": k,
             "add_special_tokens": False,
         }
-        given = self._ask("completions", body, self.spec.patience)["choices"][0]["prompt_logprobs"]
+
+    def _score(self, ids: list[int], k: int) -> list[Told]:
+        given = self._ask("completions", self._body(ids, k), self.spec.patience)["choices"][0]["prompt_logprobs"]
         if given is None or len(given) != len(ids):
             raise ModelError(
                 f"teacher: {self.spec.url} gave no prompt_logprobs for {len(ids)} tokens; it must be a vLLM server."
             )
         return [
-            0.0 if entry is None else float(entry[str(token)]["logprob"])
+            None if entry is None else (token, {int(i): float(x["logprob"]) for i, x in entry.items()})
             for token, entry in zip(ids, given, strict=True)
         ]
 
@@ -332,9 +404,12 @@ class Served(Reference):
         parallel: requests at once. timeout: seconds that an answer may take. patience: seconds for which a server that does not answer, or
             is busy, is asked again in the course of a run; at its start it is asked once.
 
-    Servers answer at temperature 1 without truncation, so ``sampling.temperature`` must be 1 and top-p, top-k off. A key is read from the
-    environment, ``RLKIT_TEACHER_KEY``.
+    ``FullDivergence`` with ``top_k: K`` reads its K most likely tokens and the rest as one; a server gives up to 20, or as many as it was
+    started with (``--max-logprobs``). Servers answer at temperature 1 without truncation, so ``sampling.temperature`` must be 1 and top-p,
+    top-k off. A key is read from the environment, ``RLKIT_TEACHER_KEY``.
     """
+
+    asked: ClassVar[bool] = True
 
     url: str
     model: str | None = None
@@ -343,13 +418,20 @@ class Served(Reference):
     patience: NonNegative = 300.0
 
     def build(self, trained: Trained) -> ReferenceState:
-        s = trained.sampling
-        if s.temperature != 1 or s.top_p < 1 or s.top_k:
-            raise ModelError(
-                "a served teacher or reference gives log-probs at temperature 1: set sampling.temperature: 1.0, top_p: 1.0, "
-                "top_k: 0, or use type: Frozen."
-            )
+        told = asked_at(trained.sampling)
+        if told is not None:
+            raise ModelError(told)
         return _ServedState(self)
+
+
+def asked_at(sampling: Sampling) -> str | None:
+    """Why a reference that is asked, and not computed here, does not suit how responses are sampled; None: it does."""
+    if sampling.temperature == 1 and sampling.top_p == 1 and not sampling.top_k:
+        return None
+    return (
+        "a served teacher or reference gives log-probs at temperature 1: set sampling.temperature: 1.0, top_p: 1.0, top_k: 0, or use type: "
+        "Frozen."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from rlkit.bounds import NonNegative, Positive
-from rlkit.errors import ConfigError
+from rlkit.errors import ConfigError, ModelError
 from rlkit.objective import Term
 from rlkit.objective.anchors import Anchor, anchor_log_prob, anchor_name, anchor_needs, check_geometric
 from rlkit.objective.anchors import Mixture as Mixture
@@ -52,9 +52,10 @@ class Generator(Plug):
         the same for all of them. Both arguments are left as they are."""
         return self
 
-    def among(self, ids: Tensor | None, table: Tensor) -> Generator:
+    def among(self, ids: Tensor | None, table: Tensor | None) -> Generator:
         """Its form where only the tokens ``ids``, ``[n, k]``, stay apart and the rest is one bucket behind them (None: all stay apart):
-        itself, where it matters only how likely tokens are. A row of ``table``, ``[V, H]``, is the anchor's output layer for a token.
+        itself, where it matters only how likely tokens are. A row of ``table``, ``[V, H]``, is the anchor's output layer for a token;
+        None: the anchor gives log-probs alone.
         """
         return self
 
@@ -229,7 +230,12 @@ class _Transport(Generator):
 
     slope = value
 
-    def among(self, ids: Tensor | None, table: Tensor) -> Generator:
+    def among(self, ids: Tensor | None, table: Tensor | None) -> Generator:
+        if table is None:
+            raise ModelError(
+                "Wasserstein measures distances of tokens in the anchor's output layer, and this anchor gives log-probs alone: use one of "
+                "type: Frozen."
+            )
         rows = table.float()[None] if ids is None else table[ids].float()
         cost = torch.cdist(rows, rows)
         if ids is not None:

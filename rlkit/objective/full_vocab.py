@@ -12,7 +12,9 @@ Source: the definition above (gradients are checked by enumeration in the tests)
 
 from __future__ import annotations
 
-from abc import abstractmethod
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor
 
 from rlkit.bounds import Count, Positive
-from rlkit.errors import ConfigError
+from rlkit.errors import ConfigError, ModelError
 from rlkit.objective import Term
 from rlkit.objective.anchors import Anchor
 from rlkit.objective.divergences import Generator, generator, label, transport
@@ -30,8 +32,32 @@ CHUNK_ELEMENTS = 1 << 23
 EXTREME = 40.0  # squared, e^40 is still a float32; beyond it a token counts as if its log-ratio were this
 
 
+class Whole(ABC):
+    """What a whole-vocabulary term reads of an anchor: the next token's distribution after each of ``N`` prefixes.
+
+    A :class:`Head` has all of it; :class:`TopK` the most likely tokens and one number for the rest; :class:`Mixed` joins several.
+    """
+
+    @abstractmethod
+    def log_probs(self, rows: slice, classes: int, temperature: float, fp32: bool) -> Tensor:
+        """Log-probs of the distributions ``rows`` at this temperature, ``[n, classes]`` in float32, new memory."""
+
+    def likely(self, rows: slice, log_q: Tensor, k: int) -> Tensor:
+        """The ids of their ``k`` most likely tokens, ``[n, k]``; ``log_q`` is what :meth:`log_probs` gave for ``rows``."""
+        return log_q.topk(k, dim=-1).indices
+
+    @property
+    def table(self) -> Tensor | None:
+        """Its output layer ``[V, H]``, in which :class:`Wasserstein` measures how far tokens are apart; None: it has none."""
+        return None
+
+    def over(self, own: Callable[[Tensor], Head]) -> Whole:
+        """The same, where ``own`` is the policy's output layer over hidden states, which some references share."""
+        return self
+
+
 @dataclass
-class Head:
+class Head(Whole):
     """An output layer over hidden states: ``logits = hidden W^T + b``; shapes ``[N, H]``, ``[V, H]``, ``[V]``.
 
     ``weight: None`` means the policy's own layer (a reference with its adapter switched off). With a ``cap`` (Gemma 2) logits are
@@ -48,6 +74,14 @@ class Head:
         assert self.weight is not None
         return int(self.weight.shape[0])
 
+    @property
+    def table(self) -> Tensor:
+        assert self.weight is not None
+        return self.weight.detach()
+
+    def over(self, own: Callable[[Tensor], Head]) -> Head:
+        return own(self.hidden) if self.weight is None else self
+
     def logits(self, rows: slice, temperature: float, fp32: bool) -> Tensor:
         assert self.weight is not None
         h = self.hidden[rows]
@@ -62,6 +96,101 @@ class Head:
             z = z.div_(self.cap).tanh_().mul_(self.cap)
         return z.div_(temperature) if temperature != 1 else z
 
+    def log_probs(self, rows: slice, classes: int, temperature: float, fp32: bool) -> Tensor:
+        z = self.logits(rows, temperature, fp32)
+        z -= z.logsumexp(-1, keepdim=True)
+        return z
+
+
+@dataclass(frozen=True)
+class TopK(Whole):
+    """The ``k`` most likely tokens of each distribution, most likely first, with their log-probs: ``[N, k]`` each. The rest is one tail.
+
+    It is what a server, an engine or a file gives of an anchor, where an output layer and hidden states would be too much to send or to
+    keep. ``temperature`` is that at which log-probs were taken: those of another one do not follow from them.
+    """
+
+    ids: Tensor
+    logp: Tensor
+    temperature: float = 1.0
+
+    @property
+    def k(self) -> int:
+        return int(self.ids.shape[1])
+
+    @classmethod
+    def of(cls, whole: Whole, n: int, k: int, classes: int, temperature: float = 1.0, fp32: bool = False) -> TopK:
+        """Those of ``n`` distributions of another form."""
+        parts, size = list[tuple[Tensor, Tensor]](), max(1, CHUNK_ELEMENTS // classes)
+        for i in range(0, n, size):
+            at = slice(i, min(n, i + size))
+            log_q = whole.log_probs(at, classes, temperature, fp32)
+            ids = whole.likely(at, log_q, min(k, classes))
+            parts.append((ids, log_q.gather(-1, ids)))
+        ids, logp = (torch.cat(x) for x in zip(*parts, strict=True))
+        return cls(ids, logp, temperature)
+
+    def log_probs(self, rows: slice, classes: int, temperature: float, fp32: bool) -> Tensor:
+        """The tail's mass is spread evenly over its tokens, none of which can then be more likely than one that is kept."""
+        self._check(temperature)
+        kept = self.logp[rows].float()
+        each = tail(kept) - math.log(max(1, classes - self.k))
+        if self.k >= classes:
+            each = torch.full_like(each, -math.inf)
+        return each.expand(-1, classes).scatter(-1, self.ids[rows].long(), kept)
+
+    def likely(self, rows: slice, log_q: Tensor, k: int) -> Tensor:
+        if k > self.k:
+            raise ModelError(
+                f"a term tells the {k} most likely tokens apart, but the anchor gives {self.k}: lower its top_k, or ask for more of them."
+            )
+        return self.ids[rows, :k].long()
+
+    def _check(self, temperature: float) -> None:
+        if temperature != self.temperature:
+            raise ModelError(
+                f"the log-probs of an anchor's most likely tokens are of temperature {self.temperature:g}, and the policy's of "
+                f"{temperature:g}: set sampling.temperature: {self.temperature:g}, or use an anchor of type: Frozen."
+            )
+
+
+@dataclass(frozen=True)
+class Mixed(Whole):
+    """The mixture of anchors, ``q = sum_i w_i q_i`` at every prefix.
+
+    ``parts`` are ``(anchor, place, weight)``: the anchor has the distributions of those prefixes whose number is in ``place``, ``[n_i]``
+    ascending, and ``weight``, ``[n_i]``, is its share there. The shares at a prefix add up to 1.
+    """
+
+    parts: tuple[tuple[Whole, Tensor, Tensor], ...]
+
+    def log_probs(self, rows: slice, classes: int, temperature: float, fp32: bool) -> Tensor:
+        out: Tensor | None = None
+        for anchor, place, weight in self.parts:
+            first, last = (int(torch.searchsorted(place, edge)) for edge in (rows.start, rows.stop))
+            if first == last:
+                continue
+            log_q = anchor.log_probs(slice(first, last), classes, temperature, fp32)
+            log_q += weight[first:last, None].log()
+            at = place[first:last] - rows.start
+            if out is None:
+                out = log_q.new_full((rows.stop - rows.start, classes), -math.inf)
+            out[at] = torch.logaddexp(out[at], log_q)
+        assert out is not None, "every prefix has an anchor"
+        return out
+
+    @property
+    def table(self) -> Tensor | None:
+        return self.parts[0][0].table
+
+    def over(self, own: Callable[[Tensor], Head]) -> Mixed:
+        return Mixed(tuple((anchor.over(own), place, weight) for anchor, place, weight in self.parts))
+
+
+def tail(kept: Tensor) -> Tensor:
+    """The log of what probabilities ``[n, k]``, given by their logs, leave of 1, ``[n, 1]``; never below a millionth."""
+    return torch.log1p(-kept.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-6))
+
 
 def _ratio(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
     """``a = log u``, bounded, and the weight that goes with it: ``p``, or ``q u`` where ``u`` was bounded from below.
@@ -74,33 +203,29 @@ def _ratio(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
     return (a.clamp_(-EXTREME, EXTREME) if low < -EXTREME or high > EXTREME else a), weight
 
 
-def _buckets(log_p: Tensor, log_q: Tensor, k: int, of: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probs of the k chosen tokens and of the tail, ``[n, k + 1]`` each, and the chosen ids ``[n, k]``."""
-    likely = {"anchor": log_q, "policy": log_p}.get(of)
-    ids = (torch.maximum(log_p, log_q) if likely is None else likely).topk(k, dim=-1).indices
-
-    def with_tail(x: Tensor) -> Tensor:
-        kept = x.gather(-1, ids)
-        rest = torch.log1p(-kept.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-6))
-        return torch.cat([kept, rest], -1)
-
-    return with_tail(log_p), with_tail(log_q), ids
+def _buckets(log_p: Tensor, log_q: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probs of the chosen tokens ``ids``, ``[n, k]``, and of the tail, ``[n, k + 1]`` each."""
+    kept_p, kept_q = log_p.gather(-1, ids), log_q.gather(-1, ids)
+    return torch.cat([kept_p, tail(kept_p)], -1), torch.cat([kept_q, tail(kept_q)], -1)
 
 
 def _chunk(
-    log_p: Tensor, log_q: Tensor, f: Generator, top_k: int | None, of: str, slope: bool, table: Tensor
+    log_p: Tensor, log_q: Tensor, f: Generator, ids: Tensor | None, slope: bool, anchor: Whole
 ) -> tuple[Tensor, Tensor | None]:
-    """Divergences ``[n]`` and, if asked for, their gradients with respect to the policy's logits ``[n, V]``. Uses up its arguments."""
-    if top_k is None:
-        f = f.among(None, table).at(log_p, log_q)
+    """Divergences ``[n]`` and, if asked for, their gradients with respect to the policy's logits ``[n, V]``. Uses up its arguments.
+
+    ``ids``, ``[n, k]``: the tokens that stay apart; None: all.
+    """
+    if ids is None:
+        f = f.among(None, anchor.table).at(log_p, log_q)
         a, w = _ratio(log_p, log_q)
         value = (f.value(a) * w).sum(-1)
         if not slope:
             return value, None
         dz = f.slope(a) * w  # p f'(u)
         return value, dz.addcmul_(log_p.exp_(), dz.sum(-1, keepdim=True), value=-1)
-    few_p, few_q, ids = _buckets(log_p, log_q, top_k, of)
-    p_few, f = few_p.exp(), f.among(ids, table).at(few_p, few_q)
+    few_p, few_q = _buckets(log_p, log_q, ids)
+    p_few, f = few_p.exp(), f.among(ids, anchor.table).at(few_p, few_q)
     a, w = _ratio(few_p, few_q)
     value = (f.value(a) * w).sum(-1)
     if not slope:
@@ -115,12 +240,19 @@ class _Pass:
     """Goes over the tokens in chunks; collects values, and gradients for given weights of the tokens."""
 
     def __init__(
-        self, head: Head, anchor: Head, f: Generator, top_k: int | None, of: str, temperature: float, fp32: bool
+        self, head: Head, anchor: Whole, f: Generator, top_k: int | None, of: str, temperature: float, fp32: bool
     ) -> None:
         self.head, self.anchor, self.f, self.of, self.temperature, self.fp32 = head, anchor, f, of, temperature, fp32
         self.top_k = None if top_k is None or top_k >= head.classes else top_k
-        assert anchor.weight is not None
-        self.table = anchor.weight.detach()
+
+    def _apart(self, rows: slice, log_p: Tensor, log_q: Tensor) -> Tensor | None:
+        """The ids of the tokens that stay apart, ``[n, k]``; None: all of them."""
+        if self.top_k is None:
+            return None
+        if self.of == "anchor":
+            return self.anchor.likely(rows, log_q, self.top_k)
+        likely = log_p if self.of == "policy" else torch.maximum(log_p, log_q)
+        return likely.topk(self.top_k, dim=-1).indices
 
     def __call__(
         self, g_N: Tensor | None, weight: bool, bias: bool
@@ -136,12 +268,13 @@ class _Pass:
         d_bias = torch.zeros(self.head.classes, device=w.device) if g_N is not None and bias else None
         for i in range(0, n, rows):
             at = slice(i, min(n, i + rows))
-            log_p, log_q = (h.logits(at, self.temperature, self.fp32) for h in (self.head, self.anchor))
+            log_p = self.head.logits(at, self.temperature, self.fp32)
+            log_q = self.anchor.log_probs(at, self.head.classes, self.temperature, self.fp32)
             cap = self.head.cap
             slope = None if cap is None else 1 - (log_p * (self.temperature / cap)).square_()
             log_p -= log_p.logsumexp(-1, keepdim=True)
-            log_q -= log_q.logsumexp(-1, keepdim=True)
-            out[at], dz = _chunk(log_p, log_q, self.f, self.top_k, self.of, g_N is not None, self.table)
+            ids = self._apart(at, log_p, log_q)
+            out[at], dz = _chunk(log_p, log_q, self.f, ids, g_N is not None, self.anchor)
             if dz is None or g_N is None or d_hidden is None:
                 continue
             dz *= g_N[at, None] / self.temperature
@@ -166,7 +299,7 @@ class _Full(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         cap: float | None,
-        anchor: Head,
+        anchor: Whole,
         expected: Tensor | None,
         *options: Any,
     ) -> Tensor:
@@ -196,7 +329,7 @@ class _Full(torch.autograd.Function):
 
 def full_divergence(
     policy: Head,
-    anchor: Head,
+    anchor: Whole,
     f: Generator,
     *,
     top_k: int | None = None,
@@ -252,6 +385,12 @@ class WholeVocabulary(Term):
     @abstractmethod
     def generator(self) -> Generator:
         """The divergence."""
+
+
+def told_apart(objective: Iterable[Term], anchor: str) -> int:
+    """How many of an anchor's most likely tokens some term tells apart (the largest ``top_k``); 0: none does, or one reads all of them."""
+    asked = [t.top_k for t in objective if isinstance(t, WholeVocabulary) and t.anchor == anchor]
+    return 0 if None in asked else max((k for k in asked if k is not None), default=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ import torch
 
 import rlkit as rk
 from rlkit.checks import check
+from rlkit.cluster.groups import LearnerGroup, LocalWorkers
 from rlkit.data.tasks import Sorting
 from rlkit.errors import ConfigError, ModelError, RunError
 from rlkit.learner.learner import Learner
@@ -250,7 +251,6 @@ def test_a_reference_of_ones_own_needs_log_probs_alone_and_says_what_it_does_not
         (Frozen(), True),
         (EMA(), True),
         (Tempered(), False),
-        (Served(url="http://x"), False),
         (Mine(), False),
     ):
         given = whole.replace(reference=reference)
@@ -262,9 +262,10 @@ def test_a_reference_of_ones_own_needs_log_probs_alone_and_says_what_it_does_not
 
 
 class Server(BaseHTTPRequestHandler):
-    """Knows one model; answers by ``plan``: a status, or None for no answer at all, and then as vLLM does."""
+    """Knows one model; answers by ``plan``: a status, or None for no answer at all, and then as vLLM does: by ``lm``, if there is one."""
 
     protocol_version = "HTTP/1.1"
+    lm: ClassVar[Any] = None
     plan: ClassVar[list[int | None]] = []
     asked: ClassVar[list[str]] = []
 
@@ -272,8 +273,19 @@ class Server(BaseHTTPRequestHandler):
         self.answer({"data": [{"id": "theirs"}]})
 
     def do_POST(self) -> None:
-        ids = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["prompt"]
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        ids, k = asked["prompt"], asked["prompt_logprobs"]
+        if k > 20:
+            self.plan.append(400)
         known = [None, *({str(i): {"logprob": -i / 10}} for i in ids[1:])]
+        if self.lm is not None:
+            with torch.no_grad():
+                logp = self.lm(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+            best = logp.topk(k).indices.tolist()
+            known[1:] = [
+                {str(i): {"logprob": float(row[i])} for i in {token, *likely}}
+                for token, row, likely in zip(ids[1:], logp, best, strict=True)
+            ]
         self.answer({"choices": [{"prompt_logprobs": known}]})
 
     def answer(self, content: dict[str, Any]) -> None:
@@ -294,7 +306,7 @@ class Server(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    Server.plan, Server.asked = [], []
+    Server.plan, Server.asked, Server.lm = [], [], None
     with ThreadingHTTPServer(("127.0.0.1", 0), Server) as served:
         served.daemon_threads = True
         threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
@@ -324,3 +336,67 @@ def test_a_server_that_does_not_answer_is_asked_again_through_the_connections_th
     Server.plan = [200] + [503] * 20
     with pytest.raises(RunError, match="completions answered 503"):
         tired.build(trained).logprobs(b, Sampling())
+
+
+def distilled(small: dict[str, Any], tiny: Path, teacher: Any, **more: Any) -> tuple[Learner, list[Stats]]:
+    """What two steps towards a teacher's three most likely tokens measured."""
+    objective = [{"type": "FullDivergence", "f": "forward_kl", "anchor": "teacher", "top_k": 3}]
+    run = rk.load({**small, "objective": objective, "teacher": teacher, "reference": None, **more})
+    learner = Learner(run.learner_setup(str(tiny)))
+    group = LearnerGroup(LocalWorkers(learner), learner.setup)
+    return learner, [group.update(group.annotate(batch(), run.passes), (1.0,), seed) for seed in (0, 1)]
+
+
+def test_a_server_teaches_what_the_same_model_in_this_process_teaches(
+    small: dict[str, Any], tiny: Path, tmp_path: Path, server: str
+) -> None:
+    other = make_tiny(tmp_path / "other", Sorting.alphabet, hidden=64, layers=1, heads=1, kv_heads=1, seed=9)
+    Server.lm = load_lm(other).eval()
+    asked, told = distilled(small, tiny, {"type": "Served", "url": server})
+    known, want = distilled(small, tiny, {"type": "Frozen", "path": str(other)})
+    for a, b in zip(told, want, strict=True):
+        for name in ("loss/forward_kl_top3(teacher)", "learner/grad_norm"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4) and a[name] > 0.01
+    torch.testing.assert_close(policy(asked), policy(known), rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_server_cannot_teach_is_said_before_the_first_step(
+    small: dict[str, Any], tiny: Path, tmp_path: Path, server: str
+) -> None:
+    teacher = {"type": "Served", "url": server}
+
+    def term(**more: Any) -> dict[str, Any]:
+        return {"objective": [{"type": "FullDivergence", "anchor": "teacher", **more}], "teacher": teacher}
+
+    for more, told in (
+        (term(), r"reverse_kl_full\(teacher\) compares all tokens, but teacher .* Set top_k of the term, e.g. 20"),
+        (term(top_k=3, of="policy"), r"are likely for `of: policy`, but teacher .* Set of: anchor"),
+        (term(top_k=3) | {"sampling": {"temperature": 0.7}}, r"log-probs at temperature 1: set sampling.temperature"),
+        (term() | {"objective": [{"type": "Wasserstein", "anchor": "teacher"}]}, "in the output layer of its anchor"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            check(rk.load({**small, **more}))
+    foreign = make_tiny(tmp_path / "foreign", Sorting.alphabet + "xyz", hidden=64, layers=1, heads=1, kv_heads=1)
+    Server.lm = load_lm(foreign).eval()
+    with pytest.raises(ModelError, match="and the policy's tokens end at"):
+        Learner(rk.load({**small, **term(top_k=13)}).learner_setup(str(tiny)))
+    Server.plan = [200, 400]
+    with pytest.raises(ModelError, match="start it with --max-logprobs 3, or lower the terms' top_k"):
+        Learner(rk.load({**small, **term(top_k=3)}).learner_setup(str(tiny)))
+
+
+def test_a_teacher_in_bfloat16_and_one_that_visits_the_device(small: dict[str, Any], tiny: Path) -> None:
+    learner = make(small, tiny, {"type": "Frozen", "path": str(tiny), "dtype": "bfloat16"}, frozenset({"ref_full"}))
+    state, b = learner.anchors["ref"], batch()
+    assert {p.dtype for p in state.model.parameters()} == {torch.bfloat16}
+    exact = make(small, tiny, {"type": "Frozen", "path": str(tiny)}, frozenset({"ref_full"})).anchors["ref"]
+    gap = (state.logprobs(b, Sampling()) - exact.logprobs(b, Sampling())).abs().mean()
+    assert 0 < float(gap) < 0.05
+    # What a head needs stays there when the model has gone back to host memory.
+    exact.offload = True
+    head = exact.head(b)
+    want = head.log_probs(slice(0, b.N), head.classes, 1.0, False)
+    with torch.no_grad():
+        for p in exact.model.parameters():
+            p.zero_()
+    torch.testing.assert_close(head.log_probs(slice(0, b.N), head.classes, 1.0, False), want, rtol=0, atol=0)

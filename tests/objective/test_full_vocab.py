@@ -9,9 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlkit.errors import ModelError
 from rlkit.objective import loss
 from rlkit.objective.divergences import PARAMETRIC, TABLE, generator
-from rlkit.objective.full_vocab import FullDivergence, Head, Wasserstein, full_divergence
+from rlkit.objective.full_vocab import (
+    FullDivergence,
+    Head,
+    Mixed,
+    TopK,
+    Wasserstein,
+    full_divergence,
+    told_apart,
+)
 from rlkit.types import New
 from tests.objective.world import T, World
 
@@ -135,6 +144,77 @@ def test_a_tail_bucket_is_the_divergence_of_the_coarser_distributions(name: str,
         assert bool((got <= whole + 1e-5).all()) and bool((got >= before - 1e-5).all())
         before = got.detach()
     torch.testing.assert_close(full_divergence(policy, anchor, f, top_k=V), whole)
+
+
+@pytest.mark.parametrize(("name", "parameter"), ALL)
+@pytest.mark.parametrize(("k", "kept"), [(3, 3), (3, 6), (V, V), (None, V)])
+def test_an_anchor_s_most_likely_tokens_say_as_much_as_its_head(
+    name: str, parameter: float | None, k: int | None, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Value and gradient of a term that tells ``k`` tokens apart, by an anchor that gives ``kept`` of them."""
+    monkeypatch.setattr("rlkit.objective.full_vocab.CHUNK_ELEMENTS", 2 * V)
+    f, (policy, anchor) = generator(name, parameter), heads(0.7)
+    few = TopK.of(anchor, N, kept, V, temperature=0.8)
+    assert few.ids.shape == few.logp.shape == (N, kept) and bool((few.logp.diff(dim=-1) <= 0).all())
+    got, want = (full_divergence(policy, a, f, top_k=k, temperature=0.8) for a in (few, anchor))
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
+    leaves, upstream = (policy.hidden, policy.weight, policy.bias), torch.linspace(-1, 2, N)
+    for a, b in zip(
+        torch.autograd.grad((got * upstream).sum(), leaves),
+        torch.autograd.grad((want * upstream).sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_most_likely_tokens_know_what_they_do_not_say() -> None:
+    policy, anchor = heads()
+    few = TopK.of(anchor, N, 3, V, temperature=0.8)
+    spread = few.log_probs(slice(0, N), V, 0.8, False)
+    torch.testing.assert_close(spread.logsumexp(-1), torch.zeros(N), rtol=0, atol=1e-6)
+    with pytest.raises(ModelError, match="tells the 4 most likely tokens apart, but the anchor gives 3"):
+        full_divergence(policy, few, TABLE["js"], top_k=4, temperature=0.8)
+    with pytest.raises(ModelError, match=r"of temperature 0.8, and the policy's of 1: set sampling.temperature: 0.8"):
+        full_divergence(policy, few, TABLE["js"], top_k=3)
+    with pytest.raises(ModelError, match="distances of tokens in the anchor's output layer"):
+        full_divergence(policy, few, Wasserstein().generator, top_k=3, temperature=0.8)
+    terms = [
+        FullDivergence(top_k=4, anchor="teacher"),
+        FullDivergence(f="js", top_k=9, anchor="teacher"),
+        FullDivergence(),
+    ]
+    assert (told_apart(terms, "teacher"), told_apart(terms, "ref"), told_apart(terms[:1], "ref")) == (9, 0, 0)
+
+
+@pytest.mark.parametrize("top_k", [None, 4])
+def test_a_mixture_of_anchors_is_the_sum_of_their_probabilities(
+    top_k: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two teachers, of which the second knows prefixes 2, 3 and 6 alone, and the first all but 6."""
+    monkeypatch.setattr("rlkit.objective.full_vocab.CHUNK_ELEMENTS", 2 * V)
+    policy, one = heads(0.7)
+    g, places = torch.Generator().manual_seed(5), (torch.tensor([0, 1, 2, 3, 4, 5]), torch.tensor([2, 3, 6]))
+    two = Head(torch.randn(N, H, generator=g), torch.randn(V, H, generator=g), None)
+    share = torch.tensor([0.0, 0.0, 0.3, 0.8, 0.0, 0.0, 1.0])
+    parts = tuple(
+        (dataclasses.replace(head, hidden=head.hidden[at]), at, w[at])
+        for head, at, w in zip((one, two), places, (1 - share, share), strict=True)
+    )
+    p, q1, q2 = (
+        ((h.hidden @ h.weight.T + (0 if h.bias is None else h.bias)) / 0.8).double().softmax(-1)
+        for h in (policy, one, two)
+    )
+    q = (1 - share[:, None]) * q1 + share[:, None] * q2
+    if top_k is not None:
+        ids = q.topk(top_k).indices
+        p, q = (torch.cat([x.gather(-1, ids), 1 - x.gather(-1, ids).sum(-1, keepdim=True)], -1) for x in (p, q))
+    f = TABLE["reverse_kl"]
+    got = full_divergence(policy, Mixed(parts), f, top_k=top_k, temperature=0.8)
+    want = (p * (p / q).log()).sum(-1)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)
+    leaves = (policy.hidden, policy.weight, policy.bias)
+    for a, b in zip(torch.autograd.grad(got.sum(), leaves), torch.autograd.grad(want.sum(), leaves), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "parameter"), ALL)
