@@ -19,7 +19,7 @@ from rlkit.model.endings import Endings
 from rlkit.model.generation import load_settings, settled
 from rlkit.model.hub import model_config, require_model
 from rlkit.model.load import examine, same_tokens
-from rlkit.model.reference import Frozen, Reference, asked_at
+from rlkit.model.reference import Frozen, asked_at
 from rlkit.objective import Term, sources_of
 from rlkit.objective.full_vocab import Wasserstein, WholeVocabulary
 from rlkit.objective.losses import AStar
@@ -200,20 +200,22 @@ def _rows_of_data(run: Run) -> Iterator[str]:
 
 
 def _precomputed(run: Run) -> Iterator[str]:
-    """Kept log-probs of rows of data are all that is compared with the reference."""
-    if run.reference is None or run.reference.kept is None:
-        return
-    if not run.data.offline:
-        yield "reference.precompute keeps log-probs of rows of data, but data has none. Leave it out."
-    more = {"ref_full", "mismatched"}
-    others = [t.name for t in run.objective if t.needs & more or ("ref" in t.needs and t.on == "policy")]
-    reward: tuple[Any, ...] = (run.advantage, *run.reward_penalties)
-    others += [type(p).__name__ for p in reward if run.online and "ref" in p.needs]
-    if others:
-        yield (
-            f"reference.precompute keeps log-probs of rows of data, but {', '.join(others)} compares more than those with the reference. "
-            "Leave it out."
-        )
+    """Kept outputs on rows of data are all that is compared with a reference or a teacher."""
+    for section, anchor, spec in (("reference", "ref", run.reference), ("teacher", "teacher", run.teacher)):
+        if spec is None or spec.kept is None:
+            continue
+        if not run.data.offline:
+            yield f"{section}.precompute keeps log-probs of rows of data, but data has none. Leave it out."
+        reads = {anchor, f"{anchor}_full"}
+        others = [t.name for t in run.objective if t.needs & reads and (t.on == "policy" or "mismatched" in t.needs)]
+        parts: tuple[Any, ...] = (run.advantage, *run.reward_penalties)
+        others += [type(p).__name__ for p in parts if run.online and anchor in p.needs]
+        if others:
+            yield (
+                f"{section}.precompute keeps log-probs of rows of data, but {', '.join(others)} compares more than those with the "
+                f"{section}. Leave it out."
+            )
+        yield from _likely_tokens(run, anchor, f"{section}.precompute keeps the log-probs")
 
 
 def _anchors(run: Run) -> Iterator[str]:
@@ -248,12 +250,13 @@ def _whole_distributions(run: Run) -> Iterator[str]:
                 "Use type: Frozen, or a sampled Divergence."
             )
             continue
-        yield from _likely_tokens(run, section, anchor, spec)
+        if spec.kept is None:
+            yield from _likely_tokens(run, anchor, f"{section} (type: {type(spec).__name__}) gives the log-probs")
 
 
-def _likely_tokens(run: Run, section: str, anchor: str, spec: Reference) -> Iterator[str]:
-    """Terms that read more of an anchor than its most likely tokens, where it gives no more than these."""
-    gives = f"{section} (type: {type(spec).__name__}) gives the log-probs of its most likely tokens"
+def _likely_tokens(run: Run, anchor: str, source: str) -> Iterator[str]:
+    """Terms that read more of an anchor than its most likely tokens, where its ``source`` gives no more than these."""
+    gives = f"{source} of its most likely tokens"
     for term in run.objective:
         if not isinstance(term, WholeVocabulary) or term.anchor != anchor:
             continue

@@ -22,6 +22,7 @@ from rlkit.data.prompts import first_of_each, load_prompts, overlap, preview
 from rlkit.data.stored import StoredRows
 from rlkit.data.tasks import Split
 from rlkit.model.endings import Endings
+from rlkit.objective.full_vocab import told_apart
 from rlkit.precompute import Kept
 from rlkit.rewards import Scorer
 from rlkit.rollout.interrupt import Interruption
@@ -58,12 +59,13 @@ class Inputs:
             for e in first:
                 yield f"  {e.source}: {self.tokenizer.decode(e.tokens.tolist())!r} (reward {e.reward:g})"
 
-    def kept(self, run: Run, start: str) -> Kept | None:
-        """The file that keeps the reference's log-probs of the rows of data; None: they are computed in every step."""
-        if run.reference is None or run.reference.kept is None or "ref" not in run.needs:
-            return None
-        model = next(iter(run.reference.models), start)
-        return Kept.of(run.reference.kept, model, (*self.examples, *self.held_out), run.sampling.temperature)
+    def kept(self, run: Run, start: str) -> Iterator[Kept]:
+        """The files that keep what reference and teacher say of the rows of data; where there is none, they are asked in every step."""
+        sets, temperature = (*self.examples, *self.held_out), run.sampling.temperature
+        for section, anchor, spec in (("reference", "ref", run.reference), ("teacher", "teacher", run.teacher)):
+            if spec is not None and spec.kept is not None and run.needs & {anchor, f"{anchor}_full"}:
+                k = told_apart(run.objective, anchor)
+                yield Kept.of(section, spec.kept, spec.identity(start), sets, temperature, k)
 
 
 def read_inputs(run: Run, stack: contextlib.ExitStack, notes: list[str]) -> Inputs:
@@ -108,8 +110,7 @@ def read_inputs(run: Run, stack: contextlib.ExitStack, notes: list[str]) -> Inpu
     notes += scorer.trial(prompts[0]) if prompts else ()
     given = Inputs(tokenizer, train, test, scorer, stored, examples, held_out, interrupt, played, context)
     if run.model.warm_up is None and run.model.path is not None:  # else there is no start model yet
-        kept = given.kept(run, run.model.path)
-        if kept is not None:
+        for kept in given.kept(run, run.model.path):
             kept.read()
     return given
 

@@ -49,6 +49,17 @@ class Sampling(Bounded):
             raise ConfigError("sampling.stop has an empty text, which every response contains; leave it out.")
 
 
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What an anchor says of a response of ``T`` tokens, known from before (:mod:`rlkit.precompute`): their log-probs, a tensor ``[T]``,
+    and of whole distributions the ids of the most likely tokens, ``[T, k]``, with their log-probs and the tail's, ``[T, k + 1]``.
+    """
+
+    logp: Any
+    ids: Any = None
+    top: Any = None
+
+
 @dataclass(slots=True)
 class Rollout:
     """One sampled response: plain data, picklable, one line of ``rollouts.jsonl``. ``T`` is its length in tokens.
@@ -77,6 +88,7 @@ class Rollout:
     turn: list[int] | None = None  # [T] the generation that sampled the token, -1 for none; None: all of one
     earned: list[float] | None = None  # [T] the part of the reward that single tokens earned: a turn's, at its last
     transcript: str = ""  # the episode as people read it
+    outputs: Mapping[str, Outputs] = field(default_factory=dict)  # by anchor, of rows of data alone
 
     @classmethod
     def given(cls, prompt: Prompt, tokens: list[int], finish: Finish = "stop", **more: Any) -> Rollout:

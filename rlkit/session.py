@@ -31,7 +31,8 @@ from rlkit.files import Appender, replace_file, told
 from rlkit.inputs import Inputs, read_inputs
 from rlkit.model.endings import Endings
 from rlkit.objective.coefficients import Coefficients
-from rlkit.precompute import compute, with_reference
+from rlkit.objective.full_vocab import told_apart
+from rlkit.precompute import compute, known, with_outputs
 from rlkit.record.alarms import Alarms
 from rlkit.record.checkpoint import Cadence, Checkpoints
 from rlkit.record.drift import Drift
@@ -58,7 +59,7 @@ class Feed:
 
     Attributes:
         drawn: rows that join every batch. examples: those of them that somebody else wrote. held_out: such rows that are only measured.
-        ref_known: the reference's log-probs of these rows are kept, and nothing else is compared with it.
+        known: anchors whose outputs on these rows are kept, and nothing else is compared with them.
         engine, scores: who is asked for responses and who scores them: engines and rewards, or the player of episodes for both.
     """
 
@@ -71,7 +72,7 @@ class Feed:
     drawn: tuple[Drawn, ...]
     examples: tuple[ExampleRows, ...]
     held_out: tuple[ExampleRows, ...]
-    ref_known: bool
+    known: frozenset[str]
     engine: Generates
     scores: Scores
     player: Player | None = None
@@ -135,8 +136,9 @@ class Session:
     def batch(self, rollouts: Sequence[Rollout]) -> Batch:
         """The batch of these responses, with the log-probs that terms read before the update."""
         run, learners = self.run, self.fleet.learners
-        passes = [name for name in run.passes if name != "ref" or not self.feed.ref_known]
-        b = learners.annotate(Batch.from_rollouts(rollouts, run.columns, run.parts), passes)
+        passes = [name for name in run.passes if name.removesuffix("_full") not in self.feed.known]
+        b = Batch.from_rollouts(rollouts, run.columns, run.parts)
+        b = learners.annotate(known(b, rollouts, {a: told_apart(run.objective, a) for a in self.feed.known}), passes)
         labelled = [r for r in rollouts if r.source == "labelled"]
         if "mismatched" in run.needs and labelled:
             others = [
@@ -256,29 +258,29 @@ def seeded(run: Run) -> Sampling:
 
 
 def _fleet(run: Run, folder: Path, given: Inputs, log: RunLog, stack: contextlib.ExitStack) -> tuple[Fleet, Inputs]:
-    """What computes; and the rows of data, with the reference's log-probs where those are kept."""
+    """What computes; and the rows of data, with what reference and teacher say of them where that is kept."""
     path = start_model(run, folder, given.train, given.tokenizer, given.context, log.say)
-    kept, found = given.kept(run, path), None
-    if kept is not None:
-        found = kept.read()
+    files = [(kept, kept.read()) for kept in given.kept(run, path)]
     # Until the first update the model that is trained is the reference, unless that is another one or an adapter is in between.
     by_policy = run.reference is not None and run.reference.is_start and run.peft is None
-    needs = run.needs - {"ref"} if kept is not None and (found is not None or by_policy) else run.needs
+    needs = run.needs
+    for kept, found in files:
+        if found is not None or (by_policy and kept.anchor == "ref" and not kept.k):
+            needs -= {kept.anchor, f"{kept.anchor}_full"}
     learners, engines = _workers(run, path, needs, given.context, folder, log)
     stack.callback(learners.close)
     stack.callback(engines.close)
-    if kept is not None:
-        sets = (*given.examples, *given.held_out)
+    sets = (*given.examples, *given.held_out)
+    for kept, found in files:
         if found is None:
             log.say(
-                f"  log-probs of the reference on {sum(len(s.rows) for s in sets)} rows are computed and kept in {kept.path}"
+                f"  log-probs of the {kept.section} on {sum(len(s.rows) for s in sets)} rows are computed and kept in {kept.path}"
             )
-            found = compute(learners, sets, "old" if by_policy else "ref")
-            kept.write(found)
-            learners.forget("ref")
-        sets = with_reference(sets, iter(found))
-        n = len(given.examples)
-        given = dataclasses.replace(given, examples=sets[:n], held_out=sets[n:])
+            found = compute(learners, kept, sets, kept.anchor if kept.anchor in needs else "old")
+            learners.forget(kept.anchor)
+        sets = with_outputs(sets, kept.anchor, found)
+    n = len(given.examples)
+    given = dataclasses.replace(given, examples=sets[:n], held_out=sets[n:])
     way = route(run.engine, run.cluster)
     return Fleet(learners, engines, WeightSync(learners, engines, run.rollout.pause, route=way), path), given
 
@@ -327,7 +329,7 @@ def _feed(run: Run, given: Inputs, fleet: Fleet, record: Record, stack: contextl
         given.examples if given.stored is None else (*given.examples, given.stored),
         given.examples,
         given.held_out,
-        any(rows.ref is not None for rows in given.examples),
+        frozenset(name for rows in given.examples for name in rows.known),
         engines if player is None else player,
         scores,
         player,

@@ -123,7 +123,7 @@ class Steps:
             s.fleet.sync.publish(step)
             s.probe(step)
             reference = s.run.reference
-            compared = reference is not None and "ref" in s.run.passes and not s.feed.ref_known
+            compared = reference is not None and "ref" in s.run.passes and "ref" not in s.feed.known
             if step == 0 and reference is not None and compared and reference.is_start:
                 probe_reference(s.fleet.learners, s.sampled(), s.run.probe_tolerance)
             evaluate_when_due(s, step)

@@ -156,7 +156,7 @@ def test_kept_log_probs_of_the_reference_change_nothing_and_take_its_place(
     kept = plain.replace(name="kept", reference={"precompute": str(tmp_path / "kept" / "ref.pt")})
     want = rk.train(plain, quiet=True)
 
-    def no_second_model(self: Any, path: str | None) -> Any:
+    def no_second_model(self: Any, path: str | None, dtype: str | None) -> Any:
         raise AssertionError("a second model was loaded")
 
     monkeypatch.setattr(Learner, "load_frozen", no_second_model)
@@ -294,7 +294,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a rule without samples": ({"pairing": {"type": "BestWorst"}}, "pairing is set, but no term compares a step's own responses"),
     "penalties of samples": ({"reward_penalties": [{"type": "KLReward"}]}, "reward_penalties is about responses that are sampled, but this run samples none"),
     "prompts without rewards": ({"data": {"pairs": "x.jsonl", "test": "p.jsonl"}}, "rewards is empty"),
-    "kept log-probs of other rows": ({"objective": [{"type": "DPO"}, {"type": "FullDivergence", "on": "chosen"}], "reference": {"type": "Frozen", "precompute": "x.pt"}}, "reference.precompute keeps log-probs of rows of data, but .* compares more than those"),
+    "kept log-probs of other rows": ({"objective": [{"type": "DPO"}, {"type": "FullDivergence", "on": "chosen"}], "reference": {"type": "Frozen", "precompute": "x.pt"}}, "compares all tokens, but reference.precompute keeps the log-probs of its most likely tokens"),
     "a column that rows lack": ({"objective": [{"type": "DPO"}, {"type": "AStar", "on": "chosen", "coef": 0.1}]}, "AStar reads the column 'v_star', but 40 of 40 prompts have no number there"),
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlkit.data import Data
@@ -23,7 +23,7 @@ from rlkit.data.rows import Rows
 from rlkit.data.stored import order
 from rlkit.data.tasks import Row, Split
 from rlkit.errors import DataError
-from rlkit.samples import Prompt, Rollout, Source
+from rlkit.samples import Outputs, Prompt, Rollout, Source
 
 # The names under which people store a column, ours first.
 NAMES = {
@@ -52,7 +52,7 @@ class Example:
     source: Source
     reward: float
 
-    def rollout(self, group: int, ref_logp: Sequence[float] | None = None) -> Rollout:
+    def rollout(self, group: int, outputs: Mapping[str, Outputs] | None = None) -> Rollout:
         return Rollout.given(
             self.prompt,
             self.tokens.tolist(),
@@ -60,7 +60,7 @@ class Example:
             source=self.source,
             group=group,
             reward=self.reward,
-            ref_logp=None if ref_logp is None else list(ref_logp),
+            outputs=outputs or {},
         )
 
     @property
@@ -70,12 +70,12 @@ class Example:
 
 @dataclass(frozen=True)
 class ExampleRows:
-    """The examples of a section, one or two (a pair) a row; ``ref``: the reference's log-probs of their tokens, where they are kept."""
+    """The examples of a section, one or two (a pair) a row; ``known``: what anchors say of them, by their names, where that is kept."""
 
     spec: Offline
     rows: tuple[tuple[Example, ...], ...]
     seed: int
-    ref: tuple[tuple[array[float], ...], ...] | None = None
+    known: Mapping[str, tuple[tuple[Outputs, ...], ...]] = field(default_factory=dict)
 
     @property
     def per_step(self) -> int:
@@ -90,8 +90,10 @@ class ExampleRows:
         return [r for k in range(len(self.rows)) for r in self._row(k, first_group + k)]
 
     def _row(self, k: int, group: int) -> list[Rollout]:
-        ref = self.ref[k] if self.ref is not None else [None] * len(self.rows[k])
-        return [e.rollout(group, x) for e, x in zip(self.rows[k], ref, strict=True)]
+        return [
+            e.rollout(group, {name: found[k][i] for name, found in self.known.items()})
+            for i, e in enumerate(self.rows[k])
+        ]
 
     def epoch(self, step: int) -> float:
         """How often every row has been trained on after ``step`` steps."""

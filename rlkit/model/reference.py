@@ -22,6 +22,7 @@ from torch import Tensor
 from rlkit.bounds import Count, Decay, Natural, NonNegative, Positive, Share
 from rlkit.errors import ModelError, RunError
 from rlkit.model.export import stored
+from rlkit.model.hub import fingerprint
 from rlkit.model.policy import PolicyModel, evaluate_new
 from rlkit.objective.full_vocab import CHUNK_ELEMENTS, Head, TopK, Whole
 from rlkit.place import Place
@@ -139,8 +140,12 @@ class Reference(Plug):
 
     @property
     def kept(self) -> str | None:
-        """The file in which its log-probs of rows of data are kept; None: they are computed in every step."""
+        """The file in which its outputs on rows of data are kept; None: they are computed in every step."""
         return None
+
+    def identity(self, start: str) -> str:
+        """What changes when its model does; ``start`` is the one that training starts from."""
+        return fingerprint(next(iter(self.models), start))
 
     @abstractmethod
     def build(self, trained: Trained) -> ReferenceState:
@@ -235,8 +240,9 @@ class Frozen(_OnePath):
 
     Attributes:
         dtype: of its weights; null: ``model.dtype``. bfloat16 halves a large teacher's memory, beside a student in float32.
-        precompute: a file in which its log-probs of rows of data are kept. They are computed when a run starts and there is no such file,
-            and no second model is held while it trains. A file of another model or of other rows is refused.
+        precompute: a file in which its outputs on rows of data are kept: log-probs and, for terms that compare whole distributions with a
+            ``top_k``, its most likely tokens. They are computed when a run starts and there is no such file (a run that is stopped
+            meanwhile goes on from there), and no second model is held while it trains. A file of another model or of other rows is refused.
     """
 
     dtype: Dtype | None = None
@@ -404,6 +410,8 @@ class Served(Reference):
         parallel: requests at once. timeout: seconds that an answer may take. patience: seconds for which a server that does not answer, or
             is busy, is asked again in the course of a run; at its start it is asked once.
 
+    ``precompute`` is that of :class:`Frozen`; a file is known by the name of the served model.
+
     ``FullDivergence`` with ``top_k: K`` reads its K most likely tokens and the rest as one; a server gives up to 20, or as many as it was
     started with (``--max-logprobs``). Servers answer at temperature 1 without truncation, so ``sampling.temperature`` must be 1 and top-p,
     top-k off. A key is read from the environment, ``RLKIT_TEACHER_KEY``.
@@ -416,6 +424,14 @@ class Served(Reference):
     parallel: Count = 16
     timeout: Positive = 120.0
     patience: NonNegative = 300.0
+    precompute: Place | None = None
+
+    @property
+    def kept(self) -> str | None:
+        return self.precompute
+
+    def identity(self, start: str) -> str:
+        return f"served: {self.model or 'the first model'}"
 
     def build(self, trained: Trained) -> ReferenceState:
         told = asked_at(trained.sampling)

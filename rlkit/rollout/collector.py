@@ -44,7 +44,7 @@ class Group(NamedTuple):
         return self.result.done() and self.result.exception() is None
 
 
-ROLLOUT = tuple(f.name for f in dataclasses.fields(Rollout) if f.name != "prompt")
+ROLLOUT = tuple(f.name for f in dataclasses.fields(Rollout) if f.name not in ("prompt", "outputs"))
 PROMPT_TOKENS = "prompt_tokens"  # of a row whose prompt is not the group's: an episode that went on in another one
 
 
