@@ -93,6 +93,9 @@ class Batch:
     length: PerSequence | None = None  # prompt + response tokens; sums to L
     action: PerToken | None = None  # index into [L] of each action token
     prompt: tuple[str, ...] = ()  # ids of the sequences' prompts, for messages; () where nobody knows them
+    dataset: tuple[
+        str, ...
+    ] = ()  # the set that each sequence's prompt is from, by its name (the column ``dataset``); () as above
     pairs: Annotated[Tensor, "P two"] | None = None  # the sequences (better, worse) of each pair, both of one group
     idle: bool = False  # a copy of some row with weight 0: its rank takes part in the collectives and adds nothing
 
@@ -200,6 +203,7 @@ class Batch:
             marks={k: v[tok] for k, v in self.marks.items()},
             norm=None if self.norm is None else self.norm[:, kept],
             prompt=tuple(self.prompt[i] for i in kept.tolist()) if self.prompt else (),
+            dataset=tuple(self.dataset[i] for i in kept.tolist()) if self.dataset else (),
             pairs=None if self.pairs is None else (keep.cumsum(0) - 1)[self.pairs[keep[self.pairs].all(1)]],
             **model,
         )
@@ -221,6 +225,7 @@ class Batch:
             cols={k: v[first] for k, v in self.cols.items()},
             norm=None if self.norm is None else self.norm[:, first],
             prompt=tuple(self.prompt[i] for i in first.tolist()) if self.prompt else (),
+            dataset=tuple(self.dataset[i] for i in first.tolist()) if self.dataset else (),
             pairs=None if self.pairs is None else number[self.pairs],
             episode=None,
             ids=None,
@@ -356,6 +361,7 @@ class Batch:
             turn=turn,
             cols=cols,
             prompt=tuple(r.prompt.id for r in rollouts),
+            dataset=tuple(str(r.prompt.columns.get("dataset", "")) for r in rollouts),
             ids=torch.tensor(ids, dtype=torch.long),
             length=torch.tensor(length, dtype=torch.long),
             action=torch.tensor(action, dtype=torch.long),

@@ -41,7 +41,7 @@ def parts() -> Iterator[type]:
                 plain
                 and dataclasses.is_dataclass(cls)
                 and not inspect.isabstract(cls)
-                and cls.__name__ not in ("Advantages", "Head")
+                and cls.__name__ not in ("Advantages", "Head", "TopK")
             ):
                 yield cls
 

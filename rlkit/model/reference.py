@@ -124,9 +124,20 @@ class Reference(Plug):
     :meth:`ReferenceState.likely` instead, which is asked once for each batch, and serves one with ``top_k``.
     """
 
-    homes: ClassVar[tuple[str, ...]] = ("rlkit.model.reference",)
-    whole: ClassVar[bool] = False
-    asked: ClassVar[bool] = False
+    homes: ClassVar[tuple[str, ...]] = ("rlkit.model.reference", "rlkit.model.teachers")
+
+    @property
+    def whole(self) -> bool:
+        return False
+
+    @property
+    def asked(self) -> bool:
+        return False
+
+    @property
+    def held(self) -> tuple[Loaded, ...]:
+        """Those with weights of their own of which each rank has a copy: itself, or those that it is made of."""
+        return ()
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -156,8 +167,15 @@ class Reference(Plug):
 class Loaded(Reference):
     """Base of references that have weights of their own. ``offload`` keeps them in host memory between passes."""
 
-    whole: ClassVar[bool] = True
     offload: bool = False
+
+    @property
+    def whole(self) -> bool:
+        return True
+
+    @property
+    def held(self) -> tuple[Loaded, ...]:
+        return (self,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,16 +307,15 @@ def gathered(rows: Sequence[Sequence[Told]], k: int) -> tuple[Tensor, TopK]:
     """
     logp, ids, top = list[float](), list[list[int]](), list[list[float]]()
     for told in (x for row in rows for x in row):
-        if told is None:  # before it there is no prefix
-            logp.append(0.0), ids.append([0] * k), top.append([0.0] * k)
-            continue
-        token, known = told
+        token, known = told or (0, dict.fromkeys(range(max(1, k)), 0.0))  # before the first token there is no prefix
         best = sorted(known, key=lambda i: -known[i])[:k]
         if len(best) < k:
             raise ModelError(
                 f"teacher: {len(best)} log-probs were given where the {k} most likely tokens were asked for: lower the terms' top_k."
             )
-        logp.append(known[token]), ids.append(best), top.append([known[i] for i in best])
+        logp.append(known[token])
+        ids.append(best)
+        top.append([known[i] for i in best])
     shape = (len(logp), k)
     return torch.tensor(logp), TopK(torch.tensor(ids).reshape(shape), torch.tensor(top).reshape(shape))
 
@@ -417,14 +434,16 @@ class Served(Reference):
     top-k off. A key is read from the environment, ``RLKIT_TEACHER_KEY``.
     """
 
-    asked: ClassVar[bool] = True
-
     url: str
     model: str | None = None
     parallel: Count = 16
     timeout: Positive = 120.0
     patience: NonNegative = 300.0
     precompute: Place | None = None
+
+    @property
+    def asked(self) -> bool:
+        return True
 
     @property
     def kept(self) -> str | None:
@@ -459,8 +478,11 @@ class Tempered(_OnePath):
     Source: RAPO 2510.03865, reward-aware reference (the form of phi is reconstructed from the abstract).
     """
 
-    whole: ClassVar[bool] = False
     floor: Share = 0.0
+
+    @property
+    def whole(self) -> bool:
+        return False
 
     @property
     def is_start(self) -> bool:
@@ -581,7 +603,7 @@ class _ElasticState(ReferenceState):
     def logprobs(self, b: Batch, sampling: Sampling) -> Tensor:
         return self.frozen.logprobs(b, sampling)
 
-    def head(self, b: Batch) -> Head:
+    def head(self, b: Batch) -> Whole:
         return self.frozen.head(b)
 
     def after_step(self, step: int, stats: Stats) -> None:

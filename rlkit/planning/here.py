@@ -216,8 +216,8 @@ def _learner(p: Planner, sharding: Sharding, size: int, tokens: float, actions: 
     if "reduce buckets" in always:  # memory that is never written to takes no room on a CPU
         always["reduce buckets"] = min(always["reduce buckets"], float(size * s.trainable))
     always |= {"states of the optimizer (offloaded)": host} if host else {}
-    for name, (a, _) in p.anchors.items():
-        always[f"{name} (a second model)"] = float(size * a.parameters)
+    for name, a in p.anchors.items():
+        always[f"{name} (a second model)"] = a.bytes
     gradients = {"gradients": kept["gradients"]} if "gradients" in kept else {}
     longest, attention, again = p.longest, run.model.attention, run.learner.gradient_checkpointing
     forward = activations(s, tokens, actions, size, longest=longest, checkpointing=again, attention=attention)

@@ -16,10 +16,10 @@ from rlkit.data.examples import read_examples
 from rlkit.data.prompts import load_prompts
 from rlkit.errors import ConfigError, InputError
 from rlkit.learner.plan import micro_batch
-from rlkit.model.reference import Frozen, Loaded
+from rlkit.model.reference import Frozen
 from rlkit.objective.full_vocab import WholeVocabulary
 from rlkit.planning import speed
-from rlkit.planning.memory import BYTES, GIB, Budget, Shape, Sharding, engine_memory, learner_memory, shape
+from rlkit.planning.memory import BYTES, GIB, Budget, SecondModel, Shape, Sharding, engine_memory, learner_memory, shape
 from rlkit.planning.simulate import EngineModel, LearnerModel, LogNormal, Trace, Workload, simulate
 from rlkit.planning.speed import Assumptions, Gpu, find_gpu
 from rlkit.run import Run
@@ -156,26 +156,27 @@ class Planner:
         self.mean = mean_length if mean_length is not None else max(1.0, usual)
         self.entropy = "entropy" in need
         self.whole = any(isinstance(t, WholeVocabulary) for t in run.objective)
-        self.anchors: dict[str, tuple[Shape, bool]] = {}
+        self.anchors: dict[str, SecondModel] = {}
         before = run.passes
         self._found: dict[tuple[int, bool, bool], tuple[Estimate | None, Estimate]] = {}
         self.passes = 1.0 if {"old", "value"} & set(before) else 0.0
         for name, spec in (("ref", run.reference), ("teacher", run.teacher)):
-            if not need & {name, f"{name}_full"} or not isinstance(spec, Loaded):
+            if spec is None or not need & {name, f"{name}_full"} or spec.kept is not None:
                 continue
-            path = next(iter(spec.models), None)
-            anchor = plain if path is None else shape(path)
-            by_switching_off = isinstance(spec, Frozen) and path is None and run.peft is not None  # the adapter
-            if name == "ref" and spec.kept is not None:
-                continue
-            if not by_switching_off:
-                self.anchors[name] = (anchor, spec.offload)
             again = (
                 run.learner.epochs
                 if any(isinstance(t, WholeVocabulary) and t.anchor == name for t in run.objective)
                 else 0
             )
-            self.passes += anchor.active / self.shape.active * ((name in before) + again)
+            for k, part in enumerate(spec.held):
+                path = next(iter(part.models), None)
+                anchor = plain if path is None else shape(path)
+                by_switching_off = isinstance(part, Frozen) and path is None and run.peft is not None  # the adapter
+                if not by_switching_off:
+                    label = name if len(spec.held) == 1 else f"{name} {k + 1}"
+                    own = part.dtype if isinstance(part, Frozen) else None
+                    self.anchors[label] = SecondModel(anchor, part.offload, BYTES[own or run.model.dtype])
+                self.passes += anchor.active / self.shape.active * ((name in before) + again)
 
     def _own_config(self) -> Any:
         run = self.run

@@ -336,6 +336,19 @@ def states(s: Shape, sharding: Sharding, size: int) -> tuple[dict[str, float], f
     return out, step, host
 
 
+@dataclass(frozen=True)
+class SecondModel:
+    """A reference or teacher with weights of its own. ``offload``: it is in host memory between passes; ``size``: bytes of a number."""
+
+    shape: Shape
+    offload: bool
+    size: float
+
+    @property
+    def bytes(self) -> float:
+        return float(self.size * self.shape.parameters)
+
+
 def learner_memory(
     s: Shape,
     sharding: Sharding,
@@ -347,28 +360,28 @@ def learner_memory(
     capacity: float,
     checkpointing: bool = False,
     attention: str | None = None,
-    anchors: Mapping[str, tuple[Shape, bool]] | None = None,
+    anchors: Mapping[str, SecondModel] | None = None,
     entropy: bool = False,
     whole_vocabulary: bool = False,
     bucket: float = BUCKET_BYTES,
 ) -> Budget:
     """One learner rank. ``tokens``: padded tokens of its largest micro-batch, ``actions`` of them trained, in rows of ``longest``.
 
-    ``anchors`` are models beside the policy by name: (shape, in host memory between passes); each rank has a whole copy.
+    ``anchors`` are models beside the policy by name; each rank has a whole copy.
     ``bucket``: bytes of weights that are gathered at a time.
     """
     size = BYTES[dtype]
     always, optimizer_step, host = states(s, sharding, size)
     visiting = 0.0  # the largest anchor that comes to the device for its pass
-    for name, (a, offload) in (anchors or {}).items():
-        if offload:
-            visiting, host = max(visiting, float(size * a.parameters)), host + size * a.parameters
+    for name, a in (anchors or {}).items():
+        if a.offload:
+            visiting, host = max(visiting, a.bytes), host + a.bytes
         else:
-            always[f"{name} (whole copy on every rank)"] = float(size * a.parameters)
+            always[f"{name} (whole copy on every rank)"] = a.bytes
     kept = activations(s, tokens, actions, size, longest=longest, checkpointing=checkpointing, attention=attention)
     if whole_vocabulary:  # the anchors' hidden states and output layers stay for the step
         kept["anchors' hidden states and output layers"] = sum(
-            (actions * a.hidden + (a.head if offload else 0)) * size for a, offload in (anchors or {}).values()
+            (actions * a.shape.hidden + (a.shape.head if a.offload else 0)) * a.size for a in (anchors or {}).values()
         )
     # A forward pass without gradient holds one layer's inputs and outputs at a time.
     passing = saved(s, tokens, size, longest, attention) + 2 * CHUNK_ELEMENTS * 4

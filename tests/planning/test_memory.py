@@ -18,7 +18,7 @@ from rlkit.model.adapter import add_adapter
 from rlkit.model.head import CHUNK_ELEMENTS
 from rlkit.model.policy import PolicyModel
 from rlkit.planning import Sharding, engine_memory, learner_memory, shape
-from rlkit.planning.memory import activations, head_bytes, layer_backward, states
+from rlkit.planning.memory import SecondModel, activations, head_bytes, layer_backward, states
 from rlkit.run import LearnerSection
 from rlkit.types import Sampling
 
@@ -254,9 +254,13 @@ def test_learner_budget_names_what_is_too_large() -> None:
     assert whole.over > 0 and whole.worst == "optimizer step" and "TOO LARGE" in str(whole)
     small = learner_memory(s, Sharding(3, 16), checkpointing=True, **common)
     assert small.over < 0
-    with_ref = learner_memory(s, Sharding(3, 16), checkpointing=True, anchors={"ref": (s, False)}, **common)
+    with_ref = learner_memory(
+        s, Sharding(3, 16), checkpointing=True, anchors={"ref": SecondModel(s, False, 2)}, **common
+    )
     assert with_ref.peak - small.peak == pytest.approx(2 * s.parameters)
-    offloaded = learner_memory(s, Sharding(3, 16), checkpointing=True, anchors={"ref": (s, True)}, **common)
+    offloaded = learner_memory(
+        s, Sharding(3, 16), checkpointing=True, anchors={"ref": SecondModel(s, True, 2)}, **common
+    )
     assert offloaded.peak < with_ref.peak and offloaded.host == pytest.approx(2 * s.parameters)
     # Before ZeRO-3 splits the model, every rank holds it whole.
     assert (
