@@ -193,7 +193,9 @@ def compute(learners: LearnerGroup, kept: Kept, sets: Sequence[ExampleRows], whi
 def _asked(learners: LearnerGroup, rows: Sequence[Sequence[Example]], which: str, whole: bool) -> Found:
     b = Batch.from_rollouts([e.rollout(g) for g, row in enumerate(rows) for e in row])
     b = learners.annotate(b, (which, f"{which}_full") if whole else (which,))
-    return Found.of(torch.bincount(b.seq, minlength=b.S), b.logp[which], TopK(**b.whole[which]) if whole else None)
+    found = b.whole[which] if whole else {}
+    top = TopK(found["ids"], found["logp"]) if whole else None
+    return Found.of(torch.bincount(b.seq, minlength=b.S), b.logp[which], top)
 
 
 def with_outputs(sets: Sequence[ExampleRows], anchor: str, found: Found) -> tuple[ExampleRows, ...]:
