@@ -28,7 +28,7 @@ import report
 import trl_loop
 
 LORA = ["peft.r=32", "peft.lora_alpha=64", "peft.target_modules=all-linear", "learner.lr=1e-4"]
-STACK = ["rollout.engine=vllm", "cluster.cpus=0.5", "deepspeed.zero_optimization.stage=1"]
+STACK = ["rollout.engine=vllm", "cluster.cpus=0.5", "cluster.threads=THREADS", "deepspeed.zero_optimization.stage=1"]
 RUNS: Mapping[str, Sequence[str]] = {
     "one-process": [],
     "plain": ["data.drop=[]"],
@@ -55,7 +55,8 @@ def settings(folder: str, seed: int) -> list[str]:
 def rlkit_side(name: str, seed: int, folder: str) -> report.Row:
     import rlkit as rk
 
-    run = rk.load(report.ROOT / "configs" / "real.yaml", [*settings(folder, seed), *RUNS[name]])
+    own = [text.replace("THREADS", os.environ["OMP_NUM_THREADS"]) for text in RUNS[name]]
+    run = rk.load(report.ROOT / "configs" / "real.yaml", [*settings(folder, seed), *own])
     done = rk.train(run, quiet=True)
     metrics = [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
     answers = [json.loads(line) for line in (done / "eval_samples.jsonl").read_text().splitlines()]

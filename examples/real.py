@@ -1,7 +1,7 @@
 """A real pretrained chat model that learns on two CPU cores: SmolLM2-135M-Instruct answers short word problems.
 
 make real                                                                            # one process
-python examples/real.py rollout.engine=vllm cluster={} deepspeed.zero_optimization.stage=1   # vLLM, DeepSpeed and Ray
+python examples/real.py rollout.engine=vllm cluster.threads=2 deepspeed.zero_optimization.stage=1   # vLLM, DeepSpeed and Ray
 python examples/real.py peft.r=32 peft.lora_alpha=64 peft.target_modules=all-linear learner.lr=1e-4      # LoRA
 """
 

@@ -494,7 +494,7 @@ def make_learner(setup: LearnerSetup, rank: int, world: int, threads: int, rende
 
 def _surroundings(cluster: Cluster) -> dict[str, str]:
     """Environment of every actor."""
-    quiet = {"OMP_NUM_THREADS": str(max(1, int(cluster.cpus))), "TOKENIZERS_PARALLELISM": "false"}
+    quiet = {"OMP_NUM_THREADS": str(cluster.arithmetic), "TOKENIZERS_PARALLELISM": "false"}
     return quiet if _own is None else {**quiet, **_own.environment()}
 
 
@@ -585,7 +585,7 @@ def start(
                 everywhere,
                 rank,
                 cluster.learners,
-                max(1, int(cluster.cpus)),
+                cluster.arithmetic,
                 rendezvous,
             )
             for rank, actor in enumerate(learners.actors)

@@ -14,8 +14,9 @@ class Cluster(Bounded):
 
     Attributes:
         engines: number of vLLM engines, each of ``tensor_parallel`` devices. learners: number of training ranks.
-        cpus: logical CPUs of each actor. gpus: GPUs of each learner and of each engine device; null takes 1 where the
-            cluster has GPUs, else 0.
+        cpus: logical CPUs that Ray reserves for each actor. threads: of each actor's arithmetic on a CPU; null: as many as ``cpus``, at
+            least one. With ``max_lag: 0`` engines and learners work in turns, so on one machine each may have all cores.
+        gpus: GPUs of each learner and of each engine device; null takes 1 where the cluster has GPUs, else 0.
         timeout: seconds without a sign of life after which an engine or a learner is lost, or, before the first one, the cluster has no
             room for it (a minute is granted in any case). How long an answer takes does not matter.
         stall: seconds that one may be alive without getting further with what it was asked to do (a step of an engine, a micro-batch).
@@ -34,6 +35,7 @@ class Cluster(Bounded):
     tensor_parallel: Count = 1
     learners: Count = 1
     cpus: NonNegative = 1.0
+    threads: Count | None = None
     gpus: NonNegative | None = None
     timeout: Positive = 300.0
     stall: Positive = 1800.0
@@ -42,6 +44,11 @@ class Cluster(Bounded):
     bucket_mib: Positive = 64.0
     sync_timeout: Positive = 600.0
     colocate: bool = False
+
+    @property
+    def arithmetic(self) -> int:
+        """Threads of an actor's arithmetic on a CPU."""
+        return max(1, int(self.cpus)) if self.threads is None else self.threads
 
     @property
     def bucket_bytes(self) -> int:
