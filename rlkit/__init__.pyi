@@ -119,9 +119,11 @@ from rlkit.planning.probe import probe
 from rlkit.record.plots import plot_run
 from rlkit.record.results import HeldOut, RunFolder
 from rlkit.rewards import RewardSpec
+from rlkit.rollout.endpoint import Endpoint
 from rlkit.rollout.engine import Engine, EngineSetup, EngineSpec, SimpleEngine
 from rlkit.rollout.episode import Chat, Context, Said
 from rlkit.rollout.player import EpisodeSpec
+from rlkit.rollout.server import Serve
 from rlkit.run import (
     CheckpointSection,
     Cluster,
@@ -191,6 +193,7 @@ __all__ = [
     "Sampling",
     "RolloutSection",
     "EpisodeSpec",
+    "Serve",
     "LearnerSection",
     "Critic",
     "Cluster",
@@ -208,6 +211,7 @@ __all__ = [
     # what a function of an episode gets and hears
     "Chat",
     "Context",
+    "Endpoint",
     "Said",
     # what a class of your own is a subclass of
     "Term",

@@ -416,6 +416,11 @@ def _rewards(run: Run) -> Iterator[str]:
 def _episodes(run: Run) -> Iterator[str]:
     section = run.rollout
     if section.episode is None:
+        if section.serve is not False:
+            yield (
+                "rollout.serve is set, but rollout.episode is not: calls are turns of episodes. Name a function that takes an `endpoint` "
+                "and returns a reward: rollout.episode: my_file.py:solve."
+            )
         return
     if section.max_model_len is None:
         yield (

@@ -96,7 +96,7 @@ def read_inputs(run: Run, stack: contextlib.ExitStack, notes: list[str]) -> Inpu
     if episode is not None:
         with wrong:
             played = episode.found(list(prompts[0].columns) if prompts else [])
-            played.check(episode.label, prompts)
+            played.check(episode.label, prompts, run.rollout.serve)
     with wrong:
         check_columns(run, train, examples)
     with wrong:

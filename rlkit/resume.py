@@ -26,7 +26,7 @@ FREE = (  # each with all below it; * is any one key
     *(f"learner.{k}" for k in ("lr", "schedule", "warmup_steps", "final_lr", "weight_decay", "betas", "eps")),
     *(f"learner.{k}" for k in ("max_grad_norm", "max_tokens", "packed", "gradient_checkpointing")),
     *(f"rollout.{k}" for k in ("engine", "max_lag", "pause", "over", "overtake", "seeded", "max_waste")),
-    *("rollout.max_model_len", "rollout.episode.timeout", "critic.lr"),
+    *("rollout.max_model_len", "rollout.episode.timeout", "rollout.serve", "critic.lr"),
     *(
         f"{anchor}.{k}"
         for anchor in ("reference", "teacher")

@@ -47,6 +47,7 @@ from rlkit.rollout.engine import Generates, Scores
 from rlkit.rollout.interrupt import Interrupted
 from rlkit.rollout.lengths import LengthState
 from rlkit.rollout.player import Player, Stage
+from rlkit.rollout.server import Serve
 from rlkit.run import Run
 from rlkit.start import start_model
 from rlkit.stopping import Best, Stopper
@@ -296,6 +297,7 @@ def _player(run: Run, given: Inputs, fleet: Fleet, record: Record) -> Player:
         given.scorer,
         required=not run.scored_by,
         on_error=run.on_reward_error,
+        serve=run.rollout.serve if isinstance(run.rollout.serve, Serve) else None,
         report=record.log.say,
     )
 

@@ -213,8 +213,9 @@ class Renderer:
                 )
 
 
-def read_messages(value: Sequence[Any], where: str) -> list[Message]:
+def read_messages(value: Sequence[Any], where: str, *, empty: bool = False) -> list[Message]:
     """A chat as chat templates read it: texts as contents, and no keys without a value (Parquet gives each message those of all).
+    ``empty``: a content may be, as that of a tool's result or of an answer.
 
     Raises:
         DataError: with the number of the message that is none.
@@ -232,7 +233,7 @@ def read_messages(value: Sequence[Any], where: str) -> list[Message]:
         if role not in ROLES:
             raise DataError(f"{place} has the role {short(role)}; roles are {', '.join(ROLES)}.")
         kept["content"] = _content(kept.get("content"), place)
-        if not kept["content"].strip() and not kept.get("tool_calls"):
+        if not empty and not kept["content"].strip() and not kept.get("tool_calls"):
             raise DataError(f"{place} ({role}) has no content. Fill it in, or take the message out.")
         out.append(kept)
     return out

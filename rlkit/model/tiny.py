@@ -17,7 +17,10 @@ def make_tokenizer(alphabet: str) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
-    fast.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    # The result of a tool ends as an answer does, so that the model sees where its own begins.
+    fast.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'tool' %}<eos>{% endif %}{% endfor %}"
+    )
     return fast
 
 

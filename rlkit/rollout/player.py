@@ -3,13 +3,15 @@
     group threads (the collector's)          one thread, one event loop          threads that wait for engines
     generate(prompt, n) -- n coroutines -->  the user's functions   -- ask -->   engine.generate(context, 1)
 
-An episode that waits, for the model or for a tool, costs a coroutine; one that waits for the model also a thread. What fails is masked,
-with its transcript shown, as ``on_reward_error`` says for rewards; what the engines raise ends the run as ever.
+An episode that waits, for the model or for a tool, costs a coroutine; one that waits for the model also a thread, and so does one whose
+function is no coroutine. What fails is masked, with its transcript shown, as ``on_reward_error`` says for rewards; what the engines raise
+ends the run as ever.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import random
 import sys
@@ -17,7 +19,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Waited
 from dataclasses import dataclass, field
@@ -29,11 +31,13 @@ from rlkit.errors import ConfigError, EpisodeError, RunError
 from rlkit.model.endings import Endings
 from rlkit.place import PlacedFunction, is_user_frame, user_frames
 from rlkit.rewards.functions import clip, import_function, is_async, label_of, normalise_result, parameters, signature
+from rlkit.rollout.endpoint import Calls, Endpoint
 from rlkit.rollout.engine import Aborted, Generates, Scores
 from rlkit.rollout.episode import Chat, Context, Track
+from rlkit.rollout.server import Serve, Server
 from rlkit.samples import Prompt, Rollout, Sampling, last_of_episodes
 
-HANDLES = ("chat", "context")
+HANDLES = ("chat", "context", "endpoint")
 OFFERED = (*HANDLES, "rng", "prompt", "answer", "id")
 WAITING, TOOLS = 512, 64  # turns, and tools that are not async, that are under way at the same time
 # The event loop is taken for stuck when it has not moved for so long, or for an episode's time.
@@ -43,7 +47,8 @@ SHOWN = 4_000  # characters of a transcript in a message
 
 @dataclass(frozen=True)
 class EpisodeSpec(Bounded):
-    """An episode: an ``async`` function, or where it is, ``my_file.py:play`` (:mod:`rlkit.rollout.episode`).
+    """An episode: an ``async`` function, or where it is, ``my_file.py:play`` (:mod:`rlkit.rollout.episode`); with an ``endpoint`` also a
+    plain one.
 
     ``args`` are parameters with a fixed value. ``timeout`` is in seconds, per episode; ``name`` is what its rewards are called in metrics.
     """
@@ -63,13 +68,14 @@ class EpisodeSpec(Bounded):
         """The function, and the parameters that are filled.
 
         Raises:
-            ConfigError: it cannot be imported, is not ``async``, takes no handle on the model, or has a parameter that nothing fills.
+            ConfigError: it cannot be imported, is not ``async`` where it has to be, takes no handle on the model, or has a parameter that
+                nothing fills.
         """
         fn = import_function(self.fn, "rollout.episode") if isinstance(self.fn, str) else self.fn
         where, kind = f"episode {self.label!r}", "episode"
-        if not is_async(fn):
-            raise ConfigError(f"{where} is not an async function. Write: async def {self.label}(chat): ...")
         takes = signature(fn, self.label, kind).parameters
+        if not is_async(fn) and "endpoint" not in takes:
+            raise ConfigError(f"{where} is not an async function. Write: async def {self.label}(chat): ...")
         unknown = [name for name in self.args if name not in takes]
         if unknown and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
             raise ConfigError(f"{where} has no parameter {unknown[0]!r} (args); it has {', '.join(takes)}.")
@@ -78,22 +84,47 @@ class EpisodeSpec(Bounded):
         if len(handles) != 1:
             raise ConfigError(
                 f"{where} takes {' and '.join(handles) or 'no handle on the model'}; it needs one of `chat` (messages, through the "
-                "tokenizer's chat template) and `context` (text and tokens)."
+                "tokenizer's chat template), `context` (text and tokens) and `endpoint` (an address for an agent's own client)."
             )
-        return Played(fn, tuple(names), handles[0] == "chat")
+        return Played(fn, tuple(names), handles[0])
 
 
 @dataclass(frozen=True)
 class Played:
-    """A function of an episode, the names of what it is called with, and whether it wants messages."""
+    """A function of an episode, the names of what it is called with, and which of these is its handle on the model."""
 
     fn: Callable[..., Any]
     names: tuple[str, ...]
-    chat: bool
+    handle: str
 
-    def check(self, label: str, prompts: Sequence[Prompt]) -> None:
-        """Raises ConfigError where it wants a chat and a prompt is none."""
-        bad = next((p for p in prompts if not p.chat), None) if self.chat else None
+    async def called(self, named: Mapping[str, Any]) -> Any:
+        """What it returns; a function that is no coroutine runs in a thread, which a time-out does not end but for its next call."""
+        if is_async(self.fn):
+            return await self.fn(**named)
+        future = Future[Any]()
+
+        def work() -> None:
+            future.set_running_or_notify_cancel()
+            try:
+                future.set_result(self.fn(**named))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=work, name="episode", daemon=True).start()
+        return await asyncio.wrap_future(future)
+
+    def check(self, label: str, prompts: Sequence[Prompt], serve: bool | Serve) -> None:
+        """Raises ConfigError where it wants a chat and a prompt is none, or an endpoint and there is none, or the other way round."""
+        if self.handle == "endpoint" and serve is False:
+            raise ConfigError(
+                f"episode {label!r} takes an `endpoint`, which opens a port of this machine's loopback address. Set rollout.serve: true."
+            )
+        if self.handle != "endpoint" and serve is not False:
+            raise ConfigError(
+                f"rollout.serve is set, but episode {label!r} takes a `{self.handle}` and not an `endpoint`: nobody would know the "
+                "server's address and a key. Take an `endpoint`, or leave rollout.serve out."
+            )
+        bad = next((p for p in prompts if not p.chat), None) if self.handle == "chat" else None
         if bad is not None:
             raise ConfigError(
                 f"episode {label!r} takes a `chat`, but the tokenizer's chat template has not written prompt {bad.id}. Set "
@@ -115,7 +146,8 @@ class Stage:
 class Player:
     """Plays episodes, and scores them: an engine and a scorer to the collector. Thread-safe.
 
-    ``required``: an episode has to return rewards, because nothing else gives any.
+    ``required``: an episode has to return rewards, because nothing else gives any. ``serve``: where the endpoint of those that take one
+    listens.
     """
 
     def __init__(
@@ -127,6 +159,7 @@ class Player:
         *,
         required: bool = True,
         on_error: Literal["mask", "raise", "zero"] = "mask",
+        serve: Serve | None = None,
         report: Callable[[str], None] = print,
     ) -> None:
         self.spec, self.played, self.stage, self.scorer = spec, played, stage, scorer
@@ -136,6 +169,7 @@ class Player:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._pool = ThreadPoolExecutor(WAITING, thread_name_prefix="turn")
+        self._server = Server(serve or Serve()) if played.handle == "endpoint" else None
         self._beat = time.monotonic()
         self._closed = False
 
@@ -179,19 +213,35 @@ class Player:
             "id": prompt.id,
             "rng": random.Random() if sampling.seed is None else random.Random(f"{sampling.seed}/{prompt.id}/{number}"),
             **spec.args,
-            "context": Context(track),
         }
-        if self.played.chat:
-            given["chat"] = Chat(track, stage.render, stage.endings)
         value, failed = None, ""
-        try:
-            async with asyncio.timeout(spec.timeout) as limit:
-                value = await self.played.fn(**{name: given[name] for name in self.played.names if name in given})
-        except (Exception, SystemExit) as error:  # the latter would end the event loop, and all other episodes with it
-            failed = f"it did not end within {spec.timeout:g} s" if limit.expired() else _described(error)
-        if lost:
-            raise lost[0]
-        return self._ended(track, value, failed)
+        with self._handle(track) as handle:
+            given[self.played.handle] = handle
+            named = {name: given[name] for name in self.played.names if name in given}
+            try:
+                async with asyncio.timeout(spec.timeout) as limit:
+                    value = await self.played.called(named)
+            except (Exception, SystemExit) as error:  # the latter would end the event loop, and all episodes with it
+                failed = f"it did not end within {spec.timeout:g} s" if limit.expired() else _described(error)
+            if lost:
+                raise lost[0]
+            return self._ended(track, value, failed)
+
+    @contextlib.contextmanager
+    def _handle(self, track: Track) -> Iterator[Context | Chat | Endpoint]:
+        """What the function is given of the model; a key of an endpoint is good within."""
+        stage = self.stage
+        if self.played.handle == "context":
+            yield Context(track.beginning())
+        elif self.played.handle == "chat":
+            yield Chat(track.beginning(), stage.render, stage.endings)
+        else:
+            assert self._server is not None
+            key = self._server.open(Calls(track, stage.render, stage.endings))
+            try:
+                yield Endpoint(self._server.url, key, track)
+            finally:
+                self._server.shut(key)
 
     def _ended(self, track: Track, value: Any, failed: str) -> list[Rollout]:
         """The rows of an episode whose function has returned, with its rewards, or with what is wrong."""
@@ -201,7 +251,12 @@ class Player:
             if not failed and unfinished:
                 failed = "it returned while an answer of the model was still under way. Await every generate()"
             if not failed and not track.turns:
-                failed = "it never asked the model: there is nothing to train on. Await generate() of its handle at least once"
+                how = (
+                    "Let the agent's client have the endpoint's url and key"
+                    if self.played.handle == "endpoint"
+                    else "Await generate() of its handle at least once"
+                )
+                failed = f"it never asked the model: there is nothing to train on. {how}"
             if not failed:
                 reward(rows, value, track.turns, self.spec.label, required=self.required)
         except EpisodeError as error:
@@ -314,6 +369,8 @@ class Player:
         """Ends what is under way. Turns that engines still answer end with these."""
         with self._lock:
             self._closed, loop = True, self._loop
+        if self._server is not None:
+            self._server.close()
         if loop is not None:
             loop.call_soon_threadsafe(loop.stop)
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -13,6 +13,7 @@ from rlkit.rollout.hf import HF
 from rlkit.rollout.interrupt import Interrupt
 from rlkit.rollout.lengths import Lengths
 from rlkit.rollout.player import EpisodeSpec
+from rlkit.rollout.server import Serve
 from rlkit.rollout.vllm import VLLM
 from rlkit.values import Given, otherwise
 
@@ -41,6 +42,8 @@ class RolloutSection(Bounded):
         interrupt: responses that take too long are told to answer.
         episode: an ``async`` function of your own that holds a conversation with the model in the place of one response
             (:mod:`rlkit.rollout.episode`); ``max_model_len`` is then what a whole conversation may have.
+        serve: the engines are an OpenAI-compatible server to the agents of episodes that take an ``endpoint``
+            (:mod:`rlkit.rollout.endpoint`); ``{host: ..., port: ...}`` says where.
     """
 
     engine: Literal["vllm", "hf"] | EngineSpec = "vllm"
@@ -56,6 +59,7 @@ class RolloutSection(Bounded):
     lengths: Lengths | None = None
     interrupt: Interrupt | None = None
     episode: Given[EpisodeSpec | None, EpisodeSpec | str | Callable[..., Any] | None] = otherwise(None)
+    serve: bool | Serve = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

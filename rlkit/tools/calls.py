@@ -44,6 +44,13 @@ def parse_calls(text: str) -> tuple[ToolCall, ...]:
     return tuple(_bare(said.strip()))
 
 
+def before_calls(text: str) -> str:
+    """What an answer with calls says before the first of them."""
+    thought, end, said = text.rpartition("</think>")
+    starts = [at for mark in ("<tool_call>", "<function=", PYTHON_TAG) if (at := said.find(mark)) >= 0]
+    return thought + end + said[: min(starts, default=0)]
+
+
 def _tagged(inside: str, closed: bool) -> Iterator[ToolCall]:
     if not closed:
         yield ToolCall("", error="the call has no </tool_call>")

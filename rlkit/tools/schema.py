@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rlkit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A tool whose schema is not made of its function: ``call`` gets what the model wrote for the parameters, by name."""
+
+    schema: Mapping[str, Any]
+    call: Callable[..., Any]
 
 
 def tool_schema(tool: Callable[..., Any] | Mapping[str, Any]) -> dict[str, Any]:

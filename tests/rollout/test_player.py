@@ -220,7 +220,7 @@ async def fine(chat: Any, level: int = 1) -> float:
         ({"fn": two_handles}, r"episode 'two_handles' takes chat and context; it needs one of"),
         (
             {"fn": more},
-            r"episode 'more' has a parameter 'colour' that nothing fills; there are answer, chat, context, id, level",
+            r"episode 'more' has a parameter 'colour' that nothing fills; there are answer, chat, context, endpoint, id, level",
         ),
         ({"fn": fine, "args": {"size": 3}}, r"episode 'fine' has no parameter 'size' (args); it has chat, level."),
         ({"fn": "nowhere.py:f"}, r"rollout.episode: there is no file 'nowhere.py'"),
@@ -237,7 +237,7 @@ def test_a_chat_needs_a_chat_template() -> None:
         ConfigError,
         match=r"takes a `chat`, but the tokenizer's chat template has not written prompt q\. Set data\.template",
     ):
-        EpisodeSpec(fine).found([]).check("fine", [Prompt("q", (3,), "")])
+        EpisodeSpec(fine).found([]).check("fine", [Prompt("q", (3,), "")], False)
 
 
 def run_of(small: dict[str, Any], fn: Any, **changes: Any) -> rk.Run:
