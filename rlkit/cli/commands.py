@@ -595,15 +595,23 @@ class Plan(Command):
 
 
 class Convert(Command):
-    """Write what a configuration of TRL (GRPO, DPO) or verl is here; what is not carried over, or means something else, stands in it."""
+    """Write what a configuration of TRL, verl or OpenRLHF is here; what is not carried over, or means something else, stands in it."""
 
     name = "convert"
 
     @staticmethod
     def arguments(p: Parser) -> None:
-        p.add_argument("file", help="a YAML file, or a shell script with key=value words")
+        p.add_argument("file", help="a YAML file, or a shell script with key=value words or OpenRLHF's options")
         p.add_argument(
-            "--from", dest="kind", choices=("trl", "verl"), help="whose it is (default: found out from its keys)"
+            "--from",
+            dest="kind",
+            choices=("trl", "verl", "openrlhf"),
+            help="whose it is (default: found out from its keys)",
+        )
+        p.add_argument(
+            "--method",
+            choices=("grpo", "dpo", "kto", "sft", "gkd", "distillation"),
+            help="which of TRL's trainers it is for (default: found out from its keys)",
         )
         p.add_argument(
             "--processes", type=count, default=1, help="how many processes TRL was launched with (default 1)"
@@ -614,7 +622,7 @@ class Convert(Command):
     def run(a: Namespace) -> int:
         if a.out:
             require_file(a.out, "--out")
-        found = rk.convert(a.file, a.kind, processes=a.processes)
+        found = rk.convert(a.file, a.kind, processes=a.processes, method=a.method)
         if not a.out:
             print(found, end="")
             return 0

@@ -16,6 +16,7 @@ from rlkit.errors import ConfigError
 from rlkit.reading import located, override, printable, read, shown
 
 MISSING = object()
+OPENRLHF = "openrlhf.cli."  # what a script calls whose words are OpenRLHF's options
 
 
 @dataclass(frozen=True)
@@ -155,19 +156,50 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def from_file(path: Path) -> dict[str, Any]:
-    """The values of a YAML file, or of the ``key=value`` words of a shell script, nested."""
+    """The values of a YAML file, or of the words of a shell script: its options where it calls OpenRLHF, else ``key=value``, nested."""
     if path.suffix in (".yaml", ".yml"):
         found: dict[str, Any] = read(path).plain()
         return found
+    words = words_of(path)
+    return from_options(words) if any(OPENRLHF in word for word in words) else from_words(words)
+
+
+def words_of(path: Path) -> list[str]:
+    """The words of a shell script.
+
+    Raises:
+        ConfigError: it is none.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}).") from None
     try:
-        words = shlex.split(text.replace("\\\n", " "), comments=True)
+        return shlex.split(text.replace("\\\n", " "), comments=True)
     except ValueError as error:
         raise ConfigError(f"{path}: is neither YAML (.yaml) nor a shell script: {error}.") from None
-    return from_words(words)
+
+
+def from_options(words: Iterable[str]) -> dict[str, Any]:
+    """The options among these words: ``--name value`` or ``--name=value``, ``--name a b`` (a list), ``--name`` (true).
+
+    ``$HOME`` is filled in.
+    """
+    found, name = dict[str, list[Any]](), ""
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            found[name] = [_plain(value)] if equals else []
+        elif name:
+            found[name].append(_plain(word))
+    return {key: x[0] if len(x) == 1 else x or True for key, x in found.items() if key}
+
+
+def _plain(word: str) -> Any:
+    """A word as YAML reads it."""
+    tree = located({})
+    override(tree, f"x={os.path.expandvars(word)}")
+    return tree.plain()["x"]
 
 
 def from_words(words: Iterable[str]) -> dict[str, Any]:

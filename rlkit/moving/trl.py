@@ -1,25 +1,30 @@
-"""TRL's GRPO and DPO: ``GRPOConfig`` or ``DPOConfig`` with ``ModelConfig`` and ``ScriptArguments`` (``trl grpo --config x.yaml``), as of
-TRL 1.16.
+"""TRL's GRPO, DPO, KTO, SFT, GKD and distillation: ``GRPOConfig``, ``DPOConfig`` and so on with ``ModelConfig`` and ``ScriptArguments``
+(``trl grpo --config x.yaml``), as of TRL 1.16.
 
-What is equal was read in TRL's ``_compute_loss``: ratios, clips, estimators, advantages, and what their means are taken over. The test
-trains both from one file.
+What is equal was read in the trainers of TRL: ratios, clips, estimators, advantages, divergences, and what their means are taken over. A
+test trains GRPO in both from one file.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 from rlkit.errors import ConfigError
 from rlkit.moving.settings import Converted, Draft, Given, LeftOut, quotient
 
-ELSEWHERE = (
-    "desirable_weight",
-    "undesirable_weight",
-    "assistant_only_loss",
-    "completion_only_loss",
-    "center_rewards_coefficient",
-)
-DPO = ("label_smoothing", "precompute_ref_log_probs", "f_divergence_type", "ld_alpha", "max_length", "loss_weights")
+Method = Literal["grpo", "dpo", "kto", "sft", "gkd", "distillation"]
+# Keys that tell whose configuration it is, the most telling first: an object of TRL's has those of what it extends, too.
+TELLING: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("none", ("center_rewards_coefficient",)),
+    ("gkd", ("lmbda", "seq_kd", "max_new_tokens")),
+    ("distillation", ("teacher_model_name_or_path",)),
+    ("grpo", ("num_generations",)),
+    ("kto", ("desirable_weight", "undesirable_weight")),
+    ("sft", ("completion_only_loss", "assistant_only_loss", "dataset_text_field", "packing", "packing_strategy", "eval_packing")),
+    ("dpo", ("label_smoothing", "f_divergence_type", "ld_alpha", "loss_weights")),
+    ("ambiguous", ("precompute_ref_log_probs", "max_length")),
+)  # fmt: skip
+RATES = {"sft": 2e-5, "gkd": 2e-5}  # learning rates that are not 1e-6 by default
 REWARDS = {"accuracy_reward": "math"}
 REASONS = {
     "_*": "",  # of the object, not of its user
@@ -45,12 +50,13 @@ REASONS = {
     "use_liger_kernel": "rlkit's own output layer makes no logits",
     "ds3_gather_for_generation": "",
     "gradient_checkpointing_kwargs": "",
+    "lr_scheduler_kwargs": "learner.final_lr is the share of the rate at the end",
     "cache_implementation": "",
     "disable_dropout": "",  # there is none
     "vllm_mode": "",  # where engines are is a matter of cluster:
     "vllm_group_port": "",
     "vllm_server_*": "rlkit starts its engines itself: cluster.engines",
-    "vllm_enable_sleep_mode": "engine and learner do not share a GPU's memory in turns",
+    "vllm_enable_sleep_mode": "cluster: {colocate: true} lets engines and learners take turns on their GPUs",
     "use_transformers_*": "",
     "push_to_hub": "the model is in final/; push it from there",
     "hub_*": "the model is in final/; push it from there",
@@ -70,33 +76,50 @@ REASONS = {
     "max_tool_calling_iterations": "write an environment or an engine of your own",
     "vllm_structured_outputs_regex": "no engine here samples under a grammar",
     "vllm_model_impl": "vllm: {model_impl: ...} is handed to vLLM",
+    "activation_offloading": "",
+    "dataset_num_proc": "",
+    "precompute_ref_batch_size": "",
+    "shuffle_dataset": "every epoch is shuffled",
+    "chat_template_path": "give the model folder the chat template: it is read from its tokenizer",
+    "eos_token": "what ends a response is found in the model: docs/guide.md, What ends a response",
+    "pad_token": "",
+    "average_tokens_across_devices": "",
+    "label_smoothing_factor": "the loss is that of the data's tokens alone",
     "optim*": "AdamW is the optimizer; DeepSpeed has others (deepspeed: {optimizer: ...})",
 }
 
 
-def convert(values: dict[str, Any], processes: int = 1) -> Converted:
-    """The run of a configuration of GRPO, or of DPO where keys are DPO's. ``processes``: learners, which TRL counts when it is launched.
+def convert(values: dict[str, Any], processes: int = 1, method: Method | None = None) -> Converted:
+    """The run of a configuration. ``processes``: learners, which TRL counts when it is launched; ``method``: None: that which keys tell.
 
     Raises:
-        ConfigError: it is neither's, or asks for a method that has no counterpart.
+        ConfigError: it is of another method, or asks for something that has no counterpart.
     """
     given, draft = Given(values), Draft()
-    if not given.values.keys().isdisjoint(ELSEWHERE):
-        key = next(k for k in ELSEWHERE if k in given)
-        raise ConfigError(
-            f"{key}: rlkit convert reads configurations of GRPO and DPO; this is one of KTO, SFT or reward models."
-        )
+    method = _method(given, draft) if method is None else method
+    if method not in get_args(Method):
+        raise ConfigError(f"--method: {method!r} is unknown; there are {', '.join(get_args(Method))}.")
     draft.set("name", given.get("run_name"))
     draft.set("seed", given.get("seed", 42))
-    by_pairs = "num_generations" not in given and not given.values.keys().isdisjoint(DPO)
-    updates = _pairs(given, draft, processes) if by_pairs else _batch(given, draft, processes)
+    updates = 1
+    if method == "grpo":
+        updates = _batch(given, draft, processes)
     _model(given, draft)
-    if not by_pairs:
+    if method == "grpo":
         _data(given, draft)
         _sampling(given, draft)
         _objective(given, draft)
-    _reference(given, draft)
-    _learner(given, draft)
+    else:
+        per_step = int(
+            given.number("per_device_train_batch_size", 8) * processes * given.number("gradient_accumulation_steps", 1)
+        )
+        {"dpo": _dpo, "kto": _kto, "sft": _sft, "gkd": _gkd, "distillation": _distillation}[method](
+            given, draft, per_step
+        )
+        _length(given, draft, 1)
+    if method in ("grpo", "dpo", "kto"):
+        _reference(given, draft)
+    _learner(given, draft, RATES.get(method, 1e-6))
     _watching(given, draft, updates)
     if processes > 1:
         draft.set("cluster.learners", processes)
@@ -107,13 +130,47 @@ def convert(values: dict[str, Any], processes: int = 1) -> Converted:
     return draft.done("TRL", given, REASONS)
 
 
-def _pairs(given: Given, draft: Draft, processes: int) -> int:
-    """Data and objective of DPO; a step is an optimizer step in both."""
-    window = given.number("per_device_train_batch_size", 8) * processes
+def _method(given: Given, draft: Draft) -> Method:
+    """Whose configuration it is."""
+    found = next((name for name, keys in TELLING if not given.values.keys().isdisjoint(keys)), "grpo")
+    if found == "none":
+        raise ConfigError("center_rewards_coefficient: reward models are not trained here; rewards are functions.")
+    if found == "ambiguous":
+        draft.note(
+            "read as one of DPO; SFT and KTO have the same keys: rlkit convert --method sft or kto, if it is theirs"
+        )
+        return "dpo"
+    return found  # type: ignore[return-value]  # the names of the table
+
+
+def _rows(given: Given, draft: Draft, section: str, per_step: int) -> None:
+    """Rows that somebody else wrote; a step is an optimizer step in both."""
+    source = _source(given)
+    draft.set(f"data.{section}.path", source)
+    if source is not None and str(given.get("eval_strategy", "no")) != "no":
+        draft.set(f"data.{section}.test", source)
+        _split(given, draft, "dataset_test_split", "test")
+    _split(given, draft, "dataset_train_split", "train")
+    draft.set(f"data.{section}.per_step", per_step)
+    draft.set(f"data.{section}.max_tokens", given.number("max_length", None if "max_length" in given else 1024))
+    draft.set(f"data.{section}.unusable", "drop")
+    given.get("truncation_mode")
+    draft.note("rows of more than max_length tokens are cut in TRL and left out (and counted) here: unusable: drop")
+    draft.set("data.chat_template_kwargs", given.get("chat_template_kwargs"))
+
+
+def _source(given: Given) -> str | None:
     name, config = given.get("dataset_name"), given.get("dataset_config")
-    draft.set("data.pairs.path", f"{name}:{config}" if name is not None and config else name)
-    draft.set("data.pairs.per_step", int(window * given.number("gradient_accumulation_steps", 1)))
-    draft.set("data.pairs.max_tokens", given.number("max_length"))
+    return f"{name}:{config}" if name is not None and config else name
+
+
+def _split(given: Given, draft: Draft, key: str, usual: str) -> None:
+    if given.get(key, usual) != usual:
+        draft.leave(given, key, f"the split {usual} is read: write rows of another one to a file, and name that")
+
+
+def _dpo(given: Given, draft: Draft, per_step: int) -> None:
+    _rows(given, draft, "pairs", per_step)
     draft.set("rollout.prompts", 0)
     losses = given.get("loss_type", ["sigmoid"])
     if losses not in ("sigmoid", ["sigmoid"]):
@@ -126,9 +183,141 @@ def _pairs(given: Given, draft: Draft, processes: int) -> int:
             f"{key}: {given.get(key)!r} has no counterpart in rlkit convert: leave it out, and see docs/algorithms.md."
         )
     draft.settings["objective"] = [{"type": "DPO", "beta": given.number("beta", 0.1)}]
-    given.get("precompute_ref_log_probs")
-    _length(given, draft, 1)
-    return 1
+    _precomputed(given, draft)
+
+
+def _kto(given: Given, draft: Draft, per_step: int) -> None:
+    """``_get_batch_loss_metrics`` of TRL: a mean over responses, whose baseline is an estimate of KL(pi‖ref)."""
+    _rows(given, draft, "labelled", per_step)
+    draft.set("rollout.prompts", 0)
+    term: dict[str, Any] = {"type": "KTO", "beta": given.number("beta", 0.1)}
+    for ours in ("desirable", "undesirable"):
+        term |= {ours: given.number(f"{ours}_weight", 1.0)}
+    baseline = given.choice("loss_type", {"kto": "mismatched", "apo_zero_unpaired": "zero"}, "kto")
+    if baseline == "zero":
+        term |= {"baseline": "zero"}
+    else:
+        draft.note(
+            "the baseline z0 is that of the whole batch of an optimizer step, before the update; in TRL that of a micro-batch over all "
+            "processes. Responses under another's prompt are drawn anew each step here, and are fixed neighbours there"
+        )
+    given.get("train_sampling_strategy")
+    draft.settings["objective"] = [term]
+    _precomputed(given, draft)
+
+
+def _precomputed(given: Given, draft: Draft) -> None:
+    if given.get("precompute_ref_log_probs", False):
+        draft.note(
+            "precompute_ref_log_probs: reference: {type: Frozen, precompute: FILE} keeps them in a file here; without it they are computed "
+            "beside each step"
+        )
+
+
+def _sft(given: Given, draft: Draft, per_step: int) -> None:
+    """The mean over all tokens of an optimizer step, in both."""
+    loss = str(given.get("loss_type", "nll"))
+    if loss != "nll":
+        raise ConfigError(
+            f"loss_type: {loss!r} has no counterpart in rlkit convert; there is nll. A loss of your own is four lines (docs/tutorials/"
+            "first-loss.md)."
+        )
+    _rows(given, draft, "demonstrations", per_step)
+    _answers(given, draft)
+    draft.set("rollout.prompts", 0)
+    draft.settings["objective"] = [{"type": "NLL", "on": "dataset", "reduce": "token"}]
+    draft.settings["reference"] = None
+
+
+def _answers(given: Given, draft: Draft) -> None:
+    """What of a row is trained on: here the last answer alone."""
+    if given.get("assistant_only_loss", False):
+        draft.note("assistant_only_loss: the last answer of a chat is trained on here, all of the assistant's in TRL")
+    if given.get("completion_only_loss") is False:
+        draft.leave(given, "completion_only_loss", "a prompt is not trained on: the loss is that of the response")
+    if given.get("dataset_text_field", "text") != "text":
+        draft.leave(given, "dataset_text_field", "a row has a prompt and a response, or messages (data.demonstrations)")
+    for key in ("packing", "packing_strategy", "eval_packing"):
+        given.get(key)  # rows share no attention here, and micro-batches have no padding
+
+
+def _gkd(given: Given, draft: Draft, per_step: int) -> None:
+    """``training_step`` of TRL: a micro-batch is answered by the student with probability ``lmbda``, else it is that of the data."""
+    share = given.number("lmbda", 0.5)
+    sampled = round(share * per_step)
+    if share not in (0, 1):
+        draft.note(
+            f"a step has {sampled} prompts that the student answers and {per_step - sampled} rows of the data, weighed by lmbda; in TRL "
+            "each micro-batch is the one or the other at random, and its sum is divided by the number of the data's tokens"
+        )
+    _divergence(given, draft, {"policy": share, "dataset": 1 - share}, 0.5)
+    if sampled < per_step:
+        _rows(given, draft, "demonstrations", per_step - sampled)
+        _answers(given, draft)
+    if sampled:
+        _answered(given, draft, sampled, given.number("max_new_tokens", 128), given.number("temperature", 0.9))
+        if given.number("temperature", 0.9) != 1:
+            draft.note(
+                "the divergence is that of the distributions at sampling.temperature here; TRL samples at temperature and compares at 1"
+            )
+    else:
+        draft.set("rollout.prompts", 0)
+        given.get("temperature")
+        given.get("max_new_tokens")
+        given.get("max_length")
+    if given.get("seq_kd", False):
+        draft.leave(
+            given,
+            "seq_kd",
+            "let the teacher write the data first: rlkit filter CONFIG --model TEACHER --demonstrations FILE",
+        )
+
+
+def _distillation(given: Given, draft: Draft, per_step: int) -> None:
+    """Distillation on the student's own responses, with one temperature for sampling and for the divergence, as here."""
+    _divergence(given, draft, {"policy": 1.0}, 1.0)
+    _answered(given, draft, per_step, given.number("max_completion_length", 512), given.number("temperature", 1.0))
+    for key, off in (("top_p", 1.0), ("top_k", 0)):
+        if given.number(key, off) != off:
+            draft.leave(
+                given, key, "where a truncated distribution is zero and the other is not, the divergence is infinite"
+            )
+
+
+def _divergence(given: Given, draft: Draft, shares: dict[str, float], usual: float) -> None:
+    """The generalised Jensen-Shannon divergence to the teacher: its ``beta`` is the teacher's part of the mixture, ours the student's."""
+    beta = given.number("beta", usual)
+    if not 0 <= beta <= 1:
+        raise ConfigError(f"beta: is {beta:g}; it must be in [0, 1].")
+    names = {0.0: {"f": "forward_kl"}, 1.0: {"f": "reverse_kl"}}
+    f: dict[str, Any] = names.get(float(beta), {"f": "generalised_js", "parameter": round(1 - beta, 12)})
+    both = len([x for x in shares.values() if x]) > 1
+    path = given.get("teacher_model_name_or_path")
+    anchor = "ref" if path is None else "teacher"  # without a teacher TRL takes the model that training starts from
+    draft.settings["objective"] = [
+        {"type": "FullDivergence", **f, "anchor": anchor, "on": on, "reduce": "token"} | ({"coef": x} if both else {})
+        for on, x in shares.items()
+        if x
+    ]
+    if path is not None:
+        draft.set("teacher", {"type": "Frozen", "path": path})
+        draft.settings["reference"] = None
+    draft.leave(given, "teacher_model_init_kwargs", "a teacher is loaded as the student is: model.dtype")
+
+
+def _answered(given: Given, draft: Draft, prompts: int, longest: float, temperature: float) -> None:
+    """Prompts that the student answers once; rewards are not trained on."""
+    draft.set("data.train", _source(given))
+    draft.set("data.columns", {"prompt": "messages", "answer": "messages.-1.content"})
+    draft.note("data.columns: the prompt is a chat without its last answer; for other columns name them there")
+    draft.set("rollout.prompts", prompts)
+    draft.set("rollout.n", 1)
+    draft.set("rollout.engine", "vllm" if given.get("use_vllm", False) else "hf")
+    draft.set("sampling.max_tokens", int(longest))
+    draft.set("sampling.temperature", temperature)
+    draft.settings["advantage"] = "Plain"
+    draft.settings["rewards"] = ["exact"]
+    draft.note("rewards: a distillation trains on none; exact is only measured. Name what you want to see")
 
 
 def _length(given: Given, draft: Draft, updates: int) -> None:
@@ -374,8 +563,8 @@ def _correction(given: Given, draft: Draft) -> None:
         given.get("vllm_importance_sampling_correction")
 
 
-def _learner(given: Given, draft: Draft) -> None:
-    draft.set("learner.lr", given.number("learning_rate", 1e-6))
+def _learner(given: Given, draft: Draft, rate: float) -> None:
+    draft.set("learner.lr", given.number("learning_rate", rate))
     kind = str(given.get("lr_scheduler_type", "linear"))
     schedules = {"linear": "linear", "constant": "constant", "constant_with_warmup": "constant", "cosine": "cosine"}
     if kind in schedules:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import rlkit as rk
+from rlkit.checks import check
 from rlkit.cli import main
 from rlkit.moving.settings import Converted
 
@@ -128,7 +131,7 @@ def test_entropy_and_a_reference_that_follows() -> None:
         ({"loss_type": "vespo"}, "loss_type: 'vespo' has no counterpart"),
         ({"num_generations": 7}, r"the batch of a generation \(num_generations\): 128 is not a multiple of 7"),
         ({"generation_batch_size": 64}, r"generation_batch_size is 64, .* is 128: name the number of processes"),
-        ({"desirable_weight": 1.0}, "desirable_weight: rlkit convert reads configurations of GRPO and DPO"),
+        ({"center_rewards_coefficient": 0.1}, "center_rewards_coefficient: reward models are not trained here"),
         ({"learning_rate": "fast"}, "learning_rate: found 'fast', expected a number"),
     ],
 )
@@ -160,6 +163,84 @@ def test_dpo_is_read_from_its_own_keys() -> None:
         rk.convert({**given, "loss_type": "ipo"}, "trl")
     with pytest.raises(rk.ConfigError, match=r"label_smoothing: 0\.1 has no counterpart"):
         rk.convert({**given, "label_smoothing": 0.1}, "trl")
+
+
+ROWS = {"model_name_or_path": "m", "dataset_name": "d", "max_steps": 20, "per_device_train_batch_size": 4}
+
+
+def loaded(method: str | None = None, **given: Any) -> rk.Run:
+    """A run whose sections fit together."""
+    run = rk.load(rk.convert({**ROWS, "gradient_accumulation_steps": 2, **given}, "trl", method=method).settings)
+    check(run)
+    return run
+
+
+def test_kto_is_read_from_its_weights() -> None:
+    run = loaded(desirable_weight=1.5, beta=0.2, learning_rate=5e-6)
+    assert run.objective == (rk.KTO(beta=0.2, desirable=1.5, undesirable=1.0),)
+    assert run.data.labelled is not None and (run.data.labelled.path, run.data.labelled.per_step) == ("d", 8)
+    assert run.data.labelled.max_tokens == 1024 and not run.online and run.learner.lr == 5e-6
+    assert loaded(desirable_weight=1.0, loss_type="apo_zero_unpaired").objective == (rk.KTO(baseline="zero"),)
+    text = str(rk.convert({**ROWS, "desirable_weight": 1.0}, "trl"))
+    assert "# Note: the baseline z0 is that of the whole batch of an optimizer step" in text
+
+
+def test_sft_is_read_from_its_keys_or_by_its_name() -> None:
+    run = loaded(packing=True, eval_strategy="steps", eval_steps=5)
+    assert run.objective == (rk.NLL(on="dataset", reduce="token"),) and run.reference is None
+    rows = run.data.demonstrations
+    assert rows is not None and (rows.path, rows.test, rows.per_step, rows.unusable) == ("d", "d", 8, "drop")
+    assert (run.learner.lr, run.eval.every, run.steps) == (2e-5, 5, 20)
+    assert loaded("sft", max_length=None).data.demonstrations.max_tokens is None  # type: ignore[union-attr]
+    found = rk.convert({**ROWS, "max_length": 512}, "trl")
+    assert "DPO" in str(found) and any("--method sft or kto" in note for note in found.notes)
+    left = rk.convert({**ROWS, "completion_only_loss": False, "router_aux_loss_coef": 0.01}, "trl").left_out
+    assert {x.key for x in left} == {"completion_only_loss", "router_aux_loss_coef"}
+    with pytest.raises(rk.ConfigError, match="loss_type: 'dft' has no counterpart"):
+        loaded("sft", loss_type="dft")
+
+
+def test_gkd_trains_on_both_kinds_of_rows_in_their_shares() -> None:
+    run = loaded(teacher_model_name_or_path="t", lmbda=0.25, beta=0.3, temperature=1.0)
+    assert [(t.on, t.coef) for t in run.objective] == [("policy", 0.25), ("dataset", 0.75)]
+    assert (run.rollout.prompts, run.rollout.n, run.sampling.max_tokens) == (2, 1, 128)
+    assert run.data.demonstrations is not None and run.data.demonstrations.per_step == 6
+    assert isinstance(run.teacher, rk.references.Frozen) and run.teacher.path == "t" and run.reference is None
+    assert not loaded(lmbda=0.0).online and loaded(lmbda=1.0, beta=1.0).data.demonstrations is None
+    taught = loaded(teacher_model_name_or_path="t", max_completion_length=64, top_p=1.0)  # DistillationConfig
+    assert taught.objective == (rk.FullDivergence(f="reverse_kl", anchor="teacher", reduce="token"),)
+    assert (taught.rollout.prompts, taught.sampling.max_tokens) == (8, 64)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_the_divergence_of_gkd_is_that_of_trl(beta: float) -> None:
+    """Value and gradient of ``generalized_jsd_loss``, written again from TRL's code: its mixture is ``beta`` teacher."""
+    term = loaded(teacher_model_name_or_path="t", lmbda=1.0, beta=beta).objective[0]
+    generator = torch.Generator().manual_seed(0)
+    logits, taught = (torch.randn(5, 7, generator=generator, dtype=torch.float64) for _ in range(2))
+
+    def theirs(x: torch.Tensor) -> torch.Tensor:
+        s, t = x.log_softmax(-1), taught.log_softmax(-1)
+        if beta in (0, 1):
+            p, q = (t, s) if beta == 0 else (s, t)
+            return (p.exp() * (p - q)).sum()
+        m = (beta * t.exp() + (1 - beta) * s.exp()).log()
+        return (beta * t.exp() * (t - m) + (1 - beta) * s.exp() * (s - m)).sum()
+
+    def ours(x: torch.Tensor) -> torch.Tensor:
+        s, t = x.log_softmax(-1), taught.log_softmax(-1)
+        return (s.exp() * term.generator.value(s - t)).sum()
+
+    values, slopes = zip(*(evaluated(f, logits) for f in (theirs, ours)), strict=True)
+    assert values[0] == pytest.approx(values[1], abs=1e-12)
+    assert slopes[0] == pytest.approx(slopes[1], abs=1e-12)
+
+
+def evaluated(f: Callable[[torch.Tensor], torch.Tensor], at: torch.Tensor) -> tuple[float, list[float]]:
+    """Value and gradient."""
+    x = at.clone().requires_grad_()
+    y = f(x)
+    return float(y), torch.autograd.grad(y, x)[0].flatten().tolist()
 
 
 def test_the_program_reads_yaml_and_writes_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
