@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Where this variable is set, every process would compile vLLM and torch again: half a minute each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install quickstart real fast test stack lint docs clean
+.PHONY: install quickstart real fast test stack lint docs site clean
 
 install: .venv/.installed
 
@@ -25,7 +25,7 @@ real: install
 fast: install
 	@$(BIN)/python -m pytest -m "not slow and not stack"
 
-test: install lint
+test: install lint site
 	@$(BIN)/python -m pytest -m "not stack"
 	@$(MAKE) --no-print-directory stack
 
@@ -43,6 +43,11 @@ docs: install
 	@$(BIN)/python scripts/papers.py
 	@$(BIN)/python scripts/error_page.py
 	@$(BIN)/python scripts/regularizers.py
+	@$(MAKE) --no-print-directory site
+
+# The documentation site, in site/. It ends at the first link or anchor that leads nowhere.
+site: install
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs site

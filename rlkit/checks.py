@@ -461,7 +461,7 @@ CHECKS = (
 
 
 def check_columns(run: Run, prompts: Sequence[Prompt], examples: Sequence[ExampleRows] = ()) -> None:
-    """Raises ValueError for a prompt without a number in a column that some term reads."""
+    """Raises ConfigError for a prompt without a number in a column that some term reads."""
 
     def is_number(x: Any) -> bool:
         try:
@@ -494,7 +494,7 @@ def context_length(run: Run, prompts: Sequence[Prompt], model: str | None, at_le
     """Room for the longest prompt and its response (``at_least`` tokens); ``model`` must offer that much (None: it is made to measure).
 
     Raises:
-        ValueError: the longest prompt and its response do not fit.
+        ConfigError: the longest prompt and its response do not fit.
     """
     asked = run.rollout.max_model_len
     limits = {} if asked is None else {"rollout.max_model_len": asked}

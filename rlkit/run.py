@@ -60,6 +60,26 @@ class Run(Bounded):
     ::
 
         rk.Run(model=rk.Model(path="m"), data=rk.Data(train=rows), rewards=[my_reward], objective=[rk.PPOClip(), rk.KL(coef=0.01)])
+
+    Attributes:
+        name: its folder below ``out``; a new run beside an old one gets the next free number. out: where runs are written.
+        seed: of everything random: data order, samples, initialisations. steps: of training; 0: only what comes before and after.
+        model: where training starts. data: prompts, and rows that somebody else wrote.
+        rewards: what responses are worth; a bare name or function is short for ``fn``. Empty: the verifier of ``data.task``.
+        on_reward_error: a reward that fails leaves its response out (``mask``), stops the run (``raise``), or counts 0 (``zero``).
+        sampling: how responses are drawn. rollout: how many, by which engine, and how old they may be.
+        pairing: which responses of a step are pairs, for terms on pairs with ``on: policy``.
+        advantage: what rewards become for policy-gradient terms. objective: the terms whose sum is the loss.
+        reward_penalties: what is subtracted from token rewards before advantages.
+        correction: weights of policy-gradient terms for the mismatch between engine and learner.
+        reference: the policy behind ``anchor: ref``; null: none. teacher: that behind ``anchor: teacher``.
+        critic: a value model of its own; null: a head on the policy, where values are needed.
+        learner: the optimizer and how a batch is cut.
+        deepspeed: DeepSpeed's configuration, handed on as it is; null: plain torch.
+        peft: the configuration of an adapter, handed to PEFT as it is; null: all weights are trained.
+        vllm: options of vLLM's engine, handed on as they are.
+        cluster: Ray, engines and learners; null: everything in this process.
+        probe: engine and learner must agree. eval: held-out prompts. checkpoint: what a run continues from. log: what it writes down.
     """
 
     name: Name = "run"

@@ -34,7 +34,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sampling(Bounded):
-    """How responses are drawn. ``temperature: 0`` is greedy, ``top_k: 0`` switches top-k off; ``seed`` makes a request reproducible."""
+    """How responses are drawn.
+
+    Attributes:
+        temperature: of the distribution that is sampled and trained; 0 is greedy.
+        top_p: the smallest set of tokens with so much probability is kept. top_k: so many tokens are kept; 0: all.
+        max_tokens: the longest response. stop: texts that end a response wherever they appear.
+        seed: makes a request reproducible; runs set it themselves.
+    """
 
     temperature: NonNegative = 1.0
     top_p: Annotated[float, Bound(above=0, at_most=1)] = 1.0

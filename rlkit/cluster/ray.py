@@ -54,7 +54,7 @@ def connect(
     ``learners``, ``engines``: how many there will be, if not those of ``cluster`` (evaluation has no learner).
 
     Raises:
-        ValueError: the cluster does not answer, or it has too few CPUs or GPUs.
+        ClusterError: the cluster does not answer, or it has too few CPUs or GPUs.
     """
     global _own
     ray = import_ray()
@@ -172,7 +172,7 @@ def gpus_per_device(cluster: Cluster, resources: dict[str, float]) -> float:
 def check_resources(
     cluster: Cluster, resources: dict[str, float], learners: int | None = None, engines: int | None = None
 ) -> None:
-    """Raises ValueError if the engines and learners of the run (or so many) do not fit on the cluster."""
+    """Raises ClusterError if the engines and learners of the run (or so many) do not fit on the cluster."""
     learners = cluster.learners if learners is None else learners
     engines = cluster.engines if engines is None else engines
     gpus = gpus_per_device(cluster, resources)

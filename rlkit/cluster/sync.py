@@ -94,7 +94,7 @@ def probe_parity(
     """Samples a few responses on every engine (or on those of ``which``) and compares its log-probs with the learner's.
 
     Raises:
-        RuntimeError: the mean absolute difference of an engine is above ``tolerance`` nats, with what to look at.
+        EngineError: the mean absolute difference of an engine is above ``tolerance`` nats, with what to look at.
     """
     stats = Stats()
     for i in engines.up() if which is None else which:

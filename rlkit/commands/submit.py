@@ -29,8 +29,8 @@ def submit(
     rlkit must be installed on the cluster, and has configurations that come with it there by the same name.
 
     Raises:
-        ValueError: a mistake in the configuration, or no Ray dashboard at ``address``.
-        RuntimeError: the job failed.
+        ConfigError: a mistake in the configuration. ClusterError: no Ray dashboard at ``address``.
+        RunError: the job failed.
     """
     load(config, overrides)  # a typo is found here, not on the cluster
     folder = Path.cwd()

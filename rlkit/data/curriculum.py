@@ -201,7 +201,11 @@ class _WeightedState(SamplerState):
 
 @dataclass(frozen=True, kw_only=True)
 class ByDifficulty(Sampler):
-    """Base of samplers that draw with a weight by an EMA of the pass rate, which is ``initial`` at first: override :meth:`weight`."""
+    """Base of samplers that draw with a weight by an EMA of the pass rate: override :meth:`weight`.
+
+    Attributes:
+        decay: of the moving average, for each group of a prompt. initial: the pass rate of a prompt that was not asked yet.
+    """
 
     decay: Decay = 0.9
     initial: Share = 0.5
@@ -344,7 +348,8 @@ class _ProportionsState(SamplerState):
 
 @dataclass(frozen=True, kw_only=True)
 class Proportions(Sampler):
-    """A mixture of data sets: first a value of ``column`` with probability proportional to its weight, then one of its prompts.
+    """A mixture of data sets: first a value of ``column`` with probability proportional to its weight in ``weights``, then one of its
+    prompts.
 
     With several files in ``data.train``, the column ``dataset`` holds the name of each row's file.
     """
@@ -457,6 +462,7 @@ class Replay(Proportions):
 
     Attributes:
         weights: where they begin; the factors multiply them. window: groups of each data set that are looked at.
+        temperature: of the softmax that makes factors: larger ones are more alike.
 
     Source: RECAP 2510.21978 (a reconstruction from the abstract: short-horizon signals of convergence and instability).
     """
@@ -482,7 +488,7 @@ class ZeroVariance(DropRule):
             replaced only where ``of`` names the reward that says what is right.
 
     Raises:
-        ValueError: no response of a group has a reward of that name.
+        ConfigError: no response of a group has a reward of that name.
 
     Source: DAPO 2503.14476, eq. 11.
     """

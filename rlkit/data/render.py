@@ -267,7 +267,7 @@ def load_template(name: str) -> Template:
     """A template by name (a file of ``rlkit/data/templates``) or path; ``chat:NAME`` puts its text into the tokenizer's chat template.
 
     Raises:
-        ValueError: no such template, or one without ``{question}``.
+        DataError: no such template, or one without ``{question}``.
     """
     if name == "chat":
         return Template("{question}", chat=True)

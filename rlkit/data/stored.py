@@ -74,7 +74,7 @@ class StoredRows:
     """The rows of a file; ``draw(step, n)`` depends on the step alone, so a resumed run sees the same ones."""
 
     def __init__(self, spec: Stored, tokenizer: Any, seed: int) -> None:
-        """Raises ValueError for a missing file, and for a malformed row with its line."""
+        """Raises DataError for a missing file, and for a malformed row with its line."""
 
         self.spec, self.seed, self.rows = spec, seed, list[Rollout]()
         path = Path(spec.path)

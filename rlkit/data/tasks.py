@@ -144,7 +144,11 @@ class Arithmetic(_Leveled):
 
 @dataclass(frozen=True, kw_only=True)
 class Modular(_Leveled):
-    """``ax+b=c mod m`` for a prime ``m``: the one ``x`` in ``0..m-1`` is the answer. Levels choose m = 7, 11, 23."""
+    """``ax+b=c mod m`` for a prime ``m``: the one ``x`` in ``0..m-1`` is the answer. Levels choose m = 7, 11, 23.
+
+    Attributes:
+        mistakes: share of the demonstrations that are wrong.
+    """
 
     alphabet: ClassVar[str] = "0123456789x+=% "
     levels: tuple[Annotated[int, Bound(at_least=1, at_most=3)], ...] = (1,)
@@ -166,6 +170,9 @@ class Countdown(_Leveled):
     """Reach the target with all given numbers and ``+ - *``: ``3 5 2>13:`` has several solutions, e.g. ``3+5*2``.
 
     Many different responses are right, so diversity (pass@k, distinct answers) can be measured. Level k has k + 1 numbers.
+
+    Attributes:
+        top: the largest number that is given. mistakes: share of the demonstrations that are wrong.
     """
 
     alphabet: ClassVar[str] = "0123456789+-*() >:"
@@ -217,7 +224,11 @@ class Countdown(_Leveled):
 
 @dataclass(frozen=True, kw_only=True)
 class Sorting(_Leveled):
-    """``472>`` asks for the digits in ascending order. Level k has k + 2 digits."""
+    """``472>`` asks for the digits in ascending order. Level k has k + 2 digits.
+
+    Attributes:
+        mistakes: share of the demonstrations that are wrong.
+    """
 
     alphabet: ClassVar[str] = "0123456789>"
     levels: tuple[Annotated[int, Bound(at_least=1, at_most=100)], ...] = (1, 2)

@@ -28,7 +28,7 @@ def best_of_n(
     ``reward`` is a number for each rollout, a function, or None for the rollouts' own. Responses without a reward (nan) are never chosen.
 
     Raises:
-        ValueError: a prompt without any reward.
+        ConfigError: a prompt without any reward.
     """
     given = (lambda r: r.reward) if reward is None else reward
     values = [float(given(r)) for r in rollouts] if callable(given) else list(given)
@@ -104,7 +104,7 @@ def acceptance(reward: ArrayLike, beta: float, r_max: float | None = None) -> Ar
     ``r_max`` is the largest possible reward. None takes the largest of these rewards, which is exact only if it is the largest possible.
 
     Raises:
-        ValueError: a reward above ``r_max``.
+        ConfigError: a reward above ``r_max``.
     """
     _check_beta(beta)
     r = _rewards(reward)

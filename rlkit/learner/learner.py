@@ -193,7 +193,7 @@ class Learner:
         A gradient that is not finite takes no step (``learner/skipped``); :meth:`blame` then says where it comes from.
 
         Raises:
-            FloatingPointError: a loss that is not finite; weights are untouched.
+            NumericsError: a loss that is not finite; weights are untouched.
         """
         stats = Stats()
         with self.peaks("update"):
@@ -421,7 +421,7 @@ class Learner:
         """This rank's part of a checkpoint.
 
         Raises:
-            FloatingPointError: weights that are not finite; nothing is written.
+            NumericsError: weights that are not finite; nothing is written.
         """
         self.check_weights()
         self.backend.save(Path(folder))
@@ -441,7 +441,7 @@ class Learner:
         """The model in Hugging Face format; with LoRA the merged model, and the adapter in ``adapter/``.
 
         Raises:
-            FloatingPointError: weights that are not finite; nothing is written.
+            NumericsError: weights that are not finite; nothing is written.
             OSError: it cannot be written.
         """
         self.check_weights()
@@ -531,7 +531,7 @@ def choose_attention(start: Start, wanted: bool | None, windows: bool) -> tuple[
     """(attention implementation, layout and why) of ``learner.packed``; ``windows``: see :func:`rlkit.model.packed.supported`.
 
     Raises:
-        ValueError: packing was asked for, but the model or another setting does not allow it.
+        ConfigError: packing was asked for, but the model or another setting does not allow it.
     """
     from transformers import AutoConfig
 

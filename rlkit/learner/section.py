@@ -15,11 +15,13 @@ class LearnerSection(Bounded):
 
     Attributes:
         lr: peak learning rate. schedule: its shape after ``warmup_steps`` (linear warm-up), down to ``final_lr`` * lr.
+        weight_decay, betas, eps: of AdamW. max_grad_norm: gradients are scaled down to this norm; 0: they are not.
         epochs, minibatches: optimizer steps a rollout batch = epochs * minibatches.
         max_tokens: tokens of one micro-batch on one rank, padding included; changes memory and speed, never the result. null: 16,384 on
             GPUs, and on CPUs, which are nearly as fast with few, as many of them as keep about 768 MiB for the backward pass.
         packed: micro-batches without padding, with prompts shared by their responses (:mod:`rlkit.model.packed`). null: if the model allows
             it, and gives the same hidden states as padded where it is loaded.
+        gradient_checkpointing: activations are computed again in the backward pass: less memory, about a third more time.
         max_skipped: a gradient that is not finite skips its optimizer step; so many in a row end the run.
     """
 

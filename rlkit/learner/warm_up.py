@@ -44,7 +44,7 @@ def warm_up(
     ``demonstrate(prompt, rng)`` writes a response; the token that ends it is appended here.
 
     Raises:
-        FloatingPointError: a loss or gradient that is not finite; the model in ``path`` stays as it was.
+        NumericsError: a loss or gradient that is not finite; the model in ``path`` stays as it was.
     """
     end = Endings.of(path, tokenizer).last
     rng = random.Random(seed)

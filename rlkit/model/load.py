@@ -227,7 +227,7 @@ def load_tokenizer(path: str | Path, where: str = "model.path") -> Any:
     ``tokenizer_config.json`` counts, which transformers 5 passes over where ``tokenizer.json`` says nothing of it.
 
     Raises:
-        ValueError: there is none.
+        ModelError: there is none.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import get_tokenizer_config

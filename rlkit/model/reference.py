@@ -569,7 +569,7 @@ class _ResetState(_Following):
 @dataclass(frozen=True, kw_only=True)
 class HardReset(_OnePath):
     """``ref <- policy`` every ``every`` steps, or when a moving average of the KL (nats per token) passes ``kl_above``,
-    or when ``patience`` evaluations bring no better score; optionally with a fresh optimizer.
+    or when ``patience`` evaluations bring no better score; with a fresh optimizer under ``reset_optimizer: true``.
 
     Source: ProRL 2505.24864.
     """
@@ -644,7 +644,7 @@ class ElasticReset(_OnePath):
 
 @dataclass(frozen=True, kw_only=True)
 class Soup(Loaded):
-    """The (weighted) average of several checkpoints of one architecture.
+    """The average of several checkpoints of one architecture, ``paths``, with ``weights`` (null: equal).
 
     Source: SALSA (its weights from memory, not checked against the paper).
     """

@@ -12,7 +12,12 @@ from rlkit.place import Place
 
 @dataclass(frozen=True, kw_only=True)
 class TinyModel(Bounded):
-    """A small random model with a character tokenizer for the task's alphabet: what runs without any download."""
+    """A small random model with a character tokenizer for the task's alphabet: what runs without any download.
+
+    Attributes:
+        family: whose architecture it has. hidden: width; divided by ``heads`` it is 32, 64, 96 or 128. layers: decoder layers.
+        heads: attention heads. kv_heads: key and value heads, a divisor of ``heads``.
+    """
 
     family: Literal["qwen2", "qwen3", "llama"] = "qwen2"
     hidden: Count = 128
@@ -31,7 +36,11 @@ class TinyModel(Bounded):
 
 @dataclass(frozen=True, kw_only=True)
 class WarmUp(Bounded):
-    """Supervised training on the task's demonstrations before RL starts. ``batch`` is in sequences."""
+    """Supervised training on the task's demonstrations before RL starts.
+
+    Attributes:
+        steps: of the optimizer. batch: sequences of a step. lr: learning rate.
+    """
 
     steps: Natural = 200
     batch: Count = 64
@@ -40,7 +49,16 @@ class WarmUp(Bounded):
 
 @dataclass(frozen=True, kw_only=True)
 class Model(Bounded):
-    """Where training starts: a folder or hub name (``path``), or a tiny model that the run makes (``make``)."""
+    """Where training starts: a folder or hub name, or a tiny model that the run makes.
+
+    Attributes:
+        path: a folder (beside the configuration, or in the current folder) or a name on the hub; or
+        make: a tiny random model that the run makes itself.
+        warm_up: supervised training on the task's demonstrations before RL starts; null: none.
+        dtype: of the weights; bfloat16 trains under DeepSpeed, which keeps float32 master weights.
+        attention: the implementation by its name in transformers; null: rlkit's packed one where it fits, else the model's own.
+        fp32_head: the output layer is evaluated in float32, which brings engine and learner closer together in bfloat16.
+    """
 
     path: Place | None = None
     make: TinyModel | None = None

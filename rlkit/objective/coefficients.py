@@ -220,7 +220,7 @@ class KLBudget(KLController):
 
 @dataclass(frozen=True)
 class DualAscent(KLController):
-    """The Lagrange multiplier of ``KL <= target``: ``c <- max(0, c + lr (KL - target))``."""
+    """The Lagrange multiplier of ``KL <= target``: ``c <- min(high, max(0, c + lr (KL - target)))``."""
 
     target: float
     init: NonNegative = 0.01
@@ -243,8 +243,9 @@ class EntropyTarget(Controller):
     steps   ``c <- c + rate`` where H < target, else ``c - rate``; the bonus has ``c`` while H <= target, else ``low``
     ======  =====================================================================================
 
-    ``c`` stays in [``low``, ``high``]: with ``dual`` ``low`` must be positive, and is what the bonus falls to while the entropy is above
-    the target. An entropy bonus cannot lower an entropy. H is ``entropy/sampled``: of the step's samples, at their temperature.
+    ``rule`` is a row of the table. ``c`` stays in [``low``, ``high``]: with ``dual`` ``low`` must be positive, and is what the bonus falls
+    to while the entropy is above the target. An entropy bonus cannot lower an entropy. H is ``entropy/sampled``: of the step's samples, at
+    their temperature.
 
     Source: Soft Actor-Critic 1812.05905, section 5 (dual); Skywork-OR1 2505.22312, adaptive entropy control (steps; target 0.2, start 0,
     rate 0.005 there).

@@ -29,7 +29,11 @@ Denominator = Literal["all", "kept", "mean_one"]
 
 @dataclass(frozen=True, kw_only=True)
 class Correction(Plug):
-    """Base of every correction. A user's own is a subclass with ``__call__``."""
+    """Base of every correction. A user's own is a subclass with ``__call__``.
+
+    Attributes:
+        denominator: of means: ``all`` tokens of the batch, ``kept`` ones only, or ``mean_one``: the weights are scaled to mean 1.
+    """
 
     homes: ClassVar[tuple[str, ...]] = ("rlkit.objective.corrections",)
 
@@ -65,7 +69,7 @@ def _bounds(name: str, low: float, high: float) -> None:
 
 @dataclass(frozen=True)
 class TruncatedIS(Correction):
-    """TIS: ``min(c, cap)`` per token, or ``min(prod_t c_t, cap)`` per sequence."""
+    """TIS: ``min(c, cap)`` per token, or ``min(prod_t c_t, cap)`` with ``level: sequence``."""
 
     cap: Positive = 2.0
     level: Literal["token", "sequence"] = "token"

@@ -267,7 +267,7 @@ def generator(f: str | Generator, parameter: float | None) -> Generator:
     """The divergence by name, or the user's own.
 
     Raises:
-        ValueError: unknown name, or a parameter missing, not wanted, or outside its domain.
+        ConfigError: unknown name, or a parameter missing, not wanted, or outside its domain.
     """
     if not isinstance(f, str):
         return f
@@ -323,7 +323,7 @@ class Divergence(Term):
 
     Attributes:
         f: a name of the table, or an object with ``value`` and ``slope``. The default is the reverse KL, by its quieter unnormalised form.
-            parameter: of alpha, tsallis, generalised_js, skew_*.
+        parameter: of alpha, tsallis, generalised_js, skew_*.
         importance: ``token`` (default), ``none`` (exact only on-policy), or ``sequence`` (prefix product).
         cap, floor: truncate or mask the importance weight; biased, smaller variance.
 
@@ -368,6 +368,7 @@ class Divergence(Term):
 @dataclass(frozen=True)
 class KL(Term):
     """Schulman's estimators as people put them into losses; ``log u = log pi - log anchor``, samples from pi.
+    ``estimator`` and ``importance`` are a row of the table.
 
     ==========  ==========  ==============================================  ===========================================
     estimator   importance  cost                                            expected gradient (on-policy)

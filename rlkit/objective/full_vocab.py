@@ -435,9 +435,9 @@ class Wasserstein(WholeVocabulary):
     """Entropic optimal transport from the policy's next-token distribution to the anchor's: probability that moves to a token that means
     nearly the same costs little.
 
-    Costs are Euclidean distances of tokens in the anchor's output layer; Sinkhorn's iteration goes over the ``top_k`` tokens that are most
-    likely for either of the two, and one bucket of all others. The gradient is ``pi (f - E f)``, ``f`` its potential: that of WPR's
-    reward ``-f(y_t)``, in its expectation over the token.
+    Costs are Euclidean distances of tokens in the anchor's output layer; Sinkhorn's iteration goes (``rounds`` times) over the ``top_k``
+    tokens that are most likely for either of the two, and one bucket of all others. The gradient is ``pi (f - E f)``, ``f`` its potential:
+    that of WPR's reward ``-f(y_t)``, in its expectation over the token.
 
     The released code gives ``-f(y_t)`` as a reward, which credits earlier tokens, too; joins the tokens of a whole batch into one support;
     thins costs out to 512 neighbours; and lets the bucket exchange nothing, where here it is as far away as the farthest two tokens are.

@@ -152,7 +152,7 @@ class GSPO(Term):
 
 @dataclass(frozen=True)
 class SAPO(Term):
-    """Soft gate: ``-A * sigmoid(tau (w - 1)) * 4 / tau``, ``tau`` by the sign of the advantage; corrected.
+    """Soft gate: ``-A * sigmoid(tau (w - 1)) * 4 / tau``; corrected. ``tau`` is ``tau_pos`` where A > 0, else ``tau_neg``.
 
     Source: SAPO 2511.20347.
     """
@@ -191,7 +191,7 @@ class GMPO(Term):
 
 @dataclass(frozen=True)
 class DPPO(Term):
-    """``-w A`` where the *probability* moved at most ``bound`` in the advantage's direction, plus ``mu * r^2``.
+    """``-w A`` where the *probability* moved at most ``bound`` in the advantage's direction, plus ``quadratic * r^2``.
 
     The mask is ``pi - pi_behav <= bound`` for A > 0 and ``>= -bound`` for A < 0; masked tokens cost nothing.
 
@@ -266,7 +266,7 @@ class KLCov(Term):
 class RPG(Term):
     """REINFORCE-style regularised policy gradient with RPG-Style Clip: ``sg(A' w) * (-log pi)``, ``A' = A + C / w``.
 
-    ``C``: forward_kl ``beta``; forward_ukl ``beta (1 - w)``; reverse_kl ``-beta w (log w + 1)``; reverse_ukl
+    ``C`` by ``kl``: forward_kl ``beta``; forward_ukl ``beta (1 - w)``; reverse_kl ``-beta w (log w + 1)``; reverse_ukl
     ``-beta w log w``. The KL is to the previous iterate (``old``). For ``A' >= 0`` a token with ``w >= 1 + eps_high`` gets no
     gradient; for ``A' < 0`` one with ``w <= 1 - eps_low`` or ``w >= dual_clip``. ``clip: false`` keeps every token.
 

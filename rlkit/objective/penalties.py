@@ -35,12 +35,17 @@ Placement = Literal["reward", "advantage"]
 
 @dataclass(frozen=True, kw_only=True)
 class Penalty(Plug):
-    """Base of every penalty. A user's own is a subclass with ``__call__``; ``needs`` as of a term."""
+    """Base of every penalty. A user's own is a subclass with ``__call__``; ``needs`` as of a term.
+
+    Attributes:
+        coef: a float, or a Coefficient that changes it over the run.
+        acknowledge: ``rlkit check`` accepts that it follows another gradient than its name says.
+    """
 
     homes: ClassVar[tuple[str, ...]] = ("rlkit.objective.penalties",)
 
     coef: float | Coefficient = 0.05
-    acknowledge: bool = False  # as of a term
+    acknowledge: bool = False
 
     @property
     def placement(self) -> Placement:
@@ -69,7 +74,9 @@ class Penalty(Plug):
 
 @dataclass(frozen=True, kw_only=True)
 class KLReward(Penalty):
-    """``log(pi_old / anchor)`` (k1) of every token, in the reward or in the advantage.
+    """``log(pi_old / anchor)`` of every token (``estimator: k1``), in the reward or in the advantage.
+
+    ``placement`` and ``credit`` are a row of the table.
 
     ======================  ============================================================================
     placement, credit       expected gradient of ``coef`` times it
@@ -121,7 +128,8 @@ class KLReward(Penalty):
 
 @dataclass(frozen=True, kw_only=True)
 class DivergenceReward(Penalty):
-    """``f'(u) - f'(1)`` of every token subtracted from its advantage: the gradient of ``D_f(pi‖anchor)`` inside the clip.
+    """``f'(u) - f'(1)`` of every token subtracted from its advantage: the gradient of ``D_f(pi‖anchor)`` inside the clip. ``f`` and
+    ``parameter`` are those of ``Divergence``.
 
     ``credit: token`` is the divergence of each token's distribution, prefixes frozen; ``sequence`` adds the values ``f(u) / u`` of all
     later tokens, which gives the exact gradient of ``E[sum_t D_t]``.

@@ -291,7 +291,7 @@ class Anchored(PairTerm):
 
 @dataclass(frozen=True, kw_only=True)
 class IPO(PairTerm):
-    """``(h - 1 / (2 tau))^2``, ``h`` the difference of log-ratios to the reference: means over tokens, or sums.
+    """``(h - 1 / (2 tau))^2``, ``h`` the difference of log-ratios to the reference, ``over`` tokens: their mean or their sum.
 
     A regression, so that labels without a doubt do not drive the policy away from the reference. With sums and both halves drawn from
     one policy ``mu`` its optimum is ``ref exp(P(y beats mu) / tau)``: the reward is the win rate.

@@ -32,7 +32,7 @@ def reward(
     ``{fn: math, args: {mode: permissive, extract: [boxed, line, hash, number]}}`` sets the parameters of :func:`verify`.
 
     Raises:
-        ValueError: no reference answer.
+        ConfigError: no reference answer.
     """
     return float(verify(response, answer, finish=finish, mode=mode, extract=extract).correct)
 

@@ -37,8 +37,9 @@ ALWAYS = ("prompt", "response", "answer", "tokens", "finish", "id", "responses")
 
 @dataclass(frozen=True)
 class RewardSpec(Bounded):
-    """One reward: a function, or where it is: ``my_file.py:fn``, ``package.module:fn``, or a built-in name.
+    """One reward: ``fn`` is a function, or where it is: ``my_file.py:fn``, ``package.module:fn``, or a built-in name.
 
+    ``weight`` multiplies it in the sum of all rewards. ``name`` is what it is called in metrics; by default as its function.
     ``args`` are parameters with a fixed value. ``timeout`` is in seconds, per response. ``task`` is the verifier of ``data.task``.
     ``concurrency``: how many calls of an ``async`` function wait at the same time, over all responses. ``patience``: the run stops when it
     has waited this many times ``timeout`` without one answer of this reward. ``memory``: GiB by which a process of rewards may grow beyond

@@ -237,7 +237,7 @@ class Collector:
         some are dropped, but at least one.
 
         Raises:
-            RuntimeError: more than ``max_waste * prompts`` groups of one step were dropped.
+            RunError: more than ``max_waste * prompts`` groups of one step were dropped.
         """
         out: list[Rollout] = []
         kept = dropped_now = 0

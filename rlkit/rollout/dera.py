@@ -76,7 +76,7 @@ class DeRaEngine(HFEngine):
     the tail.
 
     Raises:
-        ValueError: the models have different vocabularies.
+        ConfigError: the models have different vocabularies.
     """
 
     def __init__(

@@ -219,7 +219,7 @@ def request_seed(sampling: Sampling, prompt: Prompt, version: int) -> int | None
 
 
 def check_length(prompt: Prompt, sampling: Sampling, limit: int) -> None:
-    """Raises ValueError if prompt and response cannot fit into the context."""
+    """Raises ConfigError if prompt and response cannot fit into the context."""
     if len(prompt.token_ids) + sampling.max_tokens > limit:
         raise ConfigError(
             f"prompt {prompt.id} has {len(prompt.token_ids)} tokens; with sampling.max_tokens = "

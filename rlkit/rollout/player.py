@@ -47,8 +47,8 @@ SHOWN = 4_000  # characters of a transcript in a message
 
 @dataclass(frozen=True)
 class EpisodeSpec(Bounded):
-    """An episode: an ``async`` function, or where it is, ``my_file.py:play`` (:mod:`rlkit.rollout.episode`); with an ``endpoint`` also a
-    plain one.
+    """An episode: ``fn`` is an ``async`` function, or where it is, ``my_file.py:play`` (:mod:`rlkit.rollout.episode`); with an ``endpoint``
+    also a plain one.
 
     ``args`` are parameters with a fixed value. ``timeout`` is in seconds, per episode; ``name`` is what its rewards are called in metrics.
     """

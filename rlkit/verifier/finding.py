@@ -282,7 +282,7 @@ def find(response: str, extract: Sequence[str] = EXTRACT, finish: str = "stop") 
     If ``finish`` is "length", an answer that ends with the text is not complete.
 
     Raises:
-        ValueError: an unknown way.
+        ConfigError: an unknown way.
     """
     unknown = [kind for kind in extract if kind not in _WAYS]
     if unknown:

@@ -179,7 +179,7 @@ def _golds(answer: Any) -> list[str]:
     """The references of a row: a list holds alternatives, any of which counts.
 
     Raises:
-        ValueError: there is none: an error of the data, not of the response.
+        ConfigError: there is none: an error of the data, not of the response.
     """
     several = answer if isinstance(answer, list | tuple) else [answer]
     golds = [_gold(str(a).strip()) for a in several if a is not None and str(a).strip()]
@@ -197,7 +197,7 @@ def verify(
     ``finish`` "length": the response was cut off; without a complete answer it is ``truncated``, not ``no_answer``.
 
     Raises:
-        ValueError: no reference answer, an unknown mode, or an unknown way to extract.
+        ConfigError: no reference answer, an unknown mode, or an unknown way to extract.
     """
     if mode not in ("strict", "permissive"):
         raise ConfigError(f"the reward `math` has no mode {mode!r}; it is strict or permissive.")
