@@ -26,7 +26,8 @@ from rlkit.objective.losses import AStar
 from rlkit.objective.oracle import Finding, dishonest, examine_all, refuse_nothing
 from rlkit.record.output import require_folder
 from rlkit.rewards import RewardSpec
-from rlkit.rollout.vllm import check_options
+from rlkit.rollout.pool import Pool
+from rlkit.rollout.vllm import VLLM, check_options
 from rlkit.run import Run
 from rlkit.types import Prompt, Sampling
 from rlkit.verifier.verify import gold_against_itself
@@ -91,10 +92,9 @@ def check_configuration(run: Run, *, new: bool) -> list[Finding]:
 
 def _other_models(run: Run) -> Iterator[tuple[str, str]]:
     """(setting, folder or hub name) of every model beside the one that is trained."""
-    for anchor, where, spec in (("ref", "reference", run.reference), ("teacher", "teacher", run.teacher)):
-        if run.needs & {anchor, f"{anchor}_full"}:
-            for path in () if spec is None else spec.models:
-                yield f"{where}.path", path
+    for section, _, spec in run.anchors:
+        for path in spec.models:
+            yield f"{section}.path", path
     if run.critic is not None and run.critic.path is not None:
         yield "critic.path", run.critic.path
 
@@ -241,8 +241,8 @@ def _whole_distributions(run: Run) -> Iterator[str]:
             "FullDivergence compares whole distributions, but sampling.top_p or sampling.top_k cuts them: where one is zero "
             "and the other is not, the divergence is infinite. Set sampling.top_p: 1.0 and sampling.top_k: 0."
         )
-    for section, anchor, spec in (("reference", "ref", run.reference), ("teacher", "teacher", run.teacher)):
-        if f"{anchor}_full" not in need or spec is None or spec.whole:
+    for section, anchor, spec in run.anchors:
+        if f"{anchor}_full" not in need or spec.whole:
             continue
         if not spec.asked:
             yield (
@@ -273,10 +273,23 @@ def _likely_tokens(run: Run, anchor: str, source: str) -> Iterator[str]:
 
 def _asked(run: Run) -> Iterator[str]:
     """References that are asked for log-probs give them at temperature 1 alone."""
-    for anchor, spec in (("ref", run.reference), ("teacher", run.teacher)):
-        told = asked_at(run.sampling)
-        if run.needs & {anchor, f"{anchor}_full"} and spec is not None and spec.asked and told is not None:
-            yield told
+    told = asked_at(run.sampling)
+    if told is not None and any(spec.asked for _, _, spec in run.anchors):
+        yield told
+
+
+def _pools(run: Run) -> Iterator[str]:
+    """Teachers in engines of their own, without a cluster."""
+    for section, _, spec in run.anchors:
+        if not isinstance(spec, Pool) or run.cluster is not None:
+            continue
+        if spec.engines > 1 or spec.tensor_parallel > 1 or spec.gpus is not None:
+            yield f"{section} is a pool of several engines or devices, which need a cluster. Set cluster: {{}}."
+        if spec.engine == "vllm" and isinstance(run.engine, VLLM):
+            yield (
+                f"{section} and rollout.engine are both vllm, of which there is one in a process: set cluster: {{}}, or {section}.engine: "
+                "hf."
+            )
 
 
 def _values(run: Run) -> Iterator[str]:
@@ -445,6 +458,7 @@ CHECKS = (
     _anchors,
     _whole_distributions,
     _asked,
+    _pools,
     _values,
     _batches,
     _sampling,

@@ -62,8 +62,8 @@ class Inputs:
     def kept(self, run: Run, start: str) -> Iterator[Kept]:
         """The files that keep what reference and teacher say of the rows of data; where there is none, they are asked in every step."""
         sets, temperature = (*self.examples, *self.held_out), run.sampling.temperature
-        for section, anchor, spec in (("reference", "ref", run.reference), ("teacher", "teacher", run.teacher)):
-            if spec is not None and spec.kept is not None and run.needs & {anchor, f"{anchor}_full"}:
+        for section, anchor, spec in run.anchors:
+            if spec.kept is not None:
                 k = told_apart(run.objective, anchor)
                 yield Kept.of(section, spec.kept, spec.identity(start), sets, temperature, k)
 

@@ -13,14 +13,13 @@ import dataclasses
 import hashlib
 import shutil
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from rlkit.cluster.groups import LearnerGroup
 from rlkit.data.examples import Example, ExampleRows
 from rlkit.errors import CheckpointError, DataError
 from rlkit.files import told
@@ -30,6 +29,7 @@ from rlkit.samples import Outputs, Rollout
 from rlkit.types import Batch
 
 TOGETHER = 256  # rows that are asked for, and written, at once
+Annotate = Callable[[Batch, Sequence[str]], Batch]  # a batch with log-probs and most likely tokens of these names
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class Kept:
             tmp.replace(path)
 
 
-def compute(learners: LearnerGroup, kept: Kept, sets: Sequence[ExampleRows], which: str) -> Found:
+def compute(annotate: Annotate, kept: Kept, sets: Sequence[ExampleRows], which: str) -> Found:
     """What the anchor says of every example, and the file of it; ``which``: the anchor's name, or ``old`` where the model that is trained
     is the reference still.
     """
@@ -182,7 +182,7 @@ def compute(learners: LearnerGroup, kept: Kept, sets: Sequence[ExampleRows], whi
     for number, i in enumerate(range(0, len(rows), TOGETHER)):
         found = kept.part(number)
         if found is None:
-            found = _asked(learners, rows[i : i + TOGETHER], which, whole=kept.k > 0)
+            found = _asked(annotate, rows[i : i + TOGETHER], which, whole=kept.k > 0)
             kept.keep(number, found)
         parts.append(found)
     found = Found.joined(parts)
@@ -190,9 +190,9 @@ def compute(learners: LearnerGroup, kept: Kept, sets: Sequence[ExampleRows], whi
     return found
 
 
-def _asked(learners: LearnerGroup, rows: Sequence[Sequence[Example]], which: str, whole: bool) -> Found:
+def _asked(annotate: Annotate, rows: Sequence[Sequence[Example]], which: str, whole: bool) -> Found:
     b = Batch.from_rollouts([e.rollout(g) for g, row in enumerate(rows) for e in row])
-    b = learners.annotate(b, (which, f"{which}_full") if whole else (which,))
+    b = annotate(b, (which, f"{which}_full") if whole else (which,))
     found = b.whole[which] if whole else {}
     top = TopK(found["ids"], found["logp"]) if whole else None
     return Found.of(torch.bincount(b.seq, minlength=b.S), b.logp[which], top)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import string
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -143,6 +143,13 @@ class Run(Bounded):
         return needs([*terms, self.advantage, *self.reward_penalties, *([self.correction] if self.correction else [])])
 
     @property
+    def anchors(self) -> Iterator[tuple[str, str, Reference]]:
+        """(section, name, what it is) of the reference and the teacher, as far as something reads them."""
+        for section, name, spec in (("reference", "ref", self.reference), ("teacher", "teacher", self.teacher)):
+            if spec is not None and self.needs & {name, f"{name}_full"}:
+                yield section, name, spec
+
+    @property
     def passes(self) -> tuple[str, ...]:
         """Log-probs and values to compute before the update, and no others.
 
@@ -152,11 +159,7 @@ class Run(Bounded):
         need, several = self.needs, self.learner.epochs * self.learner.minibatches > 1
         on_driver = bool(self.reward_penalties) or self.correction is not None or any(map(is_marking, self.objective))
         old = ("old",) if on_driver or (several and "old" in need) else ()
-        asked = (
-            f"{name}_full"
-            for name, spec in (("ref", self.reference), ("teacher", self.teacher))
-            if spec is not None and spec.asked and f"{name}_full" in need
-        )
+        asked = (f"{name}_full" for _, name, spec in self.anchors if spec.asked and f"{name}_full" in need)
         return (*old, *(name for name in ("ref", "teacher", "value") if name in need), *asked)
 
     @property

@@ -11,14 +11,15 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rlkit.checks import check_configuration, what_to_know
 from rlkit.cluster.groups import EngineGroup, LearnerGroup
+from rlkit.cluster.pool import Asked
 from rlkit.cluster.ray import connect
-from rlkit.cluster.start import route
+from rlkit.cluster.start import beside, route, start_beside
 from rlkit.cluster.start import start as start_workers
 from rlkit.cluster.sync import WeightSync, probe_parity
 from rlkit.config import plain, to_yaml
@@ -47,6 +48,7 @@ from rlkit.rollout.engine import Generates, Scores
 from rlkit.rollout.interrupt import Interrupted
 from rlkit.rollout.lengths import LengthState
 from rlkit.rollout.player import Player, Stage
+from rlkit.rollout.pool import Pool
 from rlkit.rollout.server import Serve
 from rlkit.run import Run
 from rlkit.start import start_model
@@ -81,12 +83,25 @@ class Feed:
 
 @dataclass
 class Fleet:
-    """What computes: learners, engines, and the sync of weights from the first to the second."""
+    """What computes: learners, engines, the sync of weights from the first to the second, and teachers in engines of their own."""
 
     learners: LearnerGroup
     engines: EngineGroup
     sync: WeightSync
     start: str  # the model that training starts from
+    pools: dict[str, Asked] = field(default_factory=dict)  # by anchor
+
+    def annotate(self, b: Batch, which: Sequence[str]) -> Batch:
+        """The batch with log-probs (``old``, ``ref``, ``teacher``), values, and most likely tokens (``teacher_full``)."""
+        for pool in self.pools.values():
+            b = pool.annotate(b, which)
+        return self.learners.annotate(b, [name for name in which if name.removesuffix("_full") not in self.pools])
+
+    def forget(self, anchor: str) -> None:
+        """Lets go of a reference or teacher that nothing asks for any more."""
+        self.learners.forget(anchor)
+        if anchor in self.pools:
+            self.pools.pop(anchor).engines.close()
 
 
 @dataclass
@@ -136,17 +151,17 @@ class Session:
 
     def batch(self, rollouts: Sequence[Rollout]) -> Batch:
         """The batch of these responses, with the log-probs that terms read before the update."""
-        run, learners = self.run, self.fleet.learners
+        run, fleet = self.run, self.fleet
         passes = [name for name in run.passes if name.removesuffix("_full") not in self.feed.known]
         b = Batch.from_rollouts(rollouts, run.columns, run.parts)
-        b = learners.annotate(known(b, rollouts, {a: told_apart(run.objective, a) for a in self.feed.known}), passes)
+        b = fleet.annotate(known(b, rollouts, {a: told_apart(run.objective, a) for a in self.feed.known}), passes)
         labelled = [r for r in rollouts if r.source == "labelled"]
         if "mismatched" in run.needs and labelled:
             others = [
                 dataclasses.replace(r, prompt=p.prompt)
                 for p, r in zip(labelled, labelled[1:] + labelled[:1], strict=True)
             ]
-            other = learners.annotate(Batch.from_rollouts(others), ("old", "ref"))
+            other = fleet.annotate(Batch.from_rollouts(others), ("old", "ref"))
             found = b.reward.new_zeros(b.S)
             found[b.source == SOURCES.index("labelled")] = other.seq_sum(other.logp["old"] - other.logp["ref"])
             b = b.replace(cols={**b.cols, "mismatched": found})
@@ -208,7 +223,12 @@ def open_session(
         # Everything that can be wrong is found before the run folder is made: a run that cannot start leaves nothing behind.
         given = read_inputs(run, stack, notes)
         if run.cluster is not None:
-            connect(run.cluster, say=notes.append, engines=None if run.engine is not None else 0)
+            pools = [
+                beside(run.cluster, spec.engines, spec.tensor_parallel, spec.gpus)
+                for _, _, spec in run.anchors
+                if isinstance(spec, Pool) and not (spec.kept is not None and Path(spec.kept).exists())
+            ]
+            connect(run.cluster, say=notes.append, engines=None if run.engine is not None else 0, beside=pools)
             stop.install()  # Ray has set handlers of its own
         if not resume:
             folder, lock = new_folder(run.folder)
@@ -271,19 +291,44 @@ def _fleet(run: Run, folder: Path, given: Inputs, log: RunLog, stack: contextlib
     learners, engines = _workers(run, path, needs, given.context, folder, log)
     stack.callback(learners.close)
     stack.callback(engines.close)
+    way = route(run.engine, run.cluster)
+    sync = WeightSync(learners, engines, run.rollout.pause, route=way)
+    fleet = Fleet(learners, engines, sync, path, _pools(run, path, needs, given.context, log, stack))
     sets = (*given.examples, *given.held_out)
     for kept, found in files:
         if found is None:
             log.say(
                 f"  log-probs of the {kept.section} on {sum(len(s.rows) for s in sets)} rows are computed and kept in {kept.path}"
             )
-            found = compute(learners, kept, sets, kept.anchor if kept.anchor in needs else "old")
-            learners.forget(kept.anchor)
+            own = needs & {kept.anchor, f"{kept.anchor}_full"}
+            found = compute(fleet.annotate, kept, sets, kept.anchor if own else "old")
+            fleet.forget(kept.anchor)
         sets = with_outputs(sets, kept.anchor, found)
     n = len(given.examples)
     given = dataclasses.replace(given, examples=sets[:n], held_out=sets[n:])
-    way = route(run.engine, run.cluster)
-    return Fleet(learners, engines, WeightSync(learners, engines, run.rollout.pause, route=way), path), given
+    return fleet, given
+
+
+def _pools(
+    run: Run, path: str, needs: frozenset[str], context: int, log: RunLog, stack: contextlib.ExitStack
+) -> dict[str, Asked]:
+    """The engines of a reference or teacher that has some of its own, started."""
+    found = dict[str, Asked]()
+    for section, anchor, spec in run.anchors:
+        if not isinstance(spec, Pool) or not needs & {anchor, f"{anchor}_full"}:
+            continue
+        log.say(f"  {section}: {spec.engines} {spec.kind.label} engine(s) with {spec.path} ...")
+        k = min(told_apart(run.objective, anchor), spec.classes)
+        own = run.engine_setup(path, context)
+        engines = start_beside(
+            spec.kind,
+            spec.setup(own, k),
+            None if run.cluster is None else beside(run.cluster, spec.engines, spec.tensor_parallel, spec.gpus),
+            log.say,
+        )
+        stack.callback(engines.close)
+        found[anchor] = Asked(anchor, engines, k)
+    return found
 
 
 def _player(run: Run, given: Inputs, fleet: Fleet, record: Record) -> Player:

@@ -12,6 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,9 +22,10 @@ from torch import Tensor
 from rlkit.cluster.turns import Turns
 from rlkit.cluster.watch import one_line
 from rlkit.errors import EngineError, NumericsError, RunError
-from rlkit.learner.plan import compared, cut, optimizer_steps, prepared
+from rlkit.learner.plan import annotated, compared, cut, optimizer_steps, prepared
 from rlkit.learner.setup import LearnerSetup
 from rlkit.learner.transfer import Client, Meeting
+from rlkit.objective.full_vocab import TopK
 from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
 
 
@@ -169,6 +171,9 @@ class NoWorkers:
 AT_ANY_TIME = {"buckets", "send", "offload", "onload"}
 
 
+SCORED = 8192  # tokens of rows that an engine scores in one request
+
+
 class LearnerGroup:
     """All learner ranks. Batches are planned and cut here, from the whole batch.
 
@@ -208,17 +213,15 @@ class LearnerGroup:
         start = torch.cat([start.new_zeros(1), start])
         index = torch.cat([torch.arange(int(start[s]), int(start[s + 1])) for part in rows for s in part.tolist()])
         found = {name: _in_place(index, [r[name] for r in results]) for name in results[0]}
-        anchors = [name for name in ("ref", "teacher") if f"{name}_full" in which]
-        whole = {name: {part: found.pop(f"{name}_full/{part}") for part in ("ids", "logp")} for name in anchors}
-        for name, parts in whole.items():
-            b.check_tokens(f"log-probs of the most likely tokens of {name!r}", x := parts["logp"].sum(-1), x.isfinite())
         # Where sampling is cut off, a token may have the probability 0.
         cut_off = self.setup.sampling.top_p < 1 or self.setup.sampling.top_k > 0
         for name, x in found.items():
             good = x.isfinite() | ((x == -math.inf) & cut_off)
-            b.check_tokens("value" if name == "value" else f"log-prob {name!r}", x, good)
-        value = found.pop("value", b.value)
-        return b.with_logp(**found).replace(value=value, whole={**b.whole, **whole})
+            if x.ndim == 1:
+                b.check_tokens("value" if name == "value" else f"log-prob {name!r}", x, good)
+            else:
+                b.check_tokens(f"log-probs {name!r}, taken together,", x.sum(-1), good.all(-1))
+        return annotated(b, found)
 
     def update(
         self,
@@ -389,6 +392,23 @@ class EngineGroup:
         return self.workers.size
 
     def generate(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
+        found: list[Rollout] = self._one_of_them("generate", prompt, n, sampling)
+        return found
+
+    def likely(self, rows: Sequence[Sequence[int]], k: int) -> tuple[Tensor, TopK]:
+        """Log-probs ``[L]`` of the tokens of rows, one after the other, and the ``k`` most likely ones in each place."""
+        parts = list[list[Sequence[int]]]()
+        for row in rows:
+            if not parts or sum(map(len, parts[-1])) + len(row) > SCORED:
+                parts.append([])
+            parts[-1].append(row)
+        with ThreadPoolExecutor(2 * self.size) as waiting:
+            found = list(waiting.map(lambda part: self._one_of_them("likely", part, k), parts))
+        logp, ids, top = (torch.cat(x) for x in zip(*found, strict=True))
+        return logp, TopK(ids, top)
+
+    def _one_of_them(self, method: str, *args: Any) -> Any:
+        """What an engine answers, whichever; if it is lost meanwhile, another."""
         while True:
             with self._changed:
                 i = self._choose()
@@ -396,8 +416,7 @@ class EngineGroup:
                 self._running[i] += 1
             try:
                 with self.turns.generating():
-                    found: list[Rollout] = self.workers.one(i, "generate", prompt, n, sampling)
-                return found
+                    return self.workers.one(i, method, *args)
             except RunError as error:
                 self._lose(i, life, error)
             finally:

@@ -47,11 +47,16 @@ _told: set[str] = set()  # clusters that the user has been warned of
 
 
 def connect(
-    cluster: Cluster, learners: int | None = None, say: Callable[[str], None] = print, engines: int | None = None
+    cluster: Cluster,
+    learners: int | None = None,
+    say: Callable[[str], None] = print,
+    engines: int | None = None,
+    beside: Sequence[Cluster] = (),
 ) -> None:
     """Starts a local cluster, or joins the one at ``cluster.address``; checks that the run fits on it.
 
-    ``learners``, ``engines``: how many there will be, if not those of ``cluster`` (evaluation has no learner).
+    ``learners``, ``engines``: how many there will be, if not those of ``cluster`` (evaluation has no learner). ``beside``: the engines of
+    other models, a section for each.
 
     Raises:
         ClusterError: the cluster does not answer, or it has too few CPUs or GPUs.
@@ -93,7 +98,7 @@ def connect(
         resources = ray.cluster_resources()
     except (ray.exceptions.RayError, RuntimeError) as error:
         raise ClusterError(f"the Ray cluster at {address} does not answer any more ({one_line(error)}).") from error
-    check_resources(cluster, resources, learners, engines)
+    check_resources(cluster, resources, learners, engines, beside)
 
 
 def disconnect() -> None:
@@ -170,7 +175,11 @@ def gpus_per_device(cluster: Cluster, resources: dict[str, float]) -> float:
 
 
 def check_resources(
-    cluster: Cluster, resources: dict[str, float], learners: int | None = None, engines: int | None = None
+    cluster: Cluster,
+    resources: dict[str, float],
+    learners: int | None = None,
+    engines: int | None = None,
+    beside: Sequence[Cluster] = (),
 ) -> None:
     """Raises ClusterError if the engines and learners of the run (or so many) do not fit on the cluster."""
     learners = cluster.learners if learners is None else learners
@@ -180,6 +189,11 @@ def check_resources(
     want_cpu = cluster.cpus * workers
     want_gpu = gpus * (engines * cluster.tensor_parallel + learners)
     layout = f"{engines} engine(s) of {cluster.tensor_parallel} device(s) and {learners} learner(s)"
+    for pool in beside:
+        workers += pool.engines
+        want_cpu += pool.cpus * pool.engines
+        want_gpu += gpus_per_device(pool, resources) * pool.engines * pool.tensor_parallel
+        layout += f", beside {pool.engines} engine(s) of {pool.tensor_parallel} device(s) of a teacher or reference"
     if want_cpu > resources.get("CPU", 0) + 1e-6:
         raise ClusterError(
             f"cluster: {layout} need {want_cpu:g} CPUs, but the cluster has {resources.get('CPU', 0):g}. "

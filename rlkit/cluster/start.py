@@ -66,6 +66,23 @@ def route(spec: EngineSpec | None, cluster: Cluster | None) -> Route:
     return Direct(backend, cluster.tensor_parallel, cluster.bucket_bytes, cluster.sync_timeout)
 
 
+def beside(cluster: Cluster, engines: int, tensor_parallel: int, gpus: float | None) -> Cluster:
+    """The same cluster for engines of another model, which take no weights of this run and share no device with its learners."""
+    gpus = cluster.gpus if gpus is None else gpus
+    return replace(
+        cluster, engines=engines, tensor_parallel=tensor_parallel, gpus=gpus, transfer="store", colocate=False
+    )
+
+
+def start_beside(
+    spec: EngineSpec, setup: EngineSetup, cluster: Cluster | None, report: Callable[[str], None] = print
+) -> EngineGroup:
+    """Engines of another model (``cluster`` is that of :func:`beside`, and connected); None: one in this process."""
+    if cluster is None:
+        return EngineGroup(LocalWorkers(spec.start(setup)))
+    return EngineGroup(ray.start_engines(spec, setup, cluster), cluster.restarts, report)
+
+
 def start_engines(spec: EngineSpec, setup: EngineSetup, cluster: Cluster | None) -> EngineGroup:
     """Engines without learners: one in this process, or those of a cluster, which is joined."""
     if cluster is None:

@@ -77,7 +77,7 @@ class Learner:
         self.specs: dict[str, Reference] = {
             name: spec
             for name, spec in (("ref", setup.reference), ("teacher", setup.teacher))
-            if spec is not None and setup.needs & {name, f"{name}_full"}
+            if spec is not None and not spec.pooled and setup.needs & {name, f"{name}_full"}
         }
         self.anchors: dict[str, ReferenceState] = {name: spec.build(self) for name, spec in self.specs.items()}
         for name, spec in self.specs.items():

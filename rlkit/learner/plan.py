@@ -7,7 +7,7 @@ size of a micro-batch: the weights of every mean (:func:`rlkit.objective.normali
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -142,6 +142,16 @@ def _spread(made: list[list[Unit]], sizes: Sequence[int], ranks: int) -> list[li
     for micro in out:
         micro.extend([] for _ in range(per_rank - len(micro)))
     return out
+
+
+def annotated(b: Batch, found: Mapping[str, Tensor]) -> Batch:
+    """The batch with what :meth:`rlkit.learner.learner.Learner.annotate` found of its tokens, in their order."""
+    plain, whole = dict(found), {name: dict(parts) for name, parts in b.whole.items()}
+    for name in [name for name in found if "/" in name]:
+        full, part = name.split("/")
+        whole.setdefault(full.removesuffix("_full"), {})[part] = plain.pop(name)
+    value = plain.pop("value", b.value)
+    return b.with_logp(**plain).replace(value=value, whole=whole)
 
 
 def cut(

@@ -124,7 +124,7 @@ class Reference(Plug):
     :meth:`ReferenceState.likely` instead, which is asked once for each batch, and serves one with ``top_k``.
     """
 
-    homes: ClassVar[tuple[str, ...]] = ("rlkit.model.reference", "rlkit.model.teachers")
+    homes: ClassVar[tuple[str, ...]] = ("rlkit.model.reference", "rlkit.model.teachers", "rlkit.rollout.pool")
 
     @property
     def whole(self) -> bool:
@@ -132,6 +132,11 @@ class Reference(Plug):
 
     @property
     def asked(self) -> bool:
+        return False
+
+    @property
+    def pooled(self) -> bool:
+        """Whether engines answer for it, which the driver asks; nothing of it is built on ranks."""
         return False
 
     @property

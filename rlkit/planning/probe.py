@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from rlkit.learner.learner import Learner
+from rlkit.learner.plan import annotated
 from rlkit.objective import normalise
 from rlkit.run import Run
 from rlkit.start import made
@@ -34,7 +35,7 @@ def probe(run: Run) -> str:
     for _ in range(2):  # the second one is without the start's one-time work
         start = time.perf_counter()
         found = learner.annotate([batch], sorted({*run.passes, "old"} - {"value"}))
-        batch = batch.with_logp(**found)
+        batch = annotated(batch, found)
         times["annotate"], start = time.perf_counter() - start, time.perf_counter()
         micro = batch.replace(norm=normalise(run.objective, batch))
         measured = learner.step([micro], [1.0] * len(run.objective)).as_dict()

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
-from rlkit.errors import ConfigError
+from rlkit.errors import ConfigError, EngineError
 from rlkit.model.wire import unpack
 from rlkit.plug import Plug
 from rlkit.record.memory import peak
@@ -139,6 +139,12 @@ class Engine(ABC):
     @abstractmethod
     def end_update(self, version: int) -> None:
         """Every token that is sampled from now on carries ``version``; nothing cached survives."""
+
+    def likely(self, rows: Sequence[Sequence[int]], k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of rows of tokens, one after the other: the log-probs of the tokens ``[L]``, and ids and log-probs of the ``k`` most likely ones
+        in each place, ``[L, k]``; zeros for the first of a row. At temperature 1, without truncation.
+        """
+        raise EngineError(f"{type(self).__name__} samples responses, but does not say how likely given tokens are.")
 
     def progress(self) -> int:
         """Grows while requests are worked on, and answers at once: one that stands still is taken for stuck."""

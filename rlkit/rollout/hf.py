@@ -28,6 +28,7 @@ from rlkit.model.export import stored
 from rlkit.model.head import CHUNK_ELEMENTS
 from rlkit.model.load import load_for, load_tokenizer
 from rlkit.model.policy import PolicyModel, evaluate_new
+from rlkit.objective.full_vocab import TopK
 from rlkit.record.memory import release
 from rlkit.rollout.cache import make_cache
 from rlkit.rollout.draw import sample
@@ -248,6 +249,23 @@ class HFEngine(Engine):
         with self._running():
             logp = evaluate_new(self._policy, b, Sampling(), frozenset()).logp
         return [x.tolist() for x in logp.split(torch.bincount(b.seq, minlength=b.S).tolist())]
+
+    def likely(self, rows: Sequence[Sequence[int]], k: int) -> tuple[Tensor, Tensor, Tensor]:
+        b = self._batch([Rollout.given(Prompt("", (row[0],), ""), list(row[1:])) for row in rows])
+        assert b.ids is not None and b.length is not None and b.action is not None
+        with self._running():
+            hidden = self._policy.hidden(b.ids, b.length, b.action, b.group)[b.action - 1]
+            whole = self._policy.output.over(hidden)
+            found, _, _ = self._policy.output(hidden, target=b.ids[b.action])
+            top = TopK.of(whole, b.N, k, whole.classes)
+        logp, ids, likely = (
+            torch.zeros(len(b.ids)),
+            torch.zeros(len(b.ids), k, dtype=torch.long),
+            torch.zeros(len(b.ids), k),
+        )
+        at = b.action.cpu()
+        logp[at], ids[at], likely[at] = found.cpu(), top.ids.cpu(), top.logp.cpu()
+        return logp, ids, likely
 
     def self_certainty(self, rollouts: Sequence[Rollout]) -> list[float]:
         """Mean over a response's tokens of ``KL(uniform‖pi) = logsumexp(z) - mean(z) - log V``, nats.

@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from rlkit.distribution import install
 from rlkit.errors import ConfigError, EngineError
 from rlkit.model.endings import Endings
 from rlkit.model.load import load_tokenizer
+from rlkit.model.reference import Told, gathered
 from rlkit.rollout.engine import (
     Aborted,
     Engine,
@@ -287,6 +288,20 @@ class VLLMEngine(Engine):
             first = len(r.prompt.token_ids)
             out.append([answer.prompt_logprobs[t][ids[t]].logprob for t in range(first, len(ids))])
         return out
+
+    def likely(self, rows: Sequence[Sequence[int]], k: int) -> tuple[Tensor, Tensor, Tensor]:
+        params = _parameters(max_tokens=1, prompt_logprobs=k, temperature=0.0, detokenize=False)
+
+        def told(ids: Sequence[int]) -> list[Told]:
+            given = self._request(ids, functools.partial(copy.copy, params)).prompt_logprobs
+            return [
+                None if entry is None else (token, {i: x.logprob for i, x in entry.items()})
+                for token, entry in zip(ids, given, strict=True)
+            ]
+
+        with ThreadPoolExecutor(len(rows)) as waiting:
+            logp, top = gathered(list(waiting.map(told, rows)), k)
+        return logp, top.ids, top.logp
 
     # -- weights ----------------------------------------------------------------------------------------------------
 

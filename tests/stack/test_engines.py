@@ -20,17 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers
-from rlkit.cluster.ray import start_engines
+from rlkit.cluster.ray import check_resources, start_engines
+from rlkit.cluster.start import beside, start_beside
 from rlkit.cluster.sync import WeightSync, probe_parity
 from rlkit.commands.merge import merge
 from rlkit.data.tasks import Sorting
+from rlkit.errors import ClusterError
 from rlkit.learner.learner import Learner
 from rlkit.model.load import load_tokenizer
 from rlkit.model.tiny import make_tiny
 from rlkit.rollout.engine import Aborted, EngineSetup, EngineSpec
-from rlkit.rollout.hf import HFEngine
+from rlkit.rollout.hf import HF, HFEngine
 from rlkit.rollout.vllm import VLLMEngine
 from rlkit.run import Cluster
 from rlkit.run import load as make_run
@@ -215,6 +218,30 @@ def test_scoring_gives_the_log_probs_of_sampling(vllm: VLLMEngine) -> None:
     rollouts = [r for p in PROMPTS for r in vllm.generate(p, 2, Sampling(max_tokens=12, seed=3))]
     for r, scored in zip(rollouts, vllm.score(rollouts), strict=True):
         assert scored == pytest.approx(r.logp, abs=1e-4)
+
+
+def test_the_most_likely_tokens_of_given_rows(merged: Path, vllm: VLLMEngine) -> None:
+    rows = [[3, 4, 5, 6, 7], [8, 9], [4, 4, 3, 6, 5, 7, 3]]
+    hf = HFEngine(str(merged))
+    (logp, ids, top), (own, own_ids, own_top) = vllm.likely(rows, 5), hf.likely(rows, 5)
+    hf.close()
+    assert torch.equal(ids, own_ids) and logp.tolist() == pytest.approx(own.tolist(), abs=1e-4)
+    torch.testing.assert_close(top, own_top, rtol=1e-4, atol=1e-4)
+
+
+def test_a_teacher_in_an_actor_of_its_own(ray_session: None, merged: Path) -> None:
+    cluster = beside(Cluster(cpus=0.3, engines=5, transfer="gloo"), 1, 1, None)
+    pool, hf = start_beside(HF(), EngineSetup(path=str(merged)), cluster), HFEngine(str(merged))
+    rows = [[3, 4, 5, 6, 7], [8, 9], [4, 4, 3, 6, 5, 7, 3]]
+    (logp, top), (own, ids, likely) = pool.likely(rows, 3), hf.likely(rows, 3)
+    pool.close()
+    hf.close()
+    assert logp.tolist() == pytest.approx(own.tolist(), abs=1e-5) and torch.equal(top.ids, ids)
+    torch.testing.assert_close(top.logp, likely, rtol=1e-5, atol=1e-5)
+    with pytest.raises(
+        ClusterError, match=r"beside 2 engine\(s\) of 4 device\(s\) of a teacher or reference need 10 GPUs"
+    ):
+        check_resources(Cluster(), {"CPU": 9.0, "GPU": 8.0}, beside=[beside(Cluster(), 2, 4, None)])
 
 
 def ask(vllm: VLLMEngine, prompt: Prompt) -> Any:
@@ -408,18 +435,20 @@ def test_a_teacher_behind_a_server(small: dict[str, Any], tiny: Path) -> None:
                 break
             assert server.poll() is None
             time.sleep(1)
-        run = make_run(
-            {**small, "teacher": {"type": "Served", "url": "http://127.0.0.1:8377"}, "reference": {"type": "Frozen"}}
-        )
+        terms = [{"type": "FullDivergence", "anchor": name, "top_k": 4} for name in ("ref", "teacher")]
+        teacher = {"type": "Served", "url": "http://127.0.0.1:8377"}
+        run = make_run({**small, "objective": terms, "teacher": teacher, "reference": {"type": "Frozen"}})
         learner = Learner(run.learner_setup(str(tiny), frozenset({"ref", "teacher"})))
         rollouts = [Rollout(p, list(range(4, 9)), [True] * 5, [-1.0] * 5, [0] * 5, "stop") for p in PROMPTS]
-        found = learner.annotate([Batch.from_rollouts(rollouts)], ("ref", "teacher"))
+        found = learner.annotate([Batch.from_rollouts(rollouts)], ("ref", "teacher", "ref_full", "teacher_full"))
         assert float((found["ref"] - found["teacher"]).abs().max()) < 1e-4
+        assert torch.equal(found["ref_full/ids"], found["teacher_full/ids"]) and found["ref_full/ids"].shape[1] == 4
+        assert float((found["ref_full/logp"] - found["teacher_full/logp"]).abs().max()) < 1e-4
         for change, told in (
             ({"model": "other"}, "has no model 'other'; it has tiny"),
             ({"url": "http://127.0.0.1:1"}, "no answer from"),
         ):
-            wrong = make_run({**small, "teacher": {"type": "Served", "url": "http://127.0.0.1:8377", **change}})
+            wrong = make_run({**small, "teacher": {**teacher, **change}})
             with pytest.raises(ValueError, match=told):
                 Learner(wrong.learner_setup(str(tiny), frozenset({"teacher"})))
     finally:

@@ -1,0 +1,88 @@
+"""A teacher in engines of its own, which say how likely the tokens of a row are, and which are the most likely ones in each place."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rlkit.bounds import Count, NonNegative
+from rlkit.errors import ModelError
+from rlkit.model.hub import model_config
+from rlkit.model.reference import Dtype, Reference, ReferenceState, Trained
+from rlkit.place import Place
+from rlkit.rollout.engine import EngineSetup, EngineSpec
+from rlkit.rollout.hf import HF
+from rlkit.rollout.vllm import VLLM, check_options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool(Reference):
+    """A model in engines of this run beside those that sample, each an actor of Ray's with devices of its own (``cluster``); without a
+    cluster one ``hf`` engine in this process.
+
+    Attributes:
+        path: the model; its tokenizer must be the policy's. dtype: of its weights; null: ``model.dtype``.
+        engine: ``vllm``, with its settings in ``vllm``, or ``hf``. engines: how many, each of ``tensor_parallel`` devices.
+        gpus: GPUs of each device; null: as ``cluster.gpus``.
+        precompute: that of :class:`rlkit.model.reference.Frozen`; where the file is there, no engine starts.
+
+    It is asked once for each batch, and gives log-probs at temperature 1: of the tokens and, for ``FullDivergence`` with ``top_k: K``, of
+    the K most likely ones, the rest as one. A model that is too large for one device belongs here: a ``Frozen`` one is whole on every
+    rank of the learner.
+    """
+
+    path: Place
+    dtype: Dtype | None = None
+    engine: Literal["vllm", "hf"] = "vllm"
+    engines: Count = 1
+    tensor_parallel: Count = 1
+    gpus: NonNegative | None = None
+    vllm: dict[str, Any] = field(default_factory=dict)
+    precompute: Place | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.engine == "vllm":
+            check_options(self.vllm)
+        elif self.vllm:
+            raise ModelError("Pool.vllm is set, but its engine is hf. Leave it out, or set engine: vllm.")
+
+    @property
+    def asked(self) -> bool:
+        return True
+
+    @property
+    def pooled(self) -> bool:
+        return True
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return (self.path,)
+
+    @property
+    def kept(self) -> str | None:
+        return self.precompute
+
+    @property
+    def kind(self) -> EngineSpec:
+        return VLLM() if self.engine == "vllm" else HF()
+
+    @property
+    def classes(self) -> int:
+        """How many tokens its model tells apart."""
+        return int(model_config(self.path, "path of a pool").get_text_config().vocab_size)
+
+    def setup(self, own: EngineSetup, k: int) -> EngineSetup:
+        """What its engines need to know, as far as it differs from what the run's ``own`` do; they are asked for ``k`` tokens."""
+        return dataclasses.replace(
+            own,
+            path=self.path,
+            dtype=self.dtype or own.dtype,
+            max_model_len=own.max_model_len + 1,  # vLLM samples a token behind every row
+            tensor_parallel=self.tensor_parallel,
+            options={"max_logprobs": max(20, k), **self.vllm},
+        )
+
+    def build(self, trained: Trained) -> ReferenceState:
+        raise AssertionError("a pool of engines answers the driver")
