@@ -84,8 +84,10 @@ def check_configuration(run: Run, *, new: bool) -> list[Finding]:
             require_folder(run.folder, "out")
     if not wrong.errors:  # a term is examined once it fits the run
         found = examine_all(run.objective, run.reward_penalties)
+        # To imitate responses is noise only where they are the model's own.
+        told = [f for f in found if not run.rollout.by_teacher or f.sampled != "on-policy"]
         with wrong:
-            refuse_nothing(found, run.off_policy)
+            refuse_nothing(told, run.off_policy)
     wrong.refuse()
     return found
 
@@ -274,7 +276,7 @@ def _likely_tokens(run: Run, anchor: str, source: str) -> Iterator[str]:
 def _asked(run: Run) -> Iterator[str]:
     """References that are asked for log-probs give them at temperature 1 alone."""
     told = asked_at(run.sampling)
-    if told is not None and any(spec.asked for _, _, spec in run.anchors):
+    if told is not None and any(spec.asked and run.needs & {a, f"{a}_full"} for _, a, spec in run.anchors):
         yield told
 
 
@@ -290,6 +292,18 @@ def _pools(run: Run) -> Iterator[str]:
                 f"{section} and rollout.engine are both vllm, of which there is one in a process: set cluster: {{}}, or {section}.engine: "
                 "hf."
             )
+
+
+def _by_teacher(run: Run) -> Iterator[str]:
+    """Prompts that the teacher answers."""
+    if not run.rollout.by_teacher:
+        return
+    if not isinstance(run.teacher, Pool) or run.teacher.kept is not None:
+        yield "rollout.by_teacher has a teacher answer prompts, which needs engines of its own. Set teacher: {type: Pool, path: MODEL}."
+    if run.rollout.episode is not None:
+        yield "rollout.by_teacher answers single prompts, and rollout.episode holds conversations: use one of them."
+    if not run.online:
+        yield "rollout.by_teacher is about prompts, but this run samples none. Leave it out."
 
 
 def _values(run: Run) -> Iterator[str]:
@@ -459,6 +473,7 @@ CHECKS = (
     _whole_distributions,
     _asked,
     _pools,
+    _by_teacher,
     _values,
     _batches,
     _sampling,

@@ -144,9 +144,10 @@ class Run(Bounded):
 
     @property
     def anchors(self) -> Iterator[tuple[str, str, Reference]]:
-        """(section, name, what it is) of the reference and the teacher, as far as something reads them."""
+        """(section, name, what it is) of the reference and the teacher, as far as something reads them, or the teacher answers prompts."""
         for section, name, spec in (("reference", "ref", self.reference), ("teacher", "teacher", self.teacher)):
-            if spec is not None and self.needs & {name, f"{name}_full"}:
+            answers = name == "teacher" and bool(self.rollout.by_teacher)
+            if spec is not None and (answers or self.needs & {name, f"{name}_full"}):
                 yield section, name, spec
 
     @property
@@ -181,9 +182,10 @@ class Run(Bounded):
 
     @property
     def off_policy(self) -> bool:
-        """Whether some optimizer step sees samples of older weights."""
+        """Whether some optimizer step sees samples of older weights, or of a teacher."""
         section = self.rollout
-        return self.learner.epochs * self.learner.minibatches > 1 or section.max_lag > 0 or section.over > 0
+        ahead = section.max_lag > 0 or section.over > 0
+        return self.learner.epochs * self.learner.minibatches > 1 or ahead or bool(section.by_teacher)
 
     @property
     def columns(self) -> list[str]:

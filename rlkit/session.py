@@ -50,6 +50,7 @@ from rlkit.rollout.lengths import LengthState
 from rlkit.rollout.player import Player, Stage
 from rlkit.rollout.pool import Pool
 from rlkit.rollout.server import Serve
+from rlkit.rollout.taught import Taught
 from rlkit.run import Run
 from rlkit.start import start_model
 from rlkit.stopping import Best, Stopper
@@ -79,6 +80,7 @@ class Feed:
     engine: Generates
     scores: Scores
     player: Player | None = None
+    taught: Taught | None = None  # where the teacher answers some prompts
 
 
 @dataclass
@@ -315,7 +317,8 @@ def _pools(
     """The engines of a reference or teacher that has some of its own, started."""
     found = dict[str, Asked]()
     for section, anchor, spec in run.anchors:
-        if not isinstance(spec, Pool) or not needs & {anchor, f"{anchor}_full"}:
+        answers = anchor == "teacher" and bool(run.rollout.by_teacher)
+        if not isinstance(spec, Pool) or not (answers or needs & {anchor, f"{anchor}_full"}):
             continue
         log.say(f"  {section}: {spec.engines} {spec.kind.label} engine(s) with {spec.path} ...")
         k = min(told_apart(run.objective, anchor), spec.classes)
@@ -348,8 +351,15 @@ def _player(run: Run, given: Inputs, fleet: Fleet, record: Record) -> Player:
 
 
 def _feed(run: Run, given: Inputs, fleet: Fleet, record: Record, stack: contextlib.ExitStack) -> Feed:
-    sampling, engines, player = seeded(run), fleet.engines, None
-    engine: Generates = engines if given.interrupt is None else Interrupted(engines, given.interrupt)
+    sampling, engines, player, taught = seeded(run), fleet.engines, None, None
+
+    def answering(group: EngineGroup) -> Generates:
+        return group if given.interrupt is None else Interrupted(group, given.interrupt)
+
+    engine = answering(engines)
+    if run.rollout.by_teacher:
+        teacher = answering(fleet.pools["teacher"].engines)
+        engine = taught = Taught(engine, teacher, run.rollout.share_of_teacher)
     scores: Scores = given.scorer
     if given.played is not None:
         engine = scores = player = _player(run, given, fleet, record)
@@ -380,6 +390,7 @@ def _feed(run: Run, given: Inputs, fleet: Fleet, record: Record, stack: contextl
         engines if player is None else player,
         scores,
         player,
+        taught,
     )
 
 

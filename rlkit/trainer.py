@@ -171,6 +171,8 @@ def one_step(s: Session, step: int) -> StepResult:
     run, feed, learners, record, clock = s.run, s.feed, s.fleet.learners, s.record, Clock(s)
     if s.controls.lengths is not None:
         feed.collector.sampling = dataclasses.replace(feed.sampling, max_tokens=s.controls.lengths.limit)
+    if feed.taught is not None:
+        feed.taught.step = step
     with s.stop.interruptible():
         with clock("generate"):
             rollouts = feed.collector.next(step)

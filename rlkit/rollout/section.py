@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from rlkit.bounds import Bounded, Count, Natural, NonNegative, Share
 from rlkit.errors import ConfigError
+from rlkit.objective.coefficients import Coefficient, Schedule
 from rlkit.rollout.engine import EngineSpec, UpdateMode
 from rlkit.rollout.hf import HF
 from rlkit.rollout.interrupt import Interrupt
@@ -40,6 +41,8 @@ class RolloutSection(Bounded):
         max_waste: groups that may be dropped and replaced in one step, as a multiple of ``prompts``.
         lengths: a curriculum over ``sampling.max_tokens``.
         interrupt: responses that take too long are told to answer.
+        by_teacher: share of a step's prompts that the teacher answers in the place of the model that is trained, a number or a schedule
+            (``{type: Linear, start_value: 1, end_value: 0, steps: 100}``); needs ``teacher: {type: Pool}``.
         episode: an ``async`` function of your own that holds a conversation with the model in the place of one response
             (:mod:`rlkit.rollout.episode`); ``max_model_len`` is then what a whole conversation may have.
         serve: the engines are an OpenAI-compatible server to the agents of episodes that take an ``endpoint``
@@ -58,16 +61,26 @@ class RolloutSection(Bounded):
     max_model_len: Count | None = None
     lengths: Lengths | None = None
     interrupt: Interrupt | None = None
+    by_teacher: float | Coefficient = 0.0
     episode: Given[EpisodeSpec | None, EpisodeSpec | str | Callable[..., Any] | None] = otherwise(None)
     serve: bool | Serve = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        share = self.by_teacher
+        if not (isinstance(share, Schedule) or (isinstance(share, int | float) and 0 <= share <= 1)):
+            raise ConfigError(
+                f"rollout.by_teacher is {share!r:.100}; it must be a share from 0 to 1, or a schedule, e.g. Linear."
+            )
         if self.over and (self.pause not in ("continue", "keep") or not self.kind.lasting):
             raise ConfigError(
                 f"rollout.over is {self.over}, but engine: {self.kind.label} with pause: {self.pause} waits for stragglers or "
                 "loses them at every weight update. Set rollout.engine: vllm and rollout.pause: continue (or keep)."
             )
+
+    def share_of_teacher(self, step: int) -> float:
+        """``by_teacher`` in step ``step``, 0-based."""
+        return self.by_teacher(step) if isinstance(self.by_teacher, Schedule) else float(self.by_teacher)  # type: ignore[arg-type]
 
     @property
     def kind(self) -> EngineSpec:
