@@ -30,7 +30,7 @@ from rlkit.model.endings import Endings
 from rlkit.model.export import Export, exported, numel, stored
 from rlkit.model.generation import load_settings, settled
 from rlkit.model.head import truncate
-from rlkit.model.load import first_of, load_for, load_lm, load_tokenizer
+from rlkit.model.load import first_of, fit_vocabulary, load_for, load_lm, load_tokenizer, same_tokens
 from rlkit.model.policy import PolicyModel, ValueModel, evaluate_new, prove_logprobs
 from rlkit.model.reference import Dtype, Reference, ReferenceState
 from rlkit.model.wire import pack
@@ -66,7 +66,8 @@ class Learner:
         self.max_tokens = micro_batch(section.max_tokens, self.device.type, width)
         self.notes = [f"note: micro-batches are {self.layout}."] if ": " in self.layout else []
         self.policy, self.proof, self.exports = self._make_policy(lm)
-        endings = Endings.of(start.path, load_tokenizer(start.path))
+        self.tokenizer = load_tokenizer(start.path)
+        endings = Endings.of(start.path, self.tokenizer)
         # Now: settings that cannot be saved end no long run.
         self.generation, _ = settled(load_settings(start.path), endings.ids)
         self.backend = self._make_backend()
@@ -82,7 +83,8 @@ class Learner:
         self.anchors: dict[str, ReferenceState] = {name: spec.build(self) for name, spec in self.specs.items()}
         for name, spec in self.specs.items():
             if spec.asked:
-                self.anchors[name].require(self._told_apart(name), self.policy.output.out_features)
+                last, classes = len(self.tokenizer) - 1, self.policy.output.out_features
+                self.anchors[name].require(self._told_apart(name), last, classes)
 
     def _make_backend(self) -> TorchBackend | DeepSpeedBackend:
         setup, lr = self.setup, None if self.setup.critic is None else self.setup.critic.lr
@@ -323,11 +325,14 @@ class Learner:
         name = "model.path" if path is None else "reference.path or teacher.path"
         lm, _ = load_for(where, start.type, self.attention, name, self.device, self.windows)
         sizes = (lm.get_output_embeddings().out_features, self.policy.output.out_features)
-        if sizes[0] != sizes[1]:
+        if min(sizes) < len(self.tokenizer) <= max(sizes):
             raise ModelError(
                 f"reference or teacher: {where} has a vocabulary of {sizes[0]}, the policy one of {sizes[1]}. Log-probs are "
                 "compared token by token: use a model with the same tokenizer."
             )
+        if sizes[0] != sizes[1]:
+            same_tokens(where, name, self.tokenizer)
+            fit_vocabulary(lm, sizes[1])
         model = PolicyModel(lm, fp32_head=start.fp32_head).requires_grad_(False).eval()
         prove_logprobs(model, name, start.tolerance)
         return model

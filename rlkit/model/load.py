@@ -15,6 +15,8 @@ from rlkit.model import packed
 from rlkit.model.hub import OWN_CODE, read_config, said_of
 from rlkit.model.policy import hidden_states, padded, probe_tokens
 
+NEVER = -1e4  # the logit of a token that no model has
+
 
 def examine(path: str | Path, where: str = "model.path") -> Any:
     """The configuration of a model that rlkit can train, from its files' headers alone: no weight is read.
@@ -250,6 +252,24 @@ def load_tokenizer(path: str | Path, where: str = "model.path") -> Any:
             own = "auto_map" in get_tokenizer_config(str(path))
             said = OWN_CODE if own else "it has no tokenizer.json, nor another file that transformers makes one of."
         raise ModelError(f"{where}: no tokenizer could be loaded from {str(path)!r}: {said}") from error
+
+
+def fit_vocabulary(lm: Any, size: int) -> None:
+    """Gives a model's output layer ``size`` rows. Models of one family pad one vocabulary to different sizes (Qwen2.5 has 151,936 and
+    152,064): rows that no token has are cut off, or added, for tokens that never come.
+    """
+    layer = lm.get_output_embeddings()
+    own = layer.out_features
+    if own == size:
+        return
+    rows, weight = min(own, size), layer.weight.data
+    fitted = nn.Linear(layer.in_features, size, bias=layer.bias is not None or size > own, device="meta")
+    fitted.weight = nn.Parameter(torch.cat([weight[:rows], weight.new_zeros(size - rows, weight.shape[1])]))
+    if fitted.bias is not None:
+        given = weight.new_zeros(rows) if layer.bias is None else layer.bias.data[:rows]
+        fitted.bias = nn.Parameter(torch.cat([given, weight.new_full((size - rows,), NEVER)]))
+    lm.set_output_embeddings(fitted)
+    lm.config.vocab_size = rows
 
 
 def same_tokens(path: str | Path, where: str, tokenizer: Any) -> None:

@@ -98,11 +98,12 @@ class ReferenceState:
         """:meth:`logprobs`, and the ``k`` most likely tokens at each place: of a reference that is asked for both (``asked``)."""
         raise NotImplementedError
 
-    def require(self, k: int, classes: int) -> None:
-        """Asked once, before the first step, of a reference that is ``asked``.
+    def require(self, k: int, last: int, classes: int) -> None:
+        """Asked once, before the first step, of a reference that is ``asked``. ``last`` is the last token of the policy's tokenizer,
+        ``classes`` the number of its logits.
 
         Raises:
-            ModelError: it does not give the ``k`` most likely tokens, or does not know all ``classes`` tokens of the policy.
+            ModelError: it does not give the ``k`` most likely tokens, does not know the last one, or knows others.
         """
 
     def after_step(self, step: int, stats: Stats) -> None:
@@ -388,12 +389,12 @@ class _ServedState(ReferenceState):
             top.ids.to(b.ids.device)[b.action], top.logp.to(b.ids.device)[b.action]
         )
 
-    def require(self, k: int, classes: int) -> None:
+    def require(self, k: int, last: int, classes: int) -> None:
         remedy = (
-            f"It has to give {k} log-probs of a token: start it with --max-logprobs {k}, or lower the terms' top_k. And it has to know all "
-            f"{classes} tokens of the policy."
+            f"It has to give {k} log-probs of a token: start it with --max-logprobs {k}, or lower the terms' top_k. And it has to know the "
+            f"policy's tokens up to {last}."
         )
-        answer = self._ask("completions", self._body([classes - 1, classes - 1], k), remedy=remedy)
+        answer = self._ask("completions", self._body([last, last], k), remedy=remedy)
         known = (answer["choices"][0]["prompt_logprobs"] or [None])[-1] or {}
         strange = [i for i in known if int(i) >= classes]
         if strange:

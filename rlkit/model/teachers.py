@@ -50,9 +50,9 @@ class _State(ReferenceState):
             ids[place], top[place] = found.ids.long(), found.logp
         return logp, TopK(ids, top)
 
-    def require(self, k: int, classes: int) -> None:
+    def require(self, k: int, last: int, classes: int) -> None:
         for state in self.parts.values():
-            state.require(k, classes)
+            state.require(k, last, classes)
 
     def after_step(self, step: int, stats: Stats) -> None:
         for state in self.parts.values():

@@ -20,7 +20,7 @@ from rlkit.cluster.groups import LearnerGroup, LocalWorkers
 from rlkit.data.tasks import Sorting
 from rlkit.errors import ConfigError, ModelError, RunError
 from rlkit.learner.learner import Learner
-from rlkit.model.load import load_lm
+from rlkit.model.load import load_lm, load_tokenizer
 from rlkit.model.reference import EMA, Frozen, Reference, ReferenceState, Served, Tempered, Trained
 from rlkit.model.tiny import make_tiny
 from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
@@ -399,3 +399,24 @@ def test_a_teacher_in_bfloat16_and_one_that_visits_the_device(small: dict[str, A
         for p in exact.model.parameters():
             p.zero_()
     torch.testing.assert_close(head.log_probs(slice(0, b.N), head.classes, 1.0, False), want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("wider", ["teacher", "policy"])
+def test_a_vocabulary_that_is_padded_to_another_size_is_the_same(
+    small: dict[str, Any], tiny: Path, tmp_path: Path, wider: str
+) -> None:
+    """Qwen2.5 has 151,936 rows in its small models and 152,064 in its large ones, for one tokenizer."""
+    padded, lm = tmp_path / "padded", load_lm(tiny)
+    tokenizer = load_tokenizer(tiny)
+    size = lm.config.vocab_size
+    lm.resize_token_embeddings(size + 5, mean_resizing=False)
+    lm.save_pretrained(padded)
+    tokenizer.save_pretrained(padded)
+    start, other = (tiny, padded) if wider == "teacher" else (padded, tiny)
+    learner = make(small, start, {"type": "Frozen", "path": str(other)}, frozenset({"ref", "ref_full"}))
+    b, state = batch(), learner.anchors["ref"]
+    with torch.no_grad():
+        want = load_lm(tiny).eval()(b.ids[None]).logits[0, b.action - 1].log_softmax(-1)
+    whole = state.head(b).log_probs(slice(0, b.N), learner.policy.output.out_features, 1.0, False)
+    torch.testing.assert_close(whole[:, :size], want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(state.logprobs(b, Sampling()), want.gather(-1, b.ids[b.action][:, None])[:, 0])
