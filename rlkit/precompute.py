@@ -218,7 +218,7 @@ def known(b: Batch, rollouts: Sequence[Rollout], apart: Mapping[str, int]) -> Ba
     names = dict.fromkeys(name for r in rollouts for name in r.outputs)
     edge = torch.searchsorted(b.seq, torch.arange(b.S + 1))
     logp = {name: b.logp[name].clone() if name in b.logp else torch.full((b.N,), torch.nan) for name in names}
-    whole = {name: _nothing(b.N, apart[name]) for name in names if apart.get(name)}
+    whole = {name: nothing(b.N, apart[name]) for name in names if apart.get(name)}
     for s, r in enumerate(rollouts):
         rows = slice(int(edge[s]), int(edge[s + 1]))
         for name, x in r.outputs.items():
@@ -231,6 +231,6 @@ def known(b: Batch, rollouts: Sequence[Rollout], apart: Mapping[str, int]) -> Ba
     )
 
 
-def _nothing(n: int, k: int) -> TopK:
+def nothing(n: int, k: int) -> TopK:
     """Distributions of which half lies on the first ``k`` tokens: finite, whatever is compared with them."""
     return TopK(torch.arange(k).repeat(n, 1), torch.full((n, k), 1 / (2 * k)).log())

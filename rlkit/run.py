@@ -160,7 +160,9 @@ class Run(Bounded):
         need, several = self.needs, self.learner.epochs * self.learner.minibatches > 1
         on_driver = bool(self.reward_penalties) or self.correction is not None or any(map(is_marking, self.objective))
         old = ("old",) if on_driver or (several and "old" in need) else ()
-        asked = (f"{name}_full" for _, name, spec in self.anchors if spec.asked and f"{name}_full" in need)
+        asked = (
+            f"{name}_full" for _, name, spec in self.anchors if (spec.asked or spec.pooled) and f"{name}_full" in need
+        )
         return (*old, *(name for name in ("ref", "teacher", "value") if name in need), *asked)
 
     @property

@@ -97,7 +97,8 @@ class Fleet:
         """The batch with log-probs (``old``, ``ref``, ``teacher``), values, and most likely tokens (``teacher_full``)."""
         for pool in self.pools.values():
             b = pool.annotate(b, which)
-        return self.learners.annotate(b, [name for name in which if name.removesuffix("_full") not in self.pools])
+        rest = [name for name in which if not any(pool.answers(name) for pool in self.pools.values())]
+        return self.learners.annotate(b, rest)
 
     def forget(self, anchor: str) -> None:
         """Lets go of a reference or teacher that nothing asks for any more."""
@@ -321,11 +322,11 @@ def _pools(
         if not isinstance(spec, Pool) or not (answers or needs & {anchor, f"{anchor}_full"}):
             continue
         log.say(f"  {section}: {spec.engines} {spec.kind.label} engine(s) with {spec.path} ...")
-        k = min(told_apart(run.objective, anchor), spec.classes)
+        k = None if spec.whole else min(told_apart(run.objective, anchor), spec.classes)
         own = run.engine_setup(path, context)
         engines = start_beside(
             spec.kind,
-            spec.setup(own, k),
+            spec.setup(own, k or 0),
             None if run.cluster is None else beside(run.cluster, spec.engines, spec.tensor_parallel, spec.gpus),
             log.say,
         )

@@ -75,7 +75,7 @@ class Batch:
     reward: PerSequence
     logp: Mapping[str, PerToken] = field(default_factory=dict)  # "behav" always; "old", "ref", ... on demand
     # What an anchor gave of whole distributions that learners do not make themselves, by its name: "ids" and "logp", both [N, K], are its
-    # most likely tokens (rlkit.objective.full_vocab.TopK).
+    # most likely tokens (rlkit.objective.full_vocab.TopK), or "hidden", [N, H], the states from which its output layer makes all of them.
     whole: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     value: PerToken | None = None
     token_reward: PerToken | None = None  # reward of single tokens (KL penalties), beside the sequence's own

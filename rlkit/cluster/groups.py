@@ -397,15 +397,22 @@ class EngineGroup:
 
     def likely(self, rows: Sequence[Sequence[int]], k: int) -> tuple[Tensor, TopK]:
         """Log-probs ``[L]`` of the tokens of rows, one after the other, and the ``k`` most likely ones in each place."""
+        logp, ids, top = (torch.cat(x) for x in zip(*self._of_rows("likely", rows, k), strict=True))
+        return logp, TopK(ids, top)
+
+    def hidden(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """The hidden states that predict the tokens of rows, one after the other, ``[L, H]``."""
+        return torch.cat(self._of_rows("hidden", rows))
+
+    def _of_rows(self, method: str, rows: Sequence[Sequence[int]], *args: Any) -> list[Any]:
+        """What engines answer about some rows at a time, in their order."""
         parts = list[list[Sequence[int]]]()
         for row in rows:
             if not parts or sum(map(len, parts[-1])) + len(row) > SCORED:
                 parts.append([])
             parts[-1].append(row)
         with ThreadPoolExecutor(2 * self.size) as waiting:
-            found = list(waiting.map(lambda part: self._one_of_them("likely", part, k), parts))
-        logp, ids, top = (torch.cat(x) for x in zip(*found, strict=True))
-        return logp, TopK(ids, top)
+            return list(waiting.map(lambda part: self._one_of_them(method, part, *args), parts))
 
     def _one_of_them(self, method: str, *args: Any) -> Any:
         """What an engine answers, whichever; if it is lost meanwhile, another."""

@@ -78,7 +78,7 @@ class Learner:
         self.specs: dict[str, Reference] = {
             name: spec
             for name, spec in (("ref", setup.reference), ("teacher", setup.teacher))
-            if spec is not None and not spec.pooled and setup.needs & {name, f"{name}_full"}
+            if spec is not None and not (spec.pooled and spec.asked) and setup.needs & {name, f"{name}_full"}
         }
         self.anchors: dict[str, ReferenceState] = {name: spec.build(self) for name, spec in self.specs.items()}
         for name, spec in self.specs.items():
@@ -156,7 +156,7 @@ class Learner:
                     self._keep(out[f"{full}/ids"], micro, top.ids)
                     self._keep(out[f"{full}/logp"], micro, top.logp)
                 for name in (self.anchors.keys() & out.keys()) - whole.keys():
-                    self._keep(out[name], micro, self.anchors[name].logprobs(b, self.sampling))
+                    self._keep(out[name], micro, self.anchors[name].logprobs(_own(name, b), self.sampling))
                 if "uncut" in out:
                     with torch.no_grad():
                         self._keep(out["uncut"], micro, evaluate_new(self.backend, b, uncut, frozenset()).logp)
@@ -248,9 +248,9 @@ class Learner:
 
     def _distributions(self, name: str, b: Batch) -> Whole:
         """An anchor's distributions: those that came with the batch, or those that it gives now."""
-        if name in b.whole:
+        if "ids" in b.whole.get(name, {}):
             return TopK(**b.whole[name], temperature=self.sampling.temperature or 1.0)
-        return self._likely(name, b)[1] if self.specs[name].asked else self.anchors[name].head(b)
+        return self._likely(name, b)[1] if self.specs[name].asked else self.anchors[name].head(_own(name, b))
 
     def measure(self, micros: Sequence[Batch], coefs: Sequence[float]) -> Stats:
         """What the terms and the log-probs of rows say that are not trained on: no gradient, no step."""
@@ -551,6 +551,11 @@ def choose_attention(start: Start, wanted: bool | None, windows: bool) -> tuple[
         packed.register()
         return packed.NAME, "packed"
     return start.attention, f"padded{f': {why}' if why else ''}"
+
+
+def _own(anchor: str, b: Batch) -> Batch:
+    """The batch as one anchor sees it: what came with it for others is left out."""
+    return b.replace(whole={name: parts for name, parts in b.whole.items() if name == anchor})
 
 
 def describe_given(stats: Stats, logp: Tensor, b: Batch) -> None:

@@ -137,7 +137,7 @@ class Reference(Plug):
 
     @property
     def pooled(self) -> bool:
-        """Whether engines answer for it, which the driver asks; nothing of it is built on ranks."""
+        """Whether engines answer for it, which the driver asks. If it is also ``asked``, nothing of it is built on ranks."""
         return False
 
     @property

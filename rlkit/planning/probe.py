@@ -11,7 +11,11 @@ import torch
 
 from rlkit.learner.learner import Learner
 from rlkit.learner.plan import annotated
+from rlkit.model.hub import model_config
 from rlkit.objective import normalise
+from rlkit.objective.full_vocab import told_apart
+from rlkit.precompute import nothing
+from rlkit.rollout.pool import Pool
 from rlkit.run import Run
 from rlkit.start import made
 from rlkit.types import Batch, Prompt, Rollout, Source
@@ -30,11 +34,15 @@ def probe(run: Run) -> str:
             made(run, folder)
         path = run.model.path if run.model.path is not None else folder
         learner = Learner(run.learner_setup(path))
-    device, batch = learner.device, _longest_rows(run, learner)
+    device, batch, passes = learner.device, _longest_rows(run, learner), {*run.passes, "old"} - {"value"}
+    for _, name, spec in run.anchors:
+        if isinstance(spec, Pool):  # engines would give these
+            batch = _of_pool(run, name, spec, batch)
+            passes -= {name, f"{name}_full"} if spec.asked else {f"{name}_full"}
     times: dict[str, float] = {}
     for _ in range(2):  # the second one is without the start's one-time work
         start = time.perf_counter()
-        found = learner.annotate([batch], sorted({*run.passes, "old"} - {"value"}))
+        found = learner.annotate([batch], sorted(passes))
         batch = annotated(batch, found)
         times["annotate"], start = time.perf_counter() - start, time.perf_counter()
         micro = batch.replace(norm=normalise(run.objective, batch))
@@ -47,6 +55,17 @@ def probe(run: Run) -> str:
     return (
         f"Probe, one rank on {device}: {batch.S} rows of {longest} tokens; {what} {peak:.2f} GiB; annotate "
         f"{times['annotate']:.2f} s, update {times['update']:.2f} s."
+    )
+
+
+def _of_pool(run: Run, name: str, spec: Pool, b: Batch) -> Batch:
+    """The batch with something in the place of what a teacher in engines of its own would say of it."""
+    if spec.whole:
+        width = model_config(spec.path, f"the path of {name}").get_text_config().hidden_size
+        return b.replace(whole={**b.whole, name: {"hidden": torch.zeros(b.N, width)}})
+    top = nothing(b.N, told_apart(run.objective, name))
+    return b.with_logp(**{name: torch.zeros(b.N)}).replace(
+        whole={**b.whole, name: {"ids": top.ids, "logp": top.logp}} if top.k else b.whole
     )
 
 

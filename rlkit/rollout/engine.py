@@ -146,6 +146,12 @@ class Engine(ABC):
         """
         raise EngineError(f"{type(self).__name__} samples responses, but does not say how likely given tokens are.")
 
+    def hidden(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """The last hidden state from which each token of rows is predicted, ``[L, H]`` in the type of the weights; zeros for the first of a
+        row.
+        """
+        raise EngineError(f"{type(self).__name__} samples responses, but does not give hidden states.")
+
     def progress(self) -> int:
         """Grows while requests are worked on, and answers at once: one that stands still is taken for stuck."""
         return self.work.steps

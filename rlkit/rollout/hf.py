@@ -250,11 +250,22 @@ class HFEngine(Engine):
             logp = evaluate_new(self._policy, b, Sampling(), frozenset()).logp
         return [x.tolist() for x in logp.split(torch.bincount(b.seq, minlength=b.S).tolist())]
 
-    def likely(self, rows: Sequence[Sequence[int]], k: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _states(self, rows: Sequence[Sequence[int]]) -> tuple[Batch, Tensor]:
+        """Rows of given tokens, all but the first of each predicted, and the hidden states that predict them."""
         b = self._batch([Rollout.given(Prompt("", (row[0],), ""), list(row[1:])) for row in rows])
         assert b.ids is not None and b.length is not None and b.action is not None
+        return b, self._policy.hidden(b.ids, b.length, b.action, b.group)[b.action - 1]
+
+    def hidden(self, rows: Sequence[Sequence[int]]) -> Tensor:
         with self._running():
-            hidden = self._policy.hidden(b.ids, b.length, b.action, b.group)[b.action - 1]
+            b, hidden = self._states(rows)
+        assert b.ids is not None and b.action is not None
+        return hidden.new_zeros(len(b.ids), hidden.shape[1]).index_copy_(0, b.action, hidden).cpu()
+
+    def likely(self, rows: Sequence[Sequence[int]], k: int) -> tuple[Tensor, Tensor, Tensor]:
+        with self._running():
+            b, hidden = self._states(rows)
+            assert b.ids is not None and b.action is not None
             whole = self._policy.output.over(hidden)
             found, _, _ = self._policy.output(hidden, target=b.ids[b.action])
             top = TopK.of(whole, b.N, k, whole.classes)

@@ -6,14 +6,48 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
+
 from rlkit.bounds import Count, NonNegative
 from rlkit.errors import ModelError
 from rlkit.model.hub import model_config
 from rlkit.model.reference import Dtype, Reference, ReferenceState, Trained
+from rlkit.objective.full_vocab import Head
 from rlkit.place import Place
 from rlkit.rollout.engine import EngineSetup, EngineSpec
 from rlkit.rollout.hf import HF
 from rlkit.rollout.vllm import VLLM, check_options
+from rlkit.types import Batch, Sampling
+
+
+class _OverHidden(ReferenceState):
+    """The output layer of a model whose hidden states come with the batch."""
+
+    def __init__(self, spec: Pool, trained: Trained) -> None:
+        model = trained.load_frozen(spec.path, spec.dtype)
+        # The layer alone is kept.
+        self.layer, self.fp32 = model.output.to(trained.device), model.fp32_head
+
+    def _hidden(self, b: Batch) -> Tensor:
+        [parts] = b.whole.values()
+        return parts["hidden"].to(self.layer.weight.dtype)
+
+    def logprobs(self, b: Batch, sampling: Sampling) -> Tensor:
+        assert b.ids is not None and b.action is not None
+        with torch.no_grad():
+            logp: Tensor = self.layer(
+                self._hidden(b),
+                target=b.ids[b.action],
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
+                fp32=self.fp32,
+            )[0]
+        return logp
+
+    def head(self, b: Batch) -> Head:
+        return self.layer.over(self._hidden(b))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +61,11 @@ class Pool(Reference):
         gpus: GPUs of each device; null: as ``cluster.gpus``.
         precompute: that of :class:`rlkit.model.reference.Frozen`; where the file is there, no engine starts.
 
-    It is asked once for each batch, and gives log-probs at temperature 1: of the tokens and, for ``FullDivergence`` with ``top_k: K``, of
-    the K most likely ones, the rest as one. A model that is too large for one device belongs here: a ``Frozen`` one is whole on every
+        sends: ``likely``: log-probs at temperature 1, of the tokens and, for ``FullDivergence`` with ``top_k: K``, of the K most likely
+            ones, the rest as one. ``hidden`` (``engine: hf``): hidden states, over which each learner has a copy of the model's output
+            layer: then all distributions are there, at any temperature, for as many numbers a token as the model is wide.
+
+    It is asked once for each batch. A model that is too large for one device belongs here: a ``Frozen`` one is whole on every
     rank of the learner.
     """
 
@@ -39,6 +76,7 @@ class Pool(Reference):
     tensor_parallel: Count = 1
     gpus: NonNegative | None = None
     vllm: dict[str, Any] = field(default_factory=dict)
+    sends: Literal["likely", "hidden"] = "likely"
     precompute: Place | None = None
 
     def __post_init__(self) -> None:
@@ -47,10 +85,18 @@ class Pool(Reference):
             check_options(self.vllm)
         elif self.vllm:
             raise ModelError("Pool.vllm is set, but its engine is hf. Leave it out, or set engine: vllm.")
+        if self.whole and (self.engine == "vllm" or self.precompute is not None):
+            raise ModelError(
+                "Pool.sends is hidden, which vLLM cannot and no file keeps: set sends: likely, or engine: hf without precompute."
+            )
+
+    @property
+    def whole(self) -> bool:
+        return self.sends == "hidden"
 
     @property
     def asked(self) -> bool:
-        return True
+        return not self.whole
 
     @property
     def pooled(self) -> bool:
@@ -85,4 +131,4 @@ class Pool(Reference):
         )
 
     def build(self, trained: Trained) -> ReferenceState:
-        raise AssertionError("a pool of engines answers the driver")
+        return _OverHidden(self, trained)

@@ -17,6 +17,7 @@ from rlkit.errors import ConfigError, EngineError, ModelError
 from rlkit.learner.learner import Learner
 from rlkit.model.load import load_lm
 from rlkit.model.tiny import make_tiny
+from rlkit.planning.probe import probe
 from rlkit.rollout.hf import HFEngine
 from rlkit.rollout.pool import Pool
 from rlkit.types import Prompt, Rollout, Sampling
@@ -62,16 +63,24 @@ def test_an_engine_says_how_likely_given_tokens_are(other: str, monkeypatch: pyt
         Bare().likely(rows, 3)
 
 
+@pytest.mark.parametrize("sends", ["likely", "hidden"])
 def test_a_pool_teaches_what_the_same_model_on_the_rank_does(
-    small: dict[str, Any], other: str, monkeypatch: pytest.MonkeyPatch
+    small: dict[str, Any], other: str, monkeypatch: pytest.MonkeyPatch, sends: str
 ) -> None:
     base = {**small, "objective": TERMS, "reference": None, "advantage": {"type": "Plain"}}
+    if sends == "hidden":
+        base["objective"] = [{**TERMS[0], "top_k": None}, TERMS[1]]
+        base["sampling"] = {**small["sampling"], "temperature": 0.7}
     frozen = rk.load({**base, "name": "frozen", "teacher": {"type": "Frozen", "path": other}})
     want = rk.train(frozen, quiet=True).metrics()
-    monkeypatch.setattr(Learner, "load_frozen", lambda *args: pytest.fail("the teacher was loaded on a rank"))
-    pool = rk.load({**base, "name": "pool", "teacher": {"type": "Pool", "path": other, "engine": "hf"}})
+    if sends == "likely":
+        monkeypatch.setattr(Learner, "load_frozen", lambda *args: pytest.fail("the teacher was loaded on a rank"))
+    teacher = {"type": "Pool", "path": other, "engine": "hf", "sends": sends}
+    pool = rk.load({**base, "name": "pool", "teacher": teacher})
+    assert "update" in probe(pool)
+    full = "full" if sends == "hidden" else "top4"
     for a, b in zip(want, rk.train(pool, quiet=True).metrics(), strict=True):
-        for name in ("loss/forward_kl_top4(teacher)", "loss/js(teacher)", "learner/grad_norm"):
+        for name in (f"loss/forward_kl_{full}(teacher)", "loss/js(teacher)", "learner/grad_norm"):
             assert b[name] == pytest.approx(a[name], rel=1e-4) and a[name] != 0
 
 
@@ -93,6 +102,8 @@ def test_pools_that_cannot_answer_are_refused(small: dict[str, Any], other: str,
             check(made)
     with pytest.raises(ModelError, match=r"Pool.vllm is set, but its engine is hf"):
         Pool(path=other, engine="hf", vllm={"max_num_seqs": 4})
+    with pytest.raises(ModelError, match=r"Pool.sends is hidden, which vLLM cannot"):
+        Pool(path=other, sends="hidden")
     foreign = make_tiny(tmp_path / "foreign", "abc", hidden=64, layers=1, heads=1, kv_heads=1)
     with pytest.raises(ModelError, match=r"teacher\.path"):
         rk.train(run(path=str(foreign), engine="hf"), quiet=True)
