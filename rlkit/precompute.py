@@ -153,9 +153,8 @@ class Kept:
                 (f"another {k} ({state[k]}; this run's is {v})" for k, v in whose.items() if state[k] != v), None
             )
             found = Found(state["length"], state["logp"], state.get("ids"), state.get("top"))
-            kept = 0 if found.ids is None else found.ids.shape[1]
-            if other is None and kept < self.k:
-                other = f"fewer tokens ({kept} at each place; this run's terms tell {self.k} apart)"
+            if other is None and state.get("k", 0) < self.k:
+                other = f"fewer tokens ({state.get('k', 0)} at each place; this run's terms tell {self.k} apart)"
         except (CheckpointError, KeyError, TypeError):
             other = "something else"
         if other is not None:
@@ -165,7 +164,7 @@ class Kept:
         return found
 
     def _write(self, path: Path, found: Found) -> None:
-        state = {"model": self.model, "rows": self.rows, "temperature": self.temperature}
+        state = {"model": self.model, "rows": self.rows, "temperature": self.temperature, "k": self.k}
         state |= {name: x for name, x in vars(found).items() if x is not None}
         with told(f"log-probs of the {self.section}", "Make room, or give another file."):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -218,14 +217,16 @@ def known(b: Batch, rollouts: Sequence[Rollout], apart: Mapping[str, int]) -> Ba
     names = dict.fromkeys(name for r in rollouts for name in r.outputs)
     edge = torch.searchsorted(b.seq, torch.arange(b.S + 1))
     logp = {name: b.logp[name].clone() if name in b.logp else torch.full((b.N,), torch.nan) for name in names}
-    whole = {name: nothing(b.N, apart[name]) for name in names if apart.get(name)}
+    whole = dict[str, TopK]()
     for s, r in enumerate(rollouts):
         rows = slice(int(edge[s]), int(edge[s + 1]))
         for name, x in r.outputs.items():
             logp[name][rows] = x.logp
-            if name in whole:
-                top, k = restored(x.ids, x.top), apart[name]
-                whole[name].ids[rows], whole[name].logp[rows] = top.ids[:, :k], top.logp[:, :k]
+            if apart.get(name):
+                top = restored(x.ids, x.top)
+                k = min(apart[name], top.k)  # a small vocabulary has no more
+                found = whole.setdefault(name, nothing(b.N, k))
+                found.ids[rows], found.logp[rows] = top.ids[:, :k], top.logp[:, :k]
     return b.with_logp(**logp).replace(
         whole={**b.whole, **{name: {"ids": x.ids, "logp": x.logp} for name, x in whole.items()}}
     )

@@ -85,5 +85,11 @@ def test_a_teacher_s_kept_outputs_take_its_place(
         ConfigError, match=r"compares all tokens, but teacher.precompute keeps the log-probs of its most"
     ):
         rk.train(kept.replace({"name": "all", "objective.0.top_k": None}), quiet=True)
+    every = kept.replace(  # more than the vocabulary has
+        {"name": "every", "objective.0.top_k": 50, "teacher.precompute": str(tmp_path / "kept" / "every.pt")}
+    )
+    monkeypatch.undo()
+    for _ in range(2):
+        assert rk.train(every, quiet=True).metrics()[0]["loss/forward_kl_top50(teacher)"] > 0
     fewer = rk.train(kept.replace({"name": "fewer", "objective.0.top_k": 2}), quiet=True).metrics()
     assert 0 < fewer[0]["loss/forward_kl_top2(teacher)"] < want[0]["loss/forward_kl_top5(teacher)"]

@@ -103,6 +103,10 @@ class Teachers(Reference):
         for name, part in self.of.items():
             if isinstance(part, Loaded) and part.is_start:
                 raise ModelError(f"Teachers.of.{name} has no `path`: it would be the model that training starts from.")
+            if part.pooled:
+                raise ModelError(
+                    f"Teachers.of.{name} has engines of its own, and ranks mix: use type: Frozen or Served."
+                )
         if len({part.asked for part in self.of.values()}) > 1:
             raise ModelError(
                 "Teachers.of has teachers of this process beside served ones: use one kind for all of them."

@@ -60,13 +60,12 @@ class Pool(Reference):
         engine: ``vllm``, with its settings in ``vllm``, or ``hf``. engines: how many, each of ``tensor_parallel`` devices.
         gpus: GPUs of each device; null: as ``cluster.gpus``.
         precompute: that of :class:`rlkit.model.reference.Frozen`; where the file is there, no engine starts.
-
         sends: ``likely``: log-probs at temperature 1, of the tokens and, for ``FullDivergence`` with ``top_k: K``, of the K most likely
             ones, the rest as one. ``hidden`` (``engine: hf``): hidden states, over which each learner has a copy of the model's output
             layer: then all distributions are there, at any temperature, for as many numbers a token as the model is wide.
 
-    It is asked once for each batch. A model that is too large for one device belongs here: a ``Frozen`` one is whole on every
-    rank of the learner.
+    It is asked once for each batch. A model that is too large for one device belongs here: a ``Frozen`` one is whole on every rank of the
+    learner.
     """
 
     path: Place

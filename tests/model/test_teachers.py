@@ -17,6 +17,7 @@ from rlkit.model.load import load_lm
 from rlkit.model.reference import EMA, Frozen, Served
 from rlkit.model.teachers import Teachers
 from rlkit.model.tiny import make_tiny
+from rlkit.rollout.pool import Pool
 from rlkit.types import Batch, Prompt, Rollout, Sampling
 
 SHARES = {"easy": (1.0, 0.0), "hard": (0.0, 1.0), "": (0.25, 0.75)}  # of one and two, by set
@@ -76,6 +77,7 @@ def test_teachers_that_cannot_be_mixed_are_refused() -> None:
     for given, says in (
         ({"of": {"one": one}}, r"names 1 teacher\(s\); it needs two or more"),
         ({"of": {"one": one, "two": Frozen()}}, "of.two has no `path`"),
+        ({"of": {"one": one, "two": Pool(path="b")}}, "of.two has engines of its own"),
         ({"of": {"one": one, "two": served["two"]}}, "of this process beside served ones"),
         (
             {"of": {"one": one, "two": two}, "weights": {"three": 1.0}},
