@@ -306,15 +306,16 @@ Told = tuple[int, dict[int, float]] | None
 
 
 def gathered(rows: Sequence[Sequence[Told]], k: int) -> tuple[Tensor, TopK]:
-    """Log-probs ``[L]`` of the tokens of all rows, one after the other, and the ``k`` most likely ones at each place.
+    """Log-probs ``[L]`` of the tokens of all rows, one after the other, and the ``k`` most likely ones at each place; zeros where nothing
+    is told.
 
     Raises:
         ModelError: a place has fewer than ``k``.
     """
     logp, ids, top = list[float](), list[list[int]](), list[list[float]]()
     for told in (x for row in rows for x in row):
-        token, known = told or (0, dict.fromkeys(range(max(1, k)), 0.0))  # before the first token there is no prefix
-        best = sorted(known, key=lambda i: -known[i])[:k]
+        token, known = told or (0, {0: 0.0})  # before the first token there is no prefix
+        best = [0] * k if told is None else sorted(known, key=lambda i: -known[i])[:k]
         if len(best) < k:
             raise ModelError(
                 f"teacher: {len(best)} log-probs were given where the {k} most likely tokens were asked for: lower the terms' top_k."
