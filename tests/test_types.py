@@ -39,7 +39,8 @@ def test_rows_of_a_batch_are_what_a_mask_would_keep() -> None:
         for i in range(7)
     ]
     b = Batch.from_rollouts(rollouts)
-    b = b.replace(norm=torch.rand(2, b.S, generator=g))
+    ids = torch.randint(9, (b.N, 2), generator=g)
+    b = b.replace(norm=torch.rand(2, b.S, generator=g), dataset=tuple("abcdefg"), whole={"teacher": {"ids": ids}})
     assert int((b.seq == 4).sum()) == 0
     for _ in range(20):
         keep = torch.rand(b.S, generator=g) < 0.5
@@ -48,6 +49,8 @@ def test_rows_of_a_batch_are_what_a_mask_would_keep() -> None:
             torch.equal(part.seq, (keep.cumsum(0) - 1)[b.seq][tok])
             and torch.equal(part.logp["behav"], b.logp["behav"][tok])
             and torch.equal(part.norm, b.norm[:, keep])
+            and torch.equal(part.whole["teacher"]["ids"], b.whole["teacher"]["ids"][tok])
+            and part.dataset == tuple(name for name, kept in zip("abcdefg", keep.tolist(), strict=True) if kept)
         )
         assert (
             torch.equal(part.ids, b.ids[ids])
