@@ -57,7 +57,7 @@ class Pool(Reference):
 
     Attributes:
         path: the model; its tokenizer must be the policy's. dtype: of its weights; null: ``model.dtype``.
-        engine: ``vllm``, with its settings in ``vllm``, or ``hf``. engines: how many, each of ``tensor_parallel`` devices.
+        engine: ``vllm`` or ``hf``. vllm: settings of vLLM's engines. engines: how many there are. tensor_parallel: devices of each.
         gpus: GPUs of each device; null: as ``cluster.gpus``.
         precompute: that of :class:`rlkit.model.reference.Frozen`; where the file is there, no engine starts.
         sends: ``likely``: log-probs at temperature 1, of the tokens and, for ``FullDivergence`` with ``top_k: K``, of the K most likely
