@@ -306,5 +306,6 @@ class LMHead(nn.Linear):
                 temperature=temperature or 1.0,
                 fp32=fp32,
                 expected=expected,
+                target=target,
             )
         return logp, ent, found

@@ -64,6 +64,7 @@ class Term(Plug):
         "rlkit.objective.supervised",
         "rlkit.objective.preference",
         "rlkit.objective.labelled",
+        "rlkit.objective.distillation",
     )
     # The cost of a token with advantage 0 has no gradient: such rows need not be computed.
     only_advantage: ClassVar[bool] = False

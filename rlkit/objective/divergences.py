@@ -19,7 +19,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -37,7 +37,15 @@ BOUND = 20.0  # log-ratios are bounded here before they are exponentiated: e^40 
 
 @dataclass(frozen=True)
 class Generator(Plug):
-    """Base of a divergence of the user's own: two functions of ``a = log u``. The library's have names (``TABLE``, ``PARAMETRIC``)."""
+    """Base of a divergence of the user's own: two functions of ``a = log u``. The library's have names (``TABLE``, ``PARAMETRIC``); those
+    that only whole distributions define are classes (:mod:`rlkit.objective.distillation`).
+    """
+
+    homes: ClassVar[tuple[str, ...]] = ("rlkit.objective.distillation",)
+    # Single samples do not say what it is: it is made by `at` from two whole distributions.
+    whole: ClassVar[bool] = False
+    # It means the same where all unlikely tokens are one bucket.
+    coarse: ClassVar[bool] = True
 
     @abstractmethod
     def value(self, a: Tensor) -> Tensor:
@@ -46,6 +54,11 @@ class Generator(Plug):
     @abstractmethod
     def slope(self, a: Tensor) -> Tensor:
         """``f'(u)``, the coefficient of the score."""
+
+    @property
+    def label(self) -> str:
+        """Its name in metrics; two that differ in their fields need two names."""
+        return type(self).__name__
 
     def at(self, log_p: Tensor, log_q: Tensor) -> Generator:
         """Its form between whole distributions ``log_p`` (the policy's) and ``log_q`` (the anchor's), ``[n, V]``: itself, where that is
@@ -59,9 +72,15 @@ class Generator(Plug):
         """
         return self
 
+    def with_token(self, column: Tensor) -> Generator:
+        """Its form where ``column``, ``[n, 1]``, says which one stands in the text: itself, where that does not matter."""
+        return self
+
 
 @dataclass(frozen=True)
-class _F(Generator):
+class Formula(Generator):
+    """A generator from its two functions."""
+
     of_value: Callable[[Tensor], Tensor]
     of_slope: Callable[[Tensor], Tensor]
 
@@ -82,18 +101,18 @@ def _js_value(a: Tensor) -> Tensor:  # log(2u/(1+u)) and log(2/(1+u)) without ex
 
 TABLE: dict[str, Generator] = {
     # KL(pi‖q); the unnormalised form has the low-variance coefficient log u (0 at u = 1)
-    "reverse_kl": _F(lambda a: a, lambda a: a + 1),
-    "reverse_ukl": _F(lambda a: a - 1 + (-a).exp(), lambda a: a),
+    "reverse_kl": Formula(lambda a: a, lambda a: a + 1),
+    "reverse_ukl": Formula(lambda a: a - 1 + (-a).exp(), lambda a: a),
     # KL(q‖pi)
-    "forward_kl": _F(lambda a: -a * (-a).exp(), lambda a: -(-a).exp()),
-    "forward_ukl": _F(lambda a: 1 - (-a).exp() - a * (-a).exp(), lambda a: -torch.expm1(-a)),
+    "forward_kl": Formula(lambda a: -a * (-a).exp(), lambda a: -(-a).exp()),
+    "forward_ukl": Formula(lambda a: 1 - (-a).exp() - a * (-a).exp(), lambda a: -torch.expm1(-a)),
     # halves of KL to the middle; DPH-RL, f-DPO and disco have twice this (docs/regularizers.md, constants)
-    "js": _F(_js_value, lambda a: 0.5 * (math.log(2) - _softplus(-a))),
-    "jeffreys": _F(lambda a: -torch.expm1(-a) * a, lambda a: a - torch.expm1(-a)),
-    "chi2": _F(lambda a: torch.expm1(a) * -torch.expm1(-a), lambda a: 2 * torch.expm1(a)),
-    "reverse_chi2": _F(lambda a: torch.expm1(-a) ** 2, lambda a: -torch.expm1(-2 * a)),
-    "hellinger": _F(lambda a: torch.expm1(-a / 2) ** 2, lambda a: -torch.expm1(-a / 2)),
-    "tv": _F(lambda a: 0.5 * torch.expm1(-a).abs(), lambda a: 0.5 * a.sign()),
+    "js": Formula(_js_value, lambda a: 0.5 * (math.log(2) - _softplus(-a))),
+    "jeffreys": Formula(lambda a: -torch.expm1(-a) * a, lambda a: a - torch.expm1(-a)),
+    "chi2": Formula(lambda a: torch.expm1(a) * -torch.expm1(-a), lambda a: 2 * torch.expm1(a)),
+    "reverse_chi2": Formula(lambda a: torch.expm1(-a) ** 2, lambda a: -torch.expm1(-2 * a)),
+    "hellinger": Formula(lambda a: torch.expm1(-a / 2) ** 2, lambda a: -torch.expm1(-a / 2)),
+    "tv": Formula(lambda a: 0.5 * torch.expm1(-a).abs(), lambda a: 0.5 * a.sign()),
 }
 
 
@@ -102,7 +121,7 @@ def alpha(order: float) -> Generator:
     if order in (0.0, 1.0):
         return TABLE["forward_ukl" if order == 0 else "reverse_ukl"]
     c = order * (order - 1)
-    return _F(
+    return Formula(
         lambda a: (((order - 1) * a).exp() - order - (1 - order) * (-a).exp()) / c,
         lambda a: torch.expm1((order - 1) * a) / (order - 1),
     )
@@ -115,7 +134,7 @@ def tsallis(q: float) -> Generator:
     """
     if q == 1:
         return TABLE["reverse_ukl"]
-    return _F(lambda a: torch.expm1((q - 1) * a) / (q - 1), lambda a: q * torch.expm1((q - 1) * a) / (q - 1))
+    return Formula(lambda a: torch.expm1((q - 1) * a) / (q - 1), lambda a: q * torch.expm1((q - 1) * a) / (q - 1))
 
 
 def generalised_js(beta: float) -> Generator:
@@ -127,7 +146,28 @@ def generalised_js(beta: float) -> Generator:
     def log_m(a: Tensor) -> Tensor:  # log(beta u + 1 - beta)
         return torch.logaddexp(a + math.log(beta), torch.full_like(a, math.log(1 - beta)))
 
-    return _F(lambda a: beta * (a - log_m(a)) - (1 - beta) * (-a).exp() * log_m(a), lambda a: beta * (a - log_m(a)))
+    return Formula(
+        lambda a: beta * (a - log_m(a)) - (1 - beta) * (-a).exp() * log_m(a), lambda a: beta * (a - log_m(a))
+    )
+
+
+def normalised_js(beta: float) -> Generator:
+    """``generalised_js / (beta (1 - beta))``, which has limits at both ends: KL(pi‖q) at 0 and KL(q‖pi) at 1.
+
+    ``generalised_js`` itself goes to zero there, so that a sweep of its parameter is one of the learning rate, too.
+
+    Source: derived from GKD's definition; the limits are those that it names.
+    """
+    if beta in (0.0, 1.0):
+        return TABLE["reverse_ukl" if beta == 0 else "forward_ukl"]
+
+    def log_m(a: Tensor) -> Tensor:  # log(m / q), which keeps its digits where beta is small
+        return torch.log1p(beta * torch.expm1(a))
+
+    def slope(a: Tensor) -> Tensor:  # log(pi / m) / (1 - beta)
+        return -torch.log1p((1 - beta) * torch.expm1(-a)) / (1 - beta)
+
+    return Formula(lambda a: slope(a) - (-a).exp() * log_m(a) / beta, slope)
 
 
 def skew_forward(lam: float) -> Generator:
@@ -136,7 +176,7 @@ def skew_forward(lam: float) -> Generator:
     def log_m(a: Tensor) -> Tensor:
         return torch.logaddexp(a + math.log(1 - lam), torch.full_like(a, math.log(lam)))
 
-    return _F(lambda a: -(-a).exp() * log_m(a), lambda a: (1 - lam) * (1 - (-log_m(a)).exp()))
+    return Formula(lambda a: -(-a).exp() * log_m(a), lambda a: (1 - lam) * (1 - (-log_m(a)).exp()))
 
 
 def skew_reverse(lam: float) -> Generator:
@@ -145,13 +185,14 @@ def skew_reverse(lam: float) -> Generator:
     def log_m(a: Tensor) -> Tensor:
         return torch.logaddexp(a + math.log(lam), torch.full_like(a, math.log(1 - lam)))
 
-    return _F(lambda a: a - log_m(a), lambda a: (a - log_m(a)) + (1 - lam) * (-log_m(a)).exp() - (1 - lam))
+    return Formula(lambda a: a - log_m(a), lambda a: (a - log_m(a)) + (1 - lam) * (-log_m(a)).exp() - (1 - lam))
 
 
 PARAMETRIC: dict[str, tuple[Callable[[float], Generator], Callable[[float], bool], str]] = {
     "alpha": (alpha, lambda order: -2 <= order <= 4, "in [-2, 4]"),  # beyond it e^(20 order) is no float32
     "tsallis": (tsallis, lambda q: 0 < q <= 4, "in (0, 4]"),
     "generalised_js": (generalised_js, lambda b: 0 < b < 1, "in (0, 1)"),
+    "normalised_js": (normalised_js, lambda b: 0 <= b <= 1, "in [0, 1]"),
     "skew_forward": (skew_forward, lambda x: 0 < x < 1, "in (0, 1)"),
     "skew_reverse": (skew_reverse, lambda x: 0 < x < 1, "in (0, 1)"),
 }
@@ -159,19 +200,28 @@ PARAMETRIC: dict[str, tuple[Callable[[float], Generator], Callable[[float], bool
 
 def _reweighted(share: Tensor, cost: Tensor | float = 0.0) -> Generator:
     """``sum_v q_v (s_v Z_v - cost_v)``, ``Z = log q - log pi``, with shares ``s`` that are constants to the gradient, ``[n, V]``."""
-    return _F(lambda a: (-a).exp() * (-a * share - cost), lambda a: -(-a).exp() * share)
+    return Formula(lambda a: (-a).exp() * (-a * share - cost), lambda a: -(-a).exp() * share)
 
 
-@dataclass(frozen=True)
-class _Whole(Generator):
-    """A generator of whole distributions only: samples of single tokens do not say what it is."""
+class OfWhole(Generator):
+    """Base of generators of whole distributions only: samples of single tokens do not say what they are. Override :meth:`at`."""
 
-    make: Callable[[Tensor, Tensor], Generator]
+    whole: ClassVar[bool] = True
 
     def value(self, a: Tensor) -> Tensor:
         raise NotImplementedError
 
     slope = value
+
+    @abstractmethod
+    def at(self, log_p: Tensor, log_q: Tensor) -> Generator: ...
+
+
+@dataclass(frozen=True)
+class Between(OfWhole):
+    """One from the function that makes its form between two distributions."""
+
+    make: Callable[[Tensor, Tensor], Generator]
 
     def at(self, log_p: Tensor, log_q: Tensor) -> Generator:
         return self.make(log_p, log_q)
@@ -192,7 +242,7 @@ def value_at_risk(level: float) -> Generator:
         share = torch.where(mass > 0, kept / mass, 0.0) / (1 - level)
         return _reweighted(torch.zeros_like(q).scatter(-1, order, share))
 
-    return _Whole(make)
+    return Between(make)
 
 
 def entropic_risk(mu: float) -> Generator:
@@ -210,11 +260,11 @@ def entropic_risk(mu: float) -> Generator:
         s = log_s.exp()
         return _reweighted(s, s * log_s / mu)
 
-    return _Whole(make)
+    return Between(make)
 
 
 @dataclass(frozen=True)
-class _Transport(Generator):
+class _Transport(OfWhole):
     """Entropic optimal transport between next-token distributions: ``min <P, C> + eps sum P log P`` over plans P of mass pi and q.
 
     ``C`` is the Euclidean distance of the tokens' rows in ``table``; the bucket of all other tokens is as far from each token as the
@@ -224,11 +274,6 @@ class _Transport(Generator):
     eps: float
     rounds: int
     cost: Tensor | None = None
-
-    def value(self, a: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    slope = value
 
     def among(self, ids: Tensor | None, table: Tensor | None) -> Generator:
         if table is None:
@@ -252,7 +297,7 @@ class _Transport(Generator):
         for _ in range(self.rounds):
             f = self.eps * (log_p - (near + g[:, None] / self.eps).logsumexp(-1))
             g = self.eps * (log_q - (near + f[:, :, None] / self.eps).logsumexp(1))
-        return _F(lambda a: f + (-a).exp() * g, lambda a: f)
+        return Formula(lambda a: f + (-a).exp() * g, lambda a: f)
 
 
 def transport(eps: float, rounds: int) -> Generator:
@@ -260,11 +305,11 @@ def transport(eps: float, rounds: int) -> Generator:
     return _Transport(eps, rounds)
 
 
-COLLISION: Generator = _Whole(lambda log_p, log_q: _F(lambda a: log_p.exp(), torch.zeros_like))  # sum_v pi_v^2
+COLLISION: Generator = Between(lambda log_p, log_q: Formula(lambda a: log_p.exp(), torch.zeros_like))  # sum_v pi_v^2
 
 
 def generator(f: str | Generator, parameter: float | None) -> Generator:
-    """The divergence by name, or the user's own.
+    """The divergence by name, or an object of its own.
 
     Raises:
         ConfigError: unknown name, or a parameter missing, not wanted, or outside its domain.
@@ -286,9 +331,24 @@ def generator(f: str | Generator, parameter: float | None) -> Generator:
     return make(parameter)
 
 
+def of_samples(f: str | Generator, parameter: float | None, what: str) -> Generator:
+    """The divergence, for a part that sees single tokens.
+
+    Raises:
+        ConfigError: it is one of whole distributions; as :func:`generator`.
+    """
+    found = generator(f, parameter)
+    if found.whole:
+        raise ConfigError(
+            f"{what}: {label(f, parameter)} is a divergence of whole next-token distributions, of which single samples say nothing. Use "
+            f"{{type: FullDivergence, f: ...}}."
+        )
+    return found
+
+
 def label(f: str | Generator, parameter: float | None) -> str:
     """The divergence's name in metrics."""
-    name = f if isinstance(f, str) else type(f).__name__
+    name = f if isinstance(f, str) else f.label
     return name if parameter is None else f"{name}{parameter:g}"
 
 
@@ -340,7 +400,7 @@ class Divergence(Term):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        generator(self.f, self.parameter)
+        of_samples(self.f, self.parameter, "Divergence")
         check_geometric(self.anchor, self.f in ("reverse_kl", "reverse_ukl"), f"Divergence {self.f}")
 
     @property

@@ -210,13 +210,20 @@ def _buckets(log_p: Tensor, log_q: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _chunk(
-    log_p: Tensor, log_q: Tensor, f: Generator, ids: Tensor | None, slope: bool, anchor: Whole
+    log_p: Tensor,
+    log_q: Tensor,
+    f: Generator,
+    ids: Tensor | None,
+    slope: bool,
+    anchor: Whole,
+    target: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Divergences ``[n]`` and, if asked for, their gradients with respect to the policy's logits ``[n, V]``. Uses up its arguments.
 
-    ``ids``, ``[n, k]``: the tokens that stay apart; None: all.
+    ``ids``, ``[n, k]``: the tokens that stay apart; None: all. ``target``, ``[n]``: those that stand in the text, where that is known.
     """
     if ids is None:
+        f = f if target is None else f.with_token(target[:, None])
         f = f.among(None, anchor.table).at(log_p, log_q)
         a, w = _ratio(log_p, log_q)
         value = (f.value(a) * w).sum(-1)
@@ -225,6 +232,9 @@ def _chunk(
         dz = f.slope(a) * w  # p f'(u)
         return value, dz.addcmul_(log_p.exp_(), dz.sum(-1, keepdim=True), value=-1)
     few_p, few_q = _buckets(log_p, log_q, ids)
+    if target is not None:
+        apart = ids == target[:, None]
+        f = f.with_token(torch.where(apart.any(-1), apart.int().argmax(-1), ids.shape[1])[:, None])
     p_few, f = few_p.exp(), f.among(ids, anchor.table).at(few_p, few_q)
     a, w = _ratio(few_p, few_q)
     value = (f.value(a) * w).sum(-1)
@@ -240,9 +250,18 @@ class _Pass:
     """Goes over the tokens in chunks; collects values, and gradients for given weights of the tokens."""
 
     def __init__(
-        self, head: Head, anchor: Whole, f: Generator, top_k: int | None, of: str, temperature: float, fp32: bool
+        self,
+        head: Head,
+        anchor: Whole,
+        f: Generator,
+        top_k: int | None,
+        of: str,
+        temperature: float,
+        fp32: bool,
+        target: Tensor | None,
     ) -> None:
         self.head, self.anchor, self.f, self.of, self.temperature, self.fp32 = head, anchor, f, of, temperature, fp32
+        self.target = target
         self.top_k = None if top_k is None or top_k >= head.classes else top_k
 
     def _apart(self, rows: slice, log_p: Tensor, log_q: Tensor) -> Tensor | None:
@@ -274,7 +293,8 @@ class _Pass:
             slope = None if cap is None else 1 - (log_p * (self.temperature / cap)).square_()
             log_p -= log_p.logsumexp(-1, keepdim=True)
             ids = self._apart(at, log_p, log_q)
-            out[at], dz = _chunk(log_p, log_q, self.f, ids, g_N is not None, self.anchor)
+            target = None if self.target is None else self.target[at]
+            out[at], dz = _chunk(log_p, log_q, self.f, ids, g_N is not None, self.anchor, target)
             if dz is None or g_N is None or d_hidden is None:
                 continue
             dz *= g_N[at, None] / self.temperature
@@ -324,7 +344,7 @@ class _Full(torch.autograd.Function):
             None if d is None else (d if factor == 1 else d * factor).to(x.dtype)
             for d, x in zip(grads, (hidden, weight, bias), strict=True)
         ]
-        return (*own, *([None] * 8))
+        return (*own, *([None] * 9))
 
 
 def full_divergence(
@@ -337,14 +357,16 @@ def full_divergence(
     temperature: float = 1.0,
     fp32: bool = False,
     expected: Tensor | None = None,
+    target: Tensor | None = None,
 ) -> Tensor:
     """``D_f(pi‖anchor)`` of each token's distribution, ``[N]`` in nats for the KLs; gradient to the policy's hidden states and weights.
 
     ``expected`` is the gradient that each token's value will get, up to a common factor (its weight in the loss). Then gradients are made
-    in the forward pass and logits are computed once; if another gradient arrives, they are computed again.
+    in the forward pass and logits are computed once; if another gradient arrives, they are computed again. ``target``, ``[N]``, is the
+    token that stands in the text, for generators that ask for it.
     """
     value: Tensor = _Full.apply(
-        policy.hidden, policy.weight, policy.bias, policy.cap, anchor, expected, f, top_k, of, temperature, fp32
+        policy.hidden, policy.weight, policy.bias, policy.cap, anchor, expected, f, top_k, of, temperature, fp32, target
     )
     return value
 
@@ -372,6 +394,10 @@ class WholeVocabulary(Term):
             raise ConfigError(
                 f"{type(self).__name__}.top_k is {self.top_k}; it must be at least 1, or null for the whole vocabulary."
             )
+        if self.top_k is not None and not self.generator.coarse:
+            raise ConfigError(
+                f"{type(self).__name__}: {self.generator.label} is of single tokens, which top_k joins in a bucket. Leave top_k out."
+            )
 
     @property
     def anchors(self) -> tuple[Anchor, ...]:
@@ -398,7 +424,7 @@ class FullDivergence(WholeVocabulary):
     """``D_f(pi‖anchor)`` over the whole vocabulary at every sampled prefix: no sampling noise, one more pass through both output layers.
 
     Attributes:
-        f, parameter: as in ``Divergence``.
+        f, parameter: as in ``Divergence``, or a divergence of whole distributions (:mod:`rlkit.objective.distillation`).
         level: ``token`` is the direct term, prefixes frozen: what most libraries call the KL loss. ``sequence`` adds the prefix credit
             ``sg(sum_{k>t} D_k) log pi_t``: on-policy and with ``reduce: sum``, the exact gradient of ``E[sum_t D_t]``; for the KLs that is
             the KL of whole responses.
@@ -411,8 +437,8 @@ class FullDivergence(WholeVocabulary):
     level: Literal["token", "sequence"] = "token"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         generator(self.f, self.parameter)
+        super().__post_init__()
 
     @property
     def generator(self) -> Generator:

@@ -26,7 +26,7 @@ from rlkit.objective.anchors import (
     check_geometric,
 )
 from rlkit.objective.coefficients import Coefficient, as_coefficient
-from rlkit.objective.divergences import BOUND, Generator, generator, label
+from rlkit.objective.divergences import BOUND, Generator, generator, label, of_samples
 from rlkit.plug import Plug
 from rlkit.types import SOURCES, Batch, PerToken
 
@@ -144,7 +144,7 @@ class DivergenceReward(Penalty):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        generator(self.f, self.parameter)
+        of_samples(self.f, self.parameter, "DivergenceReward")
         check_geometric(self.anchor, self.f in ("reverse_kl", "reverse_ukl"), f"DivergenceReward {self.f}")
 
     @property

@@ -39,7 +39,16 @@ from rlkit.bounds import Bound, NonNegative, Positive
 from rlkit.errors import ConfigError
 from rlkit.objective import PairTerm
 from rlkit.objective.anchors import Anchor, anchor_log_prob, anchor_name, anchor_needs, check_geometric
-from rlkit.objective.divergences import COLLISION, TABLE, Generator, entropic_risk, generator, label, value_at_risk
+from rlkit.objective.divergences import (
+    COLLISION,
+    TABLE,
+    Generator,
+    entropic_risk,
+    generator,
+    label,
+    of_samples,
+    value_at_risk,
+)
 from rlkit.objective.full_vocab import WholeVocabulary
 from rlkit.types import Batch, New, PerPair, PerSequence, PerToken
 
@@ -153,7 +162,8 @@ class DPO(Pairwise):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        slope = generator(self.f, self.parameter).slope(torch.tensor([-20.0, -30.0], dtype=torch.float64))
+        found = of_samples(self.f, self.parameter, type(self).__name__)
+        slope = found.slope(torch.tensor([-20.0, -30.0], dtype=torch.float64))
         if float(slope[0] - slope[1]) < 1e-3:
             raise ConfigError(
                 f"{type(self).__name__}: the slope of {label(self.f, self.parameter)!r} is bounded where the policy vanishes, so the "

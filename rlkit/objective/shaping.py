@@ -19,7 +19,7 @@ from torch import Tensor
 from rlkit.bounds import NonNegative, Positive, Share
 from rlkit.errors import ConfigError
 from rlkit.objective.advantages import Advantage, Advantages, GroupMean, GroupNorm, group_centre
-from rlkit.objective.divergences import BOUND, Generator, generator
+from rlkit.objective.divergences import BOUND, Generator, generator, of_samples
 from rlkit.types import Batch, PerSequence, PerToken
 
 
@@ -150,7 +150,7 @@ class ToTarget(Shaped):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        generator(self.f, self.parameter)
+        of_samples(self.f, self.parameter, type(self).__name__)
 
     @property
     def needs(self) -> frozenset[str]:

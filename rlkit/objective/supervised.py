@@ -13,7 +13,7 @@ from torch import Tensor
 from rlkit.bounds import NonNegative, Share
 from rlkit.errors import ConfigError
 from rlkit.objective import On, Reduce
-from rlkit.objective.divergences import BOUND, Generator, by_score, generator, label
+from rlkit.objective.divergences import BOUND, Generator, by_score, generator, label, of_samples
 from rlkit.objective.full_vocab import FullDivergence
 from rlkit.types import Batch, New, PerToken
 
@@ -50,6 +50,7 @@ class FSFT(FullDivergence):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        of_samples(self.f, self.parameter, "FSFT")
         if self.f == "tv" or self.anchor != "ref" or self.level != "token":
             raise ConfigError(
                 "FSFT: the divergence must be smooth (tv is not), the anchor ref, and the level token; leave out what says otherwise."

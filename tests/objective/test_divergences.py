@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlkit.objective import Term, loss
-from rlkit.objective.divergences import KL, TABLE, Divergence, Generator, generator
+from rlkit.objective.divergences import KL, PARAMETRIC, TABLE, Divergence, Generator, generator
 from rlkit.types import Batch, New
 from tests.objective.world import World
 
@@ -34,6 +34,9 @@ P = {
     ("generalised_js", 0.3): lambda p, q: (
         0.3 * (p * (p / (0.3 * p + 0.7 * q)).log()).sum(-1) + 0.7 * (q * (q / (0.3 * p + 0.7 * q)).log()).sum(-1)
     ),
+    ("normalised_js", 0.3): lambda p, q: P["generalised_js", 0.3](p, q) / 0.21,
+    ("normalised_js", 0.0): lambda p, q: (p * (p / q).log()).sum(-1),
+    ("normalised_js", 1.0): lambda p, q: (q * (q / p).log()).sum(-1),
     ("skew_forward", 0.2): lambda p, q: (q * (q / (0.2 * q + 0.8 * p)).log()).sum(-1),
     ("skew_reverse", 0.2): lambda p, q: (p * (p / (0.2 * p + 0.8 * q)).log()).sum(-1),
 }
@@ -46,7 +49,7 @@ def exact(w: World, key: tuple[str, float | None], visited_by: Tensor) -> Tensor
 
 
 def test_the_table_is_complete() -> None:
-    assert {k for k, _ in CASES} == {*TABLE, "alpha", "tsallis", "generalised_js", "skew_forward", "skew_reverse"}
+    assert {k for k, _ in CASES} == {*TABLE, *PARAMETRIC}
 
 
 @pytest.mark.parametrize("form", ["score", "differentiable"])
@@ -104,6 +107,19 @@ def test_what_each_estimator_optimises(estimator: str, importance: str, target: 
     torch.testing.assert_close(got, w.gradient(exact(w, (target, None), w.mu)), rtol=1e-8, atol=1e-10)
     other = "forward_kl" if target == "reverse_kl" else "reverse_kl"
     assert (got - w.gradient(exact(w, (other, None), w.mu))).abs().max() > 1e-3  # it is not the other KL
+
+
+def test_the_normalised_jensen_shannon_divergence_is_continuous_at_both_ends() -> None:
+    """Towards 0 and 1 it becomes the two KLs, where ``generalised_js`` vanishes; in float32, too."""
+    a = torch.linspace(-15, 15, 31)
+    for near, end in ((1e-6, 0.0), (1 - 1e-6, 1.0)):
+        f, limit = generator("normalised_js", near), generator("normalised_js", end)
+        middle = slice(5, 26) if end else slice(None)  # near 1 what exceeds e^10 is no longer near the limit
+        torch.testing.assert_close(f.slope(a)[middle], limit.slope(a)[middle], rtol=0.05, atol=1e-3)
+        p, q = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.2, 0.3, 0.5])
+        kl = (p * (p / q).log()).sum() if end == 0 else (q * (q / p).log()).sum()
+        torch.testing.assert_close((p * f.value((p / q).log())).sum(), kl, rtol=1e-4, atol=0)
+        assert float((p * generator("generalised_js", near).value((p / q).log())).sum()) < 1e-5
 
 
 def test_k1_without_a_weight_is_refused_because_its_expected_gradient_is_zero() -> None:
