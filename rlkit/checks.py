@@ -264,7 +264,7 @@ def _likely_tokens(run: Run, anchor: str, source: str) -> Iterator[str]:
             continue
         if isinstance(term, Wasserstein):
             yield f"{term.name} measures distances in the output layer of its anchor, but {gives}. Use type: Frozen."
-        elif term.top_k is None:
+        elif term.reads is None:
             yield (
                 f"{term.name} compares all tokens, but {gives}. Set top_k of the term, e.g. 20, which joins the rest in one bucket, or use "
                 "type: Frozen."
@@ -304,6 +304,17 @@ def _by_teacher(run: Run) -> Iterator[str]:
         yield "rollout.by_teacher answers single prompts, and rollout.episode holds conversations: use one of them."
     if not run.online:
         yield "rollout.by_teacher is about prompts, but this run samples none. Leave it out."
+
+
+def _one_name(run: Run) -> Iterator[str]:
+    """Terms of one name share what is computed over the whole vocabulary."""
+    known = dict[str, Any]()
+    for t in run.objective:
+        if isinstance(t, WholeVocabulary) and known.setdefault(t.name, t.compared) != t.compared:
+            yield (
+                f"objective has two terms that are both called {t.name} but compare differently: {known[t.name]} and {t.compared}. Give "
+                "them one `f`, `parameter` and `of`."
+            )
 
 
 def _values(run: Run) -> Iterator[str]:
@@ -474,6 +485,7 @@ CHECKS = (
     _asked,
     _pools,
     _by_teacher,
+    _one_name,
     _values,
     _batches,
     _sampling,

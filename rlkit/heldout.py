@@ -14,6 +14,7 @@ from rlkit.evaluation.compare import mcnemar
 from rlkit.evaluation.metrics import pass_at_k, powers_of_two, standard_error
 from rlkit.evaluation.samples import correctness, dataset_of
 from rlkit.files import Row
+from rlkit.objective.coefficients import distinct
 from rlkit.record.results import HeldOut
 from rlkit.rollout.engine import Generates, Scores
 from rlkit.run import Run
@@ -83,7 +84,7 @@ def measure_rows(s: Session) -> dict[str, float]:
 
 def score_of_rows(run: Run, measured: Mapping[str, float]) -> float | None:
     """The number by which models are compared that answer no prompts: accuracy on pairs, else the NLL of the tokens, negated."""
-    accuracies = [measured[f"accuracy/{t.name}"] for t in run.objective if f"accuracy/{t.name}" in measured]
+    accuracies = [measured[f"accuracy/{name}"] for name in distinct(run.objective) if f"accuracy/{name}" in measured]
     nll = [value for name, value in measured.items() if name.startswith("nll/")]
     return accuracies[0] if accuracies else -nll[0] if nll else None
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rlkit.files import Row
+from rlkit.objective.coefficients import distinct
 from rlkit.objective.corrections import correction_stats
 from rlkit.objective.diagnostics import gradient_shares, kl_breakdown, kl_of_sequences, kl_tokens
 from rlkit.record.memory import resident
@@ -112,7 +113,7 @@ def break_down(
 
     Also returns what is known about the tokens of the first ``log.rollouts`` responses: more keys for their lines of ``rollouts.jsonl``.
     """
-    shares = gradient_shares(stats, [t.name for t in s.run.objective])
+    shares = gradient_shares(stats, distinct(s.run.objective))
     stats = stats.without("gram/").update(shares | kl_breakdown(batch))
     if "ref" in batch.logp:
         tokenizer = s.feed.tokenizer

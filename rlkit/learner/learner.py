@@ -35,6 +35,7 @@ from rlkit.model.policy import PolicyModel, ValueModel, evaluate_new, prove_logp
 from rlkit.model.reference import Dtype, Reference, ReferenceState
 from rlkit.model.wire import pack
 from rlkit.objective import loss
+from rlkit.objective.coefficients import distinct
 from rlkit.objective.diagnostics import add_gram, bad_gradients
 from rlkit.objective.full_vocab import Head, TopK, Whole, WholeVocabulary, told_apart
 from rlkit.record.checkpoint import read_tensors, write_tensors
@@ -222,7 +223,7 @@ class Learner:
             # On a copy: sharded engines reduce gradients at the end of every backward pass through their model.
             leaf, parts = new.detached(), list[Tensor]()
             loss(self.setup.objective, leaf, b, coefs, parts)
-            add_gram(stats, [t.name for t in self.setup.objective], parts, leaf.logp)
+            add_gram(stats, distinct(self.setup.objective), parts, leaf.logp)
         self.backend.backward(value, last=last)
         if not micro.idle:
             stats.merge(shares)
@@ -236,11 +237,7 @@ class Learner:
         b = micro.map(lambda t: t.to(self.device))
         assert b.norm is not None
         heads = {name: self._distributions(name, b) for name in {t.anchor for t in self.full}}
-        full = [
-            (t, heads[t.anchor], coefs[i] * b.norm[i][b.seq] if t.linear else None)
-            for i, t in enumerate(self.setup.objective)
-            if isinstance(t, WholeVocabulary)
-        ]
+        full = [(t, heads[t.anchor], expected) for t, expected in self._compared(b, coefs)]
         new = evaluate_new(self.backend, b, self.sampling, self.setup.needs, full)
         if self.setup.updates == 1:  # the policy has not moved yet: its log-probs before the update are these
             b = b.with_logp(**{"old": new.logp.detach(), **b.logp})
@@ -251,6 +248,21 @@ class Learner:
         if "ids" in b.whole.get(name, {}):
             return TopK(**b.whole[name], temperature=self.sampling.temperature or 1.0)
         return self._likely(name, b)[1] if self.specs[name].asked else self.anchors[name].head(_own(name, b))
+
+    def _compared(self, b: Batch, coefs: Sequence[float]) -> list[tuple[WholeVocabulary, Tensor | None]]:
+        """Each divergence over the whole vocabulary once, with the gradient that each token's value will get, where that is known: terms of
+        one name are one divergence on several kinds of rows.
+        """
+        assert b.norm is not None
+        found = dict[str, tuple[WholeVocabulary, Tensor | None]]()
+        for i, t in enumerate(self.setup.objective):
+            if isinstance(t, WholeVocabulary):
+                weight = coefs[i] * b.norm[i][b.seq] if t.linear else None
+                if t.name in found:
+                    other = found[t.name][1]
+                    weight = None if weight is None or other is None else weight + other
+                found[t.name] = (t, weight)
+        return list(found.values())
 
     def measure(self, micros: Sequence[Batch], coefs: Sequence[float]) -> Stats:
         """What the terms and the log-probs of rows say that are not trained on: no gradient, no step."""

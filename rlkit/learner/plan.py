@@ -210,13 +210,14 @@ def compared(objective: Sequence[Term], b: Batch) -> Tensor | None:
 
 
 def marks(objective: Sequence[Term], b: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-    """What terms with a ``mark`` say of each token, from the whole batch; 0 on rows that the term does not read."""
-    out = {}
+    """What terms with a ``mark`` say of each token, from the whole batch; 0 on rows that no term of that name reads."""
+    out = dict[str, Tensor]()
     for i, term in enumerate(objective):
         if is_marking(term):
             assert b.norm is not None
             keep = b.norm[i] > 0
-            out[term.name] = b.reward.new_zeros(b.N).masked_scatter(keep[b.seq], term.mark(b.rows(keep), generator))
+            found = b.reward.new_zeros(b.N).masked_scatter(keep[b.seq], term.mark(b.rows(keep), generator))
+            out[term.name] = found + out[term.name] if term.name in out else found
     return out
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from rlkit.bounds import Positive
 from rlkit.errors import ConfigError
 from rlkit.objective.anchors import Anchor, anchors_of
-from rlkit.objective.coefficients import Coefficient, as_coefficient
+from rlkit.objective.coefficients import Coefficient, as_coefficient, distinct
 from rlkit.plug import Plug
 from rlkit.types import SOURCES, Batch, New, PerPair, PerSequence, PerToken, Source, Stats
 
@@ -228,7 +228,7 @@ def loss(
     assert b.norm is not None, "normalise() fills batch.norm before the batch is cut"
     total = new.logp.sum() * 0.0
     stats = Stats()
-    for i, (term, coef) in enumerate(zip(objective, coefs, strict=True)):
+    for i, (name, term, coef) in enumerate(zip(distinct(objective), objective, coefs, strict=True)):
         keep = b.norm[i] > 0
         if not bool(keep.any()):
             if parts is not None:
@@ -249,13 +249,13 @@ def loss(
         total = total + coef * value
         if parts is not None:
             parts.append(coef * value)
-        stats.add(f"loss/{term.name}", float(value.detach()), "sum")
-        _add_scores(stats, term, part, sub)
+        stats.add(f"loss/{name}", float(value.detach()), "sum")
+        _add_scores(stats, name, term, part, sub)
     stats.add("loss/total", float(total.detach()), "sum")
     return total, stats
 
 
-def _add_scores(stats: Stats, term: Term, new: New, b: Batch) -> None:
+def _add_scores(stats: Stats, name: str, term: Term, new: New, b: Batch) -> None:
     """What a term takes for rewards: those of better and of worse responses, of pairs or by their own reward, and how they compare."""
     with torch.no_grad():
         score = term.score(new, b)
@@ -263,10 +263,10 @@ def _add_scores(stats: Stats, term: Term, new: New, b: Batch) -> None:
         return
     if term.pairwise:
         good, bad = b.halves(score)
-        stats.add(f"margin/{term.name}", (good - bad).mean(), "mean", float(b.P))
-        stats.add(f"accuracy/{term.name}", (good > bad).float().mean(), "mean", float(b.P))
+        stats.add(f"margin/{name}", (good - bad).mean(), "mean", float(b.P))
+        stats.add(f"accuracy/{name}", (good > bad).float().mean(), "mean", float(b.P))
     else:
         good, bad = score[b.reward > 0.5], score[b.reward <= 0.5]
-    for name, x in (("chosen", good), ("rejected", bad)):
+    for half, x in (("chosen", good), ("rejected", bad)):
         if len(x):
-            stats.add(f"{name}/{term.name}", x.mean(), "mean", float(len(x)))
+            stats.add(f"{half}/{name}", x.mean(), "mean", float(len(x)))

@@ -280,15 +280,17 @@ class TokenKL(Advantage):
     """``A_t = log teacher - log mu`` of the sampled token: on-policy distillation, reverse KL to the teacher.
 
     ``minus: ref`` compares the teacher with the reference instead of the policy: what the teacher learned. ``clip``
-    bounds each token's signal; ``centre`` subtracts the batch mean.
+    bounds each token's signal; ``centre`` subtracts the batch mean. ``early`` multiplies a token's signal by ``1 + early (1 - sum_{i<t}
+    |A_i| / sum_i |A_i|)``: earlier tokens of a response count more (IW-OPD: 0.5).
 
-    Source: ERPD 2605.25582 (reconstructed from the abstract).
+    Source: ERPD 2605.25582 (reconstructed from the abstract); on-policy distillation as in Tinker's cookbook; IW-OPD (its weights).
     """
 
     teacher: Literal["teacher", "ref"] = "teacher"
     minus: Literal["behav", "ref"] = "behav"
     clip: Positive | None = None
     centre: bool = False
+    early: NonNegative = 0.0
 
     @property
     def needs(self) -> frozenset[str]:
@@ -297,7 +299,46 @@ class TokenKL(Advantage):
     def __call__(self, b: Batch) -> Tensor:
         a = b.logp[self.teacher] - b.logp[self.minus]
         a = a if self.clip is None else a.clamp(-self.clip, self.clip)
-        return centre(a).to(a.dtype) if self.centre else a
+        a = centre(a).to(a.dtype) if self.centre else a
+        if not self.early:
+            return a
+        size = a.abs()
+        before, whole = b.seq_cumsum(size) - size, b.seq_sum(size)[b.seq]
+        return a * (1 + self.early * (1 - before / whole.clamp(min=1e-8)))
+
+
+@dataclass(frozen=True)
+class TeacherReturn(Advantage):
+    """MiniLLM's return: what the teacher thinks more of than the policy, from the next token on, per remaining token.
+
+    ``r_t = clip((log teacher - log old) / scale, ±clip)``, ``A_t = sum_{k > t} gamma^(k - t - 1) r_k / (tokens after t)``. The token's own
+    part of the reverse KL is left to ``{type: FullDivergence, f: reverse_kl, anchor: teacher}``, which has no noise: with ``gamma: 1``,
+    ``scale: 1`` and neither ``per_token`` nor ``whiten`` the two together are the exact gradient of ``KL(pi‖teacher)`` of responses.
+
+    Attributes:
+        start: ``next``, or ``own``: from the token itself on, as in the released code, which counts its own part twice.
+        per_token: divides by how many tokens are summed. whiten: to mean 0 and standard deviation 1 over the batch.
+
+    Source: MiniLLM 2306.08543 (the released code's reward and constants; the start is the paper's).
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"teacher", "old"})
+    scale: Positive = 0.5
+    clip: Positive = 100.0
+    gamma: Share = 0.95
+    start: Literal["next", "own"] = "next"
+    per_token: bool = True
+    whiten: bool = True
+
+    def __call__(self, b: Batch) -> Tensor:
+        r = ((b.logp["teacher"] - b.logp["old"]).double() / self.scale).clamp(-self.clip, self.clip)
+        last = ends(b.seq)
+        a, left = discounted(r, last, self.gamma), b.reward_to_go(torch.ones_like(r))
+        if self.per_token:
+            a = a / left
+        if self.start == "next":
+            a = torch.cat([a[1:], a.new_zeros(1)]).masked_fill(last, 0.0)
+        return (whiten(a) if self.whiten else a).to(b.reward.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from rlkit.bounds import Count, Natural, NonNegative, Positive
+from rlkit.bounds import Count, Natural, NonNegative, Positive, Share
 from rlkit.errors import ConfigError
 from rlkit.objective.advantages import group_centre
 from rlkit.plug import Plug
@@ -286,6 +286,42 @@ class EntropyTarget(Controller):
         return {"value": value, "bonus": bonus, "error": error}
 
 
+@dataclass(frozen=True)
+class WhenWorse(Coefficient):
+    """A share that grows by ``by`` whenever a held-out score has fallen by ``worse`` since it last did: how much a distillation reads of
+    the policy's own responses, beside given ones.
+
+    ``phi`` starts at ``init``; an evaluation with ``eval/score <= score - worse`` makes it ``min(1, phi + by)``, and its score the one that
+    later ones are compared with. The first evaluation of the run is the first such score. ``of: policy`` gives ``phi``, ``of: dataset``
+    ``1 - phi``: one of each, on two terms, is the expectation of drawing each batch's source.
+
+    The score of a run without held-out prompts (``eval.prompts: 0``) is the negated NLL of its held-out rows, which is the published one.
+
+    Source: DistiLLM 2402.03898 (the released scheduler, 0.1 and 0.1; without its replay buffer, so that all own responses are fresh).
+    """
+
+    of: Literal["policy", "dataset"] = "policy"
+    init: Share = 0.0
+    by: Share = 0.1
+    worse: float = 0.1
+
+    def start(self) -> State:
+        return self._at(self.init)
+
+    def _at(self, phi: float) -> State:
+        return {"value": phi if self.of == "policy" else 1 - phi, "phi": phi}
+
+    def next(self, state: State, step: int, stats: Stats) -> State:
+        score = stats.get("eval/score")
+        if math.isnan(score):
+            return state
+        if "score" not in state:
+            return {**state, "score": score}
+        if score > state["score"] - self.worse:
+            return state
+        return {**self._at(min(1.0, state["phi"] + self.by)), "score": score}
+
+
 # -- coefficients that weigh responses --------------------------------------------------------------------------------
 
 
@@ -430,11 +466,23 @@ class Weighed(Protocol):
     def name(self) -> str: ...
 
 
+def distinct(parts: Iterable[Weighed]) -> list[str]:
+    """The names of a run's terms or penalties in metrics; of several of one name (the same loss on two kinds of rows) the second is
+    ``NAME#2``, and so on.
+    """
+    seen, out = dict[str, int](), list[str]()
+    for part in parts:
+        seen[part.name] = seen.get(part.name, 0) + 1
+        out.append(part.name if seen[part.name] == 1 else f"{part.name}#{seen[part.name]}")
+    return out
+
+
 class Coefficients:
     """The states of all coefficients of a run, in the order of terms and penalties."""
 
     def __init__(self, parts: Iterable[Weighed]) -> None:
         self.parts = list(parts)
+        self.names = distinct(self.parts)
         self.specs = [as_coefficient(part.coef) for part in self.parts]
         self.states = [spec.start() for spec in self.specs]
 
@@ -442,7 +490,7 @@ class Coefficients:
         return [s["value"] for s in self.states]
 
     def named(self) -> dict[str, float]:
-        return {part.name: value for part, value in zip(self.parts, self.values(), strict=True)}
+        return dict(zip(self.names, self.values(), strict=True))
 
     def hold(self, name: str, value: float) -> None:
         """Holds the coefficient of a part at ``value`` from now on: ``held`` in its state says that its rule no longer moves it.
@@ -464,9 +512,9 @@ class Coefficients:
 
     def metrics(self) -> dict[str, float]:
         out = {}
-        for part, state in zip(self.parts, self.states, strict=True):
+        for name, state in zip(self.names, self.states, strict=True):
             for key, v in state.items():
-                out[f"coef/{part.name}" + ("" if key == "value" else f"/{key}")] = v
+                out[f"coef/{name}" + ("" if key == "value" else f"/{key}")] = v
         return out
 
     def state_dict(self) -> list[State]:

@@ -172,6 +172,10 @@ class CKD(OfWhole):
     def label(self) -> str:
         return f"ckd{self.k},{self.m},{self.lam:g}"
 
+    @property
+    def reads(self) -> int:
+        return self.k
+
     def at(self, log_p: Tensor, log_q: Tensor) -> Generator:
         def likeliest(x: Tensor, count: int) -> Tensor:
             return torch.zeros_like(x).scatter_(-1, x.topk(min(count, x.shape[-1]), dim=-1).indices, 1.0)

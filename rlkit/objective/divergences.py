@@ -60,6 +60,11 @@ class Generator(Plug):
         """Its name in metrics; two that differ in their fields need two names."""
         return type(self).__name__
 
+    @property
+    def reads(self) -> int | None:
+        """Of how many of the anchor's most likely tokens the probability matters, and of the others only what they have together; None: all."""
+        return None
+
     def at(self, log_p: Tensor, log_q: Tensor) -> Generator:
         """Its form between whole distributions ``log_p`` (the policy's) and ``log_q`` (the anchor's), ``[n, V]``: itself, where that is
         the same for all of them. Both arguments are left as they are."""

@@ -412,10 +412,20 @@ class WholeVocabulary(Term):
     def generator(self) -> Generator:
         """The divergence."""
 
+    @property
+    def compared(self) -> tuple[object, ...]:
+        """All that its value depends on beside the two distributions."""
+        return (self.top_k, self.of)
+
+    @property
+    def reads(self) -> int | None:
+        """How many of the anchor's most likely tokens it tells apart; None: all."""
+        return self.generator.reads if self.top_k is None else self.top_k
+
 
 def told_apart(objective: Iterable[Term], anchor: str) -> int:
     """How many of an anchor's most likely tokens some term tells apart (the largest ``top_k``); 0: none does, or one reads all of them."""
-    asked = [t.top_k for t in objective if isinstance(t, WholeVocabulary) and t.anchor == anchor]
+    asked = [t.reads for t in objective if isinstance(t, WholeVocabulary) and t.anchor == anchor]
     return 0 if None in asked else max((k for k in asked if k is not None), default=0)
 
 
@@ -443,6 +453,10 @@ class FullDivergence(WholeVocabulary):
     @property
     def generator(self) -> Generator:
         return generator(self.f, self.parameter)
+
+    @property
+    def compared(self) -> tuple[object, ...]:
+        return (self.f, self.parameter, self.top_k, self.of)
 
     @property
     def name(self) -> str:

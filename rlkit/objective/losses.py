@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rlkit.bounds import Bound, NonNegative, Positive, Share
+from rlkit.bounds import Bound, Count, NonNegative, Positive, Share
 from rlkit.errors import ConfigError
 from rlkit.objective import Term
 from rlkit.objective.advantages import centre, group_centre
@@ -361,6 +361,34 @@ class NLL(Term):
 
     def __call__(self, new: New, b: Batch) -> Tensor:
         return -new.logp
+
+
+@dataclass(frozen=True)
+class Unlikelihood(Term):
+    """``-log(1 - pi_new)`` of the tokens of every n-gram that the response had before, 0 elsewhere: what repeats becomes unlikely.
+
+    Source: Unlikelihood Training 1908.04319, sequence level (the released mask leaves out a response's last n-gram).
+    """
+
+    n: Count = 4
+
+    def mark(self, b: Batch, generator: torch.Generator) -> Tensor:
+        assert b.ids is not None and b.action is not None
+        repeated, start = torch.zeros(b.N, dtype=b.reward.dtype), 0
+        for count in torch.bincount(b.seq, minlength=b.S).tolist():
+            tokens, seen = b.ids[b.action[start : start + count]].tolist(), set[tuple[int, ...]]()
+            for i in range(count - self.n + 1):
+                gram = tuple(tokens[i : i + self.n])
+                if gram in seen:
+                    repeated[start + i : start + i + self.n] = 1
+                seen.add(gram)
+            start += count
+        return repeated
+
+    def __call__(self, new: New, b: Batch) -> Tensor:
+        # a token of probability 1 has an infinite cost: its value is bounded, its gradient is not taken away
+        logp = new.logp + (new.logp.clamp(max=-1e-6) - new.logp).detach()
+        return -torch.log(-torch.expm1(logp)) * b.marks[self.name]
 
 
 @dataclass(frozen=True)

@@ -421,6 +421,10 @@ def _of_zero(
             return dataclasses.replace(found, zero=True, follows=away.follows)
     if silent and found.in_reward:  # of the learner's own log-probs against the samples', which are the same here
         return dataclasses.replace(found, zero=True)
+    if silent and isinstance(part, Term) and is_marking(part):
+        return dataclasses.replace(
+            found, problem="it has a gradient on tokens that it marks alone, and nothing is marked in this small world."
+        )
     if silent:
         text = (
             "it has no gradient: nothing in it depends on the policy, or everything is detached. It changes nothing; to measure it "

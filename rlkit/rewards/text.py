@@ -28,6 +28,15 @@ def overlong(tokens: list[int], limit: int, buffer: int) -> float:
     return min(0.0, max(-1.0, (limit - buffer - len(tokens)) / buffer))
 
 
+def varied(tokens: list[int], n: int = 4) -> float:
+    """The share of a response's n-grams of tokens that are different ones, in (0, 1]: 1 minus seq-rep-n; 1 where it is too short for any.
+
+    Source: Implicit Unlikelihood Training 2101.04229, the reward of its policy gradient (the released code).
+    """
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 1.0
+
+
 def votes(response: str, responses: Sequence[str], by: Literal["text", "math"] = "text") -> float:
     """The share of the prompt's responses that give the same answer as this one, in (0, 1]: a reward without a reference answer.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from collections.abc import Iterator
@@ -20,9 +21,12 @@ from rlkit.cluster.groups import LearnerGroup, LocalWorkers
 from rlkit.data.tasks import Sorting
 from rlkit.errors import ConfigError, ModelError, RunError
 from rlkit.learner.learner import Learner
+from rlkit.learner.plan import prepared
+from rlkit.model import head
 from rlkit.model.load import load_lm, load_tokenizer
 from rlkit.model.reference import EMA, Frozen, Reference, ReferenceState, Served, Tempered, Trained
 from rlkit.model.tiny import make_tiny
+from rlkit.objective import loss
 from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
 
 pytestmark = pytest.mark.slow
@@ -178,6 +182,49 @@ def test_two_anchors_at_once_and_a_foreign_vocabulary(small: dict[str, Any], tin
     foreign = make_tiny(tmp_path / "foreign", "abc", hidden=64, layers=1, heads=1, kv_heads=1)
     with pytest.raises(ValueError, match="vocabulary of 6, the policy one of"):
         make(small, tiny, None, frozenset({"teacher"}), teacher={"type": "Frozen", "path": str(foreign)})
+
+
+def test_one_divergence_on_two_kinds_of_rows_is_computed_once(
+    small: dict[str, Any], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two terms of one name: the gradient is that of each on its own rows, and the output layers are passed once for both."""
+    other = make_tiny(tmp_path / "other", Sorting.alphabet, hidden=64, layers=1, heads=1, kv_heads=1, seed=9)
+    sources = [("policy", 0.3), ("dataset", 0.7)]
+    js = [{"type": "FullDivergence", "f": "js", "anchor": "teacher", "on": on, "coef": c} for on, c in sources]
+    rollouts = [
+        Rollout(
+            Prompt(on, (3, 4), ""),
+            tokens,
+            [True] * len(tokens),
+            [-1.0] * len(tokens),
+            [0] * len(tokens),
+            "stop",
+            group=g,
+            source=on,
+        )
+        for g, (on, tokens) in enumerate([("policy", [5, 6, 7]), ("dataset", [8, 9])])
+    ]
+    b, passes, grads = Batch.from_rollouts(rollouts), [], []
+    pass_over = head.full_divergence
+    monkeypatch.setattr(head, "full_divergence", lambda *a, **o: passes.append(o["expected"]) or pass_over(*a, **o))
+    for objective in (js, js[:1], js[1:]):
+        data = {"data": {**small["data"], "demonstrations": "rows.jsonl"}}
+        run = rk.load({**small, **data, "objective": objective, "reference": None})
+        setup = run.learner_setup(str(tiny), frozenset({"teacher_full"}))
+        learner = Learner(dataclasses.replace(setup, teacher=Frozen(path=str(other))))
+        terms = learner.setup.objective
+        coefs = [float(t.coef) for t in terms]  # type: ignore[arg-type]
+        new, micro = learner._evaluate(prepared(terms, b, torch.Generator()), coefs)
+        value, _ = loss(terms, new, micro, coefs)
+        value.backward()
+        grads.append(torch.cat([p.grad.flatten() for p in learner.policy.parameters() if p.grad is not None]))
+    assert len(passes) == 3
+    torch.testing.assert_close(passes[0], torch.tensor([0.1, 0.1, 0.1, 0.35, 0.35]))
+    torch.testing.assert_close(grads[0], grads[1] + grads[2], rtol=1e-4, atol=1e-6)
+    wrong = [{**js[0], "top_k": 4}, {**js[1], "top_k": 4, "of": "policy"}]
+    run = rk.load({**small, "objective": wrong, "teacher": {"type": "Frozen", "path": str(other)}})
+    with pytest.raises(ConfigError, match=r"two terms that are both called js_top4\(teacher\) but compare differently"):
+        check(run)
 
 
 def test_the_full_reverse_kl_is_the_mean_of_the_sampled_one(small: dict[str, Any], tiny: Path) -> None:

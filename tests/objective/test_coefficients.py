@@ -24,6 +24,8 @@ from rlkit.objective.coefficients import (
     RewardGap,
     RewardMasked,
     Step,
+    WhenWorse,
+    distinct,
 )
 from rlkit.objective.corrections import (
     IcePop,
@@ -260,6 +262,38 @@ def test_corrections_by_hand() -> None:
     assert stats["correction/masked"] == 0.5 and stats["correction/ess"] == pytest.approx(
         float(c.sum() ** 2 / (c**2).sum() / 4)
     )
+
+
+def test_a_share_grows_when_held_out_scores_fall() -> None:
+    """DistiLLM: against the score of the last growth, not the best one; a step without an evaluation changes nothing."""
+    scores = [None, -2.0, None, -1.5, -2.05, -2.1, -2.15, -2.2, None, -1.0, -3.0]
+    own, given = WhenWorse(), WhenWorse(of="dataset")
+    states, phi = [own.start(), given.start()], []
+    for step, score in enumerate(scores):
+        stats = Stats() if score is None else Stats().update({"eval/score": score})
+        states = [spec.next(s, step, stats) for spec, s in zip((own, given), states, strict=True)]
+        phi.append(states[0]["value"])
+        assert states[0]["value"] + states[1]["value"] == pytest.approx(1)
+    assert phi == pytest.approx([0, 0, 0, 0, 0, 0.1, 0.1, 0.2, 0.2, 0.2, 0.3], abs=1e-9)
+    assert WhenWorse(init=0.95).next(
+        {"value": 0.95, "phi": 0.95, "score": 1.0}, 1, Stats().update({"eval/score": 0.0})
+    )["value"] == pytest.approx(1)
+
+
+def test_terms_of_one_name_keep_their_numbers_apart() -> None:
+    """One loss on two kinds of rows: two coefficients, two numbers in the log; the first keeps the name."""
+    new, b = two((-12.0, -13.0, -15.0, -14.5), (2, 3))
+    b = b.replace(source=torch.tensor([0, 2]))
+    terms = (NLL(coef=0.25), NLL(on="dataset", coef=0.5), KL(estimator="k2"))
+    assert distinct(terms) == ["NLL", "NLL#2", "KL_k2(ref)"]
+    coefs = Coefficients(terms)
+    assert coefs.named() == {"NLL": 0.25, "NLL#2": 0.5, "KL_k2(ref)": 1.0}
+    assert coefs.metrics()["coef/NLL#2"] == 0.5
+    coefs.hold("NLL#2", 2.0)
+    assert coefs.values() == [0.25, 2.0, 1.0]
+    _, stats = loss(terms, new, b.replace(norm=normalise(terms, b)), coefs.values())
+    nll = [-float(new.logp[b.seq == s].mean()) for s in (0, 1)]
+    assert [stats["loss/NLL"], stats["loss/NLL#2"]] == pytest.approx(nll)
 
 
 def test_the_gap_of_rewards_weighs_pairs_and_the_better_halves() -> None:

@@ -210,6 +210,19 @@ def test_golden_numbers(f: Generator, value: float, gradient: list[float] | None
         assert dz[0].tolist() == pytest.approx(gradient, abs=1e-5)
 
 
+def test_the_best_bounded_adversary_sees_total_variation() -> None:
+    """AMMD: the largest ``E_pi f - E_q f`` over all f with values in [-1, 1] is twice the total variation; the largest is at a corner."""
+    policy, anchor = heads()
+    s, t = ((h.hidden @ h.weight.T + h.bias).softmax(-1) for h in (policy, anchor))
+    corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * V)
+    best = ((s - t) @ corners.T).amax(-1)
+    got = 2 * full_divergence(policy, anchor, generator("tv", None))
+    torch.testing.assert_close(got, best)
+    leaves = (policy.hidden, policy.weight)
+    for a, b in zip(torch.autograd.grad(got.sum(), leaves), torch.autograd.grad(best.sum(), leaves), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
 # -- far away, and what is refused ------------------------------------------------------------------------------------
 
 

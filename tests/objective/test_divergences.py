@@ -111,11 +111,10 @@ def test_what_each_estimator_optimises(estimator: str, importance: str, target: 
 
 def test_the_normalised_jensen_shannon_divergence_is_continuous_at_both_ends() -> None:
     """Towards 0 and 1 it becomes the two KLs, where ``generalised_js`` vanishes; in float32, too."""
-    a = torch.linspace(-15, 15, 31)
+    a = torch.linspace(-10, 10, 21)
     for near, end in ((1e-6, 0.0), (1 - 1e-6, 1.0)):
         f, limit = generator("normalised_js", near), generator("normalised_js", end)
-        middle = slice(5, 26) if end else slice(None)  # near 1 what exceeds e^10 is no longer near the limit
-        torch.testing.assert_close(f.slope(a)[middle], limit.slope(a)[middle], rtol=0.05, atol=1e-3)
+        torch.testing.assert_close(f.slope(a), limit.slope(a), rtol=0.05, atol=1e-3)
         p, q = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.2, 0.3, 0.5])
         kl = (p * (p / q).log()).sum() if end == 0 else (q * (q / p).log()).sum()
         torch.testing.assert_close((p * f.value((p / q).log())).sum(), kl, rtol=1e-4, atol=0)

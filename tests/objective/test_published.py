@@ -12,8 +12,20 @@ from torch import Tensor
 from rlkit.learner.plan import optimizer_steps
 from rlkit.objective import Term, loss, normalise
 from rlkit.objective import losses as L
-from rlkit.objective.advantages import GAE, RLOO, GroupMean, GroupNorm, LengthShaped, Plain, ReinforcePlusPlus, TokenKL
+from rlkit.objective import world as enumerated
+from rlkit.objective.advantages import (
+    GAE,
+    RLOO,
+    GroupMean,
+    GroupNorm,
+    LengthShaped,
+    Plain,
+    ReinforcePlusPlus,
+    TeacherReturn,
+    TokenKL,
+)
 from rlkit.objective.divergences import KL, Divergence
+from rlkit.objective.full_vocab import FullDivergence
 from rlkit.objective.penalties import KLReward, with_advantages
 from rlkit.types import Batch, New
 
@@ -201,6 +213,67 @@ def test_what_a_teacher_learned_as_an_advantage() -> None:
     assert TokenKL(minus="ref").needs == {"teacher", "ref"}
 
 
+# -- distillation as reinforcement learning ----------------------------------------------------------------------------
+
+
+def test_minillms_returns() -> None:
+    """Golden: r = (.5, -.2, .1), gamma .95, over the remaining tokens; from the next token on they are those of the token after."""
+    r = torch.tensor([0.5, -0.2, 0.1, 7.0], dtype=torch.float64)
+    b = ragged(1, sizes=(2,)).replace(
+        seq=torch.tensor([0, 0, 0, 1]), logp={"teacher": 0.5 * r - 1, "old": torch.full_like(r, -1)}, value=None
+    )
+    own = TeacherReturn(start="own", whiten=False)(b)
+    torch.testing.assert_close(own, torch.tensor([0.133417, -0.0525, 0.1, 7.0], dtype=torch.float64), atol=1e-6, rtol=0)
+    assert TeacherReturn(whiten=False)(b).tolist() == pytest.approx([-0.0525, 0.1, 0.0, 0.0])
+    assert TeacherReturn(clip=0.15, gamma=0.0, start="own", whiten=False, per_token=False)(b).tolist() == pytest.approx(
+        [0.15, -0.15, 0.1, 0.15]
+    )
+    white = TeacherReturn()(b)
+    assert float(white.mean()) == pytest.approx(0, abs=1e-12) and float(white.std(correction=0)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("start", ["next", "own"])
+def test_minillms_two_parts_are_the_kl_of_responses(start: str) -> None:
+    """The exact part and the returns from the next token on; the released start counts the exact part a second time."""
+    w = enumerated.World(seed=2)
+    terms = (L.Reinforce(reduce="sum"), FullDivergence(anchor="teacher", reduce="sum"))
+    plain = TeacherReturn(scale=1.0, gamma=1.0, per_token=False, whiten=False, start=start)  # type: ignore[arg-type]
+    b, p = w.batch(), w.whole(w.mu).exp()
+    b = b.replace(adv=plain(b), norm=p.expand(2, -1))
+    got = w.gradient(loss(terms, w.new([terms[1]]), b, (1.0, 1.0))[0])
+    kl = (w.whole(w.pi()).exp() * (w.whole(w.pi()) - w.whole(w.teacher))).sum()
+    want = w.gradient(kl)
+    if start == "own":
+        want = want + w.gradient(loss(terms[1:], w.new([terms[1]]), b.replace(norm=p[None]), (1.0,))[0])
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+def test_a_weight_of_the_token_does_nothing_to_a_divergence_at_its_prefix() -> None:
+    """Why MiniLLM's ``w_t = pi / mu`` is left out of the exact part: after each prefix its mean is 1, so that it is only noise there."""
+    w = enumerated.World("off-policy", seed=3)
+    d = w.per_prefix(FullDivergence().generator, "teacher")[w.rows]
+    p, ratio = w.whole(w.mu).exp()[w.seq], (w.at(w.pi()) - w.at(w.mu)).exp().detach()
+    torch.testing.assert_close(w.gradient((p * ratio * d).sum()), w.gradient((p * d).sum()), rtol=1e-9, atol=1e-12)
+
+
+def test_the_log_ratio_to_a_teacher_as_an_advantage_is_the_reverse_kl_per_token() -> None:
+    w = enumerated.World(seed=4)
+    b, p = w.batch(), w.whole(w.mu).exp()
+    b = b.replace(adv=TokenKL()(b), norm=p[None])
+    got = w.gradient(loss((L.ISGradient(reduce="sum"),), w.new(), b, (1.0,))[0])
+    d = w.per_prefix(FullDivergence().generator, "teacher")[w.rows]
+    torch.testing.assert_close(got, w.gradient((p[w.seq] * d).sum()), rtol=1e-9, atol=1e-12)
+
+
+def test_earlier_tokens_may_count_more() -> None:
+    b = ragged(6)
+    a = rows(b, b.logp["teacher"] - b.logp["behav"])
+    for got, signal in zip(rows(b, TokenKL(early=0.5)(b)), a, strict=True):
+        whole = sum(map(abs, signal))
+        want = [x * (1 + 0.5 * (1 - sum(map(abs, signal[:t])) / whole)) for t, x in enumerate(signal)]
+        assert got == pytest.approx(want)
+
+
 # -- terms that mark tokens --------------------------------------------------------------------------------------------
 
 
@@ -246,6 +319,33 @@ def test_kl_cov_penalises_the_most_covariant_tokens() -> None:
     assert sorted(marks.nonzero()[:, 0].tolist()) == sorted(top.tolist())
     torch.testing.assert_close(grad, -math.exp(0.1) * adv + 0.7 * marks)
     torch.testing.assert_close(marked(L.KLCov(share=0.05, beta=0.7), ranks=2, max_tokens=20)[1], grad)
+
+
+def test_what_repeats_becomes_unlikely() -> None:
+    """Tokens of every bigram that was there before, in rows of 5, 1 and 4 tokens; ``-log(1 - p)`` over all tokens of the batch."""
+    tokens = [5, 6, 5, 6, 7, 5, 8, 8, 8, 8]
+    seq = torch.tensor([0] * 5 + [1] + [2] * 4)
+    b = Batch(
+        seq=seq,
+        group=torch.arange(3),
+        source=torch.zeros(3, dtype=torch.long),
+        reward=torch.zeros(3, dtype=torch.float64),
+        ids=torch.tensor(tokens),
+        length=torch.tensor([5, 1, 4]),
+        action=torch.arange(10),
+    )
+    term = L.Unlikelihood(n=2)
+    mark = term.mark(b, torch.Generator())
+    assert mark.tolist() == [0, 0, 1, 1, 0, 0, 0, 1, 1, 1]
+    logp = torch.linspace(-3, -0.1, 10, dtype=torch.float64).requires_grad_()
+    b = b.replace(norm=normalise((term,), b), marks={term.name: mark})
+    got, _ = loss((term,), New(logp), b, (1.0,))
+    want = -(mark * (1 - logp.exp()).log()).sum() / 10
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(*(torch.autograd.grad(x, logp)[0] for x in (got, want)))
+    certain = torch.zeros(10, dtype=torch.float64, requires_grad=True)
+    (g,) = torch.autograd.grad(term(New(certain), b).sum(), certain)
+    assert bool(g.isfinite().all()) and bool((g[mark == 1] > 0).all())
 
 
 # -- methods that must coincide ----------------------------------------------------------------------------------------

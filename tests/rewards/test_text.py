@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlkit.rewards import RewardSpec, Scorer
-from rlkit.rewards.text import votes
+from rlkit.rewards.text import varied, votes
 from rlkit.types import Prompt, Rollout
 
 
@@ -14,6 +14,15 @@ def test_votes_are_the_share_of_equal_answers() -> None:
     assert [votes(t, texts) for t in texts] == [0.75, 0.75, 0.25, 0.75]
     said = [r"So \\boxed{\\frac12}".replace("\\\\", "\\"), "The answer is 0.5.", r"\boxed{3}", "I do not know"]
     assert [votes(t, said, by="math") for t in said] == [0.5, 0.5, 0.25, 0.0]
+
+
+def test_the_share_of_different_n_grams() -> None:
+    assert (
+        varied([1, 2, 1, 2, 1], n=2) == 0.5
+        and varied([1, 2, 3], n=2) == 1
+        and varied([4] * 9, n=4) == pytest.approx(1 / 6)
+    )
+    assert varied([], n=1) == 1 and varied([1, 1, 1]) == 1  # too short for any
 
 
 @pytest.mark.slow
