@@ -224,7 +224,7 @@ class DPKD(OfWhole):
 
 
 @dataclass(frozen=True)
-class Others(OfWhole):
+class _Others(OfWhole):
     """``KL(q'‖pi')`` of both distributions without the token that stands in the text: ``q' = q / (1 - q_y)`` over the other tokens.
 
     With ``b`` the KL of the two-way choice between that token and the rest, ``KL(q‖pi) = b + (1 - q_y) KL(q'‖pi')``.
@@ -235,7 +235,7 @@ class Others(OfWhole):
     column: Tensor | None = None
 
     def with_token(self, column: Tensor) -> Generator:
-        return Others(column)
+        return _Others(column)
 
     def at(self, log_p: Tensor, log_q: Tensor) -> Generator:
         assert self.column is not None, "only terms on a text know which token stands there"
@@ -249,6 +249,11 @@ class Others(OfWhole):
             return kept * bounded_exp(-a - left_q) * (left - left_q - a)
 
         return Formula(value, lambda a: kept * (bounded_exp(-left_p) - bounded_exp(-a - left_q)))
+
+
+def beside() -> Generator:
+    """The KL among the tokens beside the one in the text; for terms that know it (``full_divergence(..., target=...)``)."""
+    return _Others()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,7 +283,7 @@ class ATKD(WholeVocabulary):
 
     @property
     def generator(self) -> Generator:
-        return Others()
+        return beside()
 
     @property
     def needs(self) -> frozenset[str]:

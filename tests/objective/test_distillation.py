@@ -12,7 +12,7 @@ from torch import Tensor
 import rlkit as rk
 from rlkit.errors import ConfigError
 from rlkit.objective import loss, normalise
-from rlkit.objective.distillation import AKL, ATKD, BDKD, CKD, DPKD, AlphaBeta, Others, two_way
+from rlkit.objective.distillation import AKL, ATKD, BDKD, CKD, DPKD, AlphaBeta, beside, two_way
 from rlkit.objective.divergences import Divergence, Generator, generator
 from rlkit.objective.full_vocab import FullDivergence, Head, full_divergence
 from rlkit.objective.oracle import examine
@@ -147,12 +147,12 @@ def test_value_and_gradient_are_those_of_the_equation(
 @pytest.mark.parametrize("chunk", [1 << 23, 2 * V])
 def test_the_tokens_beside_the_one_in_the_text(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlkit.objective.full_vocab.CHUNK_ELEMENTS", chunk)
-    agrees(Others(), others, targets=True)
+    agrees(beside(), others, targets=True)
 
 
 def test_the_token_in_the_text_may_be_in_the_bucket() -> None:
     policy, anchor = heads()
-    got = full_divergence(policy, anchor, Others(), top_k=3, target=TARGET)
+    got = full_divergence(policy, anchor, beside(), top_k=3, target=TARGET)
     s, t = ((h.hidden @ h.weight.T + h.bias).double().softmax(-1) for h in (policy, anchor))
     ids = t.topk(3).indices
     s, t = (torch.cat([x.gather(-1, ids), 1 - x.gather(-1, ids).sum(-1, keepdim=True)], -1) for x in (s, t))
@@ -226,7 +226,7 @@ def test_the_best_bounded_adversary_sees_total_variation() -> None:
 # -- far away, and what is refused ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("f", [f for f, _ in LOSSES] + [Others()], ids=[*NAMES, "others"])
+@pytest.mark.parametrize("f", [f for f, _ in LOSSES] + [beside()], ids=[*NAMES, "others"])
 @pytest.mark.parametrize("logits", [[100.0, 0.0, 0.0], [0.0, 0.0, 100.0], [-60.0, 60.0, 0.0]])
 def test_distributions_that_are_far_apart_are_finite(f: Generator, logits: list[float]) -> None:
     eye = torch.eye(3)
@@ -286,8 +286,8 @@ def test_atkd_against_its_equation() -> None:
     )
     term = ATKD(share=0.5, easy=0.2)
     b = b.replace(norm=normalise((term,), b), marks={term.name: term.mark(b, torch.Generator())})
-    beside = torch.stack([others(t[i], s[i], int(TARGET[i])) for i in range(N)])
-    got, _ = loss((term,), New(s[n, TARGET].log(), full={term.name: beside}), b, (1.0,))
+    kept = torch.stack([others(t[i], s[i], int(TARGET[i])) for i in range(N)])
+    got, _ = loss((term,), New(s[n, TARGET].log(), full={term.name: kept}), b, (1.0,))
 
     order = sorted(range(N), key=lambda i: -(1 - float(t[i, TARGET[i]])))
     hard, easy = order[:3], order[3:]
@@ -296,12 +296,12 @@ def test_atkd_against_its_equation() -> None:
         p, q = t[i, TARGET[i]], s[i, TARGET[i]]
         return kl(torch.stack([p, 1 - p]), torch.stack([q, 1 - q]))
 
-    want = 0.2 * sum(beside[i] for i in easy) / 4 + 0.8 * sum(beside[i] + binary(i) for i in hard) / 3
+    want = 0.2 * sum(kept[i] for i in easy) / 4 + 0.8 * sum(kept[i] + binary(i) for i in hard) / 3
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(*(torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (got, want)))
     # the split is that of the whole KL
     for i in range(N):
-        whole = binary(i) + (1 - t[i, TARGET[i]]) * beside[i]
+        whole = binary(i) + (1 - t[i, TARGET[i]]) * kept[i]
         torch.testing.assert_close(whole, kl(t[i], s[i]))
 
 
