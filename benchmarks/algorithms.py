@@ -30,6 +30,21 @@ CONFIGS = ROOT / "configs" / "algorithms"
 TASK = ["data.task.levels=[1, 2]", "data.size=2000", "data.test_size=100", "eval.prompts=100", f"out={OUT}"]
 SORTING = ROOT / "configs" / "tasks" / "sorting.yaml"
 STEPS, COLUMNS = 60, 6
+TAUGHT = (
+    "abkd",
+    "akl",
+    "ammd",
+    "atkd",
+    "bd_kd",
+    "ckd",
+    "delta_kd",
+    "distillm",
+    "dpkd",
+    "f_distill",
+    "gkd",
+    "minillm",
+    "tvd",
+)
 
 
 def start_from(model: Path) -> list[str]:
@@ -71,6 +86,9 @@ def prepare() -> Path:
         spin = ["--pairs", str(OUT / "spin.jsonl"), "--better", "answer"]
         for more in (spin, files):
             cli([*first, "--out", str(OUT / "kept.jsonl"), *more])
+    if not (OUT / "taught.jsonl").exists():  # what the teacher says of the same prompts
+        said = ["--model", str(OUT / "grpo-teacher" / "final"), "--demonstrations", str(OUT / "taught.jsonl")]
+        cli(["filter", str(SORTING), *TASK, "objective=[PPOClip]", *said, "-n", "8", "--out", str(OUT / "kept.jsonl")])
     return base
 
 
@@ -101,9 +119,11 @@ def overrides(name: str, base: Path, seed: int) -> list[str]:
     if name == "dph_rl":
         own.append(f"data.stored.path={OUT / 'stored.jsonl'}")
     for section in rk.load(CONFIGS / f"{name}.yaml").data.offline:
-        rows = "spin" if name in ("spin", "alpha_spin") else section.key
+        rows = "spin" if name in ("spin", "alpha_spin") else "taught" if name in TAUGHT else section.key
         own += [f"data.{section.key}.path={OUT / f'{rows}.jsonl'}", f"eval.every={STEPS // 12}"]
-    if name in ("rspo", "alpha_spin"):
+    if name == "delta_kd":
+        own += [f"teacher.tuned.path={OUT / 'grpo-teacher' / 'final'}", f"teacher.raw.path={base}"]
+    elif name in ("rspo", "alpha_spin"):
         own.append(f"teacher.path={base}")
     elif "\nteacher:" in (CONFIGS / f"{name}.yaml").read_text():
         own.append(f"teacher.path={OUT / ('erpd-teacher' if name == 'erpd' else 'grpo-teacher') / 'final'}")

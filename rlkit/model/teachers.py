@@ -1,4 +1,6 @@
-"""Several teachers as one: a mixture of their distributions, with weights that may differ between sets of prompts."""
+"""Several models as one teacher: a mixture of their distributions, with weights that may differ between sets of prompts, or the start model
+with what fine-tuning changed in one.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlkit.bounds import NonNegative
+from rlkit.bounds import NonNegative, Positive
 from rlkit.errors import ModelError
-from rlkit.model.reference import Loaded, Reference, ReferenceState, Trained
-from rlkit.objective.full_vocab import Mixed, TopK, Whole
+from rlkit.model.reference import Frozen, Loaded, OwnWeights, Reference, ReferenceState, Trained
+from rlkit.objective.full_vocab import CHUNK_ELEMENTS, Mixed, Product, TopK, Whole
 from rlkit.types import Batch, Sampling, Stats
 
 
@@ -154,3 +156,68 @@ class Teachers(Reference):
 
     def build(self, trained: Trained) -> ReferenceState:
         return _State(self, trained)
+
+
+class _ShiftedState(ReferenceState):
+    def __init__(self, spec: Shifted, trained: Trained) -> None:
+        self.alpha, self.trained = spec.alpha, trained
+        self.start = OwnWeights(trained, None, spec.offload)
+        self.tuned, self.raw = spec.tuned.build(trained), spec.raw.build(trained)
+
+    def head(self, b: Batch) -> Product:
+        return Product(((self.start.head(b), 1.0), (self.tuned.head(b), self.alpha), (self.raw.head(b), -self.alpha)))
+
+    def logprobs(self, b: Batch, sampling: Sampling) -> Tensor:
+        assert b.ids is not None and b.action is not None
+        whole, target, fp32 = self.head(b), b.ids[b.action], self.start.model.fp32_head
+        assert whole.table is not None
+        classes = whole.table.shape[0]
+        out, rows = torch.empty(b.N, device=self.trained.device), max(1, CHUNK_ELEMENTS // classes)
+        for i in range(0, b.N, rows):
+            at = slice(i, min(b.N, i + rows))
+            out[at] = whole.log_probs(at, classes, sampling.temperature or 1.0, fp32).gather(-1, target[at, None])[:, 0]
+        return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shifted(Reference):
+    """The model that training starts from, moved as fine-tuning moved a teacher: ``q ~ start (tuned / raw)^alpha`` of the next token.
+
+    A student that cannot be its teacher may still learn what the teacher learned. Three models are held beside the policy.
+
+    Attributes:
+        tuned, raw: the teacher after and before its fine-tuning, each with a ``path``.
+        alpha: 1 takes the whole shift, less of it a part. offload: of the start model; the others have their own.
+
+    Source: Delta-KD 2509.14526 (the target from search excerpts; alpha 1 assumed).
+    """
+
+    tuned: Reference
+    raw: Reference
+    alpha: Positive = 1.0
+    offload: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, part in (("tuned", self.tuned), ("raw", self.raw)):
+            if part.asked or not part.whole:
+                raise ModelError(
+                    f"Shifted.{name} is of type: {type(part).__name__}, which does not give whole distributions: use type: Frozen."
+                )
+            if part.kept is not None:
+                raise ModelError(f"Shifted.{name}.precompute: what is kept is no whole distribution. Leave it out.")
+
+    @property
+    def whole(self) -> bool:
+        return True
+
+    @property
+    def held(self) -> tuple[Loaded, ...]:
+        return (Frozen(offload=self.offload), *self.tuned.held, *self.raw.held)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return (*self.tuned.models, *self.raw.models)
+
+    def build(self, trained: Trained) -> ReferenceState:
+        return _ShiftedState(self, trained)

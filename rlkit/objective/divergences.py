@@ -62,7 +62,7 @@ class Generator(Plug):
 
     @property
     def reads(self) -> int | None:
-        """Of how many of the anchor's most likely tokens the probability matters, and of the others only what they have together; None: all."""
+        """How many of the anchor's most likely tokens it tells apart, where the others matter only together; None: all."""
         return None
 
     def at(self, log_p: Tensor, log_q: Tensor) -> Generator:

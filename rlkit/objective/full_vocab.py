@@ -187,6 +187,29 @@ class Mixed(Whole):
         return Mixed(tuple((anchor.over(own), place, weight) for anchor, place, weight in self.parts))
 
 
+@dataclass(frozen=True)
+class Product(Whole):
+    """``q ~ prod_i q_i^w_i`` at every prefix, normalised; weights may be negative."""
+
+    parts: tuple[tuple[Whole, float], ...]
+
+    def log_probs(self, rows: slice, classes: int, temperature: float, fp32: bool) -> Tensor:
+        out: Tensor | None = None
+        for anchor, weight in self.parts:
+            log_q = anchor.log_probs(rows, classes, temperature, fp32)
+            out = log_q.mul_(weight) if out is None else out.add_(log_q, alpha=weight)
+        assert out is not None, "a product has factors"
+        out -= out.logsumexp(-1, keepdim=True)
+        return out
+
+    @property
+    def table(self) -> Tensor | None:
+        return self.parts[0][0].table
+
+    def over(self, own: Callable[[Tensor], Head]) -> Product:
+        return Product(tuple((anchor.over(own), weight) for anchor, weight in self.parts))
+
+
 def tail(kept: Tensor) -> Tensor:
     """The log of what probabilities ``[n, k]``, given by their logs, leave of 1, ``[n, 1]``; never below a millionth."""
     return torch.log1p(-kept.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-6))

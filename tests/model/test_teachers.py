@@ -15,7 +15,7 @@ from rlkit.errors import ConfigError, ModelError
 from rlkit.learner.learner import Learner
 from rlkit.model.load import load_lm
 from rlkit.model.reference import EMA, Frozen, Served
-from rlkit.model.teachers import Teachers
+from rlkit.model.teachers import Shifted, Teachers
 from rlkit.model.tiny import make_tiny
 from rlkit.rollout.pool import Pool
 from rlkit.types import Batch, Prompt, Rollout, Sampling
@@ -89,3 +89,42 @@ def test_teachers_that_cannot_be_mixed_are_refused() -> None:
         with pytest.raises((ModelError, ConfigError), match=says):
             Teachers(**given)
     assert EMA(path="a").held and len(Teachers(of={"one": one, "two": two}).held) == 2
+
+
+@pytest.mark.slow
+def test_a_teachers_shift_on_the_start_model(small: dict[str, Any], tiny: Path, tmp_path: Path) -> None:
+    """Delta-KD: ``start (tuned / raw)^alpha``, normalised, in value and gradient; the policy starts at the start model."""
+    tuned, raw = (
+        make_tiny(tmp_path / str(k), Sorting.alphabet, hidden=64, layers=1, heads=1, kv_heads=1, seed=k) for k in (7, 9)
+    )
+    teacher = {
+        "type": "Shifted",
+        "tuned": {"type": "Frozen", "path": str(tuned)},
+        "raw": {"type": "Frozen", "path": str(raw)},
+        "alpha": 0.5,
+    }
+    objective = [{"type": "FullDivergence", "f": "forward_kl", "anchor": "teacher"}]
+    run = rk.load({**small, "objective": objective, "teacher": teacher, "reference": None})
+    check(run)
+    learner, b = Learner(run.learner_setup(str(tiny), frozenset({"teacher", "teacher_full"}))), batch()
+    with torch.no_grad():
+        start, t1, t0 = (
+            torch.cat([lm(row[None]).logits[0, 1:-1].double() for row in b.ids.split(b.length.tolist())])
+            for lm in (load_lm(path).eval() for path in (tiny, tuned, raw))
+        )
+    q, pi = (start + 0.5 * (t1 - t0)).log_softmax(-1), start.log_softmax(-1)
+    state = learner.anchors["teacher"]
+    want = q.gather(-1, b.ids[b.action][:, None])[:, 0]
+    torch.testing.assert_close(state.logprobs(b, Sampling()).double(), want, rtol=1e-5, atol=1e-5)
+    b = b.replace(norm=torch.full((1, b.S), 1 / b.N))
+    found = learner.step([b], (1.0,))
+    assert found["loss/forward_kl_full(teacher)"] == pytest.approx(float((q.exp() * (q - pi)).sum(-1).mean()), rel=1e-4)
+
+
+def test_a_shift_needs_whole_distributions() -> None:
+    one = Frozen(path="a")
+    with pytest.raises(ModelError, match=r"Shifted\.raw is of type: Served, which does not give whole distributions"):
+        Shifted(tuned=one, raw=Served(url="http://x"))
+    with pytest.raises(ModelError, match=r"Shifted\.tuned\.precompute"):
+        Shifted(tuned=Frozen(path="a", precompute="x.pt"), raw=one)
+    assert len(Shifted(tuned=one, raw=one).held) == 3 and Shifted(tuned=one, raw=Frozen(path="b")).models == ("a", "b")

@@ -14,7 +14,7 @@ from rlkit.errors import ConfigError
 from rlkit.objective import loss, normalise
 from rlkit.objective.distillation import AKL, ATKD, BDKD, CKD, DPKD, AlphaBeta, beside, two_way
 from rlkit.objective.divergences import Divergence, Generator, generator
-from rlkit.objective.full_vocab import FullDivergence, Head, full_divergence
+from rlkit.objective.full_vocab import FullDivergence, Head, TopK, full_divergence
 from rlkit.objective.oracle import examine
 from rlkit.types import Batch, New
 
@@ -159,6 +159,17 @@ def test_the_token_in_the_text_may_be_in_the_bucket() -> None:
     for n in range(N):
         y = ids[n].tolist().index(int(TARGET[n])) if int(TARGET[n]) in ids[n] else 3
         assert float(got[n]) == pytest.approx(float(others(t[n], s[n], y)), rel=1e-4)
+
+
+def test_the_most_likely_tokens_of_a_teacher_are_enough_for_ckd() -> None:
+    """What a server or a file gives: the same value and gradient as from the whole distribution."""
+    policy, anchor = heads()
+    f, found = CKD(k=3, m=5), []
+    for form in (anchor, TopK.of(anchor, N, 3, V)):
+        d = full_divergence(policy, form, f)
+        found.append((d, torch.autograd.grad(d.sum(), policy.hidden)[0]))
+    torch.testing.assert_close(found[0], found[1])
+    assert FullDivergence(f=f).reads == 3 and FullDivergence(f=AKL()).reads is None
 
 
 # -- published numbers ------------------------------------------------------------------------------------------------
