@@ -70,7 +70,7 @@ class AKL(Directions):
 
 @dataclass(frozen=True)
 class BDKD(Directions):
-    """Bi-directional KL: the forward one counts ``delta`` times where the anchor is less certain than the policy, else the reverse one.
+    """Balanced divergences: the forward KL counts ``delta`` times where the anchor is less certain than the policy, else the reverse one.
 
     ``H(q) > H(pi)``: ``w_f = delta, w_r = 1``; else ``w_f = 1, w_r = delta``. The method is of two networks that learn from each other;
     this is its half for a teacher that stays.
@@ -105,7 +105,7 @@ class AlphaBeta(OfWhole):
     Source: ABKD 2505.04560 (the released code; its published (0.2, 0.7) and (0.1, 0.8)).
     """
 
-    # sums over many tokens as one are not what it is made of, but for a + b = 1
+    # Many tokens as one are another divergence, but for a + b = 1.
     coarse: ClassVar[bool] = False
 
     alpha: Order = 0.2
