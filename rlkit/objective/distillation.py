@@ -260,7 +260,7 @@ def beside() -> Generator:
 class ATKD(WholeVocabulary):
     """Adaptive teaching: all of a token's KL where the teacher is unsure, the tokens beside the text's alone where it is not.
 
-    ``KL(q‖pi)`` has two parts: ``b``, of the text's token against all others, and ``o = KL(q'‖pi')`` among the others, which the KL
+    ``KL(q‖pi)`` has two parts: ``b`` for the text's token against all others, and ``o = KL(q'‖pi')`` among the others, which the KL
     multiplies by ``1 - q_y``. Of the ``share`` of tokens with the largest ``1 - q_y`` the cost is ``b + o``, of the easy rest ``o``; the
     loss is ``(1 - easy)`` times the mean over the first plus ``easy`` times the mean over the rest.
 

@@ -365,7 +365,7 @@ class NLL(Term):
 
 @dataclass(frozen=True)
 class Unlikelihood(Term):
-    """``-log(1 - pi_new)`` of the tokens of every n-gram that the response had before, 0 elsewhere: what repeats becomes unlikely.
+    """``-log(1 - pi_new)`` of the tokens of every run of ``n`` that the response had before, 0 elsewhere: what repeats becomes unlikely.
 
     Source: Unlikelihood Training 1908.04319, sequence level (the released mask leaves out a response's last n-gram).
     """
