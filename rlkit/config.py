@@ -181,8 +181,8 @@ class _Builder:
         return self.section(cls, Located(fields, at.origin), path)
 
     def section(self, cls: Any, at: Located, path: str) -> Any:
-        if (isinstance(at.value, str) or callable(at.value)) and issubclass(cls, Bounded) and cls.shorthand is not None:
-            at = Located({cls.shorthand: at}, at.origin)
+        if issubclass(cls, Bounded) and cls.shorthand is not None:
+            at = _written_out(cls, cls.shorthand, at)
         if at.value is None:
             at = Located({}, at.origin)
         if not isinstance(at.value, dict):
@@ -212,6 +212,17 @@ class _Builder:
         except ValueError as error:  # of the user's own __post_init__: perhaps a check, perhaps a mistake in it
             frame = traceback.extract_tb(error.__traceback__)[-1]
             return self.fail(at, path, f"{error} (ValueError, raised at {frame.filename}:{frame.lineno})")
+
+
+def _written_out(cls: Any, key: str, at: Located) -> Located:
+    """A section of which only ``key`` was given, as text or function, or whose keys stand beside those of a part: with ``key`` in it."""
+    if isinstance(at.value, str) or callable(at.value):
+        return Located({key: at}, at.origin)
+    if not isinstance(at.value, dict) or "type" not in at.value or key in at.value:
+        return at
+    own = {f.name for f in dataclasses.fields(cls) if f.init}
+    part = {name: v for name, v in at.value.items() if name not in own}
+    return Located({key: Located(part, at.origin), **{n: v for n, v in at.value.items() if n in own}}, at.origin)
 
 
 def _one_of(kind: type[Plug]) -> str:

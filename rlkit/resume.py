@@ -33,6 +33,11 @@ FREE = (  # each with all below it; * is any one key
         for k in ("offload", "precompute", "url", "parallel", "timeout", "patience")
     ),
     *(f"rewards.*.{k}" for k in ("timeout", "concurrency", "patience", "memory")),
+    *(f"rewards.*.fn.{k}" for k in ("url", "key_from", "retry_for", "requests_a_minute", "tokens_a_minute", "at_once")),
+    *(
+        f"rewards.*.fn.{k}"
+        for k in ("cache", "kept", "prices", "most_tokens", "most_cost", "device", "threads", "batch")
+    ),
 )
 Changes = dict[str, tuple[Any, Any]]
 
@@ -121,7 +126,11 @@ def code_of(x: Any) -> dict[str, str]:
     """What plain data names that may be a class of the user's own. Those of a folder are not imported unless the given configuration
     names them. Reward functions are left out: reading a configuration imports none.
     """
-    return {k: v for k, v in leaves(x).items() if isinstance(v, str) and is_own(v) and not k.startswith("rewards.")}
+
+    def is_function(key: str) -> bool:
+        return key.startswith("rewards.") and not key.endswith(".type")
+
+    return {k: v for k, v in leaves(x).items() if isinstance(v, str) and is_own(v) and not is_function(k)}
 
 
 def _at(x: Any, path: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -10,7 +11,7 @@ import math
 import reprlib
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rlkit.place import LIBRARIES, by_value, load_user_file
 BUILTIN = {"math": "rlkit.rewards.math:reward", "exact": "rlkit.rewards.text:exact"}
 WRAP = {"reward": "def my_reward(response): return ...", "episode": "async def my_episode(chat): return ..."}
 MOST_PARTS, LONGEST_NAME = 100, 200
+SINGLE = ("response", "tokens", "finish", "transcript")  # what is a single response's
 LONGEST_ERROR = 2_000  # characters of an error's text
 
 
@@ -117,6 +119,11 @@ def parameters(fn: Callable[..., Any], available: Sequence[str], label: str, kin
     return names
 
 
+def is_of_group(names: Iterable[str]) -> bool:
+    """Whether a reward of these parameters is called once for all responses to a prompt."""
+    return "responses" in (names := set(names)) and names.isdisjoint(SINGLE)
+
+
 def underlying(fn: Any) -> Any:
     """The function or class that the user wrote, under partials, caches, decorators and methods."""
     while True:
@@ -158,13 +165,22 @@ def pack(functions: Sequence[Any]) -> bytes:
                 return _cached, (obj.cache_parameters(), obj.__wrapped__)
             return super().reducer_override(obj)
 
-    for fn in functions:
+    for fn in _with_inner(functions):
         module = None if isinstance(fn, str) else sys.modules.get(underlying(fn).__module__)
         if module is not None and module.__name__ != "__main__" and _travels(module):
             by_value(module, cloudpickle)
     out = io.BytesIO()
     Pickler(out).dump(list(functions))
     return out.getvalue()
+
+
+def _with_inner(functions: Iterable[Any]) -> Iterator[Any]:
+    """Functions, and those that stand in fields of a part among them."""
+    for fn in functions:
+        yield fn
+        if dataclasses.is_dataclass(fn) and not isinstance(fn, type):
+            values = (getattr(fn, f.name) for f in dataclasses.fields(fn))
+            yield from _with_inner(v for v in values if callable(v))
 
 
 def _travels(module: types.ModuleType | None) -> bool:
@@ -215,3 +231,16 @@ def normalise_result(value: Any) -> dict[str, float] | None:
         if not math.isfinite(out[name]):
             raise RewardError(f"returned {out[name]}{f' for {name!r}' if name else ''}; a reward must be finite")
     return out
+
+
+def normalise_group(value: Any, n: int) -> list[dict[str, float] | None]:
+    """Of a reward of all ``n`` responses to a prompt: the components of each. What is no list is the same for all of them.
+
+    Raises:
+        RewardError: it is something else, or a list of another length.
+    """
+    if not isinstance(value, list | tuple):
+        return [normalise_result(value)] * n
+    if len(value) != n:
+        raise RewardError(f"returned {len(value)} rewards for {n} responses; a list has one for each, in their order")
+    return [normalise_result(v) for v in value]

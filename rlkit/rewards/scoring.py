@@ -5,9 +5,19 @@ A reward is a plain function::
     def correct(response, answer, level=1):              # `level` is a column of the data set
         return float(response.strip() == answer)         # or {"correct": 1.0, "format": 0.2}: the reward is the sum
 
-Parameters are filled by name from ``prompt``, ``response``, ``answer``, ``tokens``, ``finish``, ``id``, ``responses`` (all to the
-prompt) and every data column. It runs in a worker process; one that hangs is killed with its process, and a new one takes its place.
-Calls of an ``async`` function wait side by side. Before a run starts, every reward is tried on one row (:meth:`Scorer.trial`).
+Parameters are filled by name from ``prompt``, ``response``, ``answer``, ``tokens``, ``finish``, ``id``, ``transcript`` (an episode as
+people read it), ``responses`` (all to the prompt) and every data column. It runs in a worker process; one that hangs is killed with its
+process, and a new one takes its place. Calls of an ``async`` function wait side by side. Before a run starts, every reward is tried on one
+row (:meth:`Scorer.trial`).
+
+A function that takes ``responses``, and nothing that is a single response's (``response``, ``tokens``, ``finish``, ``transcript``), is
+called once for all of a prompt and returns a list with a reward for each::
+
+    def longest(responses):
+        most = max(map(len, responses))
+        return [float(len(r) == most) for r in responses]
+
+A :class:`rlkit.rewards.grader.Grader` in the place of a function has a process of its own.
 """
 
 from __future__ import annotations
@@ -21,41 +31,65 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from rlkit.bounds import Bounded, Count, Finite, Positive
 from rlkit.errors import ConfigError, RewardError
 from rlkit.place import PlacedFunction, snapshot
-from rlkit.rewards.functions import BUILTIN, clip, import_function, is_async, label_of, pack, parameters, signature
+from rlkit.rewards.functions import (
+    BUILTIN,
+    SINGLE,
+    clip,
+    import_function,
+    is_async,
+    is_of_group,
+    label_of,
+    pack,
+    parameters,
+    signature,
+)
+from rlkit.rewards.grader import Grader
 from rlkit.rewards.workers import GIB, Answer, AsyncWorker, Call, Job, Output, Worker
 from rlkit.samples import Prompt, Rollout
+from rlkit.values import Given, otherwise
 
 BATCH_CALLS, BATCH_CHARACTERS = 64, 1_000_000
-ALWAYS = ("prompt", "response", "answer", "tokens", "finish", "id", "responses")
+LARGE = ("responses", "transcript")  # much to send: whoever takes **anything has to ask for them by name
+ALWAYS = (*SINGLE, "prompt", "answer", "id", "responses")
+USUAL_TIMEOUT, USED = 10.0, "used"
 
 
 @dataclass(frozen=True)
 class RewardSpec(Bounded):
-    """One reward: ``fn`` is a function, or where it is: ``my_file.py:fn``, ``package.module:fn``, or a built-in name.
+    """One reward: ``fn`` is a function, or where it is: ``my_file.py:fn``, ``package.module:fn``, or a built-in name; or a grader.
 
     ``weight`` multiplies it in the sum of all rewards. ``name`` is what it is called in metrics; by default as its function.
-    ``args`` are parameters with a fixed value. ``timeout`` is in seconds, per response. ``task`` is the verifier of ``data.task``.
-    ``concurrency``: how many calls of an ``async`` function wait at the same time, over all responses. ``patience``: the run stops when it
-    has waited this many times ``timeout`` without one answer of this reward. ``memory``: GiB by which a process of rewards may grow beyond
-    what it held after its imports, before another one takes its place; of several rewards, the largest counts.
+    ``args`` are parameters with a fixed value. ``timeout`` is in seconds, per response (10; a grader has its own). ``task`` is the verifier
+    of ``data.task``. ``concurrency``: how many calls of an ``async`` function wait at the same time, over all responses. ``patience``: the
+    run stops when it has waited this many times ``timeout`` without one answer of this reward. ``memory``: GiB by which a process of
+    rewards may grow beyond what it held after its imports, before another one takes its place; of several rewards, the largest counts, and
+    a grader's is its own.
     """
 
     shorthand: ClassVar[str] = "fn"
 
-    fn: PlacedFunction | Callable[..., Any]
+    fn: PlacedFunction | Callable[..., Any] | Grader
     weight: Finite = 1.0
-    timeout: Positive = 10.0
+    timeout: Given[Positive, float] = otherwise(None)
     name: str | None = None
     args: dict[str, Any] = field(default_factory=dict)
     concurrency: Count = 64
     patience: Count = 8
     memory: Positive = 4.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given: float | None = self.timeout
+        if given is None:
+            usual = self.fn.usual_timeout if isinstance(self.fn, Grader) else USUAL_TIMEOUT
+            object.__setattr__(self, "timeout", usual)
 
     @property
     def is_math(self) -> bool:
@@ -71,6 +105,7 @@ def inputs_of(r: Rollout, responses: Sequence[str]) -> dict[str, Any]:
     """Everything a reward may ask for by name; ``responses`` are those to the same prompt, its own included."""
     return {
         "responses": responses,
+        "transcript": r.transcript or f"{r.prompt.text}{r.text}",
         **r.prompt.columns,
         "prompt": r.prompt.text,
         "response": r.text,
@@ -100,13 +135,13 @@ class Scorer:
         self.workers, self.counts = max(1, workers), Counter[str]()
         self.output = Output()
         self._names: list[list[str]] = []
-        self._waits: set[int] = set()  # the async ones
+        self._waits: dict[int, tuple[AsyncWorker, int]] = {}  # the async ones: their process, and their index there
+        self._groups: set[int] = set()  # those that are called once for all responses to a prompt
         self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
         self._living: set[Worker] = set()
         self._slots = threading.Semaphore(self.workers)
         self._lock = threading.Lock()
         self._job = Job(b"", {}, 0.0)  # until `check` has found the functions
-        self._async: AsyncWorker | None = None
         self._silence = [_Silence() for _ in self.rewards]
         self._stop: RewardError | None = None
         self._closed = False
@@ -133,8 +168,11 @@ class Scorer:
             )
         available = sorted({*ALWAYS, *columns})
         functions: list[Any] = []
-        self._names, self._waits = [], set()
+        self._names, self._waits, self._groups = [], {}, set()
+        waiting = list[int]()
         for spec in self.rewards:
+            if isinstance(spec.fn, Grader):
+                spec.fn.check()
             fn = import_function(spec.fn) if isinstance(spec.fn, str) else spec.fn
             takes = signature(fn, spec.label).parameters
             unknown = [name for name in spec.args if name not in takes]
@@ -145,10 +183,15 @@ class Scorer:
             # The options of a built-in reward come from `args` alone: a data column that happens to be called `mode` must not set one.
             offered = ALWAYS if isinstance(spec.fn, str) and spec.fn in BUILTIN else available
             names = parameters(fn, sorted({*offered, *spec.args}), spec.label)
-            # All responses to a prompt are much to send: a reward that takes **anything has to ask for them by name.
-            self._names.append([n for n in names if n != "responses" or n in takes or n in columns])
+            self._names.append([n for n in names if n not in LARGE or n in takes or n in columns])
+            if "responses" not in columns and is_of_group(self._names[-1]):
+                self._groups.add(len(functions))
             if is_async(fn):
-                self._waits.add(len(functions))
+                waiting.append(len(functions))
+            elif isinstance(fn, Grader):
+                raise ConfigError(
+                    f"reward {spec.label!r}: the __call__ of a grader is an async method. Write: async def __call__(self, ...)"
+                )
             if isinstance(spec.fn, str) and ".py:" in spec.fn:
                 path, _, name = spec.fn.rpartition(":")
                 functions.append(f"{Path(path).resolve()}:{name}")
@@ -161,10 +204,17 @@ class Scorer:
                     f"reward {spec.label!r} cannot be sent to a worker process: {clip(error, 300)}. It may hold something open (a file, a "
                     "lock, a connection): make that inside the function, or name the reward as my_file.py:function."
                 ) from error
-        self._job = Job(pack(functions), snapshot(), GIB * max((r.memory for r in self.rewards), default=0.0))
-        if self._waits:
-            longest = max(self.rewards[i].timeout for i in self._waits)
-            self._async = AsyncWorker(self._job, self.output, longest)
+        own = {i: spec for i, spec in enumerate(self.rewards) if isinstance(spec.fn, Grader)}
+        shared = [None if i in own else fn for i, fn in enumerate(functions)]
+        most = max((r.memory for i, r in enumerate(self.rewards) if i not in own), default=0.0)
+        self._job = Job(pack(shared), snapshot(), GIB * most, frozenset(self._groups))
+        longest = max((self.rewards[i].timeout for i in waiting if i not in own), default=0.0)
+        together = AsyncWorker(self._job, self.output, longest)
+        self._waits = {i: (together, i) for i in waiting if i not in own}
+        for i, spec in own.items():
+            alone = Job(pack([spec.fn]), snapshot(), GIB * spec.memory, frozenset({0} if i in self._groups else ()))
+            used = partial(self._used, i)
+            self._waits[i] = (AsyncWorker(alone, self.output, spec.timeout, type(spec.fn).starting, used), 0)
 
     def trial(self, prompt: Prompt) -> list[str]:
         """Tries every reward on a real row, in its process and with its time-out: on the row's answer as the response, and on an empty one.
@@ -177,9 +227,10 @@ class Scorer:
 
         tried = {"its answer": str("an answer" if prompt.answer is None else prompt.answer), "an empty response": ""}
         rollouts = [Rollout.given(prompt, [0] * len(text.split()), text=text) for text in tried.values()]
-        calls = [self._calls(r, [r.text]) for r in rollouts]
-        plain = iter(list(self._call([c for one in calls for c in one if not isinstance(c, Future)], patient=True)))
-        answers = [[c.result() if isinstance(c, Future) else next(plain) for c in one] for one in calls]
+        together = self._together({prompt.id: rollouts}, patient=True)
+        calls = [self._calls(r, [r.text], together) for r in rollouts]
+        plain = iter(list(self._call([c for one in calls for c in one if not isinstance(c, _Waiting)], patient=True)))
+        answers = [[c.answer() if isinstance(c, _Waiting) else next(plain) for c in one] for one in calls]
         notes = []
         for spec, found in zip(self.rewards, zip(*answers, strict=True), strict=True):
             said = [
@@ -221,17 +272,19 @@ class Scorer:
         share = max(
             1, min(BATCH_CALLS // max(1, len(self.rewards)), -(-len(rollouts) // (self.workers if alone else 1)))
         )
-        batches: list[list[tuple[Rollout, list[Call | Future[Answer]]]]] = []
+        batches: list[list[tuple[Rollout, list[Call | _Waiting]]]] = []
         size = 0
-        texts: dict[str, list[str]] = {}
+        members: dict[str, list[Rollout]] = {}
         for r in rollouts:
-            texts.setdefault(r.prompt.id, []).append(r.text)
+            members.setdefault(r.prompt.id, []).append(r)
+        texts = {id: [r.text for r in group] for id, group in members.items()}
         try:
+            together = self._together(members)
             for r in rollouts:
                 if not batches or len(batches[-1]) >= share or size > BATCH_CHARACTERS:
                     batches.append([])
                     size = 0
-                batches[-1].append((r, self._calls(r, texts[r.prompt.id])))
+                batches[-1].append((r, self._calls(r, texts[r.prompt.id], together)))
                 size += len(r.text)
             if alone and len(batches) > 1 and self.workers > 1:
                 with ThreadPoolExecutor(min(self.workers, len(batches))) as threads:
@@ -247,28 +300,67 @@ class Scorer:
         with self._lock:
             self.busy += time.perf_counter() - start
 
-    def _calls(self, r: Rollout, responses: Sequence[str]) -> list[Call | Future[Answer]]:
-        """For each reward its call, or for an async one the call that is under way."""
-        inputs, calls = inputs_of(r, responses), list[Call | Future[Answer]]()
-        for index, spec in enumerate(self.rewards):
-            given = {**inputs, **spec.args}
-            call: Call = (index, {n: given[n] for n in self._names[index] if n in given})
-            calls.append(
-                self._async.submit(call, spec.timeout, spec.concurrency)
-                if self._async and index in self._waits
-                else call
-            )
+    def _together(
+        self, members: Mapping[str, Sequence[Rollout]], patient: bool = False
+    ) -> dict[tuple[int, int], _Waiting]:
+        """What rewards of whole groups say of each response, by the reward's index and the response's ``id()``.
+
+        Raises:
+            RewardError: a reward gives no answers any more; never when ``patient``.
+        """
+        found: dict[tuple[int, int], _Waiting] = {}
+        for index in sorted(self._groups):
+            groups = list(members.values())
+            calls = [self._call_of(index, group[0], [r.text for r in group]) for group in groups]
+            waits = index in self._waits
+            if waits:
+                futures = [self._submit(call) for call in calls]
+            else:
+                futures = [Future() for _ in calls]
+                for future, answer in zip(futures, self._call(calls, patient), strict=True):
+                    future.set_result(answer)
+            for group, future in zip(groups, futures, strict=True):
+                for k, r in enumerate(group):
+                    found[index, id(r)] = _Waiting(future, k, news=waits and k == 0)
+        return found
+
+    def _call_of(self, index: int, r: Rollout, responses: Sequence[str]) -> Call:
+        given = {**inputs_of(r, responses), **self.rewards[index].args}
+        return index, {n: given[n] for n in self._names[index] if n in given}
+
+    def _seconds(self, call: Call) -> float:
+        """How long a call may take: so long for each response that it is about."""
+        index, arguments = call
+        return self.rewards[index].timeout * (len(arguments["responses"]) if index in self._groups else 1)
+
+    def _submit(self, call: Call) -> Future[Answer]:
+        index, arguments = call
+        worker, there = self._waits[index]
+        return worker.submit((there, arguments), self._seconds(call), self.rewards[index].concurrency)
+
+    def _calls(
+        self, r: Rollout, responses: Sequence[str], together: Mapping[tuple[int, int], _Waiting]
+    ) -> list[Call | _Waiting]:
+        """For each reward its call, or for one that is async or of the whole group the answer that is under way."""
+        calls = list[Call | _Waiting]()
+        for index in range(len(self.rewards)):
+            if index in self._groups:
+                calls.append(together[index, id(r)])
+                continue
+            call = self._call_of(index, r, responses)
+            calls.append(_Waiting(self._submit(call)) if index in self._waits else call)
         return calls
 
-    def _score_batch(self, batch: Sequence[tuple[Rollout, Sequence[Call | Future[Answer]]]]) -> None:
-        plain = [c for _, calls in batch for c in calls if not isinstance(c, Future)]
+    def _score_batch(self, batch: Sequence[tuple[Rollout, Sequence[Call | _Waiting]]]) -> None:
+        plain = [c for _, calls in batch for c in calls if not isinstance(c, _Waiting)]
         answers = iter(list(self._call(plain)))  # all of them now: async calls wait meanwhile
         for r, calls in batch:
             total = 0.0
             for index, (spec, call) in enumerate(zip(self.rewards, calls, strict=True)):
-                if isinstance(call, Future):
-                    answer = call.result()
-                    self._heard(index, answer, spec.timeout)
+                if isinstance(call, _Waiting):
+                    answer = call.answer()
+                    if call.news:
+                        self._heard(index, answer, spec.timeout)
                 else:
                     answer = next(answers)
                 status, value, frames = answer
@@ -344,7 +436,7 @@ class Scorer:
                 worker = self._worker()
                 try:
                     since = time.monotonic()
-                    for answer in worker.call(rest, [self.rewards[index].timeout for index, _ in rest]):
+                    for answer in worker.call(rest, [self._seconds(call) for call in rest]):
                         answers.append(answer)
                         if not patient and (answer[0] != "ok" or self._silence[rest[len(answers) - 1][0]].calls):
                             self._heard(rest[len(answers) - 1][0], answer, time.monotonic() - since)
@@ -375,11 +467,31 @@ class Scorer:
         if first:
             self.report(f"note: a process of rewards was replaced by a new one: {worker.spent}. This is said once.")
 
+    def _used(self, index: int, taken: Mapping[str, int]) -> None:
+        """Adds up what a grader has used, and stops the run where that is more than it may."""
+        spec = self.rewards[index]
+        assert isinstance(spec.fn, Grader)
+        with self._lock:
+            self.counts.update({f"{USED}/{spec.label}/{name}": n for name, n in taken.items()})
+            why = spec.fn.spent(self._used_by(spec))
+            if why is not None and self._stop is None:
+                self._stop = RewardError(f"reward {spec.label!r}: {why}")
+
+    def _used_by(self, spec: RewardSpec) -> dict[str, int]:
+        start = f"{USED}/{spec.label}/"
+        return {name.removeprefix(start): n for name, n in self.counts.items() if name.startswith(start)}
+
     def metrics(self) -> dict[str, float]:
-        return {
+        found = {
             "reward/errors": float(self.counts["error"] + self.counts["unscorable"]),
             "reward/timeouts": float(self.counts["timeout"]),
         }
+        with self._lock:
+            for spec in self.rewards:
+                if isinstance(spec.fn, Grader):
+                    told = spec.fn.metrics(self._used_by(spec))
+                    found |= {f"reward/{spec.label}/{name}": value for name, value in told.items()}
+        return found
 
     def state_dict(self) -> dict[str, int]:
         with self._lock:
@@ -391,8 +503,8 @@ class Scorer:
     def close(self) -> None:
         """Ends all processes, with what they started. Calls that this cuts off are no failures."""
         report, self.report, self._closed = self.report, lambda text: None, True
-        if self._async is not None:
-            self._async.close()
+        for waiting, _ in self._waits.values():
+            waiting.close()
         with self._lock:
             living = list(self._living)
         for worker in living:
@@ -402,6 +514,21 @@ class Scorer:
                 self._idle.get_nowait().clear_away()
         if note := self.output.news():
             report(note)
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """An answer that is under way. ``member``: of a reward of the whole group, which response it is asked for; ``news``: nobody else hears
+    whether the reward answers.
+    """
+
+    future: Future[Answer]
+    member: int | None = None
+    news: bool = True
+
+    def answer(self) -> Answer:
+        status, value, frames = self.future.result()
+        return status, value[self.member] if status == "ok" and self.member is not None else value, frames
 
 
 @dataclass

@@ -45,13 +45,14 @@ def votes(response: str, responses: Sequence[str], by: Literal["text", "math"] =
 
     Source: ScPO 2411.04109 (from search excerpts).
     """
-    own = _answer(response, by)
+    own = stated_answer(response, by)
     if own is None:
         return 0.0
-    return sum(_answer(other, by) == own for other in responses) / len(responses)
+    return sum(stated_answer(other, by) == own for other in responses) / len(responses)
 
 
-def _answer(text: str, by: str) -> str | None:
+def stated_answer(text: str, by: str) -> str | None:
+    """What a response is compared by: its whole text, or the final answer that it states; None if it states none."""
     if by == "text":
         return text.strip()
     found = extract_answer(text)

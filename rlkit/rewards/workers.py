@@ -1,7 +1,8 @@
 """Processes that call reward functions: one that hangs or crashes costs its process, not the run.
 
 A plain function is called for one response after the other, in as many processes as the scorer has workers. Calls of an ``async`` function,
-which waits for something else (a sandbox, a judge), wait side by side in one process.
+which waits for something else (a sandbox, a judge), wait side by side in one process; a :class:`rlkit.rewards.grader.Grader` has one of
+its own.
 
 What a reward's code may do to its process, and what then happens:
 
@@ -40,12 +41,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from rlkit.errors import RewardError, WorkerError
+from rlkit.errors import RunError, WorkerError, WorkerTimeout
 from rlkit.place import use, user_frames
-from rlkit.rewards.functions import clip, import_function, normalise_result
+from rlkit.rewards.functions import clip, import_function, normalise_group, normalise_result
+from rlkit.rewards.grader import Grader
 
 Call = tuple[int, Mapping[str, Any]]  # index of the reward, its arguments
-# "ok" with parts; "error", "timeout", or "lost" (its process is gone) with why; then the user's frames of an exception
+# "ok" with parts (of a reward of whole groups: those of each response); "error", "timeout", or "lost" (its process is gone) with why;
+# then the user's frames of an exception.
 Answer = tuple[str, Any, str]
 START_SECONDS = 120.0
 BEAT_SECONDS, GRACE_SECONDS, LOOK_SECONDS = 1.0, 5.0, 0.5
@@ -60,12 +63,19 @@ MARK, LONGEST_ANSWER = b"rlk\x01", 2**20
 class Job:
     """What a process gets when it starts; ``texts`` are the user's files as the run's process executed them.
 
-    ``memory``: bytes by which it may grow beyond what it holds once the functions are there.
+    ``memory``: bytes by which it may grow beyond what it holds once the functions are there. ``groups``: indices of the functions that are
+    called once for all responses to a prompt.
     """
 
     functions: bytes
     texts: Mapping[str, bytes]
     memory: float
+    groups: frozenset[int] = frozenset()
+
+    def parts(self, call: Call, value: Any) -> Any:
+        """What the function of a call returned, as it travels."""
+        index, arguments = call
+        return normalise_group(value, len(arguments["responses"])) if index in self.groups else normalise_result(value)
 
     @property
     def too_large(self) -> str:
@@ -293,6 +303,9 @@ def _begin(ends: Any, job: Job) -> tuple[list[Callable[..., Any]], Connection, _
     use(job.texts)
     try:
         functions = [import_function(f) if isinstance(f, str) else f for f in pickle.loads(job.functions)]
+        for grader in functions:
+            if isinstance(grader, Grader):
+                grader.start()
     except BaseException as error:
         replies.send(0, "failed", clip(error))
         raise SystemExit(1) from None
@@ -324,7 +337,9 @@ def _end_with(life: Connection) -> None:
 
 def _failure(error: BaseException) -> list[Any]:
     """Status, one line, and the user's last frames as Python shows them."""
-    if isinstance(error, RewardError):
+    if isinstance(error, WorkerTimeout):  # what it asked gave no answer
+        return ["timeout", str(error), ""]
+    if isinstance(error, RunError):
         return ["error", str(error), ""]
     frames = [f for f in user_frames(error) if f.filename != __file__]
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
@@ -354,7 +369,7 @@ def _one_by_one(ends: Any, job: Job) -> None:
                 value = functions[index](**arguments)
                 if inspect.isawaitable(value):
                     value = loop.run_until_complete(value)
-                answer: list[Any] = ["ok", normalise_result(value), ""]
+                answer: list[Any] = ["ok", job.parts((index, arguments), value), ""]
             except BaseException as error:
                 answer = _failure(error)
                 if _is_spent(error):
@@ -425,15 +440,15 @@ class Worker:
 def _side_by_side(ends: Any, job: Job) -> None:
     """Receives single calls with their numbers; answers each as soon as it is done, and says now and then that it is alive."""
     functions, requests, replies = _begin(ends, job)
-    asyncio.run(_serve(requests, replies, functions))
+    asyncio.run(_serve(requests, replies, functions, job))
 
 
-async def _serve(requests: Connection, replies: _Replies, functions: Sequence[Callable[..., Any]]) -> None:
+async def _serve(requests: Connection, replies: _Replies, functions: Sequence[Callable[..., Any]], job: Job) -> None:
     loop, closed, tasks, gates = asyncio.get_running_loop(), asyncio.Event(), set[Any](), dict[int, asyncio.Semaphore]()
 
     async def guarded(index: int, arguments: Mapping[str, Any]) -> list[Any]:
         try:
-            return ["ok", normalise_result(await functions[index](**arguments)), ""]
+            return ["ok", job.parts((index, arguments), await functions[index](**arguments)), ""]
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # asyncio would end the loop on SystemExit, and all other calls with it
@@ -452,7 +467,8 @@ async def _serve(requests: Connection, replies: _Replies, functions: Sequence[Ca
                 answer = ["error", "its own code cancelled it", ""]
             else:
                 answer = task.result()
-        replies.send(number, *answer)
+        fn = functions[call[0]]
+        replies.send(number, *answer, fn.taken() if isinstance(fn, Grader) else {})
 
     def receive() -> None:
         replies.end_if_forked()
@@ -485,11 +501,20 @@ class AsyncWorker:
     """One process for ``async`` functions. Calls come from any thread; ``most`` of them wait at the same time, the others for their turn.
 
     A function that blocks its event loop for longer than ``timeout``, the longest of a call, or ends the process, takes other calls with
-    it: all that were under way are made once more in a new process.
+    it: all that were under way are made once more in a new process. ``starting``: seconds that a process may take until it is ready;
+    ``used`` hears of what a grader has used.
     """
 
-    def __init__(self, job: Job, output: Output, timeout: float) -> None:
+    def __init__(
+        self,
+        job: Job,
+        output: Output,
+        timeout: float,
+        starting: float = START_SECONDS,
+        used: Callable[[Mapping[str, int]], None] = lambda taken: None,
+    ) -> None:
         self.job, self.output, self.patience = job, output, timeout + GRACE_SECONDS
+        self.starting, self.used = starting, used
         self._numbers, self._lock = itertools.count(1), threading.Lock()
         self._open: dict[int, _Open] = {}
         self._process: _Process | None = None
@@ -514,7 +539,7 @@ class AsyncWorker:
 
     def _listen(self, process: _Process) -> None:
         """Until ``process`` ends, each answer goes to who waits for it."""
-        patience, start, looked = START_SECONDS, 0, time.monotonic()
+        patience, start, looked = self.starting, 0, time.monotonic()
         try:
             while (found := process.answer(patience)) is not None:
                 number, message = found
@@ -522,8 +547,11 @@ class AsyncWorker:
                     raise WorkerError(f"the reward process could not start: {message[1]}")
                 if message and message[0] == "ready":
                     start, patience = message[1], self.patience
-                elif number in self._open:
-                    self._open.pop(number).future.set_result(tuple(message))
+                elif number:
+                    *answer, taken = message
+                    self.used(taken)  # before anybody goes on with the answer
+                    if number in self._open:
+                        self._open.pop(number).future.set_result(tuple(answer))
                 if start and time.monotonic() - looked > LOOK_SECONDS:
                     looked = time.monotonic()
                     if process.grown(start) > self.job.memory:
