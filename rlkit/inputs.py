@@ -91,6 +91,7 @@ def read_inputs(run: Run, stack: contextlib.ExitStack, notes: list[str]) -> Inpu
     with wrong:
         if prompts:
             scorer.check(list(prompts[0].columns))
+            scorer.check_rows(prompts)
         notes += self_test(specs, prompts)
     episode, played = run.rollout.episode, None
     if episode is not None:

@@ -21,7 +21,7 @@ class Prompt:
 
     ``id`` is stable over runs: the curriculum and every error message use it. ``columns`` holds every other
     column of the row; rewards read them by name. ``chat`` holds the messages of which the tokenizer's chat template wrote ``text``, and is
-    empty where no chat template did.
+    empty where no chat template did. ``where`` is its place for messages, e.g. file and line; empty where nobody knows.
     """
 
     id: str
@@ -30,6 +30,7 @@ class Prompt:
     answer: Any = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     chat: tuple[Mapping[str, Any], ...] = ()
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

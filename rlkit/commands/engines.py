@@ -46,6 +46,7 @@ def running(
         scorer = Scorer(run.scored_by, on_error=run.on_reward_error)
         stack.callback(scorer.close)
         scorer.check(list(prompts[0].columns))
+        scorer.check_rows(prompts)
         for note in scorer.trial(prompts[0]):
             scorer.report(note)
         cluster = None

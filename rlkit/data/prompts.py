@@ -120,7 +120,9 @@ class _Reading:
         identity = row.get("id")
         if identity is None:
             identity = hashlib.sha256(rendered.text.encode()).hexdigest()[:16]
-        self.prompts.append(Prompt(str(identity), ids, rendered.text, answer, _columns(row, rendered), rendered.shown))
+        self.prompts.append(
+            Prompt(str(identity), ids, rendered.text, answer, _columns(row, rendered), rendered.shown, where)
+        )
 
     def tell(self, say: Callable[[str], None]) -> None:
         """Says what was left out, and refuses prompts that are too long where none may be left out."""

@@ -13,11 +13,12 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rlkit.errors import ConfigError, RewardError
 from rlkit.place import LIBRARIES, by_value, load_user_file
 
+T = TypeVar("T", bound=Callable[..., Any])
 BUILTIN = {"math": "rlkit.rewards.math:reward", "exact": "rlkit.rewards.text:exact"}
 WRAP = {"reward": "def my_reward(response): return ...", "episode": "async def my_episode(chat): return ..."}
 MOST_PARTS, LONGEST_NAME = 100, 200
@@ -144,6 +145,24 @@ def label_of(fn: Any) -> str:
 
 def is_async(fn: Any) -> bool:
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
+
+
+def rows_checked_by(check: Callable[..., None]) -> Callable[[T], T]:
+    """Of a reward function: ``check``, whose parameters are filled by name from a row, raises RewardError for one that nobody could solve.
+    It is called for all rows before a run starts.
+    """
+
+    def mark(fn: T) -> T:
+        vars(fn)["check_row"] = check
+        return fn
+
+    return mark
+
+
+def row_check(fn: Any) -> Callable[..., None] | None:
+    """What :func:`rows_checked_by` has given a function."""
+    found: Callable[..., None] | None = vars(underlying(fn)).get("check_row")
+    return found
 
 
 # -- how functions travel to other processes ----------------------------------------------------------------------------

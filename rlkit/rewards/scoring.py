@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from rlkit.bounds import Bounded, Count, Finite, Positive
-from rlkit.errors import ConfigError, RewardError
+from rlkit.errors import ConfigError, DataError, RewardError
 from rlkit.place import PlacedFunction, snapshot
 from rlkit.rewards.functions import (
     BUILTIN,
@@ -48,6 +48,7 @@ from rlkit.rewards.functions import (
     label_of,
     pack,
     parameters,
+    row_check,
     signature,
 )
 from rlkit.rewards.grader import Grader
@@ -215,6 +216,31 @@ class Scorer:
             alone = Job(pack([spec.fn]), snapshot(), GIB * spec.memory, frozenset({0} if i in self._groups else ()))
             used = partial(self._used, i)
             self._waits[i] = (AsyncWorker(alone, self.output, spec.timeout, type(spec.fn).starting, used), 0)
+
+    def check_rows(self, prompts: Sequence[Prompt]) -> None:
+        """Lets every reward that looks at rows (:func:`rlkit.rewards.functions.rows_checked_by`) look at all of them.
+
+        Raises:
+            DataError: the first row that one cannot use, with its place, and how many there are.
+        """
+        for spec in self.rewards:
+            fn = import_function(spec.fn) if isinstance(spec.fn, str) else spec.fn
+            check = row_check(fn)
+            if check is None:
+                continue
+            wrong = list[tuple[Prompt, RewardError]]()
+            for p in prompts:
+                row = {**p.columns, "prompt": p.text, "answer": p.answer, "id": p.id, **spec.args}
+                try:
+                    check(**{name: row[name] for name in parameters(check, sorted(row), spec.label)})
+                except RewardError as error:
+                    wrong.append((p, error))
+            if wrong:
+                p, error = wrong[0]
+                more = f" ({len(wrong)} of {len(prompts)} rows are wrong)" if len(wrong) > 1 else ""
+                raise DataError(
+                    f"{p.where or f'prompt {p.id}'}: reward {spec.label!r}: {error}{more}. Mend or remove the row."
+                )
 
     def trial(self, prompt: Prompt) -> list[str]:
         """Tries every reward on a real row, in its process and with its time-out: on the row's answer as the response, and on an empty one.
