@@ -47,6 +47,7 @@ from rlkit.evaluation.selection import moment_multipliers
 from rlkit.looking.page import report_runs
 from rlkit.model import reference as references
 from rlkit.model.arithmetic import merge_weights
+from rlkit.model.classifier import RewardModel
 from rlkit.model.reference import Reference
 from rlkit.objective import (
     PairTerm,
@@ -119,6 +120,9 @@ from rlkit.planning.probe import probe
 from rlkit.record.plots import plot_run
 from rlkit.record.results import HeldOut, RunFolder
 from rlkit.rewards import RewardSpec
+from rlkit.rewards.grader import Grader
+from rlkit.rewards.groups import Tournament
+from rlkit.rewards.judge import Judge
 from rlkit.rollout.endpoint import Endpoint
 from rlkit.rollout.engine import Engine, EngineSetup, EngineSpec, SimpleEngine
 from rlkit.rollout.episode import Chat, Context, Said
@@ -229,10 +233,15 @@ __all__ = [
     "AdmitRule",
     "Task",
     "Reference",
+    "Grader",
     "EngineSpec",
     "Engine",
     "EngineSetup",
     "SimpleEngine",
+    # rewards that are models
+    "RewardModel",
+    "Judge",
+    "Tournament",
     # loss terms
     "PPOClip",
     "ISGradient",

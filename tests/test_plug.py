@@ -23,6 +23,7 @@ FOREIGN = {
     *(
         "learner.backend",
         "model.adapter",
+        "model.classifier",
         "model.export",
         "model.generation",
         "model.load",

@@ -23,6 +23,7 @@ from rlkit.model.classifier import RewardModel
 from rlkit.model.tiny import make_tiny, make_tokenizer
 from rlkit.rewards import RewardSpec, Scorer
 from rlkit.samples import Prompt, Rollout
+from tests.rewards.judges import judging
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +41,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "intermediate_size": 32,
         "num_hidden_layers": 2,
     }
-    heads: dict[str, Any] = {"num_attention_heads": 2, "max_position_embeddings": 64}
+    heads: dict[str, Any] = {"num_attention_heads": 2, "max_position_embeddings": 512}
     encoder = BertConfig(**size, **heads, id2label={0: "helpful", 1: "harmless", 2: "terse"}, pad_token_id=0)
     made: dict[str, Any] = {
         "decoder": lambda: Qwen2ForSequenceClassification(
@@ -128,12 +129,15 @@ def test_the_conversation_is_what_the_models_own_template_writes(models: dict[st
 
 
 def test_what_is_too_long_is_told_and_never_cut(models: dict[str, str]) -> None:
-    for model in (RewardModel(path=models["decoder"]), RewardModel(path=models["decoder"], max_tokens=40)):
+    for n, model in (
+        (600, RewardModel(path=models["decoder"])),
+        (39, RewardModel(path=models["decoder"], max_tokens=40)),
+    ):
         with pytest.raises(
-            rk.RewardError, match="conversation and response have 102 tokens, and the reward model takes"
+            rk.RewardError, match=f"have {n + 2} tokens, and the reward model takes {40 if n == 39 else 512}"
         ):
-            scores(model, ["a" * 100])
-    assert scores(RewardModel(path=models["decoder"]), ["a" * 62])
+            scores(model, ["a" * n])
+    assert scores(RewardModel(path=models["decoder"], max_tokens=40), ["a" * 38])
 
 
 def test_what_cannot_work_is_told_before_the_start(models: dict[str, str], tmp_path: Path) -> None:
@@ -158,7 +162,7 @@ def test_in_a_run_it_is_a_reward_like_others(models: dict[str, str]) -> None:
     scorer = Scorer([RewardSpec(RewardModel(path=path), weight=0.5, name="rm")], report=said.append)
     rollouts = [
         Rollout.given(Prompt(f"p{i // 3}", (3,), "a?", columns={"question": "a?"}), [4], text=text)
-        for i, text in enumerate([*TEXTS[:5], "b" * 90])
+        for i, text in enumerate([*TEXTS[:5], "b" * 600])
     ]
     try:
         scorer.check(["question"])
@@ -169,4 +173,28 @@ def test_in_a_run_it_is_a_reward_like_others(models: dict[str, str]) -> None:
     for r in rollouts[:5]:
         score = float(own_pass(path, f"a?{r.text}")[0])
         assert r.parts == pytest.approx({"rm": score}, abs=1e-5) and r.reward == pytest.approx(0.5 * score, abs=1e-5)
-    assert math.isnan(rollouts[5].reward) and "have 92 tokens" in (rollouts[5].error or "") and "p1" in said[0]
+    assert math.isnan(rollouts[5].reward) and "have 602 tokens" in (rollouts[5].error or "") and "p1" in said[0]
+
+
+def test_the_example_of_a_reward_model_and_a_judge_runs(
+    tmp_path: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "s3cret-0123456789")
+    with judging(lambda text, number: f"It says something. Score: {number % 11}") as server:
+        changes = [f"rewards.1.path={models['decoder']}", f"rewards.2.url={server.url}", f"out={tmp_path}", "steps=2"]
+        run = rk.load(
+            "examples/judged.yaml", [*changes, "rollout.n=2", f"rewards.2.cache={tmp_path}/c.sqlite", "data.test=null"]
+        )
+        folder = rk.train(run, quiet=True)
+    last = folder.metrics()[-1]
+    assert last["reward/Judge/asked"] == len(server.asked) and last["reward/Judge/cost"] > 0
+    assert {"reward/math", "reward/liked", "reward/Judge", "reward/Judge/tokens"} <= last.keys() and last[
+        "reward/errors"
+    ] == 0
+    assert "A farmer has 12 hens" in "".join(server.asked) and server.keys == {"Bearer s3cret-0123456789"}
+    written = "".join(
+        p.read_text(errors="replace")
+        for p in Path(folder).rglob("*")
+        if p.suffix in (".yaml", ".jsonl", ".json", ".log")
+    )
+    assert "JUDGE_KEY" in written and "s3cret" not in written
