@@ -451,6 +451,20 @@ def _rewards(run: Run) -> Iterator[str]:
             )
 
 
+def _room(run: Run) -> Iterator[str]:
+    if run.rollout.episode is not None and run.rollout.max_model_len is None:
+        yield (
+            "rollout.episode is set, but rollout.max_model_len is not: say how many tokens a whole conversation may have, with what is "
+            "added between the turns (sampling.max_tokens is the limit of one turn)."
+        )
+
+
+def check_room(run: Run) -> None:
+    """Raises ConfigError for episodes of which nobody says how long they may become."""
+    for sentence in _room(run):
+        raise ConfigError(sentence)
+
+
 def _episodes(run: Run) -> Iterator[str]:
     section = run.rollout
     if section.episode is None:
@@ -460,11 +474,7 @@ def _episodes(run: Run) -> Iterator[str]:
                 "and returns a reward: rollout.episode: my_file.py:solve."
             )
         return
-    if section.max_model_len is None:
-        yield (
-            "rollout.episode is set, but rollout.max_model_len is not: say how many tokens a whole conversation may have, with what is "
-            "added between the turns (sampling.max_tokens is the limit of one turn)."
-        )
+    yield from _room(run)
     if section.interrupt is not None:
         yield "rollout.interrupt ends single responses, and rollout.episode holds conversations: use one of them."
     alone = [t.name for t in run.objective if t.on == "policy" and (t.whole_groups or isinstance(t, AStar))]

@@ -47,7 +47,7 @@ from rlkit.rollout.collector import Collector, Group, Rules
 from rlkit.rollout.engine import Generates, Scores
 from rlkit.rollout.interrupt import Interrupted
 from rlkit.rollout.lengths import LengthState
-from rlkit.rollout.player import Player, Stage
+from rlkit.rollout.player import Played, Player, Stage
 from rlkit.rollout.pool import Pool
 from rlkit.rollout.server import Serve
 from rlkit.rollout.taught import Taught
@@ -335,19 +335,28 @@ def _pools(
     return found
 
 
-def _player(run: Run, given: Inputs, fleet: Fleet, record: Record) -> Player:
-    assert run.rollout.episode is not None and given.played is not None
-    tokenizer = given.tokenizer
-    endings, render = Endings.of(fleet.start, tokenizer), Renderer.of(run.data, tokenizer)
+def player_of(
+    run: Run,
+    played: Played,
+    tokenizer: Any,
+    model: str,
+    engine: Generates,
+    scorer: Scorer,
+    limit: int,
+    report: Callable[[str], None],
+) -> Player:
+    """Who plays a run's episodes. ``model``: the folder or name whose generation settings end an answer; ``limit``: tokens of a context."""
+    assert run.rollout.episode is not None
+    endings, render = Endings.of(model, tokenizer), Renderer.of(run.data, tokenizer)
     return Player(
         run.rollout.episode,
-        given.played,
-        Stage(engine=fleet.engines, tokenizer=tokenizer, endings=endings, render=render, limit=given.context),
-        given.scorer,
+        played,
+        Stage(engine=engine, tokenizer=tokenizer, endings=endings, render=render, limit=limit),
+        scorer,
         required=not run.scored_by,
         on_error=run.on_reward_error,
         serve=run.rollout.serve if isinstance(run.rollout.serve, Serve) else None,
-        report=record.log.say,
+        report=report,
     )
 
 
@@ -363,7 +372,10 @@ def _feed(run: Run, given: Inputs, fleet: Fleet, record: Record, stack: contextl
         engine = taught = Taught(engine, teacher, run.rollout.share_of_teacher)
     scores: Scores = given.scorer
     if given.played is not None:
-        engine = scores = player = _player(run, given, fleet, record)
+        player = player_of(
+            run, given.played, given.tokenizer, fleet.start, engines, given.scorer, given.context, record.log.say
+        )
+        engine = scores = player
         stack.callback(player.close)
     collector = Collector(
         engine,

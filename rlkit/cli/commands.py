@@ -336,15 +336,23 @@ class Filter(Command):
         )
         p.add_argument("--labelled", help="also write every response with its reward (data.labelled)")
         p.add_argument("--demonstrations", help="also write the solved responses (data.demonstrations)")
+        p.add_argument("--transcripts", help="also write the episodes of kept prompts as people read them")
 
     @staticmethod
     def run(a: Namespace) -> int:
-        for option in ("out", "responses", "pairs", "labelled", "demonstrations"):
+        for option in ("out", "responses", "pairs", "labelled", "demonstrations", "transcripts"):
             if vars(a)[option] is not None:
                 require_file(vars(a)[option], f"--{option}")
         if a.better and not a.pairs:
             raise ConfigError("--better says what pairs hold; name their file with --pairs FILE.")
         run = rk.load(a.config, a.overrides)
+        for option in ("responses", "pairs", "labelled", "demonstrations"):
+            if vars(a)[option] is not None and run.rollout.episode is not None:
+                raise ConfigError(
+                    f"--{option} is about single responses, and rollout.episode plays conversations. Leave it out, or give --transcripts."
+                )
+        if a.transcripts and run.rollout.episode is None:
+            raise ConfigError("--transcripts shows episodes, and rollout.episode is not set. Leave it out.")
         found = rk.filter(run, a.model, n=a.n, low=a.low, high=a.high, soft_value=a.soft_value, rewards=a.rewards)
         found.write(a.out)
         if not found.prompts:
@@ -363,6 +371,7 @@ class Filter(Command):
             ),
             (a.labelled, found.write_labelled, "responses with their rewards"),
             (a.demonstrations, found.write_demonstrations, "solved responses"),
+            (a.transcripts, found.write_transcripts, "episodes to read"),
         ):
             if path:
                 print(f"{path}: {write(path)} {what}")
@@ -568,7 +577,10 @@ class Plan(Command):
         p.add_argument("--nodes", type=count, default=1)
         p.add_argument("--gpus-per-node", type=count, default=8)
         p.add_argument("--prompt-tokens", type=positive, help="mean tokens of a prompt, where known")
-        p.add_argument("--mean-length", type=positive, help="mean tokens of a response, where known")
+        p.add_argument(
+            "--mean-length", type=positive, help="mean tokens of a response (of one answer of an episode), where known"
+        )
+        p.add_argument("--turns", type=positive, help="answers of an episode (default: as many as fit)")
         p.add_argument("--no-growth", action="store_true", help="leave out the simulation of 1 to 1,024 GPUs")
         p.add_argument(
             "--probe",
@@ -586,6 +598,7 @@ class Plan(Command):
             a.gpus_per_node,
             prompt_tokens=a.prompt_tokens,
             mean_length=a.mean_length,
+            turns=a.turns,
             growth=not a.no_growth,
         )
         print(found)

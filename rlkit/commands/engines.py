@@ -8,14 +8,16 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from rlkit.checks import context_length
-from rlkit.cluster.groups import EngineGroup
+from rlkit.checks import check_room, context_length
 from rlkit.cluster.start import start_engines
 from rlkit.errors import ConfigError
 from rlkit.model.hub import model_config
+from rlkit.model.load import load_tokenizer
 from rlkit.rewards import Scorer
+from rlkit.rollout.engine import Generates, Scores
 from rlkit.run import Cluster, Run
 from rlkit.samples import Prompt, Rollout
+from rlkit.session import player_of
 from rlkit.verifier.finding import EXTRACT, extract_answer
 from rlkit.verifier.verify import vote_key
 
@@ -28,40 +30,57 @@ def model_folder(model: str | Path, where: str = "--model") -> str:
     return path
 
 
-def refuse_episodes(run: Run) -> None:
+def refuse_episodes(run: Run, what: str) -> None:
     """Raises ConfigError for a run that plays episodes, where single responses are asked for."""
     if run.rollout.episode is not None:
         raise ConfigError(
-            "rollout.episode is set, but this command asks for single responses. Held-out episodes are played by `rlkit train` (the "
-            "section eval); to look at single responses set rollout.episode: null, and rewards."
+            f"rollout.episode is set, but {what} is about single responses, and an episode is a conversation. Leave it out, or set "
+            "rollout.episode: null, and rewards."
         )
 
 
 @contextlib.contextmanager
 def running(
-    run: Run, path: str, prompts: Sequence[Prompt], engines: int = 1, address: str | None = None
-) -> Iterator[tuple[EngineGroup, Scorer]]:
-    """``(engines, scorer)`` for a model and the rewards of a run: one engine in this process, or several on Ray."""
+    run: Run,
+    path: str,
+    prompts: Sequence[Prompt],
+    engines: int = 1,
+    address: str | None = None,
+    say: Callable[[str], None] = print,
+) -> Iterator[tuple[Generates, Scores]]:
+    """Who answers and who scores, for a model and the rewards of a run: one engine in this process, or several on Ray, and the scorer; or
+    the player of its episodes for both.
+    """
     with contextlib.ExitStack() as stack:
-        scorer = Scorer(run.scored_by, on_error=run.on_reward_error)
+        scorer = Scorer(run.scored_by, on_error=run.on_reward_error, report=say)
         stack.callback(scorer.close)
-        scorer.check(list(prompts[0].columns))
+        columns, episode, played = list(prompts[0].columns), run.rollout.episode, None
+        scorer.check(columns)
         scorer.check_rows(prompts)
+        if episode is not None:
+            check_room(run)
+            played = episode.found(columns)
+            played.check(episode.label, prompts, run.rollout.serve)
         for note in scorer.trial(prompts[0]):
-            scorer.report(note)
-        cluster = None
+            say(note)
+        cluster, limit = None, context_length(run, prompts, path)
         if engines != 1 or address is not None:
             section = run.cluster or Cluster()
             cluster = dataclasses.replace(section, engines=engines, address=address or section.address)
-        group = start_engines(run.rollout.kind, run.engine_setup(path, context_length(run, prompts, path)), cluster)
+        group = start_engines(run.rollout.kind, run.engine_setup(path, limit), cluster)
         stack.callback(group.close)
-        yield group, scorer
+        if played is None:
+            yield group, scorer
+            return
+        player = player_of(run, played, load_tokenizer(path, "--model"), path, group, scorer, limit, say)
+        stack.callback(player.close)
+        yield player, player
 
 
 def voter(run: Run) -> Callable[[Rollout], str | None]:
-    """How a response votes: its final answer where the first reward is ``math``, else its whole text."""
-    first = run.scored_by[0]
-    if not first.is_math:
+    """How a response (of an episode its last) votes: its final answer where the first reward is ``math``, else its whole text."""
+    first = next(iter(run.scored_by), None)
+    if first is None or not first.is_math:
         return lambda r: r.text.strip() or None
     places = tuple(first.args.get("extract", EXTRACT))
 

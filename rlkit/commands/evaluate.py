@@ -14,7 +14,8 @@ from rlkit.data.prompts import first_of_each, load_prompts
 from rlkit.errors import ConfigError
 from rlkit.evaluation.compare import Forgetting, forgetting_of
 from rlkit.evaluation.report import Report
-from rlkit.evaluation.samples import SampleFile, draw, tenths
+from rlkit.evaluation.samples import Record, SampleFile, draw, tenths
+from rlkit.files import replace_file, told
 from rlkit.model.load import load_tokenizer
 from rlkit.record.output import require_folder
 from rlkit.rollout.hf import HFEngine
@@ -39,6 +40,9 @@ def evaluate(
 ) -> Report:
     """Draws ``n`` responses to every prompt of ``run.data.test``, grades them by the run's first reward, and measures.
 
+    Of a run that plays episodes it plays ``n`` of each prompt; their last answers are what votes, and correct is what the first reward, or
+    else the episode, says. ``out`` also gets ``transcripts.txt``, where people read them.
+
     Args:
         model: a model folder, a hub name, or a run folder, which stands for its final model.
         out: a folder for every response and the report; the same call goes on after an interruption, and a larger ``n`` adds to it.
@@ -51,7 +55,8 @@ def evaluate(
     Raises:
         ConfigError: no model, no held-out prompts, or a folder that holds samples of something else.
     """
-    refuse_episodes(run)
+    if self_certainty:
+        refuse_episodes(run, "--self-certainty")
     quiet_libraries()
     if out is not None:
         require_folder(out, "--out")
@@ -69,12 +74,11 @@ def evaluate(
     store = SampleFile(Path(out) / "samples.jsonl" if out is not None else None, settings)
     if store.rows:
         say(f"{out}/samples.jsonl: {len(store.rows)} samples are there already.")
-    label = run.scored_by[0].label
-    with running(run, path, prompts, engines, address) as (group, scorer), contextlib.ExitStack() as stack:
-        scorer.report = say
+    label = run.right
+    with running(run, path, prompts, engines, address, say) as (engine, scores), contextlib.ExitStack() as stack:
         draw(
-            group.generate,
-            scorer.score,
+            engine.generate,
+            scores.score,
             prompts,
             n=n,
             sampling=sampling,
@@ -93,7 +97,21 @@ def evaluate(
     report = Report.of(path, rows, settings, forgetting=moved, base=base)
     if out is not None:
         report.write(Path(out) / "report.json")
+        if run.rollout.episode is not None:
+            write_transcripts(Path(out) / "transcripts.txt", rows)
     return report
+
+
+def write_transcripts(path: Path, rows: Sequence[Record]) -> None:
+    """Episodes as people read them, each below a line that says which it is and what it got."""
+    shown = [
+        f"=== {r['prompt_id']}, {r['k']}, temperature {r['temperature']:g}: reward {r['reward']}, correct {r['correct']:g}"
+        + (f", {r['error']}" if "error" in r else "")
+        + f"\n{r['transcript']}\n"
+        for r in rows
+    ]
+    with told("transcripts"):
+        replace_file(path, "\n".join(shown))
 
 
 def _held_out(run: Run, path: str, say: Callable[[str], None]) -> list[Prompt]:
@@ -107,6 +125,7 @@ def _held_out(run: Run, path: str, say: Callable[[str], None]) -> list[Prompt]:
 
 def _settings(run: Run, path: str, sampling: Sampling) -> dict[str, Any]:
     """What must be equal so that samples belong to one file."""
+    episode = run.rollout.episode
     return {
         "model": str(Path(path).resolve() if Path(path).exists() else path),
         "template": run.data.template,
@@ -116,6 +135,9 @@ def _settings(run: Run, path: str, sampling: Sampling) -> dict[str, Any]:
         "stop": list(sampling.stop),
         "seed": sampling.seed,
         "rewards": [f"{s.label} {s.args}" if s.args else s.label for s in run.scored_by],
+        **(
+            {} if episode is None else {"episode": f"{episode.label} {episode.args}" if episode.args else episode.label}
+        ),
     }
 
 

@@ -45,8 +45,22 @@ class Filtered:
         """The rows as a JSONL file."""
         _write(path, self.rows)
 
+    def write_transcripts(self, path: str | Path) -> int:
+        """The scored episodes of the kept prompts as people read them; returns how many.
+
+        Raises:
+            ConfigError: the run plays none.
+        """
+        if self.run.rollout.episode is None:
+            raise ConfigError("a file of transcripts is about episodes, and rollout.episode is not set.")
+        shown = [f"=== {r.prompt.id}: reward {r.reward:g}\n{r.transcript}\n" for r in self.answered]
+        with told("transcripts", "Make room, or give another file."):
+            replace_file(Path(path), "\n".join(shown))
+        return len(shown)
+
     def write_solved(self, path: str | Path) -> None:
         """The solved responses as a file for ``data.stored``."""
+        refuse_episodes(self.run, "a file of solved responses")
         write_stored(path, self.solved)
 
     def write_pairs(self, path: str | Path, better: str | None = None) -> int:
@@ -59,6 +73,7 @@ class Filtered:
         Raises:
             DataError: a prompt without a text there.
         """
+        refuse_episodes(self.run, "a file of pairs")
         rows = []
         for _, group in itertools.groupby(self._ended(), key=lambda r: r.prompt.id):
             ranked = sorted(group, key=lambda r: r.reward)
@@ -74,10 +89,12 @@ class Filtered:
 
     def write_labelled(self, path: str | Path) -> int:
         """Every response with its reward, as a file for ``data.labelled``."""
+        refuse_episodes(self.run, "a file of labelled responses")
         return _write(path, [{**_asked(r.prompt), "response": r.text, "label": r.reward} for r in self._ended()])
 
     def write_demonstrations(self, path: str | Path) -> int:
         """The solved responses as a file for ``data.demonstrations``."""
+        refuse_episodes(self.run, "a file of demonstrations")
         solved = (r for r in self.solved if r.finish == "stop" and r.text.strip())
         return _write(path, [{**_asked(r.prompt), "response": r.text} for r in solved])
 
@@ -120,6 +137,8 @@ def filter(
 ) -> Filtered:
     """The prompts of ``run.data.train`` that ``model`` solves in a share of ``n`` responses between ``low`` and ``high``.
 
+    Of a run that plays episodes, in a share of ``n`` episodes.
+
     Args:
         low: 0 means at least one success. soft_value: beta of ``v_star = beta log mean exp(reward / beta)`` in each row (A*-PO).
         rewards: each row also gets ``base_rewards``, the rewards of its responses (InfAlign, RLKF), and with low 0 prompts without a
@@ -130,14 +149,12 @@ def filter(
     """
     if low > high:
         raise ConfigError(f"--low is {low} and --high is {high}: the lowest pass rate is above the highest.")
-    refuse_episodes(run)
     quiet_libraries()
     path = model_folder(model)
     tokenizer = load_tokenizer(path, "--model")
     prompts = load_prompts(run.data, "train", tokenizer, say)
-    with running(run, path, prompts) as (engines, scorer):
-        scorer.report = say
-        rollouts = sample_and_score(engines, scorer, prompts, n, dataclasses.replace(run.sampling, seed=run.seed))
+    with running(run, path, prompts, say=say) as (engine, scores):
+        rollouts = sample_and_score(engine, scores, prompts, n, dataclasses.replace(run.sampling, seed=run.seed))
     kept, rows, solved, answered = list[Prompt](), list[dict[str, Any]](), list[Rollout](), list[Rollout]()
     for i, p in enumerate(prompts):
         group = rollouts[i * n : (i + 1) * n]

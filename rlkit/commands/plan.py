@@ -16,13 +16,15 @@ def plan(
     *,
     prompt_tokens: float | None = None,
     mean_length: float | None = None,
+    turns: float | None = None,
     growth: bool = True,
 ) -> Plan | HerePlan:
     """Memory of every role, seconds, and the layout that fits; ``str`` makes the report, ``fits`` says whether there is one.
 
     Args:
         gpu: ``H100``, ``80GB``, ...; None is this machine, whatever ``gpus_per_node`` says, and its processors where it has no GPUs.
-        prompt_tokens, mean_length: mean tokens of a prompt and of a response, where they are known.
+        prompt_tokens, mean_length: mean tokens of a prompt and of a response, or of one answer of an episode, where they are known.
+        turns: answers of an episode; None: as many of ``sampling.max_tokens`` as ``rollout.max_model_len`` has room for.
         growth: also simulate 1 to 1,024 GPUs.
 
     Raises:
@@ -32,8 +34,15 @@ def plan(
     if gpu is None:
         here = local_gpus()
         if here is None:
-            return plan_here(run, prompt_tokens=prompt_tokens)
+            return plan_here(run, prompt_tokens=prompt_tokens, turns=turns)
         gpu, gpus_per_node = here
     return plan_gpus(
-        run, gpu, nodes, gpus_per_node, prompt_tokens=prompt_tokens, mean_length=mean_length, growth=growth
+        run,
+        gpu,
+        nodes,
+        gpus_per_node,
+        prompt_tokens=prompt_tokens,
+        mean_length=mean_length,
+        turns=turns,
+        growth=growth,
     )

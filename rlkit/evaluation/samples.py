@@ -4,7 +4,7 @@ A file of samples is JSONL. Its first line says what they are samples of; then o
 
     {"evaluation": {"model": "runs/grpo/final", "max_tokens": 1024, "top_p": 1.0, "top_k": 0, "seed": 0, "rewards": ["math"], ...}}
     {"dataset": "gsm8k", "prompt_id": "gsm8k-test-0", "temperature": 1.0, "k": 0, "response": "...", "answer": "18", "vote": "18",
-     "correct": 1.0, "length": 212, "finish": "stop", ...}
+     "correct": 1.0, "length": 212, "finish": "stop", ...}          # of an episode also "turns" and "transcript"
 
 Lines are written as soon as a prompt's samples are graded. A later call with the same settings draws what is missing, and metrics are
 computed again from the file without a model.
@@ -25,7 +25,7 @@ from typing import Any
 from rlkit.errors import ConfigError, RunError
 from rlkit.evaluation.voting import should_stop
 from rlkit.files import Appender, read_rows, reason
-from rlkit.samples import Prompt, Rollout, Sampling
+from rlkit.samples import Prompt, Rollout, Sampling, by_episode
 
 Record = dict[str, Any]
 ROUND = 16  # samples of one request; further rounds have seeds of their own, so that more samples keep the earlier ones
@@ -126,8 +126,13 @@ def dataset_of(prompt: Prompt) -> str:
     return str(prompt.columns.get("dataset", ""))
 
 
-def record(r: Rollout, k: int, temperature: float, correct: float, vote: str | None) -> Record:
-    """One line of the file: ``answer`` is the reference, ``vote`` the response's own final answer, normalised."""
+def record(rows: Sequence[Rollout], k: int, temperature: float, correct: float, vote: str | None) -> Record:
+    """One line of the file: ``answer`` is the reference, ``vote`` the response's own final answer, normalised.
+
+    ``rows`` are a response, or all of an episode, whose last answer is the ``response``; it also has its turns, and the episode as people
+    read it. Lengths are of what the model wrote.
+    """
+    r, turns = rows[-1], {t for row in rows for t in row.turn or () if t >= 0}
     return {
         "dataset": dataset_of(r.prompt),
         "prompt_id": r.prompt.id,
@@ -138,9 +143,10 @@ def record(r: Rollout, k: int, temperature: float, correct: float, vote: str | N
         "vote": vote,
         "correct": correct,
         "reward": None if math.isnan(r.reward) else r.reward,
-        "length": len(r.tokens),
+        "length": sum(sum(row.sampled) for row in rows),
         "finish": r.finish,
-        "logp": round(sum(r.logp), 4),
+        "logp": round(sum(sum(row.logp) for row in rows), 4),
+        **({} if r.episode is None else {"turns": len(turns), "transcript": r.transcript}),
         **({"error": r.error} if r.error else {}),
     }
 
@@ -185,9 +191,13 @@ def draw(
             number, inside = divmod(len(have), each)
             seed = None if sampling.seed is None else sampling.seed + 7919 * number
             group = generate(prompt, each, dataclasses.replace(sampling, seed=seed, temperature=temperature))
-            group = group[inside : inside + n - len(have)]  # an earlier call may have ended inside a round
+            whole = by_episode(group)[inside : inside + n - len(have)]  # an earlier call may have ended inside a round
+            group = [r for episode in whole for r in episode]
             score(group)
-            rows = [record(r, len(have) + k, temperature, correctness(r, label), vote(r)) for k, r in enumerate(group)]
+            rows = [
+                record(episode, len(have) + k, temperature, correctness(episode[-1], label), vote(episode[-1]))
+                for k, episode in enumerate(whole)
+            ]
             for row, weight in zip(rows, certainty(group) if certainty is not None else (), strict=False):
                 row["certainty"] = round(weight, 4)
             store.add(rows)

@@ -134,15 +134,17 @@ class HerePlan:
         )
 
 
-def plan_here(run: Run, machine: Machine | None = None, *, prompt_tokens: float | None = None) -> HerePlan:
+def plan_here(
+    run: Run, machine: Machine | None = None, *, prompt_tokens: float | None = None, turns: float | None = None
+) -> HerePlan:
     """What ``run`` needs on a machine without GPUs (null: this one), in one process or on a Ray of its own, when all responses are as long
-    as they may be.
+    as they may be. ``turns``: answers of an episode.
 
     Raises:
         ConfigError: a model that cannot be planned.
     """
     machine = machine or Machine.here()
-    p = Planner(run, GPUS["H100"], 1, None, prompt_tokens, None, Assumptions())
+    p = Planner(run, GPUS["H100"], 1, None, prompt_tokens, None, Assumptions(), turns)
     c, n, limit = run.cluster, p.responses / p.groups, p.limit
     packed = run.learner.packed is not False and run.model.attention is None
     # Tokens of a prompt group: packed, its prompt counts once; padded, every row is as long as the longest.
@@ -155,7 +157,7 @@ def plan_here(run: Run, machine: Machine | None = None, *, prompt_tokens: float 
         run,
         machine,
         p.shape,
-        f"prompts of {p.prompt:.0f} tokens ({p.known(prompt_tokens)}), responses of up to {limit}",
+        f"prompts of {p.prompt:.0f} tokens ({p.known(prompt_tokens)}), {p.answers(turns, f'up to {limit}')}",
         f"micro-batches of {tokens:.0f} tokens ({'learner.max_tokens' if run.learner.max_tokens else 'automatic: at most'} {most})",
         _processes(p, machine, tokens, tokens * n * limit / group),
         0.0 if c is None else machine.process + LIBRARIES["ray"],

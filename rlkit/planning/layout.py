@@ -132,6 +132,7 @@ class Planner:
         prompt_tokens: float | None,
         mean_length: float | None,
         assumptions: Assumptions,
+        turns: float | None = None,
     ) -> None:
         self.run, self.gpu, self.per_node, self.a = run, gpu, gpus_per_node, assumptions
         need = run.needs
@@ -145,7 +146,11 @@ class Planner:
         found = [prompt for prompt, _ in given] or (prompt_lengths(run) if prompt_tokens is None else [])
         self.measured = len(found) or None  # prompts
         self.prompt_longest = max(found, default=run.data.max_prompt_tokens)
-        self.longest = min(run.rollout.max_model_len or self.shape.context, self.prompt_longest + self.limit)
+        context = run.rollout.max_model_len or self.shape.context
+        # All answers of an episode are counted as one response: they are sampled one after another, and trained on in one context.
+        self.turns = _turns(run, turns, context - self.prompt_longest)
+        self.limit = min(math.ceil(self.turns * self.limit), max(self.limit, context - self.prompt_longest))
+        self.longest = min(context, self.prompt_longest + self.limit)
         if prompt_tokens is not None:
             self.prompt = prompt_tokens
         elif found:
@@ -153,7 +158,7 @@ class Planner:
         else:
             self.prompt = assumptions.prompt_share * run.data.max_prompt_tokens
         usual = sum(n for _, n in given) / len(given) if given else assumptions.mean_share * self.limit
-        self.mean = mean_length if mean_length is not None else max(1.0, usual)
+        self.mean = max(1.0, usual) if mean_length is None else self.turns * mean_length
         self.entropy = "entropy" in need
         self.whole = any(isinstance(t, WholeVocabulary) for t in run.objective)
         self.anchors: dict[str, SecondModel] = {}
@@ -193,6 +198,13 @@ class Planner:
         if prompt_tokens is not None:
             return "given"
         return "assumed" if self.measured is None else f"measured on {self.measured} prompts"
+
+    def answers(self, turns: float | None, text: str) -> str:
+        """``text`` about the length of a response, as one of all answers of an episode where there are several."""
+        if self.run.rollout.episode is None:
+            return f"responses of {text}"
+        known = "assumed: as many as fit" if turns is None else "given"
+        return f"episodes of {self.turns:g} answers ({known}) and {text} tokens"
 
     def asked(self) -> Layout:
         """The layout that the run's configuration says."""
@@ -424,6 +436,19 @@ class Planner:
         return best and self.estimate(best.layout), closest
 
 
+def _turns(run: Run, given: float | None, room: int) -> float:
+    """Answers of a response: 1, or of an episode those that are ``given``, or as many of ``sampling.max_tokens`` as there is ``room`` for.
+
+    Raises:
+        ConfigError: they are given, and nothing has several.
+    """
+    if run.rollout.episode is None:
+        if given is not None:
+            raise ConfigError("--turns counts the answers of an episode, and rollout.episode is not set. Leave it out.")
+        return 1.0
+    return max(1.0, float(room // run.sampling.max_tokens) if given is None else given)
+
+
 def prompt_lengths(run: Run) -> list[int]:
     """Tokens of the first prompts; none where the tokenizer or the data cannot be had from here."""
     data = dataclasses.replace(run.data, size=min(run.data.size or FIRST_ROWS, FIRST_ROWS))
@@ -616,13 +641,14 @@ def plan(
     *,
     prompt_tokens: float | None = None,
     mean_length: float | None = None,
+    turns: float | None = None,
     assumptions: Assumptions | None = None,
     growth: bool = True,
 ) -> Plan:
     """What ``run`` needs on ``nodes * gpus_per_node`` GPUs, as configured and at best; ``str(plan)`` is the report.
 
     ``model_config``: a ``PretrainedConfig`` or a folder instead of the run's own model. ``prompt_tokens`` and ``mean_length``: mean tokens
-    of prompts and responses, where they are known. ``growth``: also simulate 1 to 1,024 GPUs.
+    of prompts and responses (of answers, in an episode of ``turns``), where they are known. ``growth``: also simulate 1 to 1,024 GPUs.
 
     Raises:
         ConfigError: unknown GPU, or a model that cannot be planned.
@@ -630,13 +656,14 @@ def plan(
     if nodes < 1 or gpus_per_node < 1:
         raise ConfigError(f"--nodes is {nodes} and --gpus-per-node {gpus_per_node}; both must be at least 1.")
     gpu, a = find_gpu(gpu) if isinstance(gpu, str) else gpu, assumptions or Assumptions()
-    p = Planner(run, gpu, gpus_per_node, model_config, prompt_tokens, mean_length, a)
+    p = Planner(run, gpu, gpus_per_node, model_config, prompt_tokens, mean_length, a, turns)
     asked = p.estimate(p.asked())
     best, closest = p.search(nodes * gpus_per_node)
     x = asked.layout
     lengths = (
-        f"prompts of {p.prompt:.0f} tokens ({p.known(prompt_tokens)}), responses of {p.mean:.0f} "
-        f"({'given' if mean_length is not None else 'assumed'}), at most {p.longest} together"
+        f"prompts of {p.prompt:.0f} tokens ({p.known(prompt_tokens)}), "
+        + p.answers(turns, f"{p.mean:.0f} ({'given' if mean_length is not None else 'assumed'})")
+        + f", at most {p.longest} together"
     )
     return Plan(
         run,

@@ -205,17 +205,18 @@ class Scorer:
                     f"reward {spec.label!r} cannot be sent to a worker process: {clip(error, 300)}. It may hold something open (a file, a "
                     "lock, a connection): make that inside the function, or name the reward as my_file.py:function."
                 ) from error
-        own = {i: spec for i, spec in enumerate(self.rewards) if isinstance(spec.fn, Grader)}
+        own = {i: spec.fn for i, spec in enumerate(self.rewards) if isinstance(spec.fn, Grader)}
         shared = [None if i in own else fn for i, fn in enumerate(functions)]
         most = max((r.memory for i, r in enumerate(self.rewards) if i not in own), default=0.0)
         self._job = Job(pack(shared), snapshot(), GIB * most, frozenset(self._groups))
         longest = max((self.rewards[i].timeout for i in waiting if i not in own), default=0.0)
         together = AsyncWorker(self._job, self.output, longest)
         self._waits = {i: (together, i) for i in waiting if i not in own}
-        for i, spec in own.items():
-            alone = Job(pack([spec.fn]), snapshot(), GIB * spec.memory, frozenset({0} if i in self._groups else ()))
-            used = partial(self._used, i)
-            self._waits[i] = (AsyncWorker(alone, self.output, spec.timeout, type(spec.fn).starting, used), 0)
+        for i, grader in own.items():
+            spec, together_there = self.rewards[i], frozenset({0} if i in self._groups else ())
+            alone = Job(pack([grader]), snapshot(), GIB * spec.memory, together_there)
+            worker = AsyncWorker(alone, self.output, spec.timeout, grader.starting, partial(self._used, i))
+            self._waits[i] = worker, 0
 
     def check_rows(self, prompts: Sequence[Prompt]) -> None:
         """Lets every reward that looks at rows (:func:`rlkit.rewards.functions.rows_checked_by`) look at all of them.
@@ -228,18 +229,18 @@ class Scorer:
             check = row_check(fn)
             if check is None:
                 continue
-            wrong = list[tuple[Prompt, RewardError]]()
+            wrong = list[tuple[Prompt, str]]()
             for p in prompts:
                 row = {**p.columns, "prompt": p.text, "answer": p.answer, "id": p.id, **spec.args}
                 try:
                     check(**{name: row[name] for name in parameters(check, sorted(row), spec.label)})
                 except RewardError as error:
-                    wrong.append((p, error))
+                    wrong.append((p, str(error)))
             if wrong:
-                p, error = wrong[0]
+                p, why = wrong[0]
                 more = f" ({len(wrong)} of {len(prompts)} rows are wrong)" if len(wrong) > 1 else ""
                 raise DataError(
-                    f"{p.where or f'prompt {p.id}'}: reward {spec.label!r}: {error}{more}. Mend or remove the row."
+                    f"{p.where or f'prompt {p.id}'}: reward {spec.label!r}: {why}{more}. Mend or remove the row."
                 )
 
     def trial(self, prompt: Prompt) -> list[str]:

@@ -12,7 +12,6 @@ import yaml
 
 import rlkit as rk
 from rlkit.cli import main
-from rlkit.errors import ConfigError
 from rlkit.evaluation.samples import read_samples
 from rlkit.model.load import load_lm
 from rlkit.rollout.hf import HFEngine
@@ -288,8 +287,50 @@ def test_sampling_realigned_best_and_tilted(tiny: Path, tmp_path: Path, capsys: 
         assert main([*base, *wrong]) == 2 and says in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [rk.evaluate, rk.filter])
-def test_a_run_of_episodes_is_not_asked_for_single_responses(command: Any, small: dict[str, Any], tiny: Path) -> None:
-    small["rollout"] |= {"episode": "examples/guessing.py:guess", "max_model_len": 16}
-    with pytest.raises(ConfigError, match=r"rollout\.episode is set, but this command asks for single responses"):
-        command(rk.load(small), tiny)
+def test_episodes_are_played_and_kept_with_what_was_said(
+    config: Path, tiny: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """Also the samples of a later call, which go on where the first stopped."""
+    (tmp_path / "two.py").write_text(EPISODE)
+    out, run = tmp_path / "e", yaml.safe_load(config.read_text())
+    run |= {
+        "rewards": [],
+        "rollout": {"engine": "hf", "episode": {"fn": "two.py:two", "args": {"wanted": "1"}}, "max_model_len": 32},
+    }
+    config.write_text(yaml.safe_dump(run))
+    base = ["eval", str(config), "--model", str(tiny), "--out", str(out)]
+    assert (
+        main([*base, "-n", "2"]) == 0
+        and "8 responses to 4 prompts; correct is what 'two' says" in capsys.readouterr().out
+    )
+    before = read_samples(out)[1]
+    assert main([*base, "-n", "3"]) == 0
+    settings, rows = read_samples(out)
+    assert rows[:8] == before and len(rows) == 12 and settings["episode"] == "two {'wanted': '1'}"
+    for r in rows:
+        first, second = (part.split("\n")[0] for part in r["transcript"].split("[model] ")[1:])
+        assert r["turns"] == 2 and r["correct"] == r["reward"] == float("1" in first + second)
+        assert r["response"] == second and 2 <= r["length"] <= 4, (
+            "what the model wrote, without the token that was added"
+        )
+    text = (out / "transcripts.txt").read_text()
+    assert text.count("=== ") == 12 and text.count("[added] >") == 12 and "=== q0, 0, temperature 1: reward " in text
+    assert (
+        main([*base, "rollout.episode.args.wanted=2"]) == 2 and "samples of another episode" in capsys.readouterr().err
+    )
+    assert (
+        main([*base, "--self-certainty"]) == 2
+        and "--self-certainty is about single responses" in capsys.readouterr().err
+    )
+    assert (
+        main([*base, "rollout.max_model_len=null"]) == 2 and "rollout.max_model_len is not" in capsys.readouterr().err
+    )
+
+
+EPISODE = """
+async def two(context, wanted):
+    first = await context.generate(max_tokens=2)
+    context.add(">")
+    second = await context.generate(max_tokens=2)
+    return float(wanted in first.text + second.text)
+"""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import rlkit as rk
 from rlkit.cli import main
 from rlkit.commands.filter import Filtered
 from rlkit.errors import DataError
@@ -55,3 +57,29 @@ def test_pairs_of_a_column_and_the_models_own_response(tmp_path: Path) -> None:
 def test_better_needs_a_file_of_pairs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["filter", "configs/tasks/sorting.yaml", "--model", "m", "--out", "x", "--better", "answer"]) == 2
     assert "--better says what pairs hold; name their file with --pairs FILE." in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_prompts_are_kept_by_the_episodes_that_solve_them(tmp_path: Path, small: dict[str, Any], tiny: Path) -> None:
+    (tmp_path / "some.py").write_text(
+        "async def some(context, rng):\n"
+        "    await context.generate(max_tokens=1)\n"
+        "    context.add('>')\n"
+        "    await context.generate(max_tokens=1)\n"
+        "    return float(rng.random() < 0.5)\n"
+    )
+    small |= {"rewards": [], "rollout": {"engine": "hf", "episode": f"{tmp_path}/some.py:some", "max_model_len": 32}}
+    found = rk.filter(rk.load(small), tiny, n=4, high=0.75, say=lambda text: None)
+    assert 0 < len(found.prompts) < found.asked == 40
+    for row in found.rows:
+        group = [r for r in found.answered if r.prompt.id == row["id"]]
+        assert len(group) == 4 and row["pass_rate"] == sum(r.reward for r in group) / 4 and 0 < row["pass_rate"] <= 0.75
+    assert found.write_transcripts(tmp_path / "shown.txt") == len(found.answered)
+    assert (tmp_path / "shown.txt").read_text().count("[added] >") == len(found.answered)
+    for write in (found.write_pairs, found.write_labelled, found.write_demonstrations, found.write_solved):
+        with pytest.raises(rk.ConfigError, match="is about single responses, and an episode is a conversation"):
+            write(tmp_path / "x.jsonl")
+    with pytest.raises(rk.ConfigError, match="rollout.episode is not set"):
+        dataclasses.replace(
+            found, run=rk.load(small | {"rollout": {"engine": "hf"}, "rewards": ["task"]})
+        ).write_transcripts("x")

@@ -12,7 +12,8 @@ from transformers import LlamaConfig, Qwen2Config
 
 import rlkit as rk
 from rlkit.cli import main
-from rlkit.planning import GPUS, Assumptions, Sharding, find_gpu, plan, shape
+from rlkit.errors import ConfigError
+from rlkit.planning import GPUS, Assumptions, Planner, Sharding, find_gpu, plan, plan_here, shape
 from rlkit.planning.probe import probe
 from rlkit.planning.speed import decode_step, forward_flops, learner_seconds, sync_seconds, update_flops
 from tests.planning.test_memory import LLAMA_8B, QWEN_7B
@@ -269,3 +270,23 @@ def test_engines_and_learners_on_the_same_devices_by_turns(small: dict[str, Any]
     assert again.asked.layout.turns and again.asked_gpus == 8
     ahead = {"engine": "vllm", "prompts": 64, "n": 8, "max_lag": 1}
     assert plan(big(small, rollout=ahead), "H100", 1, 8, SMALL, growth=False).together is None
+
+
+def test_the_answers_of_an_episode_are_counted_together(small: dict[str, Any]) -> None:
+    """As many as fit into a conversation, or as many as are given; a learner step and an engine's takes grow with them."""
+    single = Planner(rk.load(small), GPUS["H100"], 8, None, 100, None, Assumptions())
+    small["sampling"]["max_tokens"] = 50
+    one = Planner(rk.load(small), GPUS["H100"], 8, None, 100, None, Assumptions())
+    small["rollout"] |= {"episode": "examples/guessing.py:guess", "max_model_len": 512}
+    run = rk.load(small | {"data": small["data"] | {"max_prompt_tokens": 100}})
+    all_that_fit, three = (Planner(run, GPUS["H100"], 8, None, 100, None, Assumptions(), t) for t in (None, 3))
+    assert (single.turns, single.limit, one.limit) == (1, 4, 50)
+    assert (all_that_fit.turns, all_that_fit.limit, all_that_fit.longest) == (8, 400, 500)
+    assert (three.turns, three.limit, three.longest) == (3, 150, 250) and three.mean == 3 * one.mean
+    few, many = (p.estimate(p.asked()) for p in (one, three))
+    assert all(many.seconds[part] > few.seconds[part] for part in ("generate", "learner"))
+    text = str(plan(run, "H100", prompt_tokens=100, mean_length=20, turns=4, growth=False))
+    assert "episodes of 4 answers (given) and 80 (given) tokens" in text
+    assert "episodes of 8 answers (assumed: as many as fit)" in str(plan_here(run, prompt_tokens=100))
+    with pytest.raises(ConfigError, match="--turns counts the answers of an episode"):
+        plan(rk.load({**small, "rollout": {"engine": "hf"}}), "H100", turns=2)
