@@ -173,6 +173,12 @@ def _cached(parameters: Mapping[str, Any], fn: Callable[..., Any]) -> Callable[.
     return cached
 
 
+def _kept(fn: Callable[[Any], Any], name: str) -> functools.cached_property[Any]:
+    made = functools.cached_property(fn)
+    made.__set_name__(object, name)
+    return made
+
+
 def pack(functions: Sequence[Any]) -> bytes:
     """Functions, or where they are; those of scripts, notebooks and users' modules by value. :func:`pickle.loads` reads it."""
     import cloudpickle
@@ -182,6 +188,8 @@ def pack(functions: Sequence[Any]) -> bytes:
             # By itself a cached function is pickled as the name of its module, which another process may not have.
             if isinstance(obj, functools._lru_cache_wrapper) and _travels(inspect.getmodule(obj.__wrapped__)):
                 return _cached, (obj.cache_parameters(), obj.__wrapped__)
+            if type(obj) is functools.cached_property:  # of a class that travels by value; Python 3.11's holds a lock
+                return _kept, (obj.func, obj.attrname)
             return super().reducer_override(obj)
 
     for fn in _with_inner(functions):

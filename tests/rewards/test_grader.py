@@ -18,8 +18,9 @@ from rlkit.rewards.judge import Judge
 from rlkit.samples import Prompt, Rollout
 
 MINE = """
+import functools
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from rlkit import Grader
 
 
@@ -27,12 +28,15 @@ from rlkit import Grader
 class Mine(Grader):
     bonus: float = 0.0
     fails: bool = False
-    seen: list = field(default_factory=list, init=False, compare=False)
 
-    def start(self):
+    @functools.cached_property
+    def seen(self):
         if self.fails:
             raise OSError("no such model")
-        self.seen.append(os.getpid())
+        return [os.getpid()]
+
+    def start(self):
+        self.seen
 
     async def __call__(self, response, answer):
         self.seen.append(response)
