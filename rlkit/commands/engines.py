@@ -10,7 +10,6 @@ from pathlib import Path
 
 from rlkit.checks import check_room, context_length
 from rlkit.cluster.start import start_engines
-from rlkit.errors import ConfigError
 from rlkit.model.hub import model_config
 from rlkit.model.load import load_tokenizer
 from rlkit.rewards import Scorer
@@ -28,15 +27,6 @@ def model_folder(model: str | Path, where: str = "--model") -> str:
     path = str(final) if os.path.isdir(final) else str(model)
     model_config(path, where)
     return path
-
-
-def refuse_episodes(run: Run, what: str) -> None:
-    """Raises ConfigError for a run that plays episodes, where single responses are asked for."""
-    if run.rollout.episode is not None:
-        raise ConfigError(
-            f"rollout.episode is set, but {what} is about single responses, and an episode is a conversation. Leave it out, or set "
-            "rollout.episode: null, and rewards."
-        )
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.checks import context_length
-from rlkit.commands.engines import model_folder, refuse_episodes, running, voter
+from rlkit.commands.engines import model_folder, running, voter
 from rlkit.data.prompts import first_of_each, load_prompts
 from rlkit.errors import ConfigError
 from rlkit.evaluation.compare import Forgetting, forgetting_of
@@ -55,8 +55,10 @@ def evaluate(
     Raises:
         ConfigError: no model, no held-out prompts, or a folder that holds samples of something else.
     """
-    if self_certainty:
-        refuse_episodes(run, "--self-certainty")
+    if self_certainty and run.rollout.episode is not None:
+        raise ConfigError(
+            "--self-certainty is about single responses, and rollout.episode plays conversations. Leave it out."
+        )
     quiet_libraries()
     if out is not None:
         require_folder(out, "--out")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlkit.commands.engines import model_folder, refuse_episodes, running
+from rlkit.commands.engines import model_folder, running
 from rlkit.data.prompts import load_prompts
 from rlkit.data.stored import write_stored
 from rlkit.errors import ConfigError, DataError
@@ -51,7 +51,7 @@ class Filtered:
         Raises:
             ConfigError: the run plays none.
         """
-        if self.run.rollout.episode is None:
+        if not all(r.transcript for r in self.answered):
             raise ConfigError("a file of transcripts is about episodes, and rollout.episode is not set.")
         shown = [f"=== {r.prompt.id}: reward {r.reward:g}\n{r.transcript}\n" for r in self.answered]
         with told("transcripts", "Make room, or give another file."):
@@ -60,7 +60,7 @@ class Filtered:
 
     def write_solved(self, path: str | Path) -> None:
         """The solved responses as a file for ``data.stored``."""
-        refuse_episodes(self.run, "a file of solved responses")
+        self._single("a file of solved responses")
         write_stored(path, self.solved)
 
     def write_pairs(self, path: str | Path, better: str | None = None) -> int:
@@ -73,7 +73,7 @@ class Filtered:
         Raises:
             DataError: a prompt without a text there.
         """
-        refuse_episodes(self.run, "a file of pairs")
+        self._single("a file of pairs")
         rows = []
         for _, group in itertools.groupby(self._ended(), key=lambda r: r.prompt.id):
             ranked = sorted(group, key=lambda r: r.reward)
@@ -89,14 +89,19 @@ class Filtered:
 
     def write_labelled(self, path: str | Path) -> int:
         """Every response with its reward, as a file for ``data.labelled``."""
-        refuse_episodes(self.run, "a file of labelled responses")
+        self._single("a file of labelled responses")
         return _write(path, [{**_asked(r.prompt), "response": r.text, "label": r.reward} for r in self._ended()])
 
     def write_demonstrations(self, path: str | Path) -> int:
         """The solved responses as a file for ``data.demonstrations``."""
-        refuse_episodes(self.run, "a file of demonstrations")
+        self._single("a file of demonstrations")
         solved = (r for r in self.solved if r.finish == "stop" and r.text.strip())
         return _write(path, [{**_asked(r.prompt), "response": r.text} for r in solved])
+
+    def _single(self, what: str) -> None:
+        """Raises ConfigError where the responses are conversations."""
+        if any(r.episode is not None for r in self.answered):
+            raise ConfigError(f"{what} is about single responses, and an episode is a conversation. Leave it out.")
 
     def _ended(self) -> Iterator[Rollout]:
         return (r for r in self.answered if r.finish == "stop" and r.text.strip())
