@@ -185,6 +185,9 @@ class Shifted(Reference):
 
     A student that cannot be its teacher may still learn what the teacher learned. Three models are held beside the policy.
 
+    Raises:
+        ModelError: ``tuned`` or ``raw`` is of another type than Frozen, or keeps its outputs in a file.
+
     Attributes:
         tuned, raw: the teacher after and before its fine-tuning, each with a ``path``.
         alpha: 1 takes the whole shift, less of it a part. offload: of the start model; the others have their own.
@@ -200,9 +203,9 @@ class Shifted(Reference):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, part in (("tuned", self.tuned), ("raw", self.raw)):
-            if part.asked or not part.whole:
+            if not isinstance(part, Frozen):
                 raise ModelError(
-                    f"Shifted.{name} is of type: {type(part).__name__}, which does not give whole distributions: use type: Frozen."
+                    f"Shifted.{name} is of type: {type(part).__name__}; the shift is between two models that stay: use type: Frozen."
                 )
             if part.kept is not None:
                 raise ModelError(f"Shifted.{name}.precompute: what is kept is no whole distribution. Leave it out.")

@@ -121,9 +121,9 @@ def test_a_teachers_shift_on_the_start_model(small: dict[str, Any], tiny: Path, 
     assert found["loss/forward_kl_full(teacher)"] == pytest.approx(float((q.exp() * (q - pi)).sum(-1).mean()), rel=1e-4)
 
 
-def test_a_shift_needs_whole_distributions() -> None:
+def test_a_shift_is_between_two_models_that_stay() -> None:
     one = Frozen(path="a")
-    with pytest.raises(ModelError, match=r"Shifted\.raw is of type: Served, which does not give whole distributions"):
+    with pytest.raises(ModelError, match=r"Shifted\.raw is of type: Served; the shift is between two models that stay"):
         Shifted(tuned=one, raw=Served(url="http://x"))
     with pytest.raises(ModelError, match=r"Shifted\.tuned\.precompute"):
         Shifted(tuned=Frozen(path="a", precompute="x.pt"), raw=one)
