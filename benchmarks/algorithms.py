@@ -30,21 +30,6 @@ CONFIGS = ROOT / "configs" / "algorithms"
 TASK = ["data.task.levels=[1, 2]", "data.size=2000", "data.test_size=100", "eval.prompts=100", f"out={OUT}"]
 SORTING = ROOT / "configs" / "tasks" / "sorting.yaml"
 STEPS, COLUMNS = 60, 6
-TAUGHT = (
-    "abkd",
-    "akl",
-    "ammd",
-    "atkd",
-    "bd_kd",
-    "ckd",
-    "delta_kd",
-    "distillm",
-    "dpkd",
-    "f_distill",
-    "gkd",
-    "minillm",
-    "tvd",
-)
 
 
 def start_from(model: Path) -> list[str]:
@@ -119,7 +104,8 @@ def overrides(name: str, base: Path, seed: int) -> list[str]:
     if name == "dph_rl":
         own.append(f"data.stored.path={OUT / 'stored.jsonl'}")
     for section in rk.load(CONFIGS / f"{name}.yaml").data.offline:
-        rows = "spin" if name in ("spin", "alpha_spin") else "taught" if name in TAUGHT else section.key
+        taught = Path(str(section.path)).stem == "taught"
+        rows = "spin" if name in ("spin", "alpha_spin") else "taught" if taught else section.key
         own += [f"data.{section.key}.path={OUT / f'{rows}.jsonl'}", f"eval.every={STEPS // 12}"]
     if name == "delta_kd":
         own += [f"teacher.tuned.path={OUT / 'grpo-teacher' / 'final'}", f"teacher.raw.path={base}"]

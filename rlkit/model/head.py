@@ -278,6 +278,7 @@ class LMHead(nn.Linear):
         fp32: bool = False,
         full: Sequence[tuple[Any, Whole, Tensor | None]] = (),
         weight: Tensor | None = None,
+        seq: Tensor | None = None,
     ) -> Any:
         """Logits without ``target``; else log-probs ``[N]``, entropies (``[N]``, or empty), and ``full`` divergences ``[N]`` by name.
 
@@ -307,5 +308,6 @@ class LMHead(nn.Linear):
                 fp32=fp32,
                 expected=expected,
                 target=target,
+                seq=seq,
             )
         return logp, ent, found

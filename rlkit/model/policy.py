@@ -204,6 +204,7 @@ class PolicyModel(nn.Module):
             fp32=self.fp32_head,
             full=full,
             weight=weight,
+            seq=torch.searchsorted(length.cumsum(0), action, right=True) if full else None,
         )
         values = None
         if value and self.critic is not None:

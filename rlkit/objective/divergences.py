@@ -65,6 +65,11 @@ class Generator(Plug):
         """How many of the anchor's most likely tokens it tells apart, where the others matter only together; None: all."""
         return None
 
+    @property
+    def joint(self) -> int | None:
+        """It is of all distributions of a response together, of at most so many tokens that follow each other; None: of each by itself."""
+        return None
+
     def at(self, log_p: Tensor, log_q: Tensor) -> Generator:
         """Its form between whole distributions ``log_p`` (the policy's) and ``log_q`` (the anchor's), ``[n, V]``: itself, where that is
         the same for all of them. Both arguments are left as they are."""

@@ -12,9 +12,10 @@ Source: the definition above (gradients are checked by enumeration in the tests)
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -282,10 +283,21 @@ class _Pass:
         temperature: float,
         fp32: bool,
         target: Tensor | None,
+        seq: Tensor | None,
     ) -> None:
         self.head, self.anchor, self.f, self.of, self.temperature, self.fp32 = head, anchor, f, of, temperature, fp32
-        self.target = target
+        self.target, self.seq = target, seq
         self.top_k = None if top_k is None or top_k >= head.classes else top_k
+
+    def _parts(self, n: int, rows: int) -> Iterator[slice]:
+        """Chunks of at most ``rows`` of ``n`` tokens; of a divergence that is of many tokens together, those of one response."""
+        edges = [0, n]
+        if self.f.joint is not None:
+            assert self.seq is not None, "whose tokens they are is known in training"
+            rows = self.f.joint
+            edges = [0, *((self.seq[1:] != self.seq[:-1]).nonzero()[:, 0] + 1).tolist(), n]
+        for first, last in itertools.pairwise(edges):
+            yield from (slice(i, min(last, i + rows)) for i in range(first, last, rows))
 
     def _apart(self, rows: slice, log_p: Tensor, log_q: Tensor) -> Tensor | None:
         """The ids of the tokens that stay apart, ``[n, k]``; None: all of them."""
@@ -308,8 +320,7 @@ class _Pass:
         d_hidden = None if g_N is None else torch.empty_like(hidden)
         d_weight = torch.zeros_like(w, dtype=torch.float32) if g_N is not None and weight else None
         d_bias = torch.zeros(self.head.classes, device=w.device) if g_N is not None and bias else None
-        for i in range(0, n, rows):
-            at = slice(i, min(n, i + rows))
+        for at in self._parts(n, rows):
             log_p = self.head.logits(at, self.temperature, self.fp32)
             log_q = self.anchor.log_probs(at, self.head.classes, self.temperature, self.fp32)
             cap = self.head.cap
@@ -367,7 +378,7 @@ class _Full(torch.autograd.Function):
             None if d is None else (d if factor == 1 else d * factor).to(x.dtype)
             for d, x in zip(grads, (hidden, weight, bias), strict=True)
         ]
-        return (*own, *([None] * 9))
+        return (*own, *([None] * 10))
 
 
 def full_divergence(
@@ -381,16 +392,16 @@ def full_divergence(
     fp32: bool = False,
     expected: Tensor | None = None,
     target: Tensor | None = None,
+    seq: Tensor | None = None,
 ) -> Tensor:
     """``D_f(pi‖anchor)`` of each token's distribution, ``[N]`` in nats for the KLs; gradient to the policy's hidden states and weights.
 
     ``expected`` is the gradient that each token's value will get, up to a common factor (its weight in the loss). Then gradients are made
     in the forward pass and logits are computed once; if another gradient arrives, they are computed again. ``target``, ``[N]``, is the
-    token that stands in the text, for generators that ask for it.
+    token that stands in the text, and ``seq``, ``[N]`` ascending, the response it belongs to, for generators that ask for them.
     """
-    value: Tensor = _Full.apply(
-        policy.hidden, policy.weight, policy.bias, policy.cap, anchor, expected, f, top_k, of, temperature, fp32, target
-    )
+    options = (f, top_k, of, temperature, fp32, target, seq)
+    value: Tensor = _Full.apply(policy.hidden, policy.weight, policy.bias, policy.cap, anchor, expected, *options)
     return value
 
 

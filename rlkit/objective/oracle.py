@@ -293,6 +293,12 @@ def examine(part: Term | Penalty, sampled: Sampled, seed: int = 0) -> Finding:
             sampled,
             problem="it compares the responses of a prompt with each other and is not a sum over responses.",
         )
+    if isinstance(part, FullDivergence) and part.generator.joint is not None:
+        return Finding(
+            part.name,
+            sampled,
+            problem="it compares the tokens of a response with each other and is not a sum over prefixes.",
+        )
     w = World(sampled, seed)
     extra = []
     if isinstance(part, Divergence | DivergenceReward | FullDivergence) and label(part.f, part.parameter) not in TABLE:

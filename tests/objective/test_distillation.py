@@ -12,7 +12,7 @@ from torch import Tensor
 import rlkit as rk
 from rlkit.errors import ConfigError
 from rlkit.objective import loss, normalise
-from rlkit.objective.distillation import AKL, ATKD, BDKD, CKD, DPKD, AlphaBeta, beside, two_way
+from rlkit.objective.distillation import AKL, ATKD, BDKD, CKD, DPKD, AlphaBeta, SinKD, beside, two_way
 from rlkit.objective.divergences import Divergence, Generator, generator
 from rlkit.objective.full_vocab import FullDivergence, Head, TopK, full_divergence
 from rlkit.objective.oracle import examine
@@ -148,6 +148,32 @@ def test_value_and_gradient_are_those_of_the_equation(
 def test_the_tokens_beside_the_one_in_the_text(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlkit.objective.full_vocab.CHUNK_ELEMENTS", chunk)
     agrees(beside(), others, targets=True)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_transport_between_the_tokens_of_a_response(ahead: bool) -> None:
+    """Responses of 2, 4 and 1 tokens, blocks of at most 3: each block's ``P * W``, with P from the definition and held fixed."""
+    policy, anchor = heads()
+    leaves, upstream = (policy.hidden, policy.weight, policy.bias), torch.linspace(0.5, 2, N)
+    f, seq = SinKD(tokens=3, rounds=4), torch.tensor([0, 0, 1, 1, 1, 1, 2])
+    got = full_divergence(policy, anchor, f, seq=seq, temperature=0.8, expected=upstream / 3 if ahead else None)
+    s, t = (((h.hidden @ h.weight.T + h.bias) / 0.8 / 2).double().softmax(-1) for h in (policy, anchor))
+    rows = []
+    for block in ([0, 1], [2, 3, 4], [5], [6]):
+        w = torch.stack([torch.stack([(s[i] - t[j]).abs().sum() for j in block]) for i in block])
+        plan = (-w.detach() / 0.1).exp()
+        for _ in range(4):
+            plan = plan / plan.sum(1, keepdim=True)
+            plan = plan / plan.sum(0, keepdim=True)
+        rows += list((plan * w).sum(1))
+    want = torch.stack(rows)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)
+    for a, b in zip(
+        torch.autograd.grad((got * upstream).sum(), leaves),
+        torch.autograd.grad((want * upstream).sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-5)
 
 
 def test_the_token_in_the_text_may_be_in_the_bucket() -> None:
