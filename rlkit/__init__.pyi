@@ -11,6 +11,7 @@ from rlkit.commands.evaluate import evaluate
 from rlkit.commands.filter import filter
 from rlkit.commands.gpu_check import gpu_check
 from rlkit.commands.init import init
+from rlkit.commands.jobs import fetch_job, follow_job, jobs, stop_job
 from rlkit.commands.merge import merge
 from rlkit.commands.metrics import compare, metrics
 from rlkit.commands.plan import plan
@@ -178,6 +179,10 @@ __all__ = [
     "plot_run",
     "convert",
     "submit",
+    "jobs",
+    "follow_job",
+    "stop_job",
+    "fetch_job",
     "to_yaml",
     # what a run gives back
     "Steps",

@@ -18,7 +18,7 @@ from typing import Any
 from rlkit.checks import check_configuration, what_to_know
 from rlkit.cluster.groups import EngineGroup, LearnerGroup
 from rlkit.cluster.pool import Asked
-from rlkit.cluster.ray import connect
+from rlkit.cluster.ray import connect, show_folder
 from rlkit.cluster.start import beside, route, start_beside
 from rlkit.cluster.start import start as start_workers
 from rlkit.cluster.sync import WeightSync, probe_parity
@@ -241,6 +241,8 @@ def open_session(
         table = SAMPLED if run.online else given_table(next((t.name for t in run.objective if t.pairwise), None))
         log = RunLog(run.log, run.steps, folder, quiet, table)
         stack.callback(log.close)
+        if run.cluster is not None:
+            show_folder(folder, log.say)
         log.say(f"rlkit: {run.name}, {run.steps} steps, in {folder}" + (f", from step {found.step}" if resume else ""))
         given.scorer.report = log.say
         for line in (*notes, *what_to_know(run, findings), *given.shown()):

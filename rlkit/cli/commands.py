@@ -6,6 +6,7 @@ through ``import rlkit as rk``, and returns the exit code. So nothing is importe
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import shlex
@@ -421,17 +422,19 @@ class Watch(Command):
 
     @staticmethod
     def arguments(p: Parser) -> None:
-        p.add_argument("run_folder", help="a run folder")
+        p.add_argument("run_folder", help="a run folder; with --address the id of a job")
+        p.add_argument("--address", metavar="URL", help="the Ray dashboard of a cluster, e.g. http://head:8265")
         p.add_argument("--every", type=positive, default=2.0, metavar="SECONDS", help="default 2")
         p.add_argument("--once", action="store_true", help="show it as it is now, and end")
 
     @staticmethod
     def run(a: Namespace) -> int:
         clear = "\033[H\033[J" if sys.stdout.isatty() and not a.once else ""
-        for text in rk.watch(a.run_folder, a.every):
-            print(f"{clear}{text}", flush=True)
-            if a.once:
-                break
+        with contextlib.suppress(KeyboardInterrupt):  # the usual way to end it
+            for text in rk.watch(a.run_folder, a.every, address=a.address):
+                print(f"{clear}{text}", flush=True)
+                if a.once:
+                    break
         return 0
 
 
@@ -681,20 +684,70 @@ class Doctor(Command):
 
 
 class Submit(Command):
-    """Send `rlkit train CONFIG` to a Ray cluster as a job."""
+    """Send `rlkit train CONFIG` to a Ray cluster as a job, with the current folder, and follow it."""
 
     name = "submit"
 
     @staticmethod
     def arguments(p: Parser) -> None:
         configuration(p)
-        p.add_argument("--address", required=True, help="the Ray dashboard, e.g. http://head:8265")
+        p.add_argument("--address", required=True, metavar="URL", help="the Ray dashboard, e.g. http://head:8265")
+        p.add_argument(
+            "--resume", action="store_true", help="continue the newest run of this name in `out` on the cluster"
+        )
+        p.add_argument(
+            "--env",
+            action="append",
+            default=[],
+            metavar="NAME[=VALUE]",
+            help="a variable for the run; without a value the one that it has here; may be repeated",
+        )
+        p.add_argument("--fetch", metavar="FOLDER", help="copy the run folder into this folder at the end")
         p.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
 
     @staticmethod
     def run(a: Namespace) -> int:
-        say = functools.partial(print, flush=True)
-        rk.submit(a.config, a.overrides, address=a.address, wait=not a.no_wait, say=say)
+        rk.submit(
+            a.config,
+            a.overrides,
+            address=a.address,
+            wait=not a.no_wait,
+            resume=a.resume,
+            env=a.env,
+            fetch_to=a.fetch,
+            say=functools.partial(print, flush=True),
+        )
+        return 0
+
+
+class Jobs(Command):
+    """List the jobs of a Ray cluster; follow the log of one of them, end it, or copy its run folder."""
+
+    name = "jobs"
+
+    @staticmethod
+    def arguments(p: Parser) -> None:
+        p.add_argument("id", nargs="?", metavar="JOB", help="follow the log of this one until it ends")
+        p.add_argument("--address", required=True, metavar="URL", help="the Ray dashboard, e.g. http://head:8265")
+        p.add_argument("--stop", action="store_true", help="end it instead; it writes a checkpoint first")
+        p.add_argument("--fetch", metavar="FOLDER", help="copy its run folder into this folder instead")
+        p.add_argument("--checkpoints", action="store_true", help="with --fetch: its checkpoints, too")
+
+    @staticmethod
+    def run(a: Namespace) -> int:
+        if a.id is None and (a.stop or a.fetch):
+            raise ConfigError(f"which job? `rlkit jobs --address {a.address}` lists them.")
+        if (a.stop and a.fetch) or (a.checkpoints and not a.fetch):
+            raise ConfigError("--stop and --fetch exclude each other, and --checkpoints belongs to --fetch.")
+        if a.stop:
+            print(f"job {a.id}: {rk.stop_job(a.id, address=a.address).status.lower()}")
+        elif a.fetch:
+            print(f"fetched: {rk.fetch_job(a.id, a.fetch, address=a.address, checkpoints=a.checkpoints)}")
+        elif a.id is not None:
+            ended = rk.follow_job(a.id, address=a.address, say=functools.partial(print, flush=True))
+            print(f"job {a.id}: {ended.status.lower()}")
+        else:
+            print("\n".join(map(str, rk.jobs(a.address))) or "no jobs yet")
         return 0
 
 
@@ -718,5 +771,6 @@ COMMANDS: tuple[type[Command], ...] = (
     Convert,
     Doctor,
     Submit,
+    Jobs,
     Completion,
 )

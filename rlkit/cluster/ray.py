@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import secrets
 import socket
@@ -16,11 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlkit.cluster.groups import NoWorkers, Worker
+from rlkit.cluster.jobs import LINKS
 from rlkit.cluster.local import LocalRay, is_open
 from rlkit.cluster.section import Cluster
 from rlkit.cluster.watch import Pulse, Watch, one_line
-from rlkit.distribution import install
+from rlkit.distribution import VERSION, install
 from rlkit.errors import ClusterError, EngineError, RunError, WorkerError, WorkerTimeout, first_line
+from rlkit.files import reason
 from rlkit.learner.backend import free_port, rank_environment
 from rlkit.learner.learner import Learner
 from rlkit.learner.setup import LearnerSetup
@@ -94,6 +97,12 @@ def connect(
             "and read what this run reads. Start it with RAY_AUTH_MODE=token, or close its ports to others (docs/security.md)."
         )
     _told.add(address)
+    sender = os.environ.get("RLKIT_SENT_BY", VERSION)
+    if sender != VERSION:
+        say(
+            f"warning: this run was sent by rlkit {sender}, and the cluster has {VERSION}, whose keys and defaults count. Install the same "
+            "version on both."
+        )
     try:
         resources = ray.cluster_resources()
     except (ray.exceptions.RayError, RuntimeError) as error:
@@ -109,6 +118,24 @@ def disconnect() -> None:
         own.stop()
     else:
         import_ray().shutdown()
+
+
+def show_folder(folder: Path, say: Callable[[str], object]) -> None:
+    """Where this process is the driver of a job that was sent to the cluster, its dashboard hands out the run folder from here on.
+
+    See :mod:`rlkit.cluster.jobs`.
+    """
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("metadata", {}).get("job_submission_id")
+    if job is None:
+        return
+    logs = import_ray()._private.worker._global_node.get_logs_dir_path()
+    link = Path(logs) / LINKS / job / folder.name
+    try:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder.absolute())
+    except OSError as error:
+        say(f"note: `rlkit watch` and `rlkit jobs --fetch` do not reach this run ({reason(error)}).")
 
 
 def broken() -> str | None:
