@@ -77,7 +77,7 @@ class CheckpointError(InputError):
 class ClusterError(InputError):
     """The cluster does not exist or is too small.
 
-    Cause: no Ray at the address, fewer CPUs or GPUs than engines and learners ask for, a folder that not all machines see.
+    Cause: no Ray at the address, fewer CPUs or GPUs than engines and learners ask for, a path that a job would not find.
     Remedy: start what is missing, or lower `cluster.engines`, `cluster.learners` or `cluster.cpus`.
     """
 

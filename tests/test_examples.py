@@ -62,7 +62,7 @@ def test_every_example_is_run() -> None:
     named = {f"examples/{file}" for p in EXAMPLES.glob("*.yaml") for file in re.findall(r"(\w+\.py):", p.read_text())}
     elsewhere = {
         "examples/judged.yaml",  # tests/model/test_classifier.py
-        "examples/ray_job.py",  # tests/stack/test_quickstart.py
+        "examples/ray_job.py",  # tests/stack/test_clusters.py
         "examples/real.py",  # a pretrained model: by hand, `make real`
     }
     assert here == {w for w in used if w.startswith("examples/")} | named | elsewhere

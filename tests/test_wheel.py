@@ -64,7 +64,7 @@ def test_it_holds_every_configuration_and_example(wheel: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
     here = {
         f"rlkit/shipped/{path.relative_to(ROOT).as_posix()}"
-        for folder, kinds in (("configs", {".yaml"}), ("examples", {".yaml", ".py", ".jsonl"}))
+        for folder, kinds in (("configs", {".yaml"}), ("examples", {".yaml", ".py", ".jsonl", ".sh"}))
         for path in (ROOT / folder).rglob("*")
         if path.suffix in kinds
     }

@@ -52,6 +52,10 @@ class Workers(Protocol):
         """Results of ``method`` on every worker; ``each`` gives every worker its own arguments."""
         ...
 
+    def in_folder(self, method: str, folder: str, *args: Any, reads: bool) -> list[Any]:
+        """Results of a method of a folder of this machine on every worker, wherever it is; it ``reads`` what is there, or else writes."""
+        ...
+
     def handles(self, method: str, *args: Any) -> list[Any]:
         """Like ``call``, but results may stay where they were made; pass them on to another group's ``call``."""
         ...
@@ -100,6 +104,9 @@ class LocalWorkers:
         finally:
             self._busy += time.perf_counter() - start
 
+    def in_folder(self, method: str, folder: str, *args: Any, reads: bool) -> list[Any]:
+        return self.call(method, folder, *args)
+
     def handles(self, method: str, *args: Any) -> list[Any]:
         return self.call(method, *args)
 
@@ -137,6 +144,9 @@ class NoWorkers:
         """There is nothing to wait for."""
 
     def call(self, method: str, *args: Any, each: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
+        return []
+
+    def in_folder(self, method: str, folder: str, *args: Any, reads: bool) -> list[Any]:
         return []
 
     def handles(self, method: str, *args: Any) -> list[Any]:
@@ -335,7 +345,7 @@ class LearnerGroup:
 
     def reloaded(self, folder: str, rollouts: Sequence[Rollout]) -> list[list[float]]:
         """Log-probs of each rollout's sampled tokens by an exported model, loaded again from its folder without rlkit."""
-        found = self.call("reloaded", folder, [Batch.from_rollouts(rollouts)])[0]
+        found = self._in_folder("reloaded", folder, [Batch.from_rollouts(rollouts)], reads=True)[0]
         return [x.tolist() for x in found]
 
     def busy(self) -> float:
@@ -343,17 +353,18 @@ class LearnerGroup:
         return self.workers.busy()
 
     def save(self, folder: str) -> None:
-        self._on_disk("save", folder)
+        self._in_folder("save", folder)
 
     def load(self, folder: str) -> None:
-        self._on_disk("load", folder)
+        self._in_folder("load", folder, reads=True)
         self.moved = True
 
     def export(self, folder: str) -> None:
-        self._on_disk("export", folder)
+        self._in_folder("export", folder)
 
-    def _on_disk(self, method: str, folder: str) -> None:
-        self.call(method, str(Path(folder).absolute()))  # workers may have another current folder
+    def _in_folder(self, method: str, folder: str, *args: Any, reads: bool = False) -> list[Any]:
+        with self.turns.training(), self.lock:  # workers may have another current folder
+            return self.workers.in_folder(method, str(Path(folder).absolute()), *args, reads=reads)
 
     def close(self) -> None:
         self.workers.close()

@@ -7,7 +7,9 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +21,7 @@ from typing import Any, NamedTuple
 from rlkit.cluster.groups import NoWorkers, Worker
 from rlkit.cluster.jobs import LINKS
 from rlkit.cluster.local import LocalRay, is_open
+from rlkit.cluster.luggage import Luggage, Model, machine, machines_without, sees
 from rlkit.cluster.section import Cluster
 from rlkit.cluster.watch import Pulse, Watch, one_line
 from rlkit.distribution import VERSION, install
@@ -247,10 +250,13 @@ class RayWorkers:
 
     One that dies, gives no sign of life for ``timeout`` seconds, or gets no further for ``stall`` seconds is *lost*: everybody who waits
     for it hears so at once, and :meth:`replace` puts another in its place.
+
+    ``away``: workers whose machine does not see the run folder, with its id. ``left``: they may have files that go with them.
     """
 
     def __init__(self, spawn: Callable[[int], tuple[Any, Any]], size: int, cluster: Cluster, what: str) -> None:
         self.spawn, self.size, self.what, self.devices = spawn, size, what, cluster.tensor_parallel
+        self.away, self.left = dict[int, str](), False
         made = [spawn(index) for index in range(size)]
         self.actors = [actor for actor, _ in made]
         self.first = [ref for _, ref in made]
@@ -331,9 +337,32 @@ class RayWorkers:
     def busy(self) -> float:
         return float(sum(self._answers(self._ask_all("busy"))) / self.size)
 
-    def see(self, path: str) -> list[bool]:
-        """Which of the workers' machines have the file."""
-        return self._answers(self._ask_all("sees", path))
+    def look(self, path: Path) -> None:
+        """Finds out whose machines do not see a file of this one."""
+        found = self._answers(self._ask_all("machine_without", str(path)))
+        self.away = {index: machine for index, machine in enumerate(found) if machine is not None}
+
+    def in_folder(self, method: str, folder: str, *args: Any, reads: bool) -> list[Any]:
+        """See :class:`~rlkit.cluster.groups.Workers`: one of each machine that does not see the folder unpacks or packs it there."""
+        rooms: dict[str, tuple[int, str]] = {}
+        try:
+            for index, machine in self.away.items():
+                if machine not in rooms:
+                    rooms[machine] = index, self._answer(self._ask(index, "room"))
+            if reads and rooms:
+                luggage = Luggage.of(Path(folder))
+                for asked in [self._ask(index, "unpack", luggage, room) for index, room in rooms.values()]:
+                    self._answer(asked)
+            places = [rooms[self.away[i]][1] if i in self.away else folder for i in range(self.size)]
+            found = self.call(method, each=[(place, *args) for place in places])
+            if not reads:
+                for index, room in rooms.values():
+                    self._answer(self._ask(index, "pack", room)).unpack(Path(folder))
+            return found
+        finally:
+            for index, room in rooms.values():
+                if self.lost(index) is None:
+                    self._answer(self._ask(index, "clear", room))
 
     def _answer(self, asked: Asked) -> Any:
         """What a worker answered; its errors come back as what was raised there."""
@@ -386,6 +415,8 @@ class RayWorkers:
         with self._places:
             self._closed = True
             self.watch.close(RunError(f"the {self.what}s were closed"))
+            if self.left and broken() is None:
+                ray.wait([actor.clear.remote() for actor in self.actors], num_returns=self.size, timeout=5)
             for actor in self.actors if broken() is None else []:
                 ray.kill(actor, no_restart=True)
 
@@ -457,17 +488,18 @@ class Host:
         self.worker: Worker | None = None
         self.asked = self.answered = 0
         self.seconds = 0.0
+        self.rooms = list[str]()
         self.lock = threading.Lock()
 
     def address(self) -> tuple[str, int]:
         """Where rank 0 listens for the others."""
         return import_ray().util.get_node_ip_address(), free_port()
 
-    def build(self, make: Callable[..., Any], env: dict[str, str], *args: Any, **kwargs: Any) -> Any:
-        """Makes the worker; ``env`` is set before anything heavy is imported."""
+    def build(self, make: Callable[..., Any], env: dict[str, str], model: Model, *args: Any) -> Any:
+        """Makes the worker, whose first argument is where the model is; ``env`` is set before anything heavy is imported."""
         os.environ.update(env)
         with self.working():
-            self.worker = make(*args, **kwargs)
+            self.worker = make(model.here(self.room), *args)
             return self.worker.ready()
 
     def do(self, method: str, *args: Any) -> Any:
@@ -497,9 +529,28 @@ class Host:
         """Seconds in ``do``; calls that run side by side (an engine's) count each by itself."""
         return self.seconds
 
-    def sees(self, path: str) -> bool:
-        """Whether this machine has the file."""
-        return os.path.exists(path)
+    # -- files, where the run folder is on another machine ------------------------------------------------------------
+
+    def machine_without(self, path: str) -> str | None:
+        """This machine's id if it does not have the file."""
+        return None if sees(path) else machine()
+
+    def room(self) -> str:
+        """A new folder, for :meth:`clear`."""
+        self.rooms.append(tempfile.mkdtemp(prefix="rlkit-"))
+        return self.rooms[-1]
+
+    def pack(self, folder: str) -> Luggage:
+        return Luggage.of(Path(folder))
+
+    def unpack(self, luggage: Luggage, folder: str) -> None:
+        luggage.unpack(Path(folder))
+
+    def clear(self, room: str | None = None) -> None:
+        """Removes a folder, or all of them."""
+        for folder in [room] if room is not None else self.rooms:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.rooms = [folder for folder in self.rooms if room is not None and folder != room]
 
 
 class EngineHost(Host):
@@ -521,10 +572,17 @@ class LearnerHost(Host):
     """So that lists of processes tell it from an engine."""
 
 
-def make_learner(setup: LearnerSetup, rank: int, world: int, threads: int, rendezvous: str | None = None) -> Learner:
+def make_engine(path: str, spec: EngineSpec, setup: EngineSetup) -> Worker:
+    return spec.start(replace(setup, path=path))
+
+
+def make_learner(
+    path: str, setup: LearnerSetup, rank: int, world: int, threads: int, rendezvous: str | None = None
+) -> Learner:
     """``rendezvous``: a file where the ranks meet; None: at rank 0's address."""
     import torch
 
+    setup = replace(setup, start=replace(setup.start, path=path))
     if not torch.cuda.is_available():
         torch.set_num_threads(threads)
     if rendezvous is not None and setup.deepspeed is not None:
@@ -560,13 +618,13 @@ def _places(cluster: Cluster) -> Callable[[int], dict[str, Any]]:
 
 
 def _make_engines(
-    spec: EngineSpec, setup: EngineSetup, cluster: Cluster, place: Callable[[int], dict[str, Any]]
+    spec: EngineSpec, setup: EngineSetup, cluster: Cluster, place: Callable[[int], dict[str, Any]], model: Model
 ) -> RayWorkers:
     """Actors for the engines, which are being built."""
     ray = import_ray()
     gpus = gpus_per_device(cluster, ray.cluster_resources())
     env = spec.environment()
-    everywhere = replace(setup, path=_everywhere(setup.path), transfer=transfer(cluster, spec), sleeps=cluster.colocate)
+    everywhere = replace(setup, transfer=transfer(cluster, spec), sleeps=cluster.colocate)
     kind = ray.remote(concurrency_groups={"requests": REQUESTS, "pulse": 1})(EngineHost)
     options = {
         "num_cpus": cluster.cpus,
@@ -576,29 +634,69 @@ def _make_engines(
 
     def spawn(index: int) -> tuple[Any, Any]:
         actor = kind.options(**options, **place(index)).remote(REQUESTS)
-        return actor, actor.build.remote(spec.start, env, everywhere)
+        return actor, actor.build.remote(make_engine, env, model, spec, everywhere)
 
-    return RayWorkers(spawn, cluster.engines, cluster, "engine")
+    engines = RayWorkers(spawn, cluster.engines, cluster, "engine")
+    engines.left = model.luggage is not None
+    return engines
 
 
 def start_engines(spec: EngineSpec, setup: EngineSetup, cluster: Cluster) -> RayWorkers:
     """Engines without learners, for evaluation."""
-    engines = _make_engines(spec, setup, cluster, lambda index: {})
+    engines = _make_engines(spec, setup, cluster, lambda index: {}, Model(_everywhere(setup.path)))
     engines.started()
     return engines
 
 
 def start(
-    learning: LearnerSetup, spec: EngineSpec | None, generating: EngineSetup, cluster: Cluster
+    learning: LearnerSetup,
+    spec: EngineSpec | None,
+    generating: EngineSetup,
+    cluster: Cluster,
+    folder: Path | None = None,
+    report: Callable[[str], object] = print,
 ) -> tuple[RayWorkers, RayWorkers | NoWorkers]:
     """Actors for all learners and engines of a run, built side by side: ``(learners, engines)``. ``spec``: None starts no engine.
 
-    Where they share devices, engines are built first and sleep, and learners beside them.
+    Where they share devices, engines are built first and sleep, and learners beside them. ``folder``: the run's, which not all machines
+    need to see.
     """
+    with contextlib.ExitStack() as stack:
+        marker = None if folder is None else stack.enter_context(_marked(folder))
+        return _start(learning, spec, generating, cluster, marker, report)
+
+
+@contextlib.contextmanager
+def _marked(folder: Path) -> Iterator[Path]:
+    """A file in the folder, by which a machine knows whether it sees that folder, or has another one of the same name."""
+    marker = folder.absolute() / f".seen-{secrets.token_hex(8)}"
+    marker.touch()
+    try:
+        yield marker
+    finally:
+        marker.unlink()
+
+
+def _model(path: str, marker: Path | None) -> Model:
+    """The model that training starts from, with its files where the run made it and not all machines see that."""
+    path = _everywhere(path)
+    away = frozenset[str]() if marker is None else machines_without(marker)
+    travels = marker is not None and away and Path(path).is_relative_to(marker.parent)
+    return Model(path, Luggage.of(Path(path)) if travels else None, away)
+
+
+def _start(
+    learning: LearnerSetup,
+    spec: EngineSpec | None,
+    generating: EngineSetup,
+    cluster: Cluster,
+    marker: Path | None,
+    report: Callable[[str], object],
+) -> tuple[RayWorkers, RayWorkers | NoWorkers]:
     ray = import_ray()
     gpus = gpus_per_device(cluster, ray.cluster_resources())
-    place = _places(cluster)
-    engines = NoWorkers() if spec is None else _make_engines(spec, generating, cluster, place)
+    place, model = _places(cluster), _model(learning.start.path, marker)
+    engines = NoWorkers() if spec is None else _make_engines(spec, generating, cluster, place, model)
     kind = ray.remote(concurrency_groups={"pulse": 1})(LearnerHost)
     options = {
         "num_cpus": cluster.cpus,
@@ -616,14 +714,23 @@ def start(
             engines.started()
             engines.call("sleep", 2)
         learners.started()
+        learners.left = model.luggage is not None
+        if marker is not None:
+            learners.look(marker)
+            if model.away or learners.away:
+                who = ", ".join(f"learner {i}" for i in learners.away) or "no learner"
+                report(
+                    f"note: {len(model.away)} machine(s) of the cluster do not see {marker.parent} ({who} there): models that are made in "
+                    "it and checkpoints travel through Ray's object store."
+                )
         master, port = ray.get(learners.first[0])
         rendezvous = None if _own is None else _own.rendezvous()
-        everywhere = replace(learning, start=replace(learning.start, path=_everywhere(learning.start.path)))
         learners.first = [
             actor.build.remote(
                 make_learner,
                 rank_environment(rank, cluster.learners, master, port),
-                everywhere,
+                model,
+                learning,
                 rank,
                 cluster.learners,
                 cluster.arithmetic,
@@ -639,18 +746,3 @@ def start(
         engines.close()
         raise
     return learners, engines
-
-
-def check_shared(learners: RayWorkers, folder: Path) -> None:
-    """Raises ClusterError if a learner cannot see ``folder``, where checkpoints are written by the driver and the learners together."""
-    marker = folder / f".seen-{secrets.token_hex(8)}"
-    marker.touch()
-    try:
-        seen = learners.see(str(marker.absolute()))
-    finally:
-        marker.unlink()
-    if not all(seen):
-        raise ClusterError(
-            f"out: learner {seen.index(False)} runs on a machine that does not see the run folder {folder.absolute()}, so checkpoints "
-            "could not be written. Set out to a folder on a file system that all machines of the cluster share."
-        )

@@ -28,24 +28,20 @@ def start(
 ) -> tuple[LearnerGroup, EngineGroup]:
     """Learners and engines that answer; on Ray, which is connected, they are made side by side.
 
-    ``spec``: None starts no engine. ``shares``: in this process the engine generates with the learner's own model. ``folder``: where
-    learners write checkpoints. ``report`` hears of engines that are lost and started again.
-
-    Raises:
-        ClusterError: a learner runs where ``folder`` is not seen.
+    ``spec``: None starts no engine. ``shares``: in this process the engine generates with the learner's own model. ``folder``: the run's.
+    ``report`` hears of machines that do not see it, and of engines that are lost and started again.
     """
     if cluster is None:
         learner = Learner(learning)
         lm = learner.policy.base if shares else None
         engine = NoWorkers() if spec is None else LocalWorkers(spec.start(replace(generating, lm=lm)))
         return LearnerGroup(LocalWorkers(learner), learning), EngineGroup(engine)
-    learners, engines = ray.start(learning, spec, generating, cluster)
+    learners, engines = ray.start(learning, spec, generating, cluster, folder, report)
     # One that shares its device cannot be started while a learner fills it.
     restarts = 0 if cluster.colocate else cluster.restarts
     groups = LearnerGroup(learners, learning), EngineGroup(engines, restarts, report)
     if cluster.colocate and spec is not None:
         take_turns(*groups)
-    ray.check_shared(learners, folder)
     return groups
 
 

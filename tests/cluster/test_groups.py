@@ -17,12 +17,12 @@ import pytest
 
 from rlkit.cluster import reaper
 from rlkit.cluster.groups import EngineGroup
-from rlkit.cluster.ray import Asked, RayWorkers, check_shared
+from rlkit.cluster.ray import Asked, RayWorkers
 from rlkit.cluster.sync import WeightSync
 from rlkit.cluster.watch import Pulse, Watch
 from rlkit.data.curriculum import Shuffle
 from rlkit.data.statistics import PromptStatistics
-from rlkit.errors import ClusterError, EngineError, WorkerError, WorkerTimeout
+from rlkit.errors import EngineError, WorkerError, WorkerTimeout
 from rlkit.rollout.collector import Collector
 from rlkit.rollout.section import RolloutSection
 from rlkit.run import Cluster
@@ -304,24 +304,6 @@ def test_the_reaper_ends_what_the_driver_left_and_nothing_else(tmp_path: Path) -
         other.wait()
         left.kill()
         driver.stdout.close()
-
-
-class Elsewhere:
-    def __init__(self, *seen: bool) -> None:
-        self.seen = seen
-
-    def see(self, path: str) -> list[bool]:
-        assert Path(path).is_absolute() and Path(path).exists()
-        return list(self.seen)
-
-
-def test_a_run_folder_that_a_learner_does_not_see_is_refused(tmp_path: Path) -> None:
-    check_shared(Elsewhere(True, True), tmp_path)  # type: ignore[arg-type]
-    with pytest.raises(
-        ClusterError, match=r"out: learner 1 runs on a machine that does not see the run folder .* share\."
-    ):
-        check_shared(Elsewhere(True, False), tmp_path)  # type: ignore[arg-type]
-    assert not list(tmp_path.iterdir())
 
 
 def test_an_engine_that_cannot_read_what_a_dead_learner_made_says_that_a_worker_died() -> None:

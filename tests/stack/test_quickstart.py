@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -120,55 +117,3 @@ def test_a_worker_that_dies_is_reported_with_the_way_to_continue(
     )
     with pytest.raises(RuntimeError, match=r"learner 0 died.*--resume"):
         rk.train(run, quiet=True)
-
-
-def test_a_job_is_submitted_to_a_cluster(
-    small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small |= {"rewards": [], "cluster": {"cpus": 0.3}, "steps": 1}
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(small))
-    bin = str(Path(sys.executable).parent)
-    env = {**os.environ, "PATH": f"{bin}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
-    flags = [
-        "--port=6399",
-        "--dashboard-port=8299",
-        "--dashboard-agent-listen-port=52399",
-        "--num-cpus=2",
-        "--include-dashboard=true",
-        "--disable-usage-stats",
-        "--block",
-    ]
-    head = subprocess.Popen(
-        [f"{bin}/ray", "start", "--head", *flags], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        for _ in range(60):
-            with contextlib.suppress(OSError), urllib.request.urlopen("http://127.0.0.1:8299/api/version"):
-                break
-            time.sleep(1)
-        done = subprocess.run(
-            [
-                sys.executable,
-                str(Path("examples/ray_job.py").absolute()),
-                "http://127.0.0.1:8299",
-                "c.yaml",
-                "name=job",
-            ],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=260,
-        )
-        assert done.returncode == 0 and "Done: 1 steps" in done.stdout, done.stdout + done.stderr
-        assert done.stdout.count("asks nobody for a token") == 1
-    finally:
-        head.terminate()
-        head.wait(60)
-    refused = subprocess.run(
-        [*RLKIT, "submit", "c.yaml", "--address", "http://127.0.0.1:8299"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert refused.returncode == 2 and "no Ray dashboard answers" in refused.stderr
