@@ -219,7 +219,10 @@ class Jobs:
     def _get(self, path: str, options: Mapping[str, Any] | None = None, **query: Any) -> Any:
         answer = self._client._do_request("GET", path, params=query, **(options or {}))
         if answer.status_code != 200:
-            raise RuntimeError(f"HTTP {answer.status_code}: {answer.text}")
+            why = next(iter(answer.text.strip().splitlines()), "no reason given")
+            raise ClusterError(
+                f"the cluster at {self.address} does not hand out what a run left (HTTP {answer.status_code}: {why})."
+            )
         return answer
 
     @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -122,7 +123,6 @@ def test_a_run_that_was_sent_is_followed_watched_stopped_and_fetched(
     tmp_path: Path,
     head: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (project := tmp_path / "project").mkdir()
     (project / "mine.py").write_text("import os\n\ndef proof(response):\n    return float(os.environ['HF_TOKEN'])\n")
@@ -135,27 +135,29 @@ def test_a_run_that_was_sent_is_followed_watched_stopped_and_fetched(
     }
     (project / "c.yaml").write_text(yaml.safe_dump({**small, "checkpoint": {"every": 0}}))
     monkeypatch.chdir(project)
-    following = subprocess.Popen(
-        [sys.executable, str(ROOT / "examples/ray_job.py"), URL, "c.yaml", "name=sent"],
-        env={**os.environ, "HF_TOKEN": "0.25"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert following.stdout is not None
+    with (log := tmp_path / "log").open("w") as out:
+        following = subprocess.Popen(
+            [sys.executable, str(ROOT / "examples/ray_job.py"), URL, "c.yaml", "name=sent"],
+            env={**os.environ, "HF_TOKEN": "0.25"},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
     try:
-        first = following.stdout.readline()
-        job = first.split()[1].rstrip(":")
-        assert job.startswith("sent-") and 'out="$HOME"/runs' in first, first
+        while not (found := re.search(r"^job (sent-\w+): (.*)\n", log.read_text(), re.MULTILINE)):
+            assert following.poll() is None, log.read_text()
+            time.sleep(0.5)
+        job = found[1]
+        assert found[2] == 'rlkit train c.yaml name=sent cluster.address=auto out="$HOME"/runs'
         for text in rk.watch(job, 1.0, address=URL):
             if "reward" in text and "step 0 of" not in text:
                 break
         assert "sent   step " in text and "0.25" in text and f"job {job}: running" in text
         assert [x.status for x in rk.jobs(URL)] == ["RUNNING"]
         assert rk.stop_job(job, address=URL).status == "STOPPED"
-        said = following.communicate(timeout=60)[0]
+        assert following.wait(60) == 0
     finally:
         following.kill()
+    said = log.read_text()
     assert said.count("asks nobody for a token") == 1 and "`--resume` continues from step" in said, said
     assert f"job {job} was stopped; the same command with --resume continues its run." in said
     folder = rk.fetch_job(job, tmp_path / "back", address=URL, checkpoints=True)

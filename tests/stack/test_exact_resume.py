@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import rlkit as rk
+from rlkit.cluster.ray import RayWorkers
 from rlkit.run import Cluster
 from tests.test_exact_resume import history, killed_at, settings
 
@@ -36,16 +37,23 @@ def alike(whole: Path, resumed: Path) -> None:
 
 
 def test_a_run_on_ray_that_is_ahead_is_resumed_by_as_many_engines_and_by_fewer(
-    small: dict[str, Any], tmp_path: Path, ray_session: None
+    small: dict[str, Any], tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One of the two ranks is taken to be on a machine that does not see the run folder: what it writes and reads travels."""
+
+    def away(rank: int) -> None:
+        monkeypatch.setattr(RayWorkers, "look", lambda self, path: self.away.update({rank: "another"}))
+
     alone = {"max_num_seqs": 1}  # one sequence at a time: what vLLM computes depends on what it runs beside
     cluster = {"cpus": 0.3, "engines": 2, "learners": 2}
     run = rk.load(settings({**small, "cluster": cluster, "vllm": alone}, MODE, tmp_path))
     copy = tmp_path / "killed" / "small"
+    away(0)
     with killed_at(5, copy):
         whole = rk.train(run, quiet=True)
     assert [r["rollout/lag_max"] for r in history(whole)["metrics"]] == [0, 1, 1, 1, 1, 1]
     shutil.copytree(copy, tmp_path / "fewer" / "small")
+    away(1)
     alike(whole, rk.train(run.replace(out=str(tmp_path / "killed")), resume=True, quiet=True))
     fewer = run.replace(out=str(tmp_path / "fewer"), vllm={}, cluster=Cluster(cpus=0.3, learners=2))
     alike(whole, rk.train(fewer, resume=True, quiet=True))
