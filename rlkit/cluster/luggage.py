@@ -8,7 +8,7 @@ there goes the other way.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,10 @@ class Luggage:
         """What is in a folder of this machine now."""
         import ray
 
-        files = []
-        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            with path.open("rb") as f:
-                pieces = tuple(ray.put(piece) for piece in iter(lambda f=f: f.read(PIECE), b""))  # type: ignore[misc]
-            files.append((path.relative_to(folder).as_posix(), pieces))
-        return cls(tuple(files))
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        return cls(
+            tuple((path.relative_to(folder).as_posix(), tuple(ray.put(p) for p in _pieces(path))) for path in paths)
+        )
 
     def unpack(self, folder: Path) -> None:
         """Writes the files into a folder of this machine.
@@ -57,6 +55,12 @@ class Luggage:
                         raise WorkerError(
                             f"{name} was lost on the way from another machine: {first_line(error)}"
                         ) from error
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as f:
+        while piece := f.read(PIECE):
+            yield piece
 
 
 @dataclass(frozen=True)

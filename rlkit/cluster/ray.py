@@ -597,11 +597,6 @@ def _surroundings(cluster: Cluster) -> dict[str, str]:
     return quiet if _own is None else {**quiet, **_own.environment()}
 
 
-def _everywhere(path: str) -> str:
-    """A path of this machine as workers need it, who may have another current folder; the name of a model on the hub stays."""
-    return str(Path(path).absolute()) if Path(path).exists() else path
-
-
 def _places(cluster: Cluster) -> Callable[[int], dict[str, Any]]:
     """Where Ray puts the worker ``i`` of a kind: engine and learner of one number on one device if they share it, else anywhere."""
     if not cluster.colocate:
@@ -643,7 +638,7 @@ def _make_engines(
 
 def start_engines(spec: EngineSpec, setup: EngineSetup, cluster: Cluster) -> RayWorkers:
     """Engines without learners, for evaluation."""
-    engines = _make_engines(spec, setup, cluster, lambda index: {}, Model(_everywhere(setup.path)))
+    engines = _make_engines(spec, setup, cluster, lambda index: {}, _model(setup.path, None))
     engines.started()
     return engines
 
@@ -678,11 +673,12 @@ def _marked(folder: Path) -> Iterator[Path]:
 
 
 def _model(path: str, marker: Path | None) -> Model:
-    """The model that training starts from, with its files where the run made it and not all machines see that."""
-    path = _everywhere(path)
-    away = frozenset[str]() if marker is None else machines_without(marker)
-    travels = marker is not None and away and Path(path).is_relative_to(marker.parent)
-    return Model(path, Luggage.of(Path(path)) if travels else None, away)
+    """A model with its files for the machines that do not have it; ``marker``: a file in the run folder, by which that is known."""
+    folder = Path(path).absolute()  # workers may have another current folder
+    if not folder.is_dir():  # a name on the hub
+        return Model(path)
+    away = machines_without(marker if marker is not None and folder.is_relative_to(marker.parent) else folder)
+    return Model(str(folder), Luggage.of(folder) if away else None, away)
 
 
 def _start(
@@ -717,12 +713,15 @@ def _start(
         learners.left = model.luggage is not None
         if marker is not None:
             learners.look(marker)
-            if model.away or learners.away:
-                who = ", ".join(f"learner {i}" for i in learners.away) or "no learner"
-                report(
-                    f"note: {len(model.away)} machine(s) of the cluster do not see {marker.parent} ({who} there): models that are made in "
-                    "it and checkpoints travel through Ray's object store."
-                )
+        if marker is not None and learners.away:
+            who = "learner " + ", ".join(map(str, learners.away))
+            report(
+                f"note: the machine of {who} does not see {marker.parent}: checkpoints travel through Ray's object store."
+            )
+        if model.away:
+            report(
+                f"note: {len(model.away)} machine(s) of the cluster do not have {model.path}: it travels as checkpoints do."
+            )
         master, port = ray.get(learners.first[0])
         rendezvous = None if _own is None else _own.rendezvous()
         learners.first = [
