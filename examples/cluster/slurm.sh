@@ -10,6 +10,7 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
 #SBATCH --exclusive
+#SBATCH --mem=0
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
@@ -26,11 +27,11 @@ export PATH RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH RAY_USAGE_STATS_ENABLED=0
 od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH"
 trap 'kill $(jobs -p) 2>/dev/null; wait; rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
 
-srun --nodes=1 --ntasks=1 --nodelist="$head" \
+srun --nodes=1 --ntasks=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --nodelist="$head" \
     ray start --head --node-ip-address="${address%:*}" --port="$port" --num-cpus="$SLURM_CPUS_ON_NODE" --include-dashboard=false --block &
 if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
-    until (echo >"/dev/tcp/${address%:*}/$port") 2>/dev/null; do sleep 1; done
-    srun --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks-per-node=1 --exclude="$head" \
+    timeout 600 bash -c "until (echo >/dev/tcp/${address/://}) 2>/dev/null; do sleep 1; done"
+    srun --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --exclude="$head" \
         ray start --address="$address" --num-cpus="$SLURM_CPUS_ON_NODE" --block &
 fi
 timeout 600 python - "$address" "$SLURM_JOB_NUM_NODES" <<'PYTHON'
