@@ -81,6 +81,8 @@ class Jobs:
             from ray.job_submission import JobSubmissionClient
         except ImportError:
             raise ClusterError(f"jobs need ray. {install('cpu', 'gpu')}.") from None
+        for name in ("dashboard_sdk", "job.sdk"):  # which tell of every upload
+            logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
         none = f"no Ray dashboard answers at {address}"
         start = "Start one with `ray start --head --dashboard-host 0.0.0.0`; its default port is 8265."
         try:
