@@ -259,7 +259,7 @@ class Fit(Command):
         )
         p.add_argument("--ceiling", type=positive, default=1.0, help="the largest possible reward")
         p.add_argument("--extrapolate", type=positive, default=4.0, help="predict at so many times the compute spent")
-        p.add_argument("--out", default="fit.png", help="the picture (default fit.png)")
+        p.add_argument("--out", default="fit.png", help="the picture: .svg, .pdf or .png (default fit.png)")
 
     @staticmethod
     def run(a: Namespace) -> int:
@@ -585,6 +585,7 @@ class Plan(Command):
         )
         p.add_argument("--turns", type=positive, help="answers of an episode (default: as many as fit)")
         p.add_argument("--no-growth", action="store_true", help="leave out the simulation of 1 to 1,024 GPUs")
+        p.add_argument("--out", metavar="FILE", help="also draw memory and growth (.svg, .pdf, .png)")
         p.add_argument(
             "--probe",
             action="store_true",
@@ -593,6 +594,8 @@ class Plan(Command):
 
     @staticmethod
     def run(a: Namespace) -> int:
+        if a.out:
+            require_file(a.out, "--out")
         run = rk.load(a.config, a.overrides)
         found = rk.plan(
             run,
@@ -605,6 +608,8 @@ class Plan(Command):
             growth=not a.no_growth,
         )
         print(found)
+        if a.out:
+            print(f"\ndrawn in {found.plot(a.out)}")
         if a.probe:
             print(f"\n{rk.probe(run)}")
         return 0 if found.fits else 1

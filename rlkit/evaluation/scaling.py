@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlkit.errors import ConfigError
+from rlkit.evaluation.bands import LineBand, Region, gain, region, student
 from rlkit.evaluation.compare import aligned
 from rlkit.files import read_rows
-from rlkit.record.plots import picture
+from rlkit.record.plots import Style, picture
 
 Array = NDArray[np.float64]
 Axis = Literal["tokens", "seconds", "step"]
@@ -24,8 +25,6 @@ Axis = Literal["tokens", "seconds", "step"]
 ASYMPTOTES: Array = np.linspace(0.450, 0.800, 71)
 MIDPOINTS: Array = np.linspace(100.0, 40_000.0, 100)
 SLOPES = (0.05, 20.0)  # B is searched for between these
-BAND = 0.02  # ScaleRL's error of the asymptote (its spread over three seeds is 0.015)
-CHI2 = 3.841458820694124  # 95 % point of the chi-squared distribution with one degree of freedom
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -34,14 +33,8 @@ def sigmoid(compute: ArrayLike, r0: float, asymptote: float, midpoint: float, sl
 
     Source: ScaleRL 2510.13786.
     """
-    return r0 + (asymptote - r0) * _gain(np.asarray(compute, dtype=np.float64), midpoint, slope)
-
-
-def _gain(compute: Array, midpoint: Any, slope: Any) -> Array:
-    """``1 / (1 + (C_mid / C)^B)``, in [0, 1]."""
-    with np.errstate(divide="ignore", over="ignore"):
-        gain: Array = 1.0 / (1.0 + np.exp(slope * (np.log(midpoint) - np.log(compute))))
-    return gain
+    at = np.asarray(compute, dtype=np.float64)
+    return r0 + (asymptote - r0) * gain(at, midpoint, slope)
 
 
 @dataclass(frozen=True)
@@ -53,7 +46,7 @@ class SigmoidFit:
         ssr: sum of squared residuals. r2: share of the variance explained. points: how many were fitted; last: their largest compute.
         asymptote_range: the asymptotes of the grid whose best fit is within the 95 % profile likelihood of the best one: when it is wide,
             the points do not determine the asymptote.
-        band: half-width of the asymptote in :meth:`interval`.
+        region: the curves that the points do not rule out (:mod:`rlkit.evaluation.bands`); None: there are too few points to say.
         at_edge: parameters whose best value is the first or last of its grid: widen that grid.
         holdout_error: root mean square error on the points beyond ``until``, nan if there are none.
     """
@@ -67,7 +60,7 @@ class SigmoidFit:
     points: int
     last: float
     asymptote_range: tuple[float, float]
-    band: float = BAND
+    region: Region | None = field(default=None, repr=False, compare=False)
     at_edge: tuple[str, ...] = ()
     holdout_error: float = math.nan
 
@@ -76,11 +69,14 @@ class SigmoidFit:
         return sigmoid(compute, self.r0, self.asymptote, self.midpoint, self.slope)
 
     def interval(self, compute: ArrayLike) -> tuple[Array, Array]:
-        """The curves whose asymptote is ``band`` lower and higher."""
-        low, high = (
-            sigmoid(compute, self.r0, self.asymptote + sign * self.band, self.midpoint, self.slope) for sign in (-1, 1)
-        )
-        return low, high
+        """The least and the largest reward at each compute that the points leave possible (95 %); nan where they say nothing.
+
+        It is about the curve, not about single evaluations, whose own noise comes to it.
+        """
+        if self.region is None:
+            nothing = np.full(np.shape(compute), math.nan)
+            return nothing, nothing
+        return self.region.interval(compute)
 
 
 def fit_sigmoid(
@@ -92,7 +88,7 @@ def fit_sigmoid(
     midpoints: ArrayLike = MIDPOINTS,
     skip: float = 0.0,
     until: float = math.inf,
-    band: float = BAND,
+    ceiling: float = 1.0,
 ) -> SigmoidFit:
     """ScaleRL's procedure: a grid over A and C_mid, for each pair the B of least squares, and the pair of the smallest sum of squares.
 
@@ -105,6 +101,8 @@ def fit_sigmoid(
             to compare slopes.
         skip: points with less compute are left out (the paper drops the first 1,500 GPU hours).
         until: points with more are not fitted but predicted, see ``holdout_error``.
+        ceiling: the largest possible reward, which bounds the band. Where ``r0`` is not given, the band takes the first point for a
+            measurement of it like the others.
 
     Raises:
         ConfigError: fewer than four points to fit, or a grid that makes no sense.
@@ -122,7 +120,11 @@ def fit_sigmoid(
     log_slopes, squares = _best_slopes(c, target - start, grid_a - start, grid_m)
     i, j = np.unravel_index(int(squares.argmin()), squares.shape)
     slope, least = float(np.exp(log_slopes[i, j])), float(squares[i, j])
-    near = grid_a[squares.min(1) <= least * (1 + CHI2 / max(1, len(c) - 3)) + 1e-15]
+    free = max(1, len(c) - 3)
+    near = grid_a[squares.min(1) <= least * (1 + student(free) ** 2 / free) + 1e-15]
+    first = used.copy()
+    first[0] = True
+    of_band = used if r0 is not None else first
     edges = {
         "asymptote": _at_edge(int(i), grid_a),
         "midpoint": _at_edge(int(j), grid_m),
@@ -139,7 +141,15 @@ def fit_sigmoid(
         points=len(c),
         last=float(c.max()),
         asymptote_range=(float(near.min()), float(near.max())),
-        band=band,
+        region=region(
+            x[of_band],
+            y[of_band],
+            midpoints=(float(grid_m[0]), float(grid_m[-1])),
+            slopes=SLOPES,
+            rewards=(min(0.0, float(y.min())), max(ceiling, float(y.max()))),
+            r0=r0,
+            asymptote=float(grid_a[0]) if len(grid_a) == 1 else None,
+        ),
         at_edge=tuple(name for name, there in edges.items() if there),
     )
     if not later.any():
@@ -165,8 +175,8 @@ def _best_slopes(c: Array, drop: Array, height: Array, midpoints: Array) -> tupl
     ``c`` ``[n]``: compute. ``drop`` ``[n]``: reward above the start; ``height`` ``[A]``: asymptotes above the start.
     """
     slopes, log_c = np.geomspace(*SLOPES, 60), np.log(c)
-    gain, up = _gain(c, midpoints[:, None, None], slopes[:, None]), height[:, None, None]  # [M, B, n]
-    squares = drop @ drop - 2 * up * (gain @ drop) + up**2 * (gain**2).sum(-1)  # [A, M, B], of drop - up * gain
+    g, up = gain(c, midpoints[:, None, None], slopes[:, None]), height[:, None, None]  # [M, B, n]
+    squares = drop @ drop - 2 * up * (g @ drop) + up**2 * (g**2).sum(-1)  # [A, M, B], of drop - up * g
 
     def cost(log_slope: Array) -> Array:
         with np.errstate(over="ignore"):
@@ -217,7 +227,7 @@ class PowerLawFit:
         sizes: ``N`` of each model, ascending. k, e: its slope and intercept. r2: of each model's line, in log L.
         k_max, n_0: learning efficiency of an infinite model, and the size at which half of it is reached; nan with a single model.
         n_0_at_edge: k does not grow with N in these runs (n_0 = 0), or it still grows linearly (n_0 far beyond them).
-        r_max: the reward of a perfect policy.
+        r_max: the reward of a perfect policy. bands: what the points leave open of each line.
 
     Source: Scaling Behaviors 2509.25300.
     """
@@ -230,6 +240,7 @@ class PowerLawFit:
     n_0: float
     n_0_at_edge: bool
     r_max: float
+    bands: tuple[LineBand, ...] = field(default=(), repr=False, compare=False)
 
     def efficiency(self, size: float) -> float:
         """``k(N)`` of a model of any size."""
@@ -237,13 +248,26 @@ class PowerLawFit:
 
     def predict(self, size: float, compute: ArrayLike) -> Array:
         """Reward of one of the fitted models at any compute; ``E(N)`` of other sizes is not known."""
+        return self.r_max * (1 - np.exp(self._log_loss(self._index(size), compute)))
+
+    def interval(self, size: float, compute: ArrayLike) -> tuple[Array, Array]:
+        """The least and the largest reward of :meth:`predict` that the points leave possible (95 %): that of a line in log L, log X."""
+        i = self._index(size)
+        middle = self._log_loss(i, compute)
+        reach = self.bands[i].reach(np.log(np.asarray(compute, dtype=np.float64)))
+        return self.r_max * (1 - np.exp(middle + reach)), self.r_max * (1 - np.exp(middle - reach))
+
+    def _log_loss(self, i: int, compute: ArrayLike) -> Array:
+        out: Array = -self.k[i] * np.log(np.asarray(compute, dtype=np.float64)) + self.e[i]
+        return out
+
+    def _index(self, size: float) -> int:
         if size not in self.sizes:
             raise ConfigError(
                 f"the power law was fitted for N = {', '.join(f'{n:g}' for n in self.sizes)}; the intercept of N = {size:g} "
                 "is not known. efficiency(N) gives its slope."
             )
-        i = self.sizes.index(size)
-        return self.r_max * (1 - np.exp(-self.k[i] * np.log(np.asarray(compute, dtype=np.float64)) + self.e[i]))
+        return self.sizes.index(size)
 
 
 def fit_power_law(
@@ -266,13 +290,13 @@ def fit_power_law(
             f"fit_power_law: a model size is {next(n for n in runs if not n > 0)}; sizes are numbers of parameters, above 0."
         )
     sizes = sorted(runs)
-    k, e, r2 = zip(*(_line(size, *_points(*runs[size]), r_max, skip) for size in sizes), strict=True)
+    k, e, r2, bands = zip(*(_line(size, *_points(*runs[size]), r_max, skip) for size in sizes), strict=True)
     k_max, n_0, edge = _efficiency(np.array(sizes), np.array(k)) if len(sizes) > 1 else (math.nan, math.nan, False)
-    return PowerLawFit(tuple(map(float, sizes)), k, e, r2, k_max, n_0, edge, r_max)
+    return PowerLawFit(tuple(map(float, sizes)), k, e, r2, k_max, n_0, edge, r_max, bands)
 
 
-def _line(size: float, x: Array, y: Array, r_max: float, skip: float) -> tuple[float, float, float]:
-    """``k``, ``E`` and the share of the variance explained, of the model of ``size``."""
+def _line(size: float, x: Array, y: Array, r_max: float, skip: float) -> tuple[float, float, float, LineBand]:
+    """``k``, ``E``, the share of the variance explained and the band, of the model of ``size``."""
     keep = (x > 0) & (x >= skip)
     x, y = x[keep], y[keep]
     if (y >= r_max).any():
@@ -288,8 +312,9 @@ def _line(size: float, x: Array, y: Array, r_max: float, skip: float) -> tuple[f
     log_x, log_l = np.log(x), np.log1p(-y / r_max)
     slope, intercept = np.polyfit(log_x, log_l, 1)
     total = float(((log_l - log_l.mean()) ** 2).sum())
-    r2 = 1 - float(((log_l - slope * log_x - intercept) ** 2).sum()) / total if total else math.nan
-    return -float(slope), float(intercept), r2
+    left = log_l - slope * log_x - intercept
+    r2 = 1 - float((left**2).sum()) / total if total else math.nan
+    return -float(slope), float(intercept), r2, LineBand.of(log_x, left)
 
 
 def _efficiency(n: Array, k: Array) -> tuple[float, float, bool]:
@@ -392,7 +417,8 @@ class ScalingReport:
                 f"{f.midpoint:.4g}",
                 f"{f.slope:.2f}",
             )
-            ahead = f"{float(f.predict(self.extrapolate * curve.x.max())):.3f}"
+            far = self.extrapolate * curve.x.max()
+            ahead = f"{float(f.predict(far)):.3f}{_range(*f.interval(far))}"
             note = f"at the edge of its grid: {', '.join(f.at_edge)}" if f.at_edge else ""
             rows.append((curve.name, str(f.points), *fitted, f"{f.r2:.3f}", ahead, note))
         return rows
@@ -401,40 +427,54 @@ class ScalingReport:
         rows: list[tuple[str, ...]] = [("run", "N", "k(N)", "E(N)", "R²", f"at {self.extrapolate:g} x")]
         for curve, size in zip(self.curves, self.sizes, strict=True):
             i = law.sizes.index(size)
-            ahead = f"{float(law.predict(size, self.extrapolate * curve.x.max())):.3f}"
+            far = self.extrapolate * curve.x.max()
+            ahead = f"{float(law.predict(size, far)):.3f}{_range(*law.interval(size, far))}"
             rows.append((curve.name, f"{size:.4g}", f"{law.k[i]:.4f}", f"{law.e[i]:.3f}", f"{law.r2[i]:.4f}", ahead))
         return rows
 
     def plot(self, out: str | Path) -> Path:
-        """Draws curves, fits and their extrapolation into a PNG.
+        """Draws curves, fits, their extrapolation and 95 % bands (.svg, .pdf, .png).
 
         Raises:
             ConfigError: matplotlib is missing.
         """
         out = Path(out)
-        with picture(out, figsize=(8, 5)) as axis:
+        with picture(out, figsize=(5.6, 3.6), style=Style.PAPER) as axis:
             for i, curve in enumerate(self.curves):
-                color, positive = f"C{i % 10}", curve.x > 0
-                axis.plot(curve.x[positive], curve.y[positive], "o", markersize=3, color=color, label=curve.name)
-                grid = np.geomspace(curve.x[positive].min(), self.extrapolate * curve.x.max(), 200)
+                color, mark = Style.COLOURS[i % len(Style.COLOURS)], Style.MARKS[i % len(Style.MARKS)]
+                positive = curve.x > 0
+                x, y = curve.x[positive], curve.y[positive]
+                grid = np.geomspace(x.min(), self.extrapolate * curve.x.max(), 240)
                 if self.power_law is None:
-                    fit = self.sigmoids[i]
-                    line = fit.predict(grid)
-                    axis.fill_between(grid, *fit.interval(grid), color=color, alpha=0.15, linewidth=0)
+                    line, ends = self.sigmoids[i].predict(grid), self.sigmoids[i].interval(grid)
+                    last = self.sigmoids[i].last
                 else:
-                    line = self.power_law.predict(self.sizes[i], grid)
-                inside = grid <= curve.x.max()
-                axis.plot(grid[inside], line[inside], color=color, linewidth=1)
-                axis.plot(grid[~inside], line[~inside], "--", color=color, linewidth=1)
+                    size = self.sizes[i]
+                    line, ends = self.power_law.predict(size, grid), self.power_law.interval(size, grid)
+                    last = float(x.max())
+                fitted = x <= last
+                axis.fill_between(grid, *ends, color=color, alpha=0.18, linewidth=0)
+                axis.plot(grid[grid <= last], line[grid <= last], color=color)
+                axis.plot(grid[grid >= last], line[grid >= last], "--", color=color)
+                axis.plot(x[fitted], y[fitted], mark, color=color, label=curve.name)
+                axis.plot(x[~fitted], y[~fitted], mark, color=color, markerfacecolor="white")
             unit = self.curves[0].unit
             axis.set(
                 xscale="log",
                 xlabel={"tokens": "tokens trained on", "seconds": "seconds of training", "step": "steps"}[unit],
-                ylabel="held-out score" if self.curves[0].source == "score" else "training reward",
+                ylabel="held-out score" if self.curves[0].source == "score" else "mean reward in training",
             )
-            axis.grid(alpha=0.3)
-            axis.legend()
+            shown = [y for curve in self.curves for y in curve.y]
+            room = 0.15 * (max(shown) - min(shown)) or 0.1
+            low, high = axis.get_ylim()  # a band that is wider than the curves does not flatten them
+            axis.set_ylim(max(low, min(shown) - room), min(high, max(shown) + 3 * room))
+            axis.legend(title="dashed: predicted; shaded: 95 %", loc="best")
         return out
+
+
+def _range(low: Any, high: Any) -> str:
+    """What stands behind a prediction."""
+    return "" if math.isnan(low) else f" ({float(low):.3f} to {float(high):.3f})"
 
 
 def fit_runs(
@@ -489,5 +529,5 @@ def fit_runs(
         top = max(ceiling, float(c.y.max()), first + 0.005)
         grid_a = np.arange(first + 0.005, top + 0.0025, 0.005) if asymptotes is None else asymptotes
         grid_m = np.geomspace(positive.min() / 2, 10 * positive.max(), 100) if midpoints is None else midpoints
-        fits.append(fit_sigmoid(c.x, c.y, asymptotes=grid_a, midpoints=grid_m, skip=skip, until=until))
+        fits.append(fit_sigmoid(c.x, c.y, asymptotes=grid_a, midpoints=grid_m, skip=skip, until=until, ceiling=top))
     return ScalingReport(curves, tuple(fits), None, (), extrapolate)

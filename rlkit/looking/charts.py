@@ -12,7 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#333333", "#999999")
+from rlkit.record.plots import Style
+
+COLOURS = (*Style.COLOURS, "#999999")
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "14 4", "4 2 1 2", "1 2", "12 2 4 2")
 WIDTH, HEIGHT = 460, 260
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 10, 36

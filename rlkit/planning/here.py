@@ -14,7 +14,7 @@ import torch
 from rlkit.cluster.section import Cluster
 from rlkit.learner.plan import micro_batch
 from rlkit.model.head import CPU_ELEMENTS
-from rlkit.planning.layout import Planner
+from rlkit.planning.layout import Planner, draw_memory
 from rlkit.planning.memory import (
     BYTES,
     GIB,
@@ -28,6 +28,7 @@ from rlkit.planning.memory import (
 )
 from rlkit.planning.speed import GPUS, Assumptions, forward_flops, update_flops
 from rlkit.record.memory import resident
+from rlkit.record.plots import Style, picture
 from rlkit.rollout.hf import MAX_ROWS
 from rlkit.run import Run
 
@@ -103,6 +104,19 @@ class HerePlan:
     @property
     def fits(self) -> bool:
         return self.peak <= self.machine.memory
+
+    def plot(self, out: str | Path) -> Path:
+        """Draws the memory of every kind of process at its peak (.svg, .pdf, .png).
+
+        Raises:
+            ConfigError: matplotlib is missing.
+        """
+        out = Path(out)
+        with picture(out, figsize=(6.6, 2.8), style=Style.PAPER) as axis:
+            draw_memory(
+                axis, [b for b, _ in self.processes], f"{self.run.name} on this machine", "memory of one process (GiB)"
+            )
+        return out
 
     def __str__(self) -> str:
         s, m = self.shape, self.machine

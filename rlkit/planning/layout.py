@@ -7,8 +7,9 @@ import itertools
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rlkit.cluster.section import Cluster
@@ -22,6 +23,7 @@ from rlkit.planning import speed
 from rlkit.planning.memory import BYTES, GIB, Budget, SecondModel, Shape, Sharding, engine_memory, learner_memory, shape
 from rlkit.planning.simulate import EngineModel, LearnerModel, LogNormal, Trace, Workload, simulate
 from rlkit.planning.speed import Assumptions, Gpu, find_gpu
+from rlkit.record.plots import Style, picture
 from rlkit.run import Run
 from rlkit.start import made, tokenizer_of
 
@@ -34,7 +36,8 @@ class Layout:
     """Who gets which GPU.
 
     ``shared``: engine and learner on one device in one process (``cluster: null``). ``turns``: an engine beside each learner, which take
-    turns (``cluster.colocate``).
+    turns (``cluster.colocate``). ``part``: of a GPU that each learner and each engine's device reserves (``cluster.gpus``); below 1 they
+    share devices without taking turns.
     """
 
     learners: int
@@ -46,10 +49,31 @@ class Layout:
     utilization: float
     shared: bool = False
     turns: bool = False
+    part: float = 1.0
+
+    @property
+    def actors(self) -> int:
+        """Learners, and devices of engines."""
+        return self.learners + self.engines * self.tensor_parallel
+
+    @property
+    def seats(self) -> int:
+        """How many of them Ray puts on one GPU."""
+        return max(1, int(1 / self.part + 1e-9)) if self.part else self.actors
 
     @property
     def gpus(self) -> int:
-        return self.learners if self.shared or self.turns else self.learners + self.engines * self.tensor_parallel
+        """Devices that are taken: of three actors that reserve 0.4 each, two share one and the third needs another."""
+        if self.shared or self.turns:
+            return self.learners
+        return math.ceil(self.actors / self.seats) if self.part < 1 else math.ceil(self.actors * self.part - 1e-9)
+
+    @property
+    def beside(self) -> tuple[int, int]:
+        """The most engines and learners that a learner may find on its own GPU; Ray does not say who sits where."""
+        others = 0 if self.shared or self.turns else min(self.seats, self.actors) - 1
+        engines = min(others, self.engines * self.tensor_parallel)
+        return engines, min(others - engines, self.learners - 1)
 
     def keys(self) -> str:
         """What to write on the command line."""
@@ -58,7 +82,8 @@ class Layout:
             f" cluster.engines={self.engines} cluster.tensor_parallel={self.tensor_parallel}" if self.engines else ""
         )
         turns = " cluster.colocate=true" if self.turns else ""
-        where = "cluster=null" if self.shared else f"cluster.learners={self.learners}{engines}{turns}"
+        part = "" if self.part == 1 else f" cluster.gpus={self.part:g}"
+        where = "cluster=null" if self.shared else f"cluster.learners={self.learners}{engines}{turns}{part}"
         zero = (
             "deepspeed=null"
             if z is None
@@ -220,6 +245,7 @@ class Planner:
             float(run.vllm.get("gpu_memory_utilization", 0.92)) if run.online else 0.0,
             c is None,
             c is not None and c.colocate,
+            1.0 if c is None or c.gpus is None or c.colocate else c.gpus,
         )
 
     def layouts(self, gpus: int, turns: bool = False) -> Iterator[Layout]:
@@ -311,6 +337,8 @@ class Planner:
         rows = max(1.0, min(max(x.max_tokens, self.longest) / self.longest, most))
         micro = rows * self.longest
         engine_share = x.utilization * self.gpu.memory if x.shared else self.a.asleep if x.turns else 0.0
+        engines, learners = x.beside
+        room = self.a.capacity(self.gpu) - engine_share - engines * x.utilization * self.gpu.memory
         return learner_memory(
             self.shape,
             x.sharding,
@@ -318,7 +346,7 @@ class Planner:
             tokens=micro,
             actions=micro * min(1.0, self.limit / self.longest),
             longest=self.longest,
-            capacity=self.a.capacity(self.gpu) - engine_share,
+            capacity=room / (1 + learners),
             checkpointing=x.checkpointing,
             attention=run.model.attention,
             anchors=self.anchors,
@@ -517,6 +545,14 @@ class Plan:
             "",
             f"As configured ({self.asked_gpus} GPUs): {self.asked.layout.keys()}",
         ]
+        x = self.asked.layout
+        if x.part != 1 and not x.shared and not x.turns:
+            shared = (
+                f": up to {x.seats} on one; their seconds are those of devices that each has alone"
+                if x.seats > 1
+                else ""
+            )
+            out.append(f"  {x.actors} actors that reserve {x.part:g} GPUs each{shared}")
         if self.asked_gpus > self.gpus:
             out.append(f"  DOES NOT FIT: it asks for {self.asked_gpus} GPUs of {self.gpus}.")
         out += [f"  DOES NOT START: {self.refused}"] if self.refused else []
@@ -570,6 +606,43 @@ class Plan:
         ]
         return "\n".join(out)
 
+    def plot(self, out: str | Path) -> Path:
+        """Draws the memory of every role against its device, and throughput against GPUs where growth was simulated (.svg, .pdf, .png).
+
+        Raises:
+            ConfigError: matplotlib is missing.
+        """
+        e, out = self.asked, Path(out)
+        budgets = [e.learner]
+        if e.layout.engines:
+            cache = {"KV cache": e.kv["tokens"] * e.kv["bytes a token"]}
+            budgets.append(dataclasses.replace(e.engine, phases={e.engine.worst: {**e.engine.items, **cache}}))
+        size = (8.0, 5.2 if self.growth else 2.6)
+        with picture(out, 1 + bool(self.growth), figsize=size, style=Style.PAPER) as axes:
+            memory, *growth = axes.flat if self.growth else (axes,)
+            draw_memory(memory, budgets, f"{self.run.name} on {self.gpu.name}")
+            for axis in growth:
+                self._draw_growth(axis)
+        return out
+
+    def _draw_growth(self, axis: Any) -> None:
+        lags = sorted({k for _, k, *_ in self.growth})
+        for i, lag in enumerate(lags):
+            points = [(gpus, speed_) for gpus, k, speed_, *_ in self.growth if k == lag]
+            axis.plot(*zip(*points, strict=True), f"{Style.MARKS[i]}-", color=Style.COLOURS[i], label=f"max_lag {lag}")
+        first = min(self.growth)
+        most = max(gpus for gpus, *_ in self.growth)
+        ends = (first[0], most)
+        axis.plot(
+            ends, [first[2] * n / first[0] for n in ends], ":", color="#777777", linewidth=1, label="in proportion"
+        )
+        axis.set(
+            xscale="log", yscale="log", xlabel="GPUs", ylabel="response tokens per second", title="growth (simulated)"
+        )
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1.05))
+
     def _describe(self, e: Estimate) -> list[str]:
         s, w = e.seconds, e.workload
         out = [f"  {line}" for line in (str(e.learner), *([str(e.engine)] if e.layout.engines else []))]
@@ -600,6 +673,34 @@ class Plan:
             f"{trace.staleness:.2f} versions old"
         )
         return out
+
+
+def draw_memory(axis: Any, budgets: Sequence[Budget], title: str, of: str = "memory of one device (GiB)") -> None:
+    """A bar for each budget: what it holds when it holds most, part by part, and the room that there is."""
+    named = list(dict.fromkeys(name for b in budgets for name, size in b.items.items() if size > 0.004 * b.capacity))
+    looks = {name: (Style.COLOURS[i % 7], ("", "///", "...")[i // 7 % 3]) for i, name in enumerate(named)}
+    for row, b in enumerate(budgets):
+        left = 0.0
+        for name, size in b.items.items():
+            if name in looks:
+                colour, hatch = looks[name]
+                known = name not in [t for other in budgets[:row] for t in other.items if t in looks]
+                axis.barh(row, size / GIB, left=left / GIB, height=0.55, color=colour, hatch=hatch, edgecolor="white",
+                          linewidth=0.5, label=name if known else None)  # fmt: skip
+            left += size
+        axis.plot(
+            [b.capacity / GIB] * 2,
+            [row - 0.38, row + 0.38],
+            color="black",
+            linewidth=1.6,
+            label=None if row else "room",
+        )
+    axis.set(
+        yticks=range(len(budgets)), yticklabels=[b.role.replace(" (", "\n(") for b in budgets], xlabel=of, title=title
+    )
+    axis.invert_yaxis()
+    axis.grid(visible=False, axis="y")
+    axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1.05))
 
 
 def _learner_parts(s: Mapping[str, float]) -> str:

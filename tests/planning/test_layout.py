@@ -290,3 +290,30 @@ def test_the_answers_of_an_episode_are_counted_together(small: dict[str, Any]) -
     assert "episodes of 8 answers (assumed: as many as fit)" in str(plan_here(run, prompt_tokens=100))
     with pytest.raises(ConfigError, match="--turns counts the answers of an episode"):
         plan(rk.load({**small, "rollout": {"engine": "hf"}}), "H100", turns=2)
+
+
+def test_fractions_of_gpus_are_counted(small: dict[str, Any]) -> None:
+    def planned(**cluster: Any) -> Any:
+        return plan(big(small, cluster=cluster), "80GB", 1, 8, SMALL, growth=False)
+
+    alone, beside = planned(learners=1, engines=1), planned(learners=1, engines=1, gpus=0.5)
+    assert (alone.asked_gpus, beside.asked_gpus) == (2, 1)
+    taken = beside.asked.layout.utilization * beside.gpu.memory
+    assert beside.asked.learner.capacity == pytest.approx(alone.asked.learner.capacity - taken)
+    assert "2 actors that reserve 0.5 GPUs each: up to 2 on one" in str(beside) and "cluster.gpus=0.5" in str(beside)
+    assert planned(learners=2, engines=1, gpus=0.4).asked_gpus == 2, (
+        "0.4 + 0.4 share one, the third has no room beside them"
+    )
+    assert planned(learners=2, engines=2, gpus=0.25).asked_gpus == 1
+    assert planned(learners=1, engines=1, gpus=2).asked_gpus == 4
+    assert planned(learners=1, engines=1, gpus=0.5, colocate=True).asked_gpus == 1
+
+
+def test_a_plan_is_drawn(small: dict[str, Any], tmp_path: Path) -> None:
+    p = plan(big(small), "80GB", 1, 8, SMALL, growth=False)
+    drawn = p.plot(tmp_path / "plan.svg").read_text()
+    assert all(word in drawn for word in ("learner rank", "KV cache", "memory of one device (GiB)", "room"))
+    rows = tuple((n, 0, 100.0 * n**0.8, 1.0, 0.0, 0.0, "") for n in (1, 8, 64))
+    drawn = dataclasses.replace(p, growth=rows).plot(tmp_path / "growth.svg").read_text()
+    assert all(word in drawn for word in ("GPUs", "response tokens per second", "max_lag 0", "in proportion"))
+    assert rk.plan(rk.load(small)).plot(tmp_path / "here.svg").read_text().count("memory of one process (GiB)") == 1
