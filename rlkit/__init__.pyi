@@ -18,6 +18,7 @@ from rlkit.commands.plan import plan
 from rlkit.commands.sample import sample
 from rlkit.commands.show import show
 from rlkit.commands.submit import submit
+from rlkit.commands.sweep import sweep
 from rlkit.commands.watch import watch
 from rlkit.config import to_yaml
 from rlkit.data import Data, tasks
@@ -163,6 +164,7 @@ __all__ = [
     "doctor",
     "gpu_check",
     "train",
+    "sweep",
     "steps",
     "evaluate",
     "metrics",

@@ -39,6 +39,7 @@ KINDS: dict[str, tuple[str, str]] = {  # base class: page, title
     "DropRule": ("drop", "Rules that drop groups"),
     "Task": ("tasks", "Tasks"),
     "EngineSpec": ("engines", "Engines"),
+    "Grader": ("graders", "Rewards with settings: judges, reward models"),
 }
 HEADS = ("Attributes", "Args", "Shapes", "Raises", "Returns", "Yields")
 
@@ -46,8 +47,21 @@ HEADS = ("Attributes", "Args", "Shapes", "Raises", "Returns", "Yields")
 def pages() -> dict[str, str]:
     """Markdown by path."""
     made = {"keys": keys_page(), "metrics": metrics_page(), "python": python_page()}
-    made |= {KINDS[kind.__name__][0]: kind_page(kind) for kind in Plug.__subclasses__() if kind.__name__ in KINDS}
+    made |= {place(kind)[0]: kind_page(kind) for kind in kinds()}
     return {f"{FOLDER}/{name}.md": text for name, text in made.items()}
+
+
+def kinds() -> list[type[Plug]]:
+    """The library's own, in the order of :data:`KINDS`; new ones behind them."""
+    found = [kind for kind in Plug.__subclasses__() if kind.__module__.startswith("rlkit.")]
+    order = {name: i for i, name in enumerate(KINDS)}
+    return sorted(found, key=lambda kind: (order.get(kind.__name__, len(order)), kind.__name__))
+
+
+def place(kind: type) -> tuple[str, str]:
+    """The page and the title of a kind."""
+    name = kind.__name__
+    return KINDS.get(name, (f"{name.lower()}s", f"{name}s"))
 
 
 # -- docstrings as Markdown -------------------------------------------------------------------------------------------
@@ -210,8 +224,7 @@ def sections() -> dict[type, str]:
 
 def kind_link(arm: type) -> str:
     """Where a kind's classes are listed, from a page beside it."""
-    page, _ = KINDS[arm.__name__]
-    return f"[{arm.__name__}]({page}.md)"
+    return f"[{arm.__name__}]({place(arm)[0]}.md)"
 
 
 def keys_page() -> str:
@@ -226,7 +239,7 @@ def keys_page() -> str:
         "# Configuration keys",
         "Every key of a configuration. Made from the classes when this page is built. `rlkit show CONFIG` prints the values of one "
         "configuration with the place that each was read from. What stands behind a `type` has its own keys: "
-        + ", ".join(f"[{title.lower()}]({page}.md)" for page, title in KINDS.values())
+        + ", ".join(f"[{title[0].lower()}{title[1:]}]({page}.md)" for page, title in map(place, kinds()))
         + ".",
     ]
     for cls, path in places.items():
@@ -244,7 +257,7 @@ def anchor(title: str) -> str:
 
 def kind_page(kind: type[Plug]) -> str:
     """All classes of a kind, after what a class of one's own is a subclass of."""
-    _, title = KINDS[kind.__name__]
+    _, title = place(kind)
 
     def link(arm: type) -> str:
         return kind_link(arm) if is_kind(arm) else f"`{arm.__name__}`"
@@ -301,6 +314,22 @@ def signature(call: Any) -> str:
     return re.sub(r"\brlkit\.(\w+\.)*", "", str(inspect.signature(call)).replace("'", ""))
 
 
+def wrapped(call: str) -> str:
+    """A long signature with a line for each parameter."""
+    if len(call) <= 90:
+        return call
+    head, _, rest = call.partition("(")
+    inside, _, back = rest.rpartition(")")
+    lines, depth = [""], 0
+    for letter in inside:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not depth:
+            lines.append("")
+        else:
+            lines[-1] += letter
+    return "\n".join([f"{head}(", *(f"    {line.strip()}," for line in lines), f"){back}"])
+
+
 # -- the face ---------------------------------------------------------------------------------------------------------
 
 
@@ -314,19 +343,19 @@ def python_page() -> str:
     places, later = sections(), list[str]()
     for name in rk.__all__:
         x = getattr(rk, name)
-        kind = next((k for k in Plug.__subclasses__() if inspect.isclass(x) and issubclass(x, k)), None)
+        kind = next((k for k in kinds() if inspect.isclass(x) and issubclass(x, k)), None)
         if inspect.isclass(x) and x in places:
             later.append(
                 f"- `rk.{name}`: [{places[x] or 'the whole file'}](keys.md#{anchor(places[x] or 'The whole file')})"
             )
-        elif kind is not None and kind.__name__ in KINDS:
+        elif kind is not None:
             is_base = x not in known(kind).values()
-            page = KINDS[kind.__name__][0]
+            page, _ = place(kind)
             later.append(f"- `rk.{name}`: [{name}]({page}.md#{anchor(name + (', a base' if is_base else ''))})")
         elif inspect.isclass(x):
             out += [f"## {name}", prose(x.__doc__), *methods(x)]
         elif inspect.isfunction(x):
-            out += [f"## {name}", f"```python\nrk.{name}{signature(x)}\n```", prose(x.__doc__)]
+            out += [f"## {name}", f"```python\n{wrapped(f'rk.{name}{signature(x)}')}\n```", prose(x.__doc__)]
         elif inspect.ismodule(x):
             later.append(f"- `rk.{name}`: {inline((x.__doc__ or '').split(chr(10) + chr(10))[0])}")
     return "\n\n".join([*out, "## Described elsewhere", "\n".join(later)]) + "\n"

@@ -42,6 +42,7 @@ def on_config(config: Any) -> Any:
     """Every page of docs/ has a place, benchmarks stand with the project, examples by themselves."""
     sections = {title: pages for entry in config.nav for title, pages in entry.items()}
     named = {page for pages in sections.values() for page in pages}
+    sections["Reference"] += [page for page in reference.pages() if page not in named]
     sections["How to"] += [page for page in files_of(("docs/**/*.md",)) if page not in named]
     sections["Project"] += files_of(("benchmarks/*.md",))
     config.nav.append({"Examples": [f"{path}.md" for path in linked()]})

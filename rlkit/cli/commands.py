@@ -69,6 +69,29 @@ class Train(Command):
         return 0
 
 
+class Sweep(Command):
+    """Train a configuration with several values of some keys and several seeds, one after the other or side by side, and compare."""
+
+    name = "sweep"
+
+    @staticmethod
+    def arguments(p: Parser) -> None:
+        configuration(p, "key=value for all runs, key=a,b,c for a run of each, e.g. learner.lr=1e-6,1e-5 steps=200")
+        p.add_argument("--seeds", type=count, default=1, help="so many, from the configuration's own on (default 1)")
+        p.add_argument("--at-once", type=count, default=1, metavar="N", help="runs side by side (default 1)")
+        p.add_argument("--out", metavar="FOLDER", help="the folder of the runs (default: runs/NAME-sweep)")
+        p.add_argument("--address", help="a Ray dashboard: each run is a job there, and --out a folder that is shared")
+
+    @staticmethod
+    def run(a: Namespace) -> int:
+        say = functools.partial(print, flush=True)
+        found = rk.sweep(a.config, a.overrides, seeds=a.seeds, at_once=a.at_once, out=a.out, address=a.address, say=say)
+        print(f"\n{found}")
+        if found.report is not None:
+            print(f"\nall runs over each other: {found.report}")
+        return 1 if found.failed else 0
+
+
 class Configs(Command):
     """List the configurations that come with rlkit, or print one as a start for a file of your own."""
 
@@ -758,6 +781,7 @@ class Jobs(Command):
 
 COMMANDS: tuple[type[Command], ...] = (
     Train,
+    Sweep,
     Configs,
     Init,
     Show,

@@ -21,6 +21,7 @@ from rlkit.distribution import VERSION
 from rlkit.errors import CheckpointError, ConfigError
 from rlkit.files import Appender, FolderLock, Row, move_rows, reason
 from rlkit.record.masking import mask_command
+from rlkit.record.notebook import Progress, showing
 from rlkit.record.results import HeldOut, digits
 from rlkit.record.section import LogSection
 from rlkit.record.trackers import Trackers, scores
@@ -186,7 +187,7 @@ class RunLog:
         self._files: dict[str, Appender] = {}
         self._failing = set[str]()
         self.started, self.first_step, self.rows = time.monotonic(), 0, 0
-        self.live = sys.stdout.isatty()
+        self.live, self.show, self.shown = sys.stdout.isatty(), showing(), list[str]()
         self.every = 1 if self.live else max(1, steps // 20)
 
     def begin(self, first_step: int, config: Mapping[str, Any]) -> int:
@@ -313,12 +314,15 @@ class RunLog:
             print(text, end=end, flush=True)
 
     def progress(self, step: int, values: Mapping[str, float]) -> None:
-        """One row of the table; on a terminal the last row is live."""
+        """One row of the table; on a terminal the last row is live, and a notebook has one output that grows."""
         if self.quiet:
             return
         if self.rows == 0:  # the time left counts from here: starting up does not slow a step
             self.started, self.first_step = time.monotonic(), step
-            self.say("\n" + " ".join(f"{title:>{width}}" for title, width in self._widths()))
+            head = " ".join(f"{title:>{width}}" for title, width in self._widths())
+            self.shown.append(head)
+            if self.show is None:
+                self.say("\n" + head)
         self.rows += 1
         elapsed = time.monotonic() - self.started
         left = elapsed / max(1, step - self.first_step) * (self.steps - step) if self.rows > 1 else math.nan
@@ -326,8 +330,11 @@ class RunLog:
         cells = (f"{step}/{self.steps}", *measured, duration(left))
         line = " ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, self._widths(), strict=True))
         shown = step % self.every == 0 or step == self.steps
-        if self.live:
-            stays = step % max(1, self.steps // 20) == 0 or step == self.steps
+        stays = step % max(1, self.steps // 20) == 0 or step == self.steps
+        if self.show is not None:
+            self.show(Progress(step, self.steps, (*self.shown, line)))
+            self.shown += [line] if stays else []
+        elif self.live:
             self.say("\r" + line, end="\n" if stays else "")
         elif shown:
             self.say(line)
