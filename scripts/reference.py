@@ -7,6 +7,7 @@ A key's meaning is what the docstring of its class (or of a base) says under `At
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import re
 import types
@@ -44,6 +45,7 @@ KINDS: dict[str, tuple[str, str]] = {  # base class: page, title
 HEADS = ("Attributes", "Args", "Shapes", "Raises", "Returns", "Yields")
 
 
+@functools.cache
 def pages() -> dict[str, str]:
     """Markdown by path."""
     made = {"keys": keys_page(), "metrics": metrics_page(), "python": python_page()}

@@ -34,6 +34,7 @@ class RewardModel(Grader):
         give: ``score``, the logit itself, or ``probability``: its sigmoid, or with several labels the softmax over all of them.
         form: ``chat``: the conversation and the response as the model's own chat template writes them. ``pair``: question and response as
             the tokenizer joins two texts. ``text``: the policy's prompt and the response as one text.
+        dtype: of the weights.
         max_tokens: of conversation and response; null is what the model takes. Where there are more the response has no reward, and that
             is counted: nothing is cut off.
         batch: the most rows of one pass. device: null is a GPU where the process has one. threads: of a pass on CPUs.
