@@ -247,6 +247,21 @@ def test_golden_numbers(f: Generator, value: float, gradient: list[float] | None
         assert dz[0].tolist() == pytest.approx(gradient, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("f", "want"), [x for x in LOSSES if not isinstance(x[0], CKD | DPKD)], ids=lambda x: getattr(x, "label", "")
+)
+def test_the_teacher_is_where_it_ends(f: Generator, want: Callable[..., Tensor]) -> None:
+    """Zero, and without a gradient, at the teacher itself; above zero around it."""
+    _, anchor = heads()
+    teacher = (anchor.hidden @ anchor.weight.T + anchor.bias).detach()
+    eye, around = torch.eye(V), 0.2 * torch.randn(N, V, generator=torch.Generator().manual_seed(1))
+    there = teacher.clone().requires_grad_()
+    d = full_divergence(Head(there, eye), Head(teacher, eye), f)
+    (dz,) = torch.autograd.grad(d.sum(), there)
+    assert float(d.detach().abs().max()) < 1e-5 and float(dz.abs().max()) < 1e-5
+    assert bool((full_divergence(Head(teacher + around, eye), Head(teacher, eye), f) > 1e-4).all())
+
+
 def test_the_best_bounded_adversary_sees_total_variation() -> None:
     """AMMD: the largest ``E_pi f - E_q f`` over all f with values in [-1, 1] is twice the total variation; the largest is at a corner."""
     policy, anchor = heads()
