@@ -125,6 +125,9 @@ from rlkit.rewards import RewardSpec
 from rlkit.rewards.grader import Grader
 from rlkit.rewards.groups import Tournament
 from rlkit.rewards.judge import Judge
+from rlkit.rollout import control as controls
+from rlkit.rollout.control import Control
+from rlkit.rollout.controlled import Controlled
 from rlkit.rollout.endpoint import Endpoint
 from rlkit.rollout.engine import Engine, EngineSetup, EngineSpec, SimpleEngine
 from rlkit.rollout.episode import Chat, Context, Said
@@ -203,6 +206,7 @@ __all__ = [
     "RewardSpec",
     "Sampling",
     "RolloutSection",
+    "Controlled",
     "EpisodeSpec",
     "Serve",
     "LearnerSection",
@@ -245,6 +249,7 @@ __all__ = [
     "Engine",
     "EngineSetup",
     "SimpleEngine",
+    "Control",
     # rewards that are models
     "RewardModel",
     "Judge",
@@ -323,6 +328,7 @@ __all__ = [
     "preference",
     "labelled",
     "references",
+    "controls",
     "samplers",
     "tasks",
     "rewards",

@@ -207,6 +207,11 @@ class Eval(Command):
             help="also vote weighed by self-certainty (one more pass over each response)",
         )
         p.add_argument("--forgetting", metavar="BASE", help="also KL(BASE‖model) on responses of BASE")
+        p.add_argument(
+            "--control",
+            metavar="YAML",
+            help='change what is sampled from at every token, e.g. "{type: DeRa, reference: BASE, lam: 1.5}", or a file of that',
+        )
         p.add_argument("--engines", type=count, default=1, help="engines; more than one run on Ray")
         p.add_argument("--address", help="a Ray cluster (auto, or host:port)")
 
@@ -221,6 +226,7 @@ class Eval(Command):
             adaptive=a.adaptive,
             self_certainty=a.self_certainty,
             forgetting=a.forgetting,
+            control=a.control,
             engines=a.engines,
             address=a.address,
         )
@@ -477,7 +483,7 @@ class Plot(Command):
 
 
 class Sample(Command):
-    """Sample responses of a model, or of what decoding makes of it: DeRa, best of n, rejection sampling."""
+    """Sample responses of a model, or of what decoding makes of it: a control (DeRa), best of n, rejection sampling."""
 
     name = "sample"
 
@@ -504,6 +510,11 @@ class Sample(Command):
             type=not_negative,
             metavar="LAMBDA",
             help="0 is the reference, 1 the model, above 1 goes further (a weaker KL)",
+        )
+        p.add_argument(
+            "--control",
+            metavar="YAML",
+            help="change what is sampled from at every token, e.g. \"{type: IDLE, pattern: '[0-9]'}\" (docs/guide.md), or a file of that",
         )
         p.add_argument(
             "--reward", metavar="FN", help="score responses: my_file.py:fn of (prompt, response), or a built-in name"
@@ -535,6 +546,7 @@ class Sample(Command):
             engine=a.engine,
             reference=a.reference,
             realign=a.realign,
+            control=a.control,
             reward=a.reward,
             answers=a.answer,
             best=a.best,

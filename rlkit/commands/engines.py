@@ -10,9 +10,14 @@ from pathlib import Path
 
 from rlkit.checks import check_room, context_length
 from rlkit.cluster.start import start_engines
+from rlkit.config import build
+from rlkit.errors import ConfigError
 from rlkit.model.hub import model_config
 from rlkit.model.load import load_tokenizer
+from rlkit.reading import located, override, read
 from rlkit.rewards import Scorer
+from rlkit.rollout.control import Control
+from rlkit.rollout.controlled import Controlled
 from rlkit.rollout.engine import Generates, Scores
 from rlkit.run import Cluster, Run
 from rlkit.samples import Prompt, Rollout
@@ -27,6 +32,38 @@ def model_folder(model: str | Path, where: str = "--model") -> str:
     path = str(final) if os.path.isdir(final) else str(model)
     model_config(path, where)
     return path
+
+
+def given_control(control: Control | str | None) -> Control | None:
+    """A control, also as YAML has it (``{type: IDLE, pattern: '[0-9]'}``), or by the name of a YAML file that holds one.
+
+    Raises:
+        ConfigError: what is wrong, and where.
+    """
+    if not isinstance(control, str):
+        return control
+    text = control
+    if Path(text).suffix in (".yaml", ".yml"):
+        return build(Control, read(text), Path(text).parent)  # type: ignore[no-any-return]
+    tree = located({})
+    override(tree, f"control={text}")
+    given = tree.value["control"]
+    given.move("--control")
+    return build(Control, given)  # type: ignore[no-any-return]
+
+
+def under(run: Run, control: Control, path: str) -> Run:
+    """``run`` with engines that sample from the model in ``path`` under ``control``; raises ConfigError where they cannot."""
+    engine = run.rollout.engine
+    if not isinstance(engine, str):
+        raise ConfigError(
+            f"rollout.engine is {run.rollout.kind.label}, which knows no controls: set rollout.engine=vllm or rollout.engine=hf."
+        )
+    control.check(path)
+    section = dataclasses.replace(
+        run.rollout, engine=Controlled(engine=engine, control=control), over=0.0, pause="wait"
+    )
+    return dataclasses.replace(run, rollout=section)
 
 
 @contextlib.contextmanager

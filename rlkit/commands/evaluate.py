@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.checks import context_length
-from rlkit.commands.engines import model_folder, running, voter
+from rlkit.commands.engines import given_control, model_folder, running, under, voter
+from rlkit.config import plain
 from rlkit.data.prompts import first_of_each, load_prompts
 from rlkit.errors import ConfigError
 from rlkit.evaluation.compare import Forgetting, forgetting_of
@@ -18,6 +19,7 @@ from rlkit.evaluation.samples import Record, SampleFile, draw, tenths
 from rlkit.files import replace_file, told
 from rlkit.model.load import load_tokenizer
 from rlkit.record.output import require_folder
+from rlkit.rollout.control import Control
 from rlkit.rollout.hf import HFEngine
 from rlkit.run import Run
 from rlkit.samples import Prompt, Sampling
@@ -34,6 +36,7 @@ def evaluate(
     adaptive: bool = False,
     self_certainty: bool = False,
     forgetting: str | Path | None = None,
+    control: Control | str | None = None,
     engines: int = 1,
     address: str | None = None,
     say: Callable[[str], None] = print,
@@ -50,6 +53,7 @@ def evaluate(
         adaptive: no further sample of a prompt whose majority answer is settled; ``n`` is the most.
         self_certainty: also votes weighed by it, at the price of one more pass over each response.
         forgetting: a base model; also KL(base‖model) on the base's own responses (RL's Razor).
+        control: what decoding makes of the model (:mod:`rlkit.rollout.control`), or the YAML of one: that is what is measured.
         engines, address: more than one engine, or a Ray cluster, run on Ray.
 
     Raises:
@@ -68,11 +72,18 @@ def evaluate(
         raise ConfigError(
             "--adaptive stops sampling when the majority is settled: -n must be above 1 (it is the most it draws)."
         )
+    control = given_control(control)
+    if control is not None:
+        if self_certainty or base is not None:
+            raise ConfigError(
+                "--self-certainty and --forgetting look at the model itself, and --control samples from something else: leave one out."
+            )
+        run = under(run, control, path)
     prompts = _held_out(run, path, say)
     usual = run.sampling.temperature if run.eval.temperature is None else run.eval.temperature
     temperatures = list(temperatures) or [usual]
     sampling = dataclasses.replace(run.sampling, seed=run.seed if run.sampling.seed is None else run.sampling.seed)
-    settings = _settings(run, path, sampling)
+    settings = _settings(run, path, sampling, control)
     store = SampleFile(Path(out) / "samples.jsonl" if out is not None else None, settings)
     if store.rows:
         say(f"{out}/samples.jsonl: {len(store.rows)} samples are there already.")
@@ -125,7 +136,7 @@ def _held_out(run: Run, path: str, say: Callable[[str], None]) -> list[Prompt]:
     return first_of_each(prompts, run.eval.prompts)
 
 
-def _settings(run: Run, path: str, sampling: Sampling) -> dict[str, Any]:
+def _settings(run: Run, path: str, sampling: Sampling, control: Control | None) -> dict[str, Any]:
     """What must be equal so that samples belong to one file."""
     episode = run.rollout.episode
     return {
@@ -140,6 +151,7 @@ def _settings(run: Run, path: str, sampling: Sampling) -> dict[str, Any]:
         **(
             {} if episode is None else {"episode": f"{episode.label} {episode.args}" if episode.args else episode.label}
         ),
+        **({} if control is None else {"control": plain(control)}),
     }
 
 

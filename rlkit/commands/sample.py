@@ -1,4 +1,4 @@
-"""``rlkit sample``: what a model says, or what decoding makes of it: DeRa, best of n, rejection sampling."""
+"""``rlkit sample``: what a model says, or what decoding makes of it: a control, best of n, rejection sampling."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rlkit.commands.engines import model_folder
+from rlkit.commands.engines import given_control, model_folder
 from rlkit.data.render import Encoder, Renderer, load_template
 from rlkit.errors import ConfigError
 from rlkit.evaluation.selection import (
@@ -22,8 +22,9 @@ from rlkit.evaluation.selection import (
 )
 from rlkit.model.load import load_tokenizer
 from rlkit.rewards import RewardSpec, Scorer
-from rlkit.rollout.dera import DeRaEngine
-from rlkit.rollout.engine import Engine, EngineSetup
+from rlkit.rollout.control import Control, DeRa
+from rlkit.rollout.controlled import Controlled
+from rlkit.rollout.engine import EngineSetup
 from rlkit.rollout.section import ENGINES
 from rlkit.samples import Prompt, Rollout, Sampling
 from rlkit.session import quiet_libraries
@@ -73,6 +74,7 @@ def sample(
     engine: Literal["vllm", "hf"] = "hf",
     reference: str | Path | None = None,
     realign: float | None = None,
+    control: Control | str | None = None,
     reward: str | Callable[..., Any] | RewardSpec | None = None,
     answers: Sequence[Any] = (),
     best: bool = False,
@@ -86,6 +88,7 @@ def sample(
         sampling: None is temperature 1, at most 64 tokens, seed 0.
         template: how a prompt is rendered; None is as the run trained that the model is of, and plain where it is of none.
         reference, realign: mixes with this model at every token (DeRa): 0 is the reference, 1 the model, above 1 goes further.
+        control: any other way to change what is sampled from (:mod:`rlkit.rollout.control`), or the YAML of one.
         reward: scores the responses; answers: the reference answer of each prompt, where the reward reads one.
         best: only the best response of each prompt, by the reward. tilt: only responses that rejection keeps, towards
             ``model * exp(reward / tilt)``.
@@ -98,6 +101,11 @@ def sample(
         raise ConfigError(
             "--reference MODEL and --realign LAMBDA belong together: the mixture of two models needs both."
         )
+    control = given_control(control)
+    if reference is not None and realign is not None:
+        if control is not None:
+            raise ConfigError("--reference is a control of its own (DeRa): leave it out, or --control.")
+        control = DeRa(reference=model_folder(reference, "--reference"), lam=realign)
     if (best or tilt is not None) and reward is None:
         raise ConfigError(
             "--best and --tilt choose by a reward: give --reward, e.g. --reward my_rewards.py:helpful or --reward math."
@@ -119,10 +127,8 @@ def sample(
             scorer = Scorer([reward if isinstance(reward, RewardSpec) else RewardSpec(reward)], report=say)
             stack.callback(scorer.close)
             scorer.check([])
-        if reference is not None and realign is not None:
-            running: Engine = DeRaEngine(path, model_folder(reference, "--reference"), realign, max_model_len=length)
-        else:
-            running = ENGINES[engine].start(EngineSetup(path=path, seed=sampling.seed or 0, max_model_len=length))
+        spec = ENGINES[engine] if control is None else Controlled(engine=engine, control=control)
+        running = spec.start(EngineSetup(path=path, seed=sampling.seed or 0, max_model_len=length))
         stack.callback(running.close)
         out = []
         for p in rendered:

@@ -78,6 +78,7 @@ class EngineSpec(Plug):
     devices to a learner.
     """
 
+    homes: ClassVar[tuple[str, ...]] = ("rlkit.rollout.controlled",)
     shares: ClassVar[bool] = False
     lasting: ClassVar[bool] = False
     meets: ClassVar[bool] = False

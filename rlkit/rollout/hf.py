@@ -169,7 +169,7 @@ class HFEngine(Engine):
         chance = self._chances(batch).to(device)  # [R, max_tokens]
         ids, mask = (x.to(device) for x in _left_padded([r.prompt for r in batch]))
         position = (mask.cumsum(1) - 1).clamp(min=0)
-        cache = self._cache()
+        cache = self._cache(len(batch))
         out = self.lm(
             input_ids=ids,
             attention_mask=mask,
@@ -221,7 +221,8 @@ class HFEngine(Engine):
             )
         return results
 
-    def _cache(self) -> Any:
+    def _cache(self, rows: int) -> Any:
+        """What is read of so many prompts."""
         return make_cache(self.lm.config)
 
     def _chances(self, batch: Sequence[_Request]) -> Tensor:

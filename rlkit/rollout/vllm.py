@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -54,6 +54,24 @@ def environment() -> dict[str, str]:
         # oneDNN keeps the code that it makes for each size of a batch, 1,024 pieces of it. With the last few an engine is as fast.
         env["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "64"
     return env
+
+
+def require_vllm() -> None:
+    """Imports vLLM, with the variables that it reads then.
+
+    Raises:
+        ConfigError: why it could not be imported, and what to install.
+    """
+    for key, value in environment().items():
+        os.environ.setdefault(key, value)
+    try:
+        import vllm.config
+        import vllm.engine.arg_utils
+        import vllm.v1.engine.llm_engine  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"vLLM could not be imported ({error}). {install('cpu', 'gpu')}, or set rollout.engine: hf."
+        ) from None
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -137,18 +155,13 @@ class VLLMEngine(Engine):
         import torch
 
         super().__init__()
-        for key, value in environment().items():
-            os.environ.setdefault(key, value)
         arguments = engine_arguments(model, seed=seed, dtype=dtype, max_model_len=max_model_len, options=options or {})
-        try:
-            from vllm.config import WeightTransferConfig
-            from vllm.engine.arg_utils import EngineArgs
-            from vllm.usage.usage_lib import UsageContext
-            from vllm.v1.engine.llm_engine import LLMEngine
-        except ImportError as error:
-            raise ConfigError(
-                f"vLLM could not be imported ({error}). {install('cpu', 'gpu')}, or set rollout.engine: hf."
-            ) from None
+        require_vllm()
+        from vllm.config import WeightTransferConfig
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.engine.llm_engine import LLMEngine
+
         from rlkit.rollout.vllm_weights import BACKENDS, Extension, classes_unchanged, decoder_class
 
         self.limit = max_model_len
@@ -395,9 +408,10 @@ class VLLM(EngineSpec):
     meets = True
     rests = True
     label = "vllm"
+    runs: ClassVar[type[VLLMEngine]] = VLLMEngine
 
     def start(self, setup: EngineSetup) -> VLLMEngine:
-        return VLLMEngine(
+        return self.runs(
             setup.path,
             seed=setup.seed,
             dtype=setup.dtype,
