@@ -1,135 +1,217 @@
-"""A whole-vocabulary divergence: rlkit's chunked form against plain autograd on full logits, each in a process of its own.
+"""A divergence over the whole vocabulary with a teacher, forward and backward: rlkit, plain autograd, TRL's GKD loss, and Liger's fused one.
 
-    python benchmarks/full_vocab.py                     # V = 151936, N = 4096, H = 256: needs about 20 GB for the plain form
-    python benchmarks/full_vocab.py --tokens 512        # a smaller one
+    pip install 'rlkit-lm[cpu,bench]'
+    python benchmarks/full_vocab.py                     # continues where it stopped; --fresh starts again
+    python benchmarks/full_vocab.py --tokens 4096       # other sizes, into the same page
 
-Prints the ratios of time and of peak extra memory, and the largest relative difference of the gradients.
+The loss is the mean over tokens of the Jensen-Shannon divergence between student and teacher, from hidden states and output layers of both. TRL's side is
+`GKDTrainer.generalized_jsd_loss` on logits of these tokens alone; its trainer makes those of prompts and padding, too. Liger's is `LigerFusedLinearJSDLoss`, not
+compiled, with its own chunk size. Each is left out where it is not installed. The floor is the matrix products alone, on whole matrices: logits of student and
+teacher, gradients of hidden states and weight. Times are taken in turns in one process (the minimum over repeats); memory is what forward and backward add to a
+process of their own at most (on a GPU: allocated), the gradients that they return included.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-import tempfile
-import threading
 import time
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from report import RESULTS, Row, append, growth, page, peak_during, process, read, table
 
 from rlkit.objective.divergences import TABLE
 from rlkit.objective.full_vocab import Head, full_divergence
 
-
-class Peak:
-    """Peak memory above the start, in bytes: of the GPU, or of this process."""
-
-    def __enter__(self) -> Peak:
-        import psutil
-
-        self.cuda, self.process, self.done = torch.cuda.is_available(), psutil.Process(), False
-        if self.cuda:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            self.start = torch.cuda.memory_allocated()
-        else:
-            self.start = self.top = self.process.memory_info().rss
-            self.thread = threading.Thread(target=self._watch)
-            self.thread.start()
-        self.clock = time.perf_counter()
-        return self
-
-    def _watch(self) -> None:
-        while not self.done:
-            self.top = max(self.top, self.process.memory_info().rss)
-            time.sleep(0.002)
-
-    def __exit__(self, *error: object) -> None:
-        if self.cuda:
-            torch.cuda.synchronize()
-        self.seconds = time.perf_counter() - self.clock
-        self.done = True
-        if self.cuda:
-            self.bytes = torch.cuda.max_memory_allocated() - self.start
-        else:
-            self.thread.join()
-            self.bytes = self.top - self.start
+NAME = "full_vocab"
+V, H = 151_936, 896  # Qwen2.5-0.5B's
+TOKENS = (128, 256, 512)
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+FORMS = ("rlkit", "plain", "trl", "liger")
+Form = Callable[["Data"], torch.Tensor]
 
 
-def measure(form: str, a: argparse.Namespace) -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    g = torch.Generator().manual_seed(0)
+class Data:
+    """Hidden states and output layers of a student, which get gradients, and of a teacher that is not far from it."""
 
-    def r(*shape: int) -> torch.Tensor:
-        return (torch.randn(*shape, generator=g) * 0.2).to(device)
+    def __init__(self, n: int, vocabulary: int = V) -> None:
+        g = torch.Generator().manual_seed(0)
 
-    policy = Head(r(a.tokens, a.hidden).requires_grad_(), r(a.vocabulary, a.hidden).requires_grad_())
-    anchor = Head(
-        policy.hidden.detach() + r(a.tokens, a.hidden) * 0.3, policy.weight.detach() + r(a.vocabulary, a.hidden) * 0.3
-    )
-    f, seconds, peaks = TABLE[a.f], [], []
-    for _ in range(a.repeat + 1):
-        policy.hidden.grad = policy.weight.grad = None
-        with Peak() as peak:
-            if form == "chunked":
-                d = full_divergence(policy, anchor, f, expected=torch.ones(a.tokens, device=device))
-            else:
-                log_p = (policy.hidden @ policy.weight.T).log_softmax(-1)
-                with torch.no_grad():
-                    log_q = (anchor.hidden @ anchor.weight.T).log_softmax(-1)
-                d = (log_p.exp() * f.value(log_p - log_q)).sum(-1)
-            d.mean().backward()
-        seconds.append(peak.seconds)
-        peaks.append(peak.bytes)
-    torch.save(
-        {"value": d.detach().cpu(), "hidden": policy.hidden.grad.cpu(), "weight": policy.weight.grad.cpu()}, a.out
-    )
-    print(
-        json.dumps(
-            {"seconds": sorted(seconds[1:])[len(seconds[1:]) // 2] if a.repeat else seconds[0], "bytes": max(peaks)}
-        )
+        def r(rows: int, scale: float) -> torch.Tensor:
+            return (torch.randn(rows, H, generator=g) * scale).to(DEVICE)
+
+        self.hidden, self.weight = r(n, 1.0).requires_grad_(), r(vocabulary, 2 * H**-0.5).requires_grad_()
+        self.teacher_hidden, self.teacher_weight = self.hidden.detach() + r(n, 0.5), self.weight.detach()
+        self.labels = torch.zeros(n, dtype=torch.long, device=DEVICE)
+
+
+def rlkit(d: Data) -> torch.Tensor:
+    n = len(d.hidden)
+    policy, teacher = Head(d.hidden, d.weight), Head(d.teacher_hidden, d.teacher_weight)
+    # A run knows each token's weight in the loss beforehand.
+    return full_divergence(policy, teacher, TABLE["js"], expected=torch.full((n,), 1 / n, device=DEVICE)).mean()
+
+
+def plain(d: Data) -> torch.Tensor:
+    log_p = (d.hidden @ d.weight.T).log_softmax(-1)
+    with torch.no_grad():
+        log_q = (d.teacher_hidden @ d.teacher_weight.T).log_softmax(-1)
+    log_m = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0))
+    return 0.5 * (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)).sum(-1).mean()
+
+
+def trl(d: Data) -> torch.Tensor:
+    from trl.experimental.gkd import GKDTrainer
+
+    student = d.hidden @ d.weight.T
+    with torch.no_grad():
+        teacher = d.teacher_hidden @ d.teacher_weight.T
+    return GKDTrainer.generalized_jsd_loss(student[None], teacher[None], labels=d.labels[None], beta=0.5)
+
+
+def liger(d: Data) -> torch.Tensor:
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    fused = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.5, compiled=False)
+    return fused(d.hidden, d.weight, d.teacher_hidden, d.teacher_weight, d.labels)
+
+
+def forms() -> dict[str, Form]:
+    found: dict[str, Form] = {"rlkit": rlkit, "plain": plain}
+    for name, form in (("trl", trl), ("liger", liger)):
+        try:
+            form(Data(4, 64))
+        except ImportError:
+            continue
+        found[name] = form
+    return found
+
+
+def gradients(d: Data, form: Form) -> tuple[torch.Tensor, ...]:
+    value = form(d)
+    return (value.detach(), *torch.autograd.grad(value, [d.hidden, d.weight]))
+
+
+def seconds(f: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    f()
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def times(n: int, repeats: int) -> Row:
+    d, found = Data(n), forms()
+    h, w, t = d.hidden.detach(), d.weight.detach(), d.teacher_hidden
+    z, dh, dw = torch.empty(n, V, device=DEVICE), torch.empty_like(h), torch.empty_like(w)
+
+    def products() -> None:
+        torch.mm(t, d.teacher_weight.T, out=z)
+        torch.mm(h, w.T, out=z)
+        torch.mm(z, w, out=dh)
+        torch.mm(z.T, h, out=dw)
+
+    run: dict[str, Callable[[], Any]] = {"products": products}
+    run |= {k: (lambda f=f: gradients(d, f)) for k, f in found.items()}
+    best: dict[str, float] = {}
+    for _ in range(repeats):
+        for k, f in run.items():
+            best[k] = min(best.get(k, float("inf")), seconds(f))
+    want = gradients(d, plain)
+    gaps = {}
+    for k, f in found.items():
+        if k != "plain":
+            gaps[k] = max(float((x - y).norm() / y.norm()) for x, y in zip(gradients(d, f), want, strict=True))
+    return {"seconds": best, "differ": gaps}
+
+
+def memory(n: int, form: Form) -> float:
+    """MiB that one forward and backward add at most."""
+    gradients(Data(4, 64), form)  # libraries are loaded
+    d = Data(n)
+    if DEVICE.type == "cpu":
+        return peak_during(lambda: gradients(d, form))
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    gradients(d, form)
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def measure(n: int) -> Row:
+    def worker(*what: str) -> Row:
+        return process(__file__, "--case", str(n), *what, threads=1 if DEVICE.type == "cpu" else None)
+
+    row = worker()
+    return {"N": n, **row, "added_mib": {k: worker("--memory", k)["mib"] for k in row["seconds"] if k in FORMS}}
+
+
+def write(rows: list[Row]) -> None:
+    gradient = V * H * 4 / 2**20
+
+    def per(key: str, name: str, form: str) -> Callable[[Row], str]:
+        return lambda r: format(r[key][name], form) if name in r[key] else ""
+
+    def ratio(key: str, over: str, less: float = 0.0) -> Callable[[Row], str]:
+        def show(r: Row) -> str:
+            return f"{(r[key]['rlkit'] - less) / (r[key][over] - less):.2f}" if over in r[key] else ""
+
+        return show
+
+    columns = [
+        ("N", lambda r: f"{r['N']:,}"),
+        *(
+            (f"{k} / products", lambda r, k=k: f"{r['seconds'][k] / r['seconds']['products']:.2f}")
+            for k in FORMS
+            if k in rows[0]["seconds"]
+        ),
+        *((f"time, rlkit / {k}", ratio("seconds", k)) for k in ("trl", "liger")),
+        *((f"{k} adds, MiB", per("added_mib", k, ",.0f")) for k in FORMS),
+        *((f"memory, rlkit / {k}", ratio("added_mib", k)) for k in ("trl", "liger")),
+        *(
+            (f"without the gradient of the weight, rlkit / {k}", ratio("added_mib", k, gradient))
+            for k in ("trl", "liger")
+        ),
+        ("largest difference", lambda r: f"{max(r['differ'].values()):.0e}"),
+    ]
+    grown = [
+        f"{k} {growth([r['N'] for r in rows], [r['seconds'][k] for r in rows]):.2f}"
+        for k in FORMS
+        if len(rows) > 1 and all(k in r["seconds"] for r in rows)
+    ]
+    page(
+        NAME,
+        "A divergence over the whole vocabulary, with a teacher",
+        [
+            f"V = {V:,}, H = {H}, float32. Forward and backward; `products` are the four matrix products alone, taken in the same process. Memory includes the gradients that are",
+            f"returned, of which that of the weight is {gradient:.0f} MiB. The last column is the largest relative difference of a value or a gradient from the plain form's.",
+            "",
+            *table(rows, columns),
+            "",
+            f"Exponents of time over tokens: {', '.join(grown)}." if grown else "",
+        ],
+        rows,
     )
 
 
 def main() -> None:
     p = argparse.ArgumentParser()
-    p.add_argument("--vocabulary", type=int, default=151_936)
-    p.add_argument("--tokens", type=int, default=4096)
-    p.add_argument("--hidden", type=int, default=256)
-    p.add_argument("--f", default="reverse_kl")
-    p.add_argument("--repeat", type=int, default=2)
-    p.add_argument("--form")
-    p.add_argument("--out")
+    p.add_argument("--fresh", action="store_true")
+    p.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
+    p.add_argument("--repeats", type=int, default=2, help=argparse.SUPPRESS)
+    p.add_argument("--case", type=int, help=argparse.SUPPRESS)
+    p.add_argument("--memory", help=argparse.SUPPRESS)
     a = p.parse_args()
-    if a.form:
-        measure(a.form, a)
+    if a.case is not None:
+        print(json.dumps({"mib": memory(a.case, forms()[a.memory])} if a.memory else times(a.case, a.repeats)))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        found, saved = {}, {}
-        for form in ("plain", "chunked"):
-            out = Path(folder) / f"{form}.pt"
-            done = subprocess.run(
-                [sys.executable, __file__, *sys.argv[1:], "--form", form, "--out", str(out)],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                sys.exit(f"{form}: exit code {done.returncode} (out of memory?)\n{done.stderr[-2000:]}")
-            found[form], saved[form] = json.loads(done.stdout), torch.load(out)
-            print(
-                f"{form:<8} {found[form]['seconds']:7.2f} s   peak extra memory {found[form]['bytes'] / 2**20:8.0f} MiB"
-            )
-    ratio = {k: found["chunked"][k] / found["plain"][k] for k in ("seconds", "bytes")}
-    gap = {
-        k: float((saved["chunked"][k] - saved["plain"][k]).norm() / saved["plain"][k].norm()) for k in saved["plain"]
-    }
-    print(
-        f"{a.f}, V = {a.vocabulary}, N = {a.tokens}, H = {a.hidden}: time x {ratio['seconds']:.2f}, memory x {ratio['bytes']:.3f} "
-        f"(1/{1 / ratio['bytes']:.0f}); relative difference of value {gap['value']:.1e}, of gradients {max(gap['hidden'], gap['weight']):.1e}"
-    )
+    if a.fresh:
+        (RESULTS / f"{NAME}.jsonl").unlink(missing_ok=True)
+    for n in a.tokens:
+        if not any(r["N"] == n for r in read(NAME)):
+            append(NAME, measure(n))
+    write(sorted(read(NAME), key=lambda r: r["N"]))
 
 
 if __name__ == "__main__":
