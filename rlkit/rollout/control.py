@@ -257,7 +257,7 @@ class IDLE(Steering):
         tokens: texts that are one token each. pattern: a regular expression; it bans every token in whose text it is found. ids: token
             ids.
 
-    Source: (G)I-DLE (the closed form, derived from the problem that its abstract states).
+    Source: GI-DLE 2503.18050, (G)I-DLE (its closed form).
     """
 
     tokens: tuple[str, ...] = ()
