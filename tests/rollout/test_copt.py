@@ -43,7 +43,7 @@ class Text:
         """``[L, V]``; ``soft`` are embeddings in the place of some tokens."""
         n, shown = len(self.ids), shown or self.shown
         seen = torch.ones(n, n, dtype=torch.bool).tril()
-        for t in range(self.hole[1], n):
+        for t in range(self.hole[1], n if shown else 0):
             seen[t, self.hole[0] : self.hole[1]] = shown[t]
         embeds = self.lm.get_input_embeddings()(torch.tensor(self.ids)).clone()
         for at, x in (soft or {}).items():

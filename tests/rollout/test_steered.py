@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlkit.data.tasks import Sorting
 from rlkit.errors import ConfigError
-from rlkit.model.load import load_lm
+from rlkit.model.load import load_lm, load_tokenizer
 from rlkit.model.tiny import make_tiny
 from rlkit.rollout.control import IDLE, LogitsFusion, QSharp, Steering
 from rlkit.rollout.controlled import Controlled
@@ -42,6 +42,7 @@ def models(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, st
     value: Any = AutoModelForTokenClassification.from_pretrained(found["base"], num_labels=2)
     torch.nn.init.normal_(value.score.weight, std=2.0)
     value.save_pretrained(folder / "value")
+    load_tokenizer(tiny).save_pretrained(folder / "value")
     return {**found, "value": str(folder / "value")}
 
 
@@ -117,6 +118,7 @@ def test_a_companion_without_logits_for_some_tokens_is_refused(models: dict[str,
     small: Any = load_lm(models["base"])
     small.resize_token_embeddings(7)
     small.save_pretrained(tmp_path / "small")
+    load_tokenizer(models["base"]).save_pretrained(tmp_path / "small")
     with pytest.raises(ConfigError, match=r"base: .* has 7 logits, but its tokenizer has"):
         SteeredEngine(models["model"], LogitsFusion(base=str(tmp_path / "small"), experts=(models["base"],)))
 

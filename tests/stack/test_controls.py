@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rlkit.data.tasks import Sorting
 from rlkit.errors import EngineError
+from rlkit.model.load import load_tokenizer
 from rlkit.model.tiny import make_tiny
 from rlkit.rollout.control import IDLE, Companion, DeRa, QSharp, Seen, Steering
 from rlkit.rollout.controlled import Controlled
@@ -55,6 +56,7 @@ def control(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> All:
     value: Any = AutoModelForTokenClassification.from_pretrained(ref, num_labels=1)
     torch.nn.init.normal_(value.score.weight, std=2.0)
     value.save_pretrained(folder / "value")
+    load_tokenizer(tiny).save_pretrained(folder / "value")
     return All(reference=str(ref), value=str(folder / "value"))
 
 
