@@ -76,7 +76,8 @@ class Reading:
     def __init__(self, model: Any, rows: int = 0) -> None:
         self.model, config = model, model.config.get_text_config()
         self.spot = _Spot()
-        self.cache = Cache(layers=[_Layer(self.spot) for _ in range(config.num_hidden_layers)])
+        self.layers = [_Layer(self.spot) for _ in range(config.num_hidden_layers)]
+        self.cache = Cache(layers=[*self.layers])
         kinds = (
             set(config.layer_types) if "layer_types" in config.to_dict() and config.layer_types else {"full_attention"}
         )
@@ -143,7 +144,8 @@ class Reading:
     def fork(self, row: int, length: int) -> Reading:
         """Another reading of what stands at the first ``length`` places of one row."""
         out = Reading(self.model, 1)
-        for own, other in zip(self.cache.layers, out.cache.layers, strict=True):
+        for own, other in zip(self.layers, out.layers, strict=True):
+            assert own.keys is not None and own.values is not None, "something was read"
             other.lazy_initialization(own.keys, own.values)
             other.keys, other.values = (x[row : row + 1, :, :length].clone() for x in (own.keys, own.values))
         out.length[0], out.hidden = length, self.hidden[row : row + 1, :length].clone()
