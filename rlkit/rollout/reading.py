@@ -52,7 +52,7 @@ class _Layer(DynamicLayer):
         return shown[0], shown[1]
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        if self.is_initialized:
+        if self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys[indices], self.values[indices]
 
 
