@@ -76,7 +76,7 @@ def check_configuration(run: Run, *, new: bool) -> list[Finding]:
         with wrong:
             require_model(run.model.path, "model.path")
             model_config(run.model.path, "model.path")
-    for where, path in _other_models(run):
+    for where, path, _ in _other_models(run):
         with wrong:
             require_model(path, where, "" if where == "critic.path" else FIRST_TRAIN)
     if new:
@@ -92,21 +92,22 @@ def check_configuration(run: Run, *, new: bool) -> list[Finding]:
     return found
 
 
-def _other_models(run: Run) -> Iterator[tuple[str, str]]:
-    """(setting, folder or hub name) of every model beside the one that is trained."""
+def _other_models(run: Run) -> Iterator[tuple[str, str, bool]]:
+    """(setting, folder or hub name, whether its tokens may be others) of every model beside the one that is trained."""
     for section, _, spec in run.anchors:
         for path in spec.models:
-            yield f"{section}.path", path
+            yield f"{section}.path", path, spec.other_tokens
     if run.critic is not None and run.critic.path is not None:
-        yield "critic.path", run.critic.path
+        yield "critic.path", run.critic.path, False
 
 
 def check_models(run: Run, tokenizer: Any) -> None:
     """Raises ModelError for a model that cannot be loaded, or whose tokens are not those of the model that is trained."""
-    for where, path in _other_models(run):
+    for where, path, other_tokens in _other_models(run):
         model_config(path, where, "" if where == "critic.path" else FIRST_TRAIN)
         examine(path, where)
-        same_tokens(path, where, tokenizer)
+        if not other_tokens:
+            same_tokens(path, where, tokenizer)
     if run.model.path is not None:
         examine(run.model.path)
 
@@ -254,6 +255,17 @@ def _whole_distributions(run: Run) -> Iterator[str]:
             continue
         if spec.kept is None:
             yield from _likely_tokens(run, anchor, f"{section} (type: {type(spec).__name__}) gives the log-probs")
+
+
+def _other_tokens(run: Run) -> Iterator[str]:
+    """Terms that compare the same tokens of two models, where an anchor has a vocabulary of its own."""
+    for section, anchor, spec in (("reference", "ref", run.reference), ("teacher", "teacher", run.teacher)):
+        for term in run.objective if spec is not None and spec.other_tokens else ():
+            if isinstance(term, WholeVocabulary) and term.anchor == anchor and not term.any_tokens:
+                yield (
+                    f"{term.name} compares probabilities of the same tokens, but {section} (type: {type(spec).__name__}) has a tokenizer "
+                    "of its own. Use UniversalLogit, or what compares sampled texts: Divergence, KL, TokenKL."
+                )
 
 
 def _likely_tokens(run: Run, anchor: str, source: str) -> Iterator[str]:
@@ -492,6 +504,7 @@ CHECKS = (
     _precomputed,
     _anchors,
     _whole_distributions,
+    _other_tokens,
     _asked,
     _pools,
     _by_teacher,

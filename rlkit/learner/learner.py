@@ -331,18 +331,22 @@ class Learner:
             hidden = self.policy.hidden(b.ids, b.length, b.action, b.group)[b.action - 1]
             return Head(hidden, None) if self.policy.output is trained else self.policy.output.over(hidden)
 
-    def load_frozen(self, path: str | None, dtype: Dtype | None = None) -> PolicyModel:
+    @property
+    def start(self) -> str:
+        return self.setup.start.path
+
+    def load_frozen(self, path: str | None, dtype: Dtype | None = None, other_tokens: bool = False) -> PolicyModel:
         start = self.setup.start if dtype is None else dataclasses.replace(self.setup.start, dtype=dtype)
         where = start.path if path is None else path
         name = "model.path" if path is None else "reference.path or teacher.path"
         lm, _ = load_for(where, start.type, self.attention, name, self.device, self.windows)
         sizes = (lm.get_output_embeddings().out_features, self.policy.output.out_features)
-        if min(sizes) < len(self.tokenizer) <= max(sizes):
+        if not other_tokens and min(sizes) < len(self.tokenizer) <= max(sizes):
             raise ModelError(
                 f"reference or teacher: {where} has a vocabulary of {sizes[0]}, the policy one of {sizes[1]}. Log-probs are "
-                "compared token by token: use a model with the same tokenizer."
+                "compared token by token: use a model with the same tokenizer, or type: Translated."
             )
-        if sizes[0] != sizes[1]:
+        if not other_tokens and sizes[0] != sizes[1]:
             same_tokens(where, name, self.tokenizer)
             fit_vocabulary(lm, sizes[1])
         model = PolicyModel(lm, fp32_head=start.fp32_head).requires_grad_(False).eval()

@@ -48,7 +48,7 @@ class Endings:
     def text(self, tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
         """What rewards see of a response."""
         shown = tokens[:-1] if len(tokens) and tokens[-1] in self.ids else tokens
-        text = self._decode(shown)
+        text = self.decode(shown)
         found = [(at + len(s), at) for s in stop if (at := text.find(s)) >= 0]
         return text[: min(found)[1]] if found else text  # cut at the one that was complete first
 
@@ -62,10 +62,10 @@ class Endings:
 
     def stopped(self, newest: Sequence[int], stop: Sequence[str]) -> bool:
         """Whether the newest tokens (``reach`` of them) hold a stop string."""
-        tail = self._decode(newest)
+        tail = self.decode(newest)
         return any(s in tail for s in stop)
 
-    def _decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 

@@ -283,5 +283,5 @@ def same_tokens(path: str | Path, where: str, tokenizer: Any) -> None:
     if differ:
         raise ModelError(
             f"{where}: the tokenizer of {path} gives other ids than the policy's to {len(differ)} tokens ({differ[0]!r}, ...). Models are "
-            "compared token by token: use one with the same tokenizer."
+            "compared token by token: use one with the same tokenizer, or as a teacher type: Translated."
         )

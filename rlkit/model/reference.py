@@ -56,9 +56,16 @@ class Trained(Protocol):
         """The output layer of that model over its hidden states; only where :attr:`contains_start`."""
         ...
 
-    def load_frozen(self, path: str | None, dtype: Dtype | None = None) -> PolicyModel:
+    @property
+    def start(self) -> str:
+        """The model that training started from, a folder or a hub name; its tokenizer is the policy's."""
+        ...
+
+    def load_frozen(self, path: str | None, dtype: Dtype | None = None, other_tokens: bool = False) -> PolicyModel:
         """Another model over the same vocabulary, frozen, in host memory; None: a copy of the one that training starts from, or the
         run's ``model.dtype``.
+
+        ``other_tokens``: it may be of another vocabulary.
 
         Raises:
             ModelError: there is none, it is of another vocabulary, or its log-probs are not those of its own forward pass.
@@ -122,10 +129,15 @@ class Reference(Plug):
     """Base of every reference. A user's own overrides :meth:`build`.
 
     ``whole``: its states have :meth:`ReferenceState.head`, which ``FullDivergence`` reads. ``asked``: they have
-    :meth:`ReferenceState.likely` instead, which is asked once for each batch, and serves one with ``top_k``.
+    :meth:`ReferenceState.likely` instead, which is asked once for each batch, and serves one with ``top_k``. ``other_tokens``: it may have
+    a tokenizer of its own, and what it says of whole distributions is :class:`rlkit.objective.full_vocab.Ranked`.
     """
 
-    homes: ClassVar[tuple[str, ...]] = ("rlkit.model.reference", "rlkit.model.teachers", "rlkit.rollout.pool")
+    homes: ClassVar[tuple[str, ...]] = (
+        *("rlkit.model.reference", "rlkit.model.teachers", "rlkit.model.translated"),
+        "rlkit.rollout.pool",
+    )
+    other_tokens: ClassVar[bool] = False
 
     @property
     def whole(self) -> bool:
@@ -218,9 +230,16 @@ class OwnWeights(ReferenceState):
     ``offload`` keeps it in (pinned) host memory and moves it to the device for each pass. A head that it gave keeps what it needs there.
     """
 
-    def __init__(self, trained: Trained, path: str | None, offload: bool = False, dtype: Dtype | None = None) -> None:
+    def __init__(
+        self,
+        trained: Trained,
+        path: str | None,
+        offload: bool = False,
+        dtype: Dtype | None = None,
+        other_tokens: bool = False,
+    ) -> None:
         self.trained, self.offload = trained, offload and trained.device.type == "cuda"
-        self.model = trained.load_frozen(path, dtype)
+        self.model = trained.load_frozen(path, dtype, other_tokens)
         if self.offload:
             for p in self.model.parameters():
                 p.data = p.data.cpu().pin_memory()

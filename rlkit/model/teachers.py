@@ -109,6 +109,11 @@ class Teachers(Reference):
                 raise ModelError(
                     f"Teachers.of.{name} has engines of its own, and ranks mix: use type: Frozen or Served."
                 )
+            if part.other_tokens:
+                raise ModelError(
+                    f"Teachers.of.{name} has a tokenizer of its own, and probabilities of other tokens cannot be mixed: use type: Frozen with "
+                    "the policy's tokenizer, or this teacher alone."
+                )
         if len({part.asked for part in self.of.values()}) > 1:
             raise ModelError(
                 "Teachers.of has teachers of this process beside served ones: use one kind for all of them."

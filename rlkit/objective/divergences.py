@@ -70,6 +70,10 @@ class Generator(Plug):
         """It is of all distributions of a response together, of at most so many tokens that follow each other; None: of each by itself."""
         return None
 
+    def beside(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """The anchor's log-probs ``log_q`` as they stand beside the policy's tokens, ``[n, V]``: themselves, where tokens are the same."""
+        return log_q
+
     def at(self, log_p: Tensor, log_q: Tensor) -> Generator:
         """Its form between whole distributions ``log_p`` (the policy's) and ``log_q`` (the anchor's), ``[n, V]``: itself, where that is
         the same for all of them. Both arguments are left as they are."""

@@ -36,7 +36,8 @@ EXTREME = 40.0  # squared, e^40 is still a float32; beyond it a token counts as 
 class Whole(ABC):
     """What a whole-vocabulary term reads of an anchor: the next token's distribution after each of ``N`` prefixes.
 
-    A :class:`Head` has all of it; :class:`TopK` the most likely tokens and one number for the rest; :class:`Mixed` joins several.
+    A :class:`Head` has all of it; :class:`TopK` the most likely tokens and one number for the rest; :class:`Mixed` joins several;
+    :class:`Ranked` is of another vocabulary.
     """
 
     @abstractmethod
@@ -211,6 +212,27 @@ class Product(Whole):
         return Product(tuple((anchor.over(own), weight) for anchor, weight in self.parts))
 
 
+@dataclass(frozen=True)
+class Ranked(Whole):
+    """An anchor with another vocabulary and other prefixes: the probability of its likeliest token, of its second, and so on.
+
+    ``place``, ``[M]`` ascending, are the numbers of those prefixes that ``head`` has, too; at the others there is no distribution, and all
+    log-probs are ``-inf``. Only :class:`UniversalLogit` reads it.
+    """
+
+    head: Head
+    place: Tensor
+
+    def log_probs(self, rows: slice, classes: int, temperature: float, fp32: bool) -> Tensor:
+        first, last = (int(torch.searchsorted(self.place, edge)) for edge in (rows.start, rows.stop))
+        out = self.head.hidden.new_full((rows.stop - rows.start, classes), -math.inf, dtype=torch.float32)
+        if first < last:
+            log_q = self.head.log_probs(slice(first, last), self.head.classes, temperature, fp32)
+            best = log_q.sort(dim=-1, descending=True).values[:, :classes]
+            out[self.place[first:last] - rows.start, : best.shape[1]] = best
+        return out
+
+
 def tail(kept: Tensor) -> Tensor:
     """The log of what probabilities ``[n, k]``, given by their logs, leave of 1, ``[n, 1]``; never below a millionth."""
     return torch.log1p(-kept.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-6))
@@ -246,6 +268,7 @@ def _chunk(
 
     ``ids``, ``[n, k]``: the tokens that stay apart; None: all. ``target``, ``[n]``: those that stand in the text, where that is known.
     """
+    log_q = f.beside(log_p, log_q)
     if ids is None:
         f = f if target is None else f.with_token(target[:, None])
         f = f.among(None, anchor.table).at(log_p, log_q)
@@ -417,6 +440,8 @@ class WholeVocabulary(Term):
 
     # Each token's value has the gradient that its weight in the loss says: it can be made together with the value.
     linear: ClassVar[bool] = True
+    # It compares what an anchor of any vocabulary says (``Ranked``).
+    any_tokens: ClassVar[bool] = False
 
     top_k: int | None = None
     of: Literal["anchor", "policy", "either"] = "anchor"
@@ -539,6 +564,53 @@ class Wasserstein(WholeVocabulary):
     @property
     def name(self) -> str:
         return f"Wasserstein({self.anchor})"
+
+    def __call__(self, new: New, b: Batch) -> Tensor:
+        return new.full[self.name]
+
+
+class _ByRank(Generator):
+    """``sum_i |p_(i) - q_(i)|`` over probabilities that are sorted, each by itself; 0 where the anchor has no distribution."""
+
+    def value(self, a: Tensor) -> Tensor:
+        return torch.expm1(-a).abs()
+
+    def slope(self, a: Tensor) -> Tensor:
+        return a.sign()
+
+    def beside(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        order = log_p.sort(dim=-1, descending=True).indices
+        best = log_q.sort(dim=-1, descending=True).values
+        return torch.where(best[:, :1] > -math.inf, torch.empty_like(log_q).scatter_(-1, order, best), log_p)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniversalLogit(WholeVocabulary):
+    """How far the policy's sorted next-token probabilities are from the anchor's, ``sum_i |p_(i) - q_(i)|``: the closed form of an optimal
+    transport whose costs know nothing of the tokens, so the vocabularies may be any two.
+
+    With a teacher of another tokenizer (``type: Translated``), it compares at those tokens before which both have the same text, and is 0
+    at all others. Where the teacher's vocabulary is the larger one, the mass of its least likely tokens, which have no partner, is left
+    out of the value; it has no gradient. The paper adds a cross entropy (``NLL``) and pairs the i-th tokens of both.
+
+    Source: ULD 2402.12030, eq. 6 (the loss, as TRL's GOLD has it).
+    """
+
+    any_tokens: ClassVar[bool] = True
+    anchor: Literal["ref", "teacher"] = "teacher"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.top_k is not None:
+            raise ConfigError("UniversalLogit.top_k: sorted probabilities are compared all; leave it out.")
+
+    @property
+    def generator(self) -> Generator:
+        return _ByRank()
+
+    @property
+    def name(self) -> str:
+        return f"UniversalLogit({self.anchor})"
 
     def __call__(self, new: New, b: Batch) -> Tensor:
         return new.full[self.name]
