@@ -13,7 +13,9 @@ PACKAGE = ROOT / "rlkit"
 # What the program uses is imported when it is used, so that `rlkit --help` takes no time.
 FACES = {"cli"}
 # These need a library at their top that is not installed everywhere.
-OPTIONAL = {"rlkit.learner.gloo", "rlkit.rollout.vllm_gpu", "rlkit.rollout.vllm_weights"}
+OPTIONAL = {
+    *("rlkit.learner.gloo", "rlkit.rollout.vllm_gpu", "rlkit.rollout.vllm_weights", "rlkit.rollout.vllm_steering"),
+}
 
 # A name that scripts import, in a room below what it calls.
 KEPT = {"rlkit.cluster.submit -> commands"}

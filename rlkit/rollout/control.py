@@ -12,7 +12,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -25,26 +25,19 @@ from rlkit.model.load import load_tokenizer, same_tokens
 from rlkit.place import Place
 from rlkit.plug import Plug
 
-if TYPE_CHECKING:  # engines stand on controls
-    from rlkit.rollout.engine import Engine, EngineSetup
-
-EngineName = Literal["vllm", "hf"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Control(Plug):
-    """Base of what an engine may do with a model instead of sampling from it. A user's own, if it is a function of logits, is a
-    :class:`Steering`.
+    """Base of what an engine may do with a model instead of sampling from it. A user's own is a :class:`Steering`.
+
+    ``engines``: those that can do it.
     """
 
     homes: ClassVar[tuple[str, ...]] = ("rlkit.rollout.control",)
+    engines: ClassVar[tuple[str, ...]] = ("vllm", "hf")
 
     def check(self, path: str) -> None:
         """Raises ConfigError or ModelError, before anything is loaded, for what cannot control the model in ``path``."""
-
-    @abstractmethod
-    def start(self, setup: EngineSetup, engine: EngineName) -> Engine:
-        """An engine that samples under this control, where ``engine`` would sample from the model itself."""
 
 
 @dataclass(frozen=True)
@@ -95,19 +88,6 @@ class Steering(Control):
         for one in self.companions:
             same_tokens(one.path, one.where, tokenizer)
         self.over(tokenizer)
-
-    def start(self, setup: EngineSetup, engine: EngineName) -> Engine:
-        self.check(setup.path)
-        if engine == "vllm":
-            from rlkit.rollout.vllm import require_vllm
-
-            require_vllm()
-            from rlkit.rollout.vllm_steering import start
-
-            return start(setup, self)
-        from rlkit.rollout.steered import SteeredEngine
-
-        return SteeredEngine(setup.path, self, dtype=setup.dtype, max_model_len=setup.max_model_len)
 
 
 def dera_logits(aligned: Tensor, ref: Tensor, lam: float) -> Tensor:
@@ -370,6 +350,7 @@ class CopT(Control):
     have said in the place of ``think``, and in mathematics the end of the thinking ends the response; here it goes on to its answer.
     """
 
+    engines: ClassVar[tuple[str, ...]] = ("hf",)
     accept: NonNegative = 0.6
     show: NonNegative = 0.4
     draft_tokens: Count = 1024
@@ -391,13 +372,3 @@ class CopT(Control):
                 )
             out.append(ids)
         return out[0], out[1]
-
-    def start(self, setup: EngineSetup, engine: EngineName) -> Engine:
-        if engine == "vllm":
-            raise ConfigError(
-                "CopT gives embeddings to the model in a second pass, which vLLM has no place for between two steps: use engine: hf."
-            )
-        from rlkit.rollout.copt import CopTEngine
-
-        self.check(setup.path)
-        return CopTEngine(setup.path, self, dtype=setup.dtype, max_model_len=setup.max_model_len)

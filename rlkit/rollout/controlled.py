@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from rlkit.rollout.control import Control, EngineName
+from rlkit.errors import ConfigError
+from rlkit.rollout.control import Control, CopT, Steering
+from rlkit.rollout.copt import CopTEngine
 from rlkit.rollout.engine import Engine, EngineSetup, EngineSpec
-from rlkit.rollout.vllm import environment
+from rlkit.rollout.steered import SteeredEngine
+from rlkit.rollout.vllm import environment, require_vllm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,15 +22,35 @@ class Controlled(EngineSpec):
     importance weight), as MiniLLM does with a :class:`rlkit.rollout.control.Blend`.
     """
 
-    engine: EngineName = "vllm"
+    engine: Literal["vllm", "hf"] = "vllm"
     control: Control
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = type(self.control).__name__
+        if self.engine not in self.control.engines:
+            raise ConfigError(
+                f"{name} needs a second pass within a step, which {self.engine} has no place for: use engine: hf."
+            )
+        if not isinstance(self.control, Steering | CopT):
+            raise ConfigError(f"{name} is a control, but no Steering: make it a subclass of that.")
 
     @property
     def label(self) -> str:
         return f"{self.engine} under {type(self.control).__name__}"
 
     def start(self, setup: EngineSetup) -> Engine:
-        return self.control.start(setup, self.engine)
+        self.control.check(setup.path)
+        options = {"dtype": setup.dtype, "max_model_len": setup.max_model_len}
+        if isinstance(self.control, CopT):
+            return CopTEngine(setup.path, self.control, **options)
+        assert isinstance(self.control, Steering)
+        if self.engine == "hf":
+            return SteeredEngine(setup.path, self.control, **options)
+        require_vllm()
+        from rlkit.rollout.vllm_steering import start
+
+        return start(setup, self.control)
 
     def environment(self) -> dict[str, str]:
         return environment() if self.engine == "vllm" else {}

@@ -16,7 +16,8 @@ from torch import Tensor
 from rlkit.commands.engines import given_control
 from rlkit.errors import ConfigError, ModelError
 from rlkit.model.tiny import make_tiny, make_tokenizer
-from rlkit.rollout.control import IDLE, Blend, CopT, DeRa, LogitsFusion, QSharp, Steering, dera_logits
+from rlkit.rollout.control import IDLE, Blend, Control, CopT, DeRa, LogitsFusion, QSharp, Steering, dera_logits
+from rlkit.rollout.controlled import Controlled
 
 MODEL, OTHER = torch.tensor([[2.0, 1, 0, -1]]), torch.tensor([[1.0, 1.5, -0.5, 0.25]])
 THIRD = torch.tensor([[0.5, -1.0, 2.0, 0.0]])
@@ -186,7 +187,8 @@ def test_only_candidates_are_asked_about() -> None:
         (lambda: LogitsFusion(base="b", experts=("a",), weights=(1.0, 2.0)), "1 experts but 2 weights"),
         (lambda: given_control("{type: DeRa, reference: m, lam: -1}"), "--control: lam: is -1"),
         (lambda: given_control("{type: Dera}"), "Did you mean 'DeRa'"),
-        (lambda: given_control("{type: CopT}").start(None, "vllm"), "second pass"),  # type: ignore[union-attr,arg-type]
+        (lambda: Controlled(control=CopT()), "second pass within a step, which vllm has no place for"),
+        (lambda: Controlled(control=Control()), "Control is a control, but no Steering"),
     ],
 )
 def test_what_no_control_can_be(make: Any, told: str) -> None:
