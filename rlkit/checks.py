@@ -259,8 +259,8 @@ def _whole_distributions(run: Run) -> Iterator[str]:
 
 def _other_tokens(run: Run) -> Iterator[str]:
     """Terms that compare the same tokens of two models, where an anchor has a vocabulary of its own."""
-    for section, anchor, spec in (("reference", "ref", run.reference), ("teacher", "teacher", run.teacher)):
-        for term in run.objective if spec is not None and spec.other_tokens else ():
+    for section, anchor, spec in run.anchors:
+        for term in run.objective if spec.other_tokens else ():
             if isinstance(term, WholeVocabulary) and term.anchor == anchor and not term.any_tokens:
                 yield (
                     f"{term.name} compares probabilities of the same tokens, but {section} (type: {type(spec).__name__}) has a tokenizer "

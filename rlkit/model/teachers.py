@@ -111,8 +111,8 @@ class Teachers(Reference):
                 )
             if part.other_tokens:
                 raise ModelError(
-                    f"Teachers.of.{name} has a tokenizer of its own, and probabilities of other tokens cannot be mixed: use type: Frozen with "
-                    "the policy's tokenizer, or this teacher alone."
+                    f"Teachers.of.{name} has a tokenizer of its own, and probabilities of other tokens cannot be mixed: use type: Frozen "
+                    "with the policy's tokenizer, or this teacher alone."
                 )
         if len({part.asked for part in self.of.values()}) > 1:
             raise ModelError(

@@ -41,12 +41,11 @@ class Controlled(EngineSpec):
 
     def start(self, setup: EngineSetup) -> Engine:
         self.control.check(setup.path)
-        options = {"dtype": setup.dtype, "max_model_len": setup.max_model_len}
         if isinstance(self.control, CopT):
-            return CopTEngine(setup.path, self.control, **options)
+            return CopTEngine(setup.path, self.control, dtype=setup.dtype, max_model_len=setup.max_model_len)
         assert isinstance(self.control, Steering)
         if self.engine == "hf":
-            return SteeredEngine(setup.path, self.control, **options)
+            return SteeredEngine(setup.path, self.control, dtype=setup.dtype, max_model_len=setup.max_model_len)
         require_vllm()
         from rlkit.rollout.vllm_steering import start
 
