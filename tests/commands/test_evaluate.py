@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -271,6 +272,8 @@ def test_sampling_realigned_best_and_tilted(tiny: Path, tmp_path: Path, capsys: 
     assert main([*base, "--reference", str(tiny), "--realign", "2.0"]) == 0
     # A mixture with itself is itself.
     assert capsys.readouterr().out.splitlines()[1].split("(")[0] == plain.splitlines()[1].split("(")[0]
+    assert main([*base, "--control", "{type: IDLE, pattern: '[0-9]'}"]) == 0
+    assert not any(c.isdigit() for line in capsys.readouterr().out.splitlines()[1:] for c in line.split("  (")[0])
     assert main([*base, "--reward", varied, "--best"]) == 0
     best = capsys.readouterr().out.splitlines()
     assert "best of 40: KL to the model about" in best[1] and len(best) == 3 and "reward" in best[2]
@@ -279,6 +282,8 @@ def test_sampling_realigned_best_and_tilted(tiny: Path, tmp_path: Path, capsys: 
     assert "of 40 kept; the optimum at this beta: reward" in kept[1] and 0 < len(kept) - 2 < 40
     for wrong, says in (
         (["--realign", "2"], "belong together"),
+        (["--reference", str(tiny), "--realign", "2", "--control", "{type: IDLE, ids: [3]}"], "leave it out"),
+        (["--control", "{type: CopT}", "--engine", "vllm"], "use engine: hf"),
         (["--best"], "give --reward"),
         (["--reward", "exact", "--tilt", "-1"], "must be positive"),
         (["--reward", "nothing"], "not a built-in reward"),
@@ -334,3 +339,19 @@ async def two(context, wanted):
     second = await context.generate(max_tokens=2)
     return float(wanted in first.text + second.text)
 """
+
+
+def test_a_model_is_evaluated_under_a_control(tiny: Path, tmp_path: Path, small: dict[str, Any]) -> None:
+    run, out = rk.load(small), tmp_path / "evaluated"
+    banned = rk.controls.IDLE(pattern="[0-9]")
+    rk.evaluate(run, tiny, n=2, out=out, control=banned, say=lambda _: None)
+    rows = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    texts = [row["response"] for row in rows if "response" in row]
+    assert len(texts) == 8 and not any(c.isdigit() for text in texts for c in text)
+    with pytest.raises(ConfigError, match="another control"):
+        rk.evaluate(run, tiny, n=2, out=out, control="{type: IDLE, pattern: '[1-3]'}")
+    with pytest.raises(ConfigError, match="look at the model itself"):
+        rk.evaluate(run, tiny, control=banned, self_certainty=True)
+    own = run.replace(rollout=dataclasses.replace(run.rollout, engine=rk.Controlled(engine="hf", control=banned)))
+    with pytest.raises(ConfigError, match="knows no controls"):
+        rk.evaluate(own, tiny, control=banned)
