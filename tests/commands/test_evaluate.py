@@ -13,6 +13,7 @@ import yaml
 
 import rlkit as rk
 from rlkit.cli import main
+from rlkit.errors import ConfigError
 from rlkit.evaluation.samples import read_samples
 from rlkit.model.load import load_lm
 from rlkit.rollout.hf import HFEngine
