@@ -40,6 +40,7 @@ KINDS: dict[str, tuple[str, str]] = {  # base class: page, title
     "DropRule": ("drop", "Rules that drop groups"),
     "Task": ("tasks", "Tasks"),
     "EngineSpec": ("engines", "Engines"),
+    "Control": ("controls", "Controls of decoding"),
     "Grader": ("graders", "Rewards with settings: judges, reward models"),
 }
 HEADS = ("Attributes", "Args", "Shapes", "Raises", "Returns", "Yields")

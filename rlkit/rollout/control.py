@@ -115,8 +115,9 @@ def dera_logits(aligned: Tensor, ref: Tensor, lam: float) -> Tensor:
 class DeRa(Steering):
     """Realignment while decoding: :func:`dera_logits` of the model and a ``reference``.
 
-    ``lam`` 0 is the reference, 1 the model, above 1 goes on in the direction from the one to the other; above 2 use top-p, because
-    extrapolation amplifies the noise of the tail.
+    Attributes:
+        reference: the other model. lam: 0 is the reference, 1 the model, above 1 goes on in the direction from the one to the other; above
+            2 use top-p, because extrapolation amplifies the noise of the tail.
 
     Source: DeRa 2402.02992.
     """
@@ -136,6 +137,9 @@ class DeRa(Steering):
 class Blend(Steering):
     """The arithmetic mixture ``weight * other + (1 - weight) * model`` of two next-token distributions: what MiniLLM samples from, with the
     teacher as the ``other``.
+
+    Attributes:
+        other: the second model. weight: its share.
 
     Source: MiniLLM 2306.08543, teacher-mixed sampling (the released code).
     """
@@ -165,6 +169,8 @@ class LogitsFusion(Steering):
     ``most``; for several experts one after the other, ``rounds`` times, from 0.
 
     Attributes:
+        base: the small model before it was trained. experts: what became of it.
+        steps, most, rounds: of the search for weights.
         weights: one for each expert, used at every token; null: they are sought. With 1 it is proxy tuning.
 
     Source: dynamic logits fusion 2406.15480 (the grid and its bounds as it has them, the search over several experts after it).
@@ -300,6 +306,7 @@ class QSharp(Steering):
     the logits of equally spaced rewards between them.
 
     Attributes:
+        value: the token classifier. eta: strength of the KL, in units of reward for a nat. low, high: the smallest and the largest reward.
         top_k: only the model's k most likely tokens are asked about, and only they can come; null: all.
 
     Source: Q# 2502.20548 (read in excerpts; that tokens beyond the candidates are left out is ours to say).

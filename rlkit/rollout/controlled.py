@@ -20,6 +20,9 @@ class Controlled(EngineSpec):
     Requests end before a weight update, and weights come through the driver. Of a run that trains, the log-probs of what was sampled are
     those of the controlled distribution, and the learner's are the model's own: train on them with a term that knows the difference (an
     importance weight), as MiniLLM does with a :class:`rlkit.rollout.control.Blend`.
+
+    Attributes:
+        engine: which one samples. control: what it samples from.
     """
 
     engine: Literal["vllm", "hf"] = "vllm"
