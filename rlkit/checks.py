@@ -6,7 +6,7 @@ A check yields sentences: where, what, and what to do.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rlkit.data import SETS
@@ -433,10 +433,34 @@ def _precision(run: Run) -> Iterator[str]:
             "model.dtype: bfloat16 needs deepspeed.zero_optimization.stage 1, 2 or 3: DeepSpeed refuses float32 gradient sums "
             "under stage 0."
         )
+    elif isinstance(zero, dict):
+        yield from _offloading(zero, stage)
     try:
-        check_deepspeed_options(run.deepspeed)
+        check_deepspeed_options(run.deepspeed, run.model.dtype == "bfloat16")
     except InputError as error:
         yield str(error)
+
+
+def _offloading(zero: Mapping[str, Any], stage: int) -> Iterator[str]:
+    """What DeepSpeed would pass over without a word, or end by an assertion."""
+    for key, least in (("offload_optimizer", 1), ("offload_param", 3)):
+        told = zero.get(key) or {}
+        if not isinstance(told, Mapping):
+            yield f"deepspeed.zero_optimization.{key} is {told!r:.100}; it must be a mapping, e.g. {{device: cpu}}."
+            continue
+        where = told.get("device", "none")
+        needed = 3 if where == "nvme" else least
+        if where != "none" and stage < needed:
+            other = "3" if needed == 3 else "1, 2 or 3"
+            yield (
+                f"deepspeed.zero_optimization.{key}: {{device: {where}}} needs stage {other}, and stage is {stage}: DeepSpeed "
+                "leaves it out without a word. Raise the stage, or remove it."
+            )
+        if told.get("ratio", 1.0) != 1.0:
+            yield (
+                f"deepspeed.zero_optimization.{key}.ratio is {told['ratio']!r:.20}: a part of the optimizer's state on the host needs "
+                "DeepSpeed's own Adam, and rlkit trains with torch's AdamW. Leave it out."
+            )
 
 
 def _rewards(run: Run) -> Iterator[str]:

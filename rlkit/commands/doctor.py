@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from rlkit.errors import first_line
+from rlkit.model.precision import BFLOAT16, cpu_flags
 from rlkit.record.log import PACKAGES
 
 GIB = 2**30
@@ -119,7 +120,7 @@ class Machine:
             unmet=tuple(_unmet()),
             cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
             quota=_cgroup_cpus(),
-            flags=_cpu_flags(),
+            flags=cpu_flags(),
             memory=min(memory.total, limit or memory.total),
             available=memory.available,
             shm=_room("/dev/shm"),
@@ -194,13 +195,6 @@ def _cgroup_cpus() -> float | None:
         return None
     quota, period = map(int, text.split())
     return quota / period
-
-
-def _cpu_flags() -> frozenset[str]:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    found = next((x for x in lines if x.lower().startswith(("flags", "features"))), "")
-    return frozenset(found.partition(":")[2].split())
 
 
 def _reaches(host: str) -> str | None:
@@ -296,7 +290,7 @@ def _graphics(m: Machine) -> Iterator[Finding]:
                 f"{name} asks for expandable segments, with which neither cluster.colocate nor cluster.transfer: ipc works",
                 "Unset it",
             )
-    if not m.gpus and not m.flags & {"avx512_bf16", "amx_bf16", "bf16"}:
+    if not m.gpus and not m.flags & BFLOAT16:
         yield Finding(
             "note",
             "the processor has no bfloat16 arithmetic: an update that takes 10 s in float32 took 282 s in bfloat16 on such a machine",

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from rlkit.distribution import install
 from rlkit.errors import ConfigError, NumericsError
 from rlkit.learner.section import LearnerSection
+from rlkit.model.export import dimensions
 from rlkit.record.checkpoint import read_tensors, write_tensors
 
 OURS = {
@@ -65,7 +66,7 @@ def make_optimizer(
         for matrix in (True, False):
             groups.append(
                 {
-                    "params": [p for c, p in trainable if c == of_critic and (p.ndim >= 2) == matrix],
+                    "params": [p for c, p in trainable if c == of_critic and (dimensions(p) >= 2) == matrix],
                     "lr": lr,
                     "weight_decay": section.weight_decay if matrix else 0.0,
                 }
@@ -175,6 +176,39 @@ class TorchBackend:
         set_hyperparameters(self.optimizer, self.schedule, configured)
 
 
+def join() -> None:
+    """Makes the group of all learner ranks, if there is none yet."""
+    deepspeed = import_deepspeed()
+    if torch.distributed.is_initialized():
+        return
+    # An engine of vLLM in this process ends all groups with itself, and DeepSpeed remembers those of an earlier run.
+    deepspeed.utils.groups._release_process_group_references()
+    deepspeed.init_distributed(
+        dist_backend="nccl" if torch.cuda.is_available() else "gloo", auto_mpi_discovery=False, verbose=False
+    )
+
+
+def engine_config(section: LearnerSection, options: Mapping[str, Any], bf16: bool) -> dict[str, Any]:
+    """What DeepSpeed is configured with: the user's ``deepspeed:`` section, and what rlkit sets from its own."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        # Boundaries are set by hand, micro-batch by micro-batch; any number above 1 makes ZeRO accumulate.
+        "gradient_accumulation_steps": 2,
+        "gradient_clipping": section.max_grad_norm,
+        "steps_per_print": 2**31,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        **({"data_types": {"grad_accum_dtype": "fp32"}} if bf16 else {}),
+        **options,
+        **({"bf16": {"enabled": True, **(options.get("bf16") or {})}} if bf16 else {}),
+        "zero_optimization": {
+            "stage": 0,
+            "overlap_comm": torch.cuda.is_available(),
+            **options.get("zero_optimization", {}),
+        },
+    }
+
+
 class DeepSpeedBackend:
     """A DeepSpeed engine on this rank of ``world`` ranks. The user's ``deepspeed:`` section is handed on as it is."""
 
@@ -189,27 +223,10 @@ class DeepSpeedBackend:
         critic_lr: float | None = None,
     ) -> None:
         deepspeed = import_deepspeed()
-        if not torch.distributed.is_initialized():
-            # An engine of vLLM in this process ends all groups with itself, and DeepSpeed remembers those of an earlier run.
-            deepspeed.utils.groups._release_process_group_references()
-            deepspeed.init_distributed(
-                dist_backend="nccl" if torch.cuda.is_available() else "gloo", auto_mpi_discovery=False, verbose=False
-            )
+        join()
         optimizer, schedule = make_optimizer(model, section, total_steps, critic_lr)
-        zero = {"stage": 0, "overlap_comm": torch.cuda.is_available(), **options.get("zero_optimization", {})}
-        config = {
-            "train_micro_batch_size_per_gpu": 1,
-            # Boundaries are set by hand, micro-batch by micro-batch; any number above 1 makes ZeRO accumulate.
-            "gradient_accumulation_steps": 2,
-            "gradient_clipping": section.max_grad_norm,
-            "steps_per_print": 2**31,
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-            **({"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}} if bf16 else {}),
-            **options,
-            "zero_optimization": zero,
-        }
-        self.world, self.stage, self.section = world, int(zero["stage"]), section
+        config = engine_config(section, options, bf16)
+        self.world, self.stage, self.section = world, int(config["zero_optimization"]["stage"]), section
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=schedule, config=config)
         self.files = tensor_files()
         self.engine.checkpoint_engine = self.files
@@ -344,14 +361,29 @@ def tensor_files() -> Any:
     return TensorFiles()
 
 
-def check_deepspeed_options(options: Mapping[str, Any]) -> None:
-    """Refuses keys that rlkit sets from its own sections, so that no value is silently overridden."""
+def check_deepspeed_options(options: Mapping[str, Any], bf16: bool) -> None:
+    """Refuses keys that rlkit sets from its own sections, so that no value is silently overridden.
+
+    ``bf16``: ``model.dtype`` is bfloat16.
+    """
     taken = sorted(OURS & set(options))
     if taken:
         raise ConfigError(
             f"deepspeed.{taken[0]}: rlkit sets this itself. Use learner.max_tokens, learner.minibatches, "
             "learner.max_grad_norm, learner.lr, learner.schedule and model.dtype instead."
         )
+    low = options.get("bf16") or {}
+    if not isinstance(low, Mapping):
+        raise ConfigError(f"deepspeed.bf16 is {low!r:.100}; it must be a mapping. Leave it out: model.dtype says it.")
+    if low.get("enabled", bf16) is not bf16:
+        raise ConfigError(
+            f"deepspeed.bf16.enabled is {low['enabled']!r:.20}, and model.dtype {'bfloat16' if bf16 else 'float32'}. Set model.dtype alone."
+        )
+    for key in ("bf16_master_weights_and_grads", "bf16_optimizer_states"):
+        if low.get(key):
+            raise ConfigError(
+                f"deepspeed.bf16.{key} needs DeepSpeed's own Adam, and rlkit trains float32 masters with torch's AdamW. Leave it out."
+            )
     for section, key in (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")):
         inside = options.get(section)
         if isinstance(inside, Mapping) and inside.get(key) is False:

@@ -20,9 +20,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rlkit.errors import ConfigError, ModelError, NumericsError
-from rlkit.learner.backend import DeepSpeedBackend, TorchBackend, alone, in_buckets
+from rlkit.learner.backend import DeepSpeedBackend, TorchBackend, alone, engine_config, in_buckets, join
 from rlkit.learner.plan import micro_batch
 from rlkit.learner.setup import LearnerSetup, Start
+from rlkit.learner.sharding import Cutter, cuts
 from rlkit.learner.transfer import Client, Meeting, Sender, Source
 from rlkit.model import packed
 from rlkit.model.adapter import Proof, add_adapter, hints, probe, prove
@@ -32,6 +33,7 @@ from rlkit.model.generation import load_settings, settled
 from rlkit.model.head import truncate
 from rlkit.model.load import first_of, fit_vocabulary, load_for, load_lm, load_tokenizer, same_tokens
 from rlkit.model.policy import PolicyModel, ValueModel, evaluate_new, prove_logprobs
+from rlkit.model.precision import bfloat16_note, cpu_flags, slowdown
 from rlkit.model.reference import Dtype, Reference, ReferenceState
 from rlkit.model.wire import pack
 from rlkit.objective import loss
@@ -57,7 +59,10 @@ class Learner:
         self.windows = self.device.type != "cpu" and not setup.shared
         start, section = setup.start, setup.learner
         self.attention, self.layout = choose_attention(start, section.packed, self.windows)
-        lm, why = load_for(start.path, start.type, self.attention, device=self.device, windows=self.windows)
+        self.cut = self._cutter()
+        lm, why = load_for(
+            start.path, start.type, self.attention, device=self.device, windows=self.windows, cut=self.cut
+        )
         if why is not None:
             if section.packed:
                 raise ConfigError(f"learner.packed: {why}. Set learner.packed: false.")
@@ -66,6 +71,8 @@ class Learner:
         width = sum(outputs(m) for m in lm.get_decoder().modules())
         self.max_tokens = micro_batch(section.max_tokens, self.device.type, width)
         self.notes = [f"note: micro-batches are {self.layout}."] if ": " in self.layout else []
+        if self.device.type == "cpu" and start.dtype == "bfloat16":
+            self.notes += filter(None, [bfloat16_note(cpu_flags(), slowdown())])
         self.policy, self.proof, self.exports = self._make_policy(lm)
         self.tokenizer = load_tokenizer(start.path)
         endings = Endings.of(start.path, self.tokenizer)
@@ -92,8 +99,21 @@ class Learner:
         if setup.deepspeed is None:
             return TorchBackend(self.policy, setup.learner, setup.steps, lr)
         bf16 = setup.start.dtype == "bfloat16"
-        with alone() if self.world == 1 else contextlib.nullcontext():
+        with self._among_ranks():
             return DeepSpeedBackend(self.policy, setup.learner, setup.steps, setup.deepspeed, bf16, self.world, lr)
+
+    def _cutter(self) -> Cutter | None:
+        """What cuts a model that is trained as it is read. An adapter is made, and examined, on whole layers."""
+        setup = self.setup
+        if setup.deepspeed is None or setup.peft is not None or not cuts(setup.deepspeed):
+            return None
+        with self._among_ranks():
+            join()
+        config = engine_config(setup.learner, setup.deepspeed, setup.start.dtype == "bfloat16")
+        return Cutter(config, self.device, setup.start.type)
+
+    def _among_ranks(self) -> contextlib.AbstractContextManager[None]:
+        return alone() if self.world == 1 else contextlib.nullcontext()
 
     def _make_policy(self, lm: Any) -> tuple[PolicyModel, Proof | None, dict[str, Export]]:
         """The model that is trained, with its adapter and critic; and that its log-probs and exported tensors are right."""
@@ -113,7 +133,7 @@ class Learner:
             own = setup.critic.path is not None
             where = setup.critic.path if setup.critic.path is not None else setup.start.path
             name = "critic.path" if own else "model.path"
-            value, _ = load_for(where, lm.dtype, self.attention, name, self.device, self.windows)
+            value, _ = load_for(where, lm.dtype, self.attention, name, self.device, self.windows, self.cut)
             if section.gradient_checkpointing:
                 value.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             critic = ValueModel(value)
@@ -475,7 +495,7 @@ class Learner:
             raise OSError(int(found[1]), os.strerror(int(found[1])), folder) from error
 
     def _export(self, folder: str) -> None:
-        state = {name: tensor.to("cpu", copy=True) for name, tensor in self.full_weights()}
+        state = {name: tensor.to("cpu", copy=True) for name, tensor in self.full_weights() if self.rank == 0}
         if self.proof is not None and self.proof.base_kept:  # else it would belong to a base that is nowhere
             lm = self.policy.lm
             trained = {n: p for n, p in lm.named_parameters(remove_duplicate=False) if p.requires_grad}

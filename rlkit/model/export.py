@@ -123,3 +123,8 @@ def merged(layer: Any, key: str) -> Tensor:
 def numel(p: Tensor) -> int:
     """Elements of a parameter; ZeRO-3 leaves an empty shell of it on each rank."""
     return int(getattr(p, "ds_numel", p.numel()))
+
+
+def dimensions(p: Tensor) -> int:
+    """How many dimensions a parameter has; see :func:`numel`."""
+    return len(getattr(p, "ds_shape", p.shape))

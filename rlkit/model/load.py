@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from rlkit.errors import ModelError, first_line
 from rlkit.model import packed
 from rlkit.model.hub import OWN_CODE, read_config, said_of
-from rlkit.model.policy import hidden_states, padded, probe_tokens
+from rlkit.model.policy import gathered_by_layer, hidden_states, padded, probe_tokens
 
 NEVER = -1e4  # the logit of a token that no model has
 
@@ -35,14 +35,18 @@ def load_lm(
     dtype: torch.dtype = torch.float32,
     attention: str | None = None,
     where: str = "model.path",
+    mapped: bool = False,
 ) -> Any:
     """Loads a causal LM from a folder or from the hub, whole, or not at all. ``where`` names the setting that gave the path.
+
+    ``mapped`` parameters are pages of the model's files and cost no memory, but are of the files' type; whoever asks for that casts them.
 
     Raises:
         ModelError: the path is not such a model, or a tensor of it is missing, of another size, or not finite.
     """
     _read_config(path, where)
-    lm, told = _read(path, where, dtype=dtype, **({} if attention is None else {"attn_implementation": attention}))
+    options = {} if attention is None else {"attn_implementation": attention}
+    lm, told = _map(path, where, dtype, options) if mapped else _read(path, where, dtype=dtype, **options)
     _complete(told, path, where)
     bad = [name for name, p in lm.named_parameters() if not bool(torch.isfinite(torch.stack(p.aminmax())).all())]
     if bad:
@@ -63,9 +67,11 @@ def load_for(
     where: str = "model.path",
     device: torch.device | None = None,
     windows: bool = False,
+    cut: Callable[[Any], None] | None = None,
 ) -> tuple[Any, str | None]:
     """Like :func:`load_lm`, on ``device``, with an attention that computes there what the model's own code does.
 
+    ``cut`` takes the model as it is mapped from its files, and leaves a part of each parameter (:class:`rlkit.learner.sharding.Cutter`).
     Of the fast implementations some leave out what a few models need (caps, sinks, windows) without a word. ``attention``, rlkit's packed
     one or the library's choice (None) is held against the plainest, ``eager``, which takes its place if they differ; the second result then
     says why. ``windows``: layers that attend within a sliding window can be packed, too.
@@ -73,8 +79,10 @@ def load_for(
     Raises:
         ModelError: also if the user's own choice of an attention differs.
     """
-    lm = load_lm(path, dtype, None if attention == packed.NAME else attention, where)
-    if device is not None:
+    lm = load_lm(path, dtype, None if attention == packed.NAME else attention, where, mapped=cut is not None)
+    if cut is not None:
+        cut(lm)
+    elif device is not None:
         lm.to(device)
     most, why = (0.05 if dtype == torch.bfloat16 else 1e-4), None
     chosen = lm.config._attn_implementation
@@ -114,7 +122,7 @@ def attention_gap(lm: Any) -> float:
     ids[17:21], ids[33:37] = ids[:4], ids[:4]  # two rows of one prompt and one of another
     length = ids.new_tensor([17, 16, 17])
     action = ids.new_tensor([*range(4, 17), *range(21, 33), *range(36, 50)])
-    with torch.no_grad():
+    with torch.no_grad(), gathered_by_layer(lm):
         one = hidden_states(decoder, ids, length, action, ids.new_tensor([0, 0, 1])).float()
         lm.set_attn_implementation("eager")
         two = padded(decoder, ids, length).float()
@@ -177,6 +185,19 @@ def _read(path: str | Path, where: str, **options: Any) -> tuple[Any, dict[str, 
             f"{where}: {str(path)!r} could not be loaded as a causal language model: {_damaged(Path(path)) or first_line(error)}"
         ) from error
     lm, told = read
+    return lm, told
+
+
+def _map(path: str | Path, where: str, dtype: torch.dtype, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model in the type of its files, with the buffers that it has in ``dtype``."""
+    lm, told = _read(path, where, dtype="auto", **options)
+    if lm.dtype == dtype:
+        return lm, told
+    wanted, _ = _read(path, where, dtype=dtype, device_map="meta")
+    types = {name: b.dtype for name, b in wanted.named_buffers()}
+    if any(b.dtype != types[name] for name, b in lm.named_buffers()):  # the model's code computes some in its own type
+        return _read(path, where, dtype=dtype, **options)
+    lm.config.dtype = dtype
     return lm, told
 
 

@@ -6,8 +6,10 @@ the token at ``t``.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -228,6 +230,39 @@ class PolicyModel(nn.Module):
         return hidden_states(self.base.get_decoder(), ids, length, action, group)
 
 
+@contextlib.contextmanager
+def gathered_by_layer(model: nn.Module) -> Iterator[None]:
+    """Inside, ``model`` runs although ZeRO-3 has cut its parameters: each layer's are whole while it does. A collective of all ranks.
+
+    DeepSpeed's own hooks do so from the time when its engine is made; a model is examined before that.
+    """
+    with contextlib.ExitStack() as stack:
+        for part, inside in _parts(model):
+            cut: list[Any] = [p for p in part.parameters(recurse=inside) if hasattr(p, "ds_id")]
+            if cut:
+                stack.callback(part.register_forward_pre_hook(partial(_gather, cut)).remove)
+                stack.callback(part.register_forward_hook(partial(_release, cut), always_call=True).remove)
+        yield
+
+
+def _parts(module: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
+    """The layers of a model, each with all that is inside, and its other modules one by one."""
+    yield module, False
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from ((layer, True) for layer in child)
+        else:
+            yield from _parts(child)
+
+
+def _gather(cut: list[Any], *_: Any) -> None:
+    cut[0].all_gather(param_list=cut)
+
+
+def _release(cut: list[Any], *_: Any) -> None:
+    cut[0].partition(param_list=cut)
+
+
 def prove_logprobs(policy: PolicyModel, where: str, tolerance: float) -> None:
     """Holds a model's log-probs against those of its own forward pass, on a row of tokens and on its first half.
 
@@ -240,7 +275,7 @@ def prove_logprobs(policy: PolicyModel, where: str, tolerance: float) -> None:
     ids = probe_tokens(policy.base, 24)
     half = ids[:12]
     b = ids.new_tensor
-    with torch.no_grad():
+    with torch.no_grad(), gathered_by_layer(policy):
         logits = policy.base(input_ids=ids[None], use_cache=False).logits[0].float()
         own, *_ = policy(
             torch.cat([ids, half]), b([24, 12]), torch.cat([b(range(1, 24)), b(range(25, 36))]), b([0, 1]), Sampling()

@@ -209,7 +209,16 @@ def test_annotated_log_probs_that_are_not_numbers_are_named(small: dict[str, Any
 def test_options_that_step_on_anything_are_refused() -> None:
     for options in ({"bf16": {"check_grad_overflow": False}}, {"zero_optimization": {"compute_grad_norm": False}}):
         with pytest.raises(ConfigError, match="not finite"):
-            check_deepspeed_options(options)
+            check_deepspeed_options(options, True)
+
+
+def test_precision_is_said_in_one_place() -> None:
+    check_deepspeed_options({"bf16": {"enabled": True}}, True)
+    for bf16 in (False, True):
+        with pytest.raises(ConfigError, match=r"deepspeed.bf16.enabled .*Set model.dtype alone"):
+            check_deepspeed_options({"bf16": {"enabled": not bf16}}, bf16)
+    with pytest.raises(ConfigError, match="DeepSpeed's own Adam"):
+        check_deepspeed_options({"bf16": {"bf16_optimizer_states": True}}, True)
 
 
 def test_a_loss_that_is_not_finite_names_term_and_token(small: dict[str, Any], tiny: Path) -> None:

@@ -1,0 +1,180 @@
+"""Memory that ranks have for themselves while they load a model under ZeRO-3, by how they do it.
+
+    python benchmarks/loading.py                # continues where it stopped; --fresh starts again
+
+Every row is a group of two ranks that read one model of 500 M parameters up to where DeepSpeed's engine would be made: loaded, cut, its attention
+and its log-probs examined. Private memory is Linux's (``smaps_rollup``: pages that no other process has), above what the rank held before, looked at
+every 5 ms; pages of mapped files that only one of the ranks has touched so far count, too, and are shown apart. Goal: 1.3 times a rank's share
+of the weights, and the largest layer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import report
+import torch
+from weight_sync import model_folder
+
+NAME, WORLD, SIZE = "loading", 2, "500M"
+MIB = 2**20
+WAYS = {
+    "cut": "parameter by parameter, from the mapped file",
+    "whole": "whole, then cut",
+    "transformers": "`zero.Init` through transformers",
+}
+CASES = [
+    {"way": way, "file": file, "dtype": dtype}
+    for file, dtype in (("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16"))
+    for way in WAYS
+]
+
+
+def private() -> tuple[float, float]:
+    """MiB that this process has for itself: (all, without unchanged pages of files)."""
+    found = dict(line.split(":", 1) for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+    clean, dirty = (float(found[f"Private_{kind}"].split()[0]) / 2**10 for kind in ("Clean", "Dirty"))
+    return clean + dirty, dirty
+
+
+def peaks(work: Callable[[], Any]) -> tuple[float, float]:
+    """The most of both while ``work`` runs, above what was there before."""
+    before, stop = private(), threading.Event()
+    most = [0.0, 0.0]
+
+    def watch() -> None:
+        while not stop.wait(0.005):
+            most[:] = (max(m, now - b) for m, now, b in zip(most, private(), before, strict=True))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        work()
+    finally:
+        stop.set()
+        thread.join()
+    return most[0], most[1]
+
+
+def load(case: Mapping[str, str], folder: str, kept: list[Any]) -> None:
+    """What a learner rank does, in one of the :data:`WAYS`."""
+    from rlkit.learner.backend import engine_config, import_deepspeed
+    from rlkit.learner.section import LearnerSection
+    from rlkit.learner.sharding import Cutter
+    from rlkit.model import packed
+    from rlkit.model.load import load_for
+    from rlkit.model.policy import PolicyModel, prove_logprobs
+
+    dtype, bf16 = getattr(torch, case["dtype"]), case["dtype"] == "bfloat16"
+    config = engine_config(LearnerSection(), {"zero_optimization": {"stage": 3}}, bf16)
+    packed.register()
+    if case["way"] == "transformers":
+        from transformers import AutoModelForCausalLM
+        from transformers.integrations import HfDeepSpeedConfig
+
+        alive = HfDeepSpeedConfig(config)  # transformers looks for it
+        kept += [alive, AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)]
+        return
+    cpu = torch.device("cpu")
+    cut = Cutter(config, cpu, dtype) if case["way"] == "cut" else None
+    lm, _ = load_for(folder, dtype, packed.NAME, cut=cut)
+    policy = PolicyModel(lm).eval()
+    prove_logprobs(policy, "model.path", 0.05 if bf16 else 1e-3)
+    if cut is None:
+        import_deepspeed().zero.Init(module=policy, config_dict_or_path=config, dtype=dtype)
+    kept.append(policy)
+
+
+def _rank(rank: int, port: int, case: Mapping[str, str], folder: str) -> None:
+    from rlkit.learner.backend import join, rank_environment
+
+    os.environ.update(rank_environment(rank, WORLD, "127.0.0.1", port))
+    torch.set_num_threads(1)
+    join()
+    load(case, f"{folder}/warm", [])  # libraries and buffers that every process has once
+    kept: list[Any] = []
+    start, before = time.perf_counter(), private()[0]
+    most, dirty = peaks(lambda: load(case, f"{folder}/{case['file']}", kept))
+    row = {"peak_mib": most, "dirty_mib": dirty, "kept_mib": private()[0] - before}
+    (Path(folder) / f"{rank}.json").write_text(json.dumps({**row, "seconds": time.perf_counter() - start}))
+
+
+def measure(case: Mapping[str, str]) -> dict[str, float]:
+    from transformers import AutoModelForCausalLM
+
+    from rlkit.learner.backend import free_port
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, size in (("float32", SIZE), ("warm", "1M")):
+            (Path(folder) / name).mkdir()
+            model_folder(size, f"{folder}/{name}")
+        lm = AutoModelForCausalLM.from_pretrained(f"{folder}/float32")
+        if case["file"] == "bfloat16":
+            lm.to(torch.bfloat16).save_pretrained(f"{folder}/bfloat16")
+            for file in Path(folder, "float32").glob("token*"):
+                (Path(folder) / "bfloat16" / file.name).write_bytes(file.read_bytes())
+        width = getattr(torch, case["dtype"]).itemsize
+        share = sum(p.numel() for p in lm.parameters()) * width / WORLD / MIB
+        layer = max(p.numel() for p in lm.parameters()) * width / MIB
+        del lm
+        torch.multiprocessing.spawn(_rank, (free_port(), case, folder), nprocs=WORLD)
+        found = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(WORLD)]
+        return {
+            "share_mib": share,
+            "layer_mib": layer,
+            "goal_mib": 1.3 * share + layer,
+            **{key: max(row[key] for row in found) for key in found[0]},
+        }
+
+
+def write(rows: list[report.Row]) -> None:
+    lines = [
+        f"Two ranks, {SIZE} parameters (embeddings tied to the output layer, which are the largest layer), one thread a rank. A row shows the larger of both ranks.",
+        f"`{WAYS['transformers']}` is loading alone: what it leaves is not examined, and whether numbers are finite is not looked at.",
+        "",
+        *report.table(
+            rows,
+            [
+                ("loaded", lambda r: WAYS[r["way"]]),
+                ("files", lambda r: r["file"]),
+                ("trained in", lambda r: r["dtype"]),
+                ("share", lambda r: f"{r['share_mib']:.0f} MiB"),
+                ("goal", lambda r: f"{r['goal_mib']:.0f} MiB"),
+                ("most private memory", lambda r: f"**{r['peak_mib']:.0f} MiB**"),
+                ("of it not of files", lambda r: f"{r['dirty_mib']:.0f} MiB"),
+                ("held afterwards", lambda r: f"{r['kept_mib']:.0f} MiB"),
+                ("seconds", lambda r: f"{r['seconds']:.0f}"),
+            ],
+        ),
+    ]
+    report.page(NAME, "Loading under ZeRO-3", lines, rows)
+
+
+def main() -> None:
+    p = argparse.ArgumentParser()
+    p.add_argument("--fresh", action="store_true")
+    p.add_argument("--worker", type=json.loads)
+    a = p.parse_args()
+    if a.worker:
+        print(json.dumps(measure(a.worker)))
+        sys.stdout.flush()
+        return
+    if a.fresh:
+        (report.RESULTS / f"{NAME}.jsonl").unlink(missing_ok=True)
+    for case in CASES:
+        if not any(case.items() <= r.items() for r in report.read(NAME)):
+            report.append(NAME, {**case, **report.process(__file__, "--worker", json.dumps(case), threads=1)})
+    write(report.read(NAME))
+
+
+if __name__ == "__main__":
+    main()
