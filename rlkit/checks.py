@@ -416,6 +416,23 @@ def _colocation(run: Run) -> Iterator[str]:
         )
 
 
+def _shared_rows(run: Run) -> Iterator[str]:
+    size, learners = run.learner.sequence_parallel, 1 if run.cluster is None else run.cluster.learners
+    if size == 1:
+        return
+    if run.deepspeed is None or learners % size:
+        yield (
+            f"learner.sequence_parallel is {size}: so many ranks share each row, but there are {learners} learner(s)"
+            f"{' without deepspeed' if run.deepspeed is None else ''}. Set cluster.learners to a multiple of it, with a deepspeed section."
+        )
+    for i, term in enumerate(run.objective):
+        if isinstance(term, WholeVocabulary):
+            yield (
+                f"objective.{i}: {term.name} compares whole distributions, which ranks that share a row do not. Set "
+                "learner.sequence_parallel to 1."
+            )
+
+
 def _precision(run: Run) -> Iterator[str]:
     if run.model.dtype == "bfloat16" and run.deepspeed is None:
         yield (
@@ -539,6 +556,7 @@ CHECKS = (
     _engine,
     _ranks,
     _colocation,
+    _shared_rows,
     _precision,
     _rewards,
     _episodes,

@@ -24,7 +24,8 @@ from rlkit.run import Run, load
 FREE = (  # each with all below it; * is any one key
     *("name", "out", "steps", "on_reward_error", "checkpoint", "eval", "log", "probe", "vllm", "cluster"),
     *(f"learner.{k}" for k in ("lr", "schedule", "warmup_steps", "final_lr", "weight_decay", "betas", "eps")),
-    *(f"learner.{k}" for k in ("max_grad_norm", "max_tokens", "packed", "gradient_checkpointing")),
+    *(f"learner.{k}" for k in ("max_grad_norm", "max_tokens", "packed")),
+    *(f"learner.{k}" for k in ("gradient_checkpointing", "sequence_parallel")),
     *(f"rollout.{k}" for k in ("engine", "max_lag", "pause", "over", "overtake", "seeded", "max_waste")),
     *("rollout.max_model_len", "rollout.episode.timeout", "rollout.serve", "critic.lr"),
     *(

@@ -197,6 +197,8 @@ class LearnerGroup:
         self.ready: dict[str, Any] = workers.call("ready")[0]
         self.packed = self.ready["layout"] == "packed"
         self.max_tokens: int = self.ready["max_tokens"]
+        self.sharing = setup.learner.sequence_parallel  # neighbours among the ranks that get the same micro-batches
+        self.parts = workers.size // self.sharing
         self.lock, self.moved = threading.RLock(), True
         self.turns = Turns()
 
@@ -205,6 +207,10 @@ class LearnerGroup:
         turn = contextlib.nullcontext() if method in AT_ANY_TIME else self.turns.training()
         with turn, self.lock:
             return self.workers.call(method, *args, each=each)
+
+    def _dealt(self, shards: Sequence[list[Batch]]) -> list[list[Batch]]:
+        """The micro-batches of each rank."""
+        return [micros for micros in shards for _ in range(self.sharing)]
 
     def offload(self) -> None:
         """Gives up what only training needs of the devices, until :meth:`onload`."""
@@ -217,8 +223,9 @@ class LearnerGroup:
         """The batch with ``logp[...]`` (``old``, ``ref``), ``value``, and ``whole[...]`` (``teacher_full``) for the names in ``which``."""
         if not which:
             return b
-        shards, rows = cut(b, self.workers.size, self.max_tokens, self.packed)
-        results = self.call("annotate", each=[(micros, tuple(which)) for micros in shards])
+        shards, rows = cut(b, self.parts, self.max_tokens, self.packed)
+        results = self.call("annotate", each=[(micros, tuple(which)) for micros in self._dealt(shards)])
+        results = results[:: self.sharing]
         start = torch.bincount(b.seq, minlength=b.S).cumsum(0)
         start = torch.cat([start.new_zeros(1), start])
         index = torch.cat([torch.arange(int(start[s]), int(start[s + 1])) for part in rows for s in part.tolist()])
@@ -256,7 +263,7 @@ class LearnerGroup:
             self.setup.objective,
             epochs=section.epochs,
             count=section.minibatches,
-            ranks=self.workers.size,
+            ranks=self.parts,
             max_tokens=self.max_tokens,
             seed=seed,
             packed=self.packed,
@@ -264,7 +271,7 @@ class LearnerGroup:
         self.moved = True
         for k, shards in enumerate(steps):
             compare = breakdown and k == len(steps) - 1
-            parts = self.call("step", each=[(micros, tuple(coefs), compare) for micros in shards])
+            parts = self.call("step", each=[(micros, tuple(coefs), compare) for micros in self._dealt(shards)])
             for part in parts:
                 stats.merge(part)
             self._judge(bool(parts[0]["learner/skipped"]), say)
@@ -274,8 +281,8 @@ class LearnerGroup:
         """What the terms say of rows that are not trained on: their losses and scores, and the NLL of the tokens."""
         objective, stats = self.setup.objective, Stats()
         b = prepared(objective, b, torch.Generator().manual_seed(self.setup.seed))
-        shards, _ = cut(b, self.workers.size, self.max_tokens, self.packed, compared(objective, b))
-        for part in self.call("measure", each=[(micros, tuple(coefs)) for micros in shards]):
+        shards, _ = cut(b, self.parts, self.max_tokens, self.packed, compared(objective, b))
+        for part in self.call("measure", each=[(micros, tuple(coefs)) for micros in self._dealt(shards)]):
             stats.merge(part)
         return stats
 

@@ -23,7 +23,7 @@ from rlkit.errors import ConfigError, ModelError, NumericsError
 from rlkit.learner.backend import DeepSpeedBackend, TorchBackend, alone, engine_config, in_buckets, join
 from rlkit.learner.plan import micro_batch
 from rlkit.learner.setup import LearnerSetup, Start
-from rlkit.learner.sharding import Cutter, cuts
+from rlkit.learner.sharding import Cutter, cuts, share_of
 from rlkit.learner.transfer import Client, Meeting, Sender, Source
 from rlkit.model import packed
 from rlkit.model.adapter import Proof, add_adapter, hints, probe, prove
@@ -68,12 +68,21 @@ class Learner:
                 raise ConfigError(f"learner.packed: {why}. Set learner.packed: false.")
             so_far = f"{self.layout}; " if self.layout.startswith("padded: ") else "padded: "
             self.attention, self.layout = start.attention, so_far + why
+        shared = section.sequence_parallel
+        if shared > 1 and self.layout != "packed":
+            raise ConfigError(
+                f"learner.sequence_parallel is {shared}, and ranks share packed rows only; here they are {self.layout}. Set it to 1."
+            )
+        # Of ranks that work on the same rows, one tells what it measured.
+        self.tells = rank % shared == 0
         width = sum(outputs(m) for m in lm.get_decoder().modules())
         self.max_tokens = micro_batch(section.max_tokens, self.device.type, width)
         self.notes = [f"note: micro-batches are {self.layout}."] if ": " in self.layout else []
         if self.device.type == "cpu" and start.dtype == "bfloat16":
             self.notes += filter(None, [bfloat16_note(cpu_flags(), slowdown())])
         self.policy, self.proof, self.exports = self._make_policy(lm)
+        if shared > 1:
+            self.policy.divide(share_of(rank, world, shared), start.tolerance)
         self.tokenizer = load_tokenizer(start.path)
         endings = Endings.of(start.path, self.tokenizer)
         # Now: settings that cannot be saved end no long run.
@@ -105,10 +114,12 @@ class Learner:
     def _cutter(self) -> Cutter | None:
         """What cuts a model that is trained as it is read. An adapter is made, and examined, on whole layers."""
         setup = self.setup
-        if setup.deepspeed is None or setup.peft is not None or not cuts(setup.deepspeed):
+        if setup.deepspeed is None:
             return None
         with self._among_ranks():
             join()
+        if setup.peft is not None or not cuts(setup.deepspeed):
+            return None
         config = engine_config(setup.learner, setup.deepspeed, setup.start.dtype == "bfloat16")
         return Cutter(config, self.device, setup.start.type)
 
@@ -203,6 +214,10 @@ class Learner:
         top = TopK.of(whole, b.N, k, output.out_features, temperature, self.policy.fp32_head)
         return anchor.logprobs(b, self.sampling), top
 
+    def _told(self, micro: Batch) -> bool:
+        """Whether what this rank finds of a micro-batch counts."""
+        return self.tells and not micro.idle
+
     @staticmethod
     def _keep(parts: list[Tensor], micro: Batch, x: Tensor) -> None:
         if not micro.idle:
@@ -228,7 +243,7 @@ class Learner:
         if self.rank == 0:
             stats.add("learner/skipped", float(not math.isfinite(norm)), "sum")
         stats.add("learner/lr", self.backend.lr, "max")
-        stats.add("learner/tokens", float(sum(m.N for m in micros if not m.idle)), "sum")
+        stats.add("learner/tokens", float(sum(m.N for m in micros if self._told(m))), "sum")
         for stage, mib in self.peaks.take().items():  # the sync is that before this step
             stats.add(f"memory/learner_{stage}_mib", mib, "max")
         return stats
@@ -239,13 +254,13 @@ class Learner:
         value, shares = loss(self.setup.objective, new, b, coefs)
         if not torch.isfinite(value):
             raise NumericsError(self._diagnose(shares, new, b, coefs))
-        if breakdown and not micro.idle:
+        if breakdown and self._told(micro):
             # On a copy: sharded engines reduce gradients at the end of every backward pass through their model.
             leaf, parts = new.detached(), list[Tensor]()
             loss(self.setup.objective, leaf, b, coefs, parts)
             add_gram(stats, distinct(self.setup.objective), parts, leaf.logp)
         self.backend.backward(value, last=last)
-        if not micro.idle:
+        if self._told(micro):
             stats.merge(shares)
             sampled = b.source == SOURCES.index("policy")
             describe(stats, new.logp.detach()[sampled[b.seq]], b.policy_rows())
@@ -290,7 +305,7 @@ class Learner:
         with self.peaks("annotate"), torch.no_grad():
             for micro in micros:
                 new, b = self._evaluate(micro, coefs)
-                if not micro.idle:
+                if self._told(micro):
                     stats.merge(loss(self.setup.objective, new, b, coefs)[1])
                     describe_given(stats, new.logp, b)
         return stats
@@ -530,7 +545,7 @@ class Learner:
         from transformers import AutoModelForCausalLM
 
         attention = self.policy.base.config._attn_implementation
-        known = attention if attention not in packed.METHODS else None
+        known = None if attention.startswith(packed.NAME) else attention
         options = {} if known is None else {"attn_implementation": known}
         lm: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=self.policy.output.weight.dtype, **options)
         lm.to(self.device).eval()

@@ -22,6 +22,8 @@ class LearnerSection(Bounded):
         packed: micro-batches without padding, with prompts shared by their responses (:mod:`rlkit.model.packed`). null: if the model allows
             it, and gives the same hidden states as padded where it is loaded.
         gradient_checkpointing: activations are computed again in the backward pass: less memory, about a third more time.
+        sequence_parallel: ranks that share the tokens of each micro-batch, for long responses (:mod:`rlkit.model.sharing`); it divides
+            ``cluster.learners``, and ``max_tokens`` are those of all of them together.
         max_skipped: a gradient that is not finite skips its optimizer step; so many in a row end the run.
     """
 
@@ -38,6 +40,7 @@ class LearnerSection(Bounded):
     max_tokens: Count | None = None
     packed: bool | None = None
     gradient_checkpointing: bool = False
+    sequence_parallel: Count = 1
     max_skipped: Count = 3
 
 

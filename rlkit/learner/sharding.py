@@ -1,4 +1,4 @@
-"""Models of which no rank ever has a copy of its own: ZeRO-3 cuts each parameter as it is read.
+"""What ranks divide among them: parameters, which ZeRO-3 cuts as they are read, and the tokens of a row.
 
 A rank maps the model's files and takes one parameter at a time: a copy on its device, in the type that is trained, of which it keeps its
 part. DeepSpeed would do the same when its engine is made, but to a model that is whole on every rank by then.
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from rlkit.learner.backend import import_deepspeed
+from rlkit.model.sharing import Share
 
 
 class Cutter:
@@ -44,3 +45,9 @@ def cuts(options: Mapping[str, Any]) -> bool:
     """Whether these options of DeepSpeed cut parameters. MiCS does so in groups of its own, when the engine is made."""
     zero = options.get("zero_optimization", {})
     return int(zero.get("stage", 0)) == 3 and int(zero.get("mics_shard_size", -1)) <= 0
+
+
+def share_of(rank: int, world: int, size: int) -> Share:
+    """The part of a rank of ``world`` in rows that ``size`` neighbours share. A collective of all ranks."""
+    groups = [torch.distributed.new_group(range(first, first + size)) for first in range(0, world, size)]
+    return Share(groups[rank // size], rank % size, size)

@@ -19,6 +19,7 @@ from torch.nn.attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 NAME = "rlkit_packed"  # the attention implementation that a model has to be loaded with
+SHARED = "_shared"  # behind the name of a method whose rows several ranks share (rlkit.model.sharing)
 
 
 class Row(NamedTuple):
@@ -73,10 +74,10 @@ class Packing:
     method: Method
 
 
-def make(ids: Tensor, length: Tensor, action: Tensor, group: Tensor, name: str = NAME) -> Packing:
+def make(ids: Tensor, length: Tensor, action: Tensor, group: Tensor, name: str = NAME, multiple: int = 1) -> Packing:
     """Lays out packed sequences (``ids`` ``[L]``, ``length`` ``[S]``); rows of one ``group`` share their prompts where these are equal.
 
-    ``name`` is that of the attention implementation, one of :data:`METHODS`.
+    ``name`` is that of the attention implementation, one of :data:`METHODS`. ``M`` is made a ``multiple`` by tokens that nobody asks for.
     """
     device = ids.device
     ends = length.cumsum(0)
@@ -109,11 +110,16 @@ def make(ids: Tensor, length: Tensor, action: Tensor, group: Tensor, name: str =
             position += range(p, sizes[r])
             if n:
                 rows.append(Row(begin, p, at, n))
+    at, n = len(source), -len(source) % multiple
+    if n:
+        spans.append(Row(at, 0, at, n))
+        source += [0] * n
+        position += range(n)
     return Packing(
         ids[torch.tensor(source, device=device)],
         torch.tensor(position, device=device),
         torch.tensor(place, device=device),
-        METHODS[name](spans, rows, device),
+        METHODS[name.removesuffix(SHARED)](spans, rows, device),
     )
 
 
@@ -295,6 +301,11 @@ METHODS: dict[str, Callable[[Sequence[Row], Sequence[Row], torch.device], Method
     f"{NAME}_blocks": Blocks.of,
     f"{NAME}_spans": Spans.of,
 }
+
+
+def shared(name: str) -> str:
+    """The name of a method where several ranks share its rows."""
+    return name.removesuffix(SHARED) + SHARED
 
 
 def candidates(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """The model under training: a Hugging Face causal LM whose forward pass answers in flat action tokens.
 
-The only shift by a position in rlkit is in :meth:`PolicyModel.forward`: the hidden state at position ``t - 1`` predicts
+The only shift by a position in rlkit is in :func:`preceding`: the hidden state at position ``t - 1`` predicts
 the token at ``t``.
 """
 
@@ -19,6 +19,7 @@ from rlkit.errors import ModelError
 from rlkit.model import packed
 from rlkit.model.export import in_use, retrains
 from rlkit.model.head import LMHead
+from rlkit.model.sharing import Share
 from rlkit.objective.full_vocab import Whole
 from rlkit.types import Batch, New, Sampling
 
@@ -104,6 +105,29 @@ def hidden_states(
     return _call(decoder, layout.ids[None], embed, position_ids=layout.position[None], packing=layout)[0, layout.place]
 
 
+def preceding(
+    decoder: Any,
+    ids: Tensor,
+    length: Tensor,
+    action: Tensor,
+    group: Tensor,
+    share: Share | None = None,
+    embed: Embed | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Last hidden states before the action tokens, ``[N, H]``: the one shift.
+
+    With a ``share`` of the rows, this rank's ``[n, H]``, and which of the action tokens they precede, ``[n]``.
+    """
+    if share is None:
+        return hidden_states(decoder, ids, length, action, group, embed)[action - 1], None
+    layout = packed.make(ids, length, action, group, decoder.config._attn_implementation, share.size)
+    span = share.span(len(layout.ids))
+    own = _call(decoder, layout.ids[None, span], embed, position_ids=layout.position[None, span], packing=layout)[0]
+    at = layout.place[action - 1]
+    mine = ((at >= span.start) & (at < span.stop)).nonzero()[:, 0]
+    return own[at[mine] - span.start], mine
+
+
 class ValueModel(nn.Module):
     """A critic of its own: a decoder, and a linear layer that starts at zero."""
 
@@ -114,9 +138,9 @@ class ValueModel(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, ids: Tensor, length: Tensor, action: Tensor, group: Tensor) -> Tensor:
-        """The value of the prefix before each action token, ``[N]``."""
-        values: Tensor = self.out(hidden_states(self.decoder, ids, length, action, group)[action - 1])[:, 0]
+    def forward(self, ids: Tensor, length: Tensor, action: Tensor, group: Tensor, share: Share | None = None) -> Tensor:
+        """The value of the prefix before each action token, ``[N]``; with a ``share``, of this rank's."""
+        values: Tensor = self.out(preceding(self.decoder, ids, length, action, group, share)[0])[:, 0]
         return values
 
 
@@ -124,8 +148,10 @@ class PolicyModel(nn.Module):
     """A language model (with a LoRA adapter or not) and, where values are needed, a value head or a critic of its own.
 
     ``forward`` takes packed sequences and returns log-probs of the action tokens of the distribution that was sampled
-    from: after temperature, top-k and top-p.
+    from: after temperature, top-k and top-p. ``share``: this rank's part in rows that several work on, once :meth:`divide` was called.
     """
+
+    share: Share | None = None
 
     def __init__(
         self, lm: Any, value_head: bool = False, fp32_head: bool = False, critic: ValueModel | None = None
@@ -193,12 +219,11 @@ class PolicyModel(nn.Module):
             rows, weight = _TiedEmbedding.apply(table.weight, tokens, table.padding_idx)
             return rows  # type: ignore[no-any-return]
 
-        decoder = self.base.get_decoder()
-        hidden = hidden_states(decoder, ids, length, action, group, None if table is None else embed)  # [L, H]
-        at = hidden[action - 1]  # the one shift
+        own = None if table is None else embed
+        at, mine = preceding(self.base.get_decoder(), ids, length, action, group, self.share, own)
         logp, ent, found = self.output(
             at,
-            target=ids[action],
+            target=ids[action] if mine is None else ids[action[mine]],
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
@@ -210,10 +235,37 @@ class PolicyModel(nn.Module):
         )
         values = None
         if value and self.critic is not None:
-            values = self.critic(ids, length, action, group).float()
+            values = self.critic(ids, length, action, group, self.share).float()
         elif value and self.value_head is not None:
             values = self.value_head(at)[:, 0].float()
+        if self.share is not None and mine is not None:
+            n = action.shape[0]
+            logp = self.share.whole(logp, mine, n)
+            ent = self.share.whole(ent, mine, n) if entropy else ent
+            values = None if values is None else self.share.whole(values, mine, n)
         return logp, ent, values, found
+
+    def divide(self, share: Share, tolerance: float) -> None:
+        """From now on rows are worked on together with the other ranks of ``share``. A collective.
+
+        Raises:
+            ConfigError: the model's heads cannot be shared. ModelError: log-probs are others than before, by more than ``tolerance`` nats.
+        """
+        ids = probe_tokens(self.base, 27)
+        b = ids.new_tensor
+        rows = (ids, b([12, 15]), torch.cat([b(range(5, 12)), b(range(16, 27))]), b([0, 1]), Sampling())
+        with torch.no_grad(), gathered_by_layer(self):
+            before, *_ = self(*rows)
+            share.attend(self.base)
+            if self.critic is not None:
+                share.attend(self.critic.decoder)
+            self.share = share
+            gap = float((self(*rows)[0] - before).abs().mean())
+        if not gap <= tolerance:
+            raise ModelError(
+                f"learner.sequence_parallel: log-probs of {type(self.base).__name__} differ by {gap:.2g} nats on average where "
+                f"{share.size} ranks share a row: its code lets tokens see each other outside of attention. Set it to 1."
+            )
 
     def _shared_table(self) -> nn.Embedding | None:
         """The embedding whose trained matrix is the output layer's, too; None also where ZeRO-3 gathers it layer by layer."""

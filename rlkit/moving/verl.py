@@ -20,7 +20,7 @@ REASONS = {
     "*fsdp_config*": "deepspeed: {zero_optimization: {stage: 3}} shards a model",
     "*strategy": "deepspeed: {zero_optimization: {stage: 0 to 3}} is how learners share a model",
     "*megatron*": "there is no pipeline or tensor parallelism of learners",
-    "*ulysses_sequence_parallel_size": "there is no sequence parallelism",
+    "*ulysses_sequence_parallel_size": "learner.sequence_parallel is how many learners share the tokens of a row",
     "*use_remove_padding": "",
     "*use_fused_kernels": "",
     "*use_torch_compile": "",

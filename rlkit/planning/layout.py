@@ -112,7 +112,7 @@ class Estimate:
     workload: Workload
     engine_model: EngineModel
     learner_model: LearnerModel
-    loaded: float  # bytes of the whole model, which every rank reads into host memory first
+    loaded: float  # bytes of the model that every rank reads into host memory first
 
     @property
     def fits(self) -> bool:
@@ -328,7 +328,9 @@ class Planner:
             workload=self._workload(),
             engine_model=engine_model,
             learner_model=LearnerModel(parts["optimizer"], (learned - parts["optimizer"]) / tokens, sync),
-            loaded=float(BYTES[self.run.model.dtype] * self.shape.parameters),
+            loaded=0.0
+            if x.sharding.stage == 3 and not self.shape.lora
+            else BYTES[self.run.model.dtype] * self.shape.parameters,
         )
 
     def _learner_memory(self, x: Layout) -> Budget:
@@ -647,7 +649,8 @@ class Plan:
         s, w = e.seconds, e.workload
         out = [f"  {line}" for line in (str(e.learner), *([str(e.engine)] if e.layout.engines else []))]
         if not e.layout.shared:
-            out.append(f"    host memory: {e.learner_host() / GIB:.1f} GiB a rank; each reads the whole model first")
+            first = "; each reads the whole model first" if e.loaded else ""
+            out.append(f"    host memory: {e.learner_host() / GIB:.1f} GiB a rank{first}")
         if not e.layout.engines:
             return [*out, f"    no engine; one step: learner {s['learner']:.1f} s ({_learner_parts(s)})"]
         trace = e.simulate()

@@ -394,7 +394,7 @@ def learner_memory(
         "weight sync": {"one bucket of whole tensors": 2.0 * max(bucket, size * s.head)},
     }
     whole = {name: {**always, **extra} for name, extra in phases.items()}
-    if sharding.stage == 3:  # nothing else is there yet
+    if sharding.stage == 3 and s.lora:  # nothing else is there yet; without an adapter a rank reads its part alone
         whole["start"] = {"whole model, before ZeRO-3 splits it": float(size * s.parameters)}
     return Budget("learner rank", capacity, whole, host)
 
