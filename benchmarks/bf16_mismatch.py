@@ -101,15 +101,15 @@ def weighed(rollouts: Sequence[Any], old: Any) -> list[dict[str, Any]]:
     """What each correction makes of these rows: advantages are those of random rewards, because only one of them asks."""
     import torch
 
-    from rlkit.config import build
-    from rlkit.objective.corrections import Correction, weights
+    from rlkit.objective import corrections
     from rlkit.types import Batch
 
     b = Batch.from_rollouts(rollouts).with_logp(old=old)
     b = b.replace(adv=torch.randn(b.S, generator=torch.Generator().manual_seed(0))[b.seq])
     found = []
     for name, given in CORRECTIONS.items():
-        w = weights(build(Correction, given, "correction"), b)
+        kind = getattr(corrections, given["type"])
+        w = corrections.weights(kind(**{k: v for k, v in given.items() if k != "type"}), b)
         found.append(
             {
                 "correction": name,

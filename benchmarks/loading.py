@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
+import shutil
 import tempfile
 import threading
 import time
@@ -108,32 +108,33 @@ def _rank(rank: int, port: int, case: Mapping[str, str], folder: str) -> None:
     (Path(folder) / f"{rank}.json").write_text(json.dumps({**row, "seconds": time.perf_counter() - start}))
 
 
-def measure(case: Mapping[str, str]) -> dict[str, float]:
+def models(folder: str) -> None:
+    """The model in both types, and a small one by which each process warms up."""
     from transformers import AutoModelForCausalLM
 
-    from rlkit.learner.backend import free_port
+    for name, size in (("float32", SIZE), ("warm", "1M")):
+        (Path(folder) / name).mkdir()
+        model_folder(size, f"{folder}/{name}")
+    shutil.copytree(f"{folder}/float32", f"{folder}/bfloat16", ignore=shutil.ignore_patterns("*.safetensors"))
+    lm = AutoModelForCausalLM.from_pretrained(f"{folder}/float32")
+    lm.to(torch.bfloat16).save_pretrained(f"{folder}/bfloat16")
 
-    with tempfile.TemporaryDirectory() as folder:
-        for name, size in (("float32", SIZE), ("warm", "1M")):
-            (Path(folder) / name).mkdir()
-            model_folder(size, f"{folder}/{name}")
-        lm = AutoModelForCausalLM.from_pretrained(f"{folder}/float32")
-        if case["file"] == "bfloat16":
-            lm.to(torch.bfloat16).save_pretrained(f"{folder}/bfloat16")
-            for file in Path(folder, "float32").glob("token*"):
-                (Path(folder) / "bfloat16" / file.name).write_bytes(file.read_bytes())
-        width = getattr(torch, case["dtype"]).itemsize
-        share = sum(p.numel() for p in lm.parameters()) * width / WORLD / MIB
-        layer = max(p.numel() for p in lm.parameters()) * width / MIB
-        del lm
-        torch.multiprocessing.spawn(_rank, (free_port(), case, folder), nprocs=WORLD)
-        found = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(WORLD)]
-        return {
-            "share_mib": share,
-            "layer_mib": layer,
-            "goal_mib": 1.3 * share + layer,
-            **{key: max(row[key] for row in found) for key in found[0]},
-        }
+
+def measure(case: Mapping[str, str], folder: str) -> dict[str, float]:
+    from rlkit.learner.backend import free_port
+    from rlkit.model.load import load_lm
+
+    width = getattr(torch, case["dtype"]).itemsize / MIB
+    sizes = [p.numel() * width for p in load_lm(f"{folder}/{case['file']}", mapped=True).parameters()]
+    torch.multiprocessing.spawn(_rank, (free_port(), case, folder), nprocs=WORLD)
+    found = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(WORLD)]
+    share, layer = sum(sizes) / WORLD, max(sizes)
+    return {
+        "share_mib": share,
+        "layer_mib": layer,
+        "goal_mib": 1.3 * share + layer,
+        **{key: max(row[key] for row in found) for key in found[0]},
+    }
 
 
 def write(rows: list[report.Row]) -> None:
@@ -162,17 +163,20 @@ def write(rows: list[report.Row]) -> None:
 def main() -> None:
     p = argparse.ArgumentParser()
     p.add_argument("--fresh", action="store_true")
-    p.add_argument("--worker", type=json.loads)
+    p.add_argument("--worker", nargs=2)
     a = p.parse_args()
     if a.worker:
-        print(json.dumps(measure(a.worker)))
-        sys.stdout.flush()
+        print(json.dumps(measure(json.loads(a.worker[0]), a.worker[1])))
         return
     if a.fresh:
         (report.RESULTS / f"{NAME}.jsonl").unlink(missing_ok=True)
-    for case in CASES:
-        if not any(case.items() <= r.items() for r in report.read(NAME)):
-            report.append(NAME, {**case, **report.process(__file__, "--worker", json.dumps(case), threads=1)})
+    missing = [case for case in CASES if not any(case.items() <= r.items() for r in report.read(NAME))]
+    with tempfile.TemporaryDirectory() as folder:
+        if missing:
+            models(folder)
+        for case in missing:
+            report.append(NAME, {**case, **report.process(__file__, "--worker", json.dumps(case), folder, threads=1)})
+            write(report.read(NAME))
     write(report.read(NAME))
 
 

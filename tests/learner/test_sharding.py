@@ -130,10 +130,10 @@ def test_two_ranks_read_their_parts_and_train_as_one_process_does(
 
 
 def test_every_way_trains_as_the_plain_one(small: dict[str, Any], tiny: Path) -> None:
-    plain = trained(small, tiny, None)
-    first = trained(small, tiny, ONE[0])
-    log = []
+    plain, first = trained(small, tiny, None), trained(small, tiny, ONE[0])
     for case in ONE:
-        start, end = trained(small, tiny, case) if case != ONE[0] else first
-        log.append((case, apart(end, start, plain), apart(end, start, first)))
-    Path("/tmp/gpu_one.txt").write_text("\n".join(map(str, log)))
+        start, end = trained(small, tiny, case)
+        if case.dtype == "float32":
+            assert apart(end, start, plain) < 1e-4, case
+        else:  # stages add the same numbers up in another order
+            assert apart(end, start, plain) < BF16 and apart(end, start, first) < BF16 / 3, case
