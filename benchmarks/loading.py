@@ -101,6 +101,7 @@ def _rank(rank: int, port: int, case: Mapping[str, str], folder: str) -> None:
     torch.set_num_threads(1)
     join()
     load(case, f"{folder}/warm", [])  # libraries and buffers that every process has once
+    torch.distributed.barrier()
     kept: list[Any] = []
     start, before = time.perf_counter(), private()[0]
     most, dirty = peaks(lambda: load(case, f"{folder}/{case['file']}", kept))
@@ -118,6 +119,7 @@ def models(folder: str) -> None:
     shutil.copytree(f"{folder}/float32", f"{folder}/bfloat16", ignore=shutil.ignore_patterns("*.safetensors"))
     lm = AutoModelForCausalLM.from_pretrained(f"{folder}/float32")
     lm.to(torch.bfloat16).save_pretrained(f"{folder}/bfloat16")
+    os.sync()  # pages of a file that is not written yet would count as private
 
 
 def measure(case: Mapping[str, str], folder: str) -> dict[str, float]:

@@ -28,9 +28,12 @@ class Cutter:
         self._first: Any = None
 
     def __call__(self, lm: nn.Module) -> None:
+        # Copies, because rank 0's numbers are written into them, and a page of a mapped file that is written to stays in memory. All in one
+        # place, or the parts that are made between them would lie apart, with holes in which no other copy fits.
+        largest = max(p.numel() for p in lm.parameters())
+        place = torch.empty(largest, dtype=self.dtype, device=self.device)
         for p in lm.parameters():
-            # A copy, because rank 0's numbers are written into it, and a page of a mapped file that is written to stays in memory.
-            p.data = p.data.to(self.device, self.dtype, copy=True)
+            p.data = place[: p.numel()].view(p.shape).copy_(p.data)
             if self._first is None:
                 import_deepspeed().zero.Init(
                     module=nn.ParameterList([p]), config_dict_or_path=self.config, dtype=self.dtype
@@ -42,9 +45,14 @@ class Cutter:
 
 
 def cuts(options: Mapping[str, Any]) -> bool:
-    """Whether these options of DeepSpeed cut parameters. MiCS does so in groups of its own, when the engine is made."""
+    """Whether a model is cut as it is read with these options of DeepSpeed: under stage 3, where a part is a part on a device.
+
+    Parts on a disk, quantized ones, and MiCS, which has groups of its own, are left to DeepSpeed's engine.
+    """
     zero = options.get("zero_optimization", {})
-    return int(zero.get("stage", 0)) == 3 and int(zero.get("mics_shard_size", -1)) <= 0
+    away = (zero.get("offload_param") or {}).get("device") == "nvme"
+    other = int(zero.get("mics_shard_size", -1)) > 0 or bool(zero.get("zero_quantized_weights"))
+    return int(zero.get("stage", 0)) == 3 and not away and not other
 
 
 def share_of(rank: int, world: int, size: int) -> Share:

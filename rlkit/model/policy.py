@@ -308,11 +308,21 @@ def _parts(module: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
 
 
 def _gather(cut: list[Any], *_: Any) -> None:
-    cut[0].all_gather(param_list=cut)
+    """Makes parameters whole, each in the memory that it needs and no more; DeepSpeed's gather takes nearly three times that on CPUs."""
+    for p in cut:
+        group = p.ds_process_group
+        me, size = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+        whole = torch.empty(size * p.ds_tensor.numel(), dtype=p.dtype, device=p.device)
+        for rank, part in enumerate(whole.chunk(size)):
+            if rank == me:
+                part.copy_(p.ds_tensor)
+            torch.distributed.broadcast(part, group=group, group_src=rank)
+        p.data = whole[: p.ds_numel].view(p.ds_shape)
 
 
 def _release(cut: list[Any], *_: Any) -> None:
-    cut[0].partition(param_list=cut)
+    for p in cut:
+        p.data = torch.empty(0, dtype=p.dtype, device=p.device)
 
 
 def prove_logprobs(policy: PolicyModel, where: str, tolerance: float) -> None:
