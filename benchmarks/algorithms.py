@@ -107,6 +107,8 @@ def overrides(name: str, base: Path, seed: int) -> list[str]:
         taught = Path(str(section.path)).stem == "taught"
         rows = "spin" if name in ("spin", "alpha_spin") else "taught" if taught else section.key
         own += [f"data.{section.key}.path={OUT / f'{rows}.jsonl'}", f"eval.every={STEPS // 12}"]
+    if name == "minillm":
+        own.append(f"rollout.engine.control.other={OUT / 'grpo-teacher' / 'final'}")
     if name == "delta_kd":
         own += [f"teacher.tuned.path={OUT / 'grpo-teacher' / 'final'}", f"teacher.raw.path={base}"]
     elif name in ("rspo", "alpha_spin"):

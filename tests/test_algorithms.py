@@ -79,6 +79,8 @@ def test_algorithm(path: Path, tmp_path: Path, grpo: Path, base_rewards: Path, f
         overrides += [f"teacher.tuned.path={grpo / 'final'}", f"teacher.raw.path={grpo / 'start'}"]
     elif "teacher:" in path.read_text():
         overrides.append(f"teacher.path={grpo / 'final'}")
+    if path.stem == "minillm":
+        overrides.append(f"rollout.engine.control.other={grpo / 'final'}")
     run = rk.load(path, overrides)
     overrides += [f"data.{s.key}={{path: {files[s.key]}, test: {files[s.key]}, per_step: 8}}" for s in run.data.offline]
     run = rk.load(path, overrides)
