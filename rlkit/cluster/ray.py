@@ -340,15 +340,15 @@ class RayWorkers:
     def look(self, path: Path) -> None:
         """Finds out whose machines do not see a file of this one."""
         found = self._answers(self._ask_all("machine_without", str(path)))
-        self.away = {index: machine for index, machine in enumerate(found) if machine is not None}
+        self.away = {index: where for index, where in enumerate(found) if where is not None}
 
     def in_folder(self, method: str, folder: str, *args: Any, reads: bool) -> list[Any]:
         """See :class:`~rlkit.cluster.groups.Workers`: one of each machine that does not see the folder unpacks or packs it there."""
         rooms: dict[str, tuple[int, str]] = {}
         try:
-            for index, machine in self.away.items():
-                if machine not in rooms:
-                    rooms[machine] = index, self._answer(self._ask(index, "room"))
+            for index, where in self.away.items():
+                if where not in rooms:
+                    rooms[where] = index, self._answer(self._ask(index, "room"))
             if reads and rooms:
                 luggage = Luggage.of(Path(folder))
                 for asked in [self._ask(index, "unpack", luggage, room) for index, room in rooms.values()]:
