@@ -80,7 +80,7 @@ class Sweep(Command):
         p.add_argument("--seeds", type=count, default=1, help="so many, from the configuration's own on (default 1)")
         p.add_argument("--at-once", type=count, default=1, metavar="N", help="runs side by side (default 1)")
         p.add_argument("--out", metavar="FOLDER", help="the folder of the runs (default: runs/NAME-sweep)")
-        p.add_argument("--address", help="a Ray dashboard: each run is a job there, and --out a folder that is shared")
+        p.add_argument("--address", help="a Ray dashboard: each run is a job there (rlkit submit)")
 
     @staticmethod
     def run(a: Namespace) -> int:

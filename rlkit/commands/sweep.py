@@ -56,6 +56,10 @@ class Swept:
         return self.folder.with_name(f"{self.folder.name}.log")
 
     @property
+    def begun(self) -> bool:
+        return (self.folder / "config.yaml").is_file()
+
+    @property
     def done(self) -> bool:
         """Whether it has come to its end, now or earlier."""
         return (self.folder / "summary.json").is_file() and see(self.folder).ended
@@ -176,7 +180,8 @@ def sweep(
     Args:
         overrides: ``key=value`` for all runs, ``key=a,b,c`` for a run of each. seeds: so many, from the configuration's own on.
         at_once: runs that go on side by side. out: the folder of the runs (by default ``out/NAME-sweep`` of the configuration).
-        address: a Ray dashboard: each run is a job there, and ``out`` a folder that this machine sees, too.
+        address: a Ray dashboard: each run is a job there. A relative ``out`` is below the home folder there, and what runs leave is copied
+            here; one that is absolute is a folder that this machine sees, too.
 
     Raises:
         ConfigError: before anything starts, whatever is wrong with any of the runs.
@@ -198,10 +203,11 @@ def sweep(
     def start(r: Swept) -> int:
         if address is None:
             return _process(r)
-        own = [*fixed, *r.settings, f"seed={r.seed}", f"name={r.run.name}", f"out={Path(r.run.out).resolve()}"]
+        own = [*fixed, *r.settings, f"seed={r.seed}", f"name={r.run.name}", f"out={r.run.out}"]
+        back = None if Path(r.run.out).is_absolute() else folder
         lines = list[str]()
         try:
-            submit(source, own, address=address, say=lines.append)
+            submit(source, own, address=address, resume=r.begun, fetch_to=back, say=lines.append)
         except RlkitError as error:
             lines.append(f"error: {error}")
         replace_file(r.log, "\n".join(lines) + "\n")
@@ -229,7 +235,7 @@ def _process(r: Swept) -> int:
     settings = r.folder.with_name(f"{r.folder.name}.yaml")
     settings.parent.mkdir(parents=True, exist_ok=True)
     replace_file(settings, to_yaml(r.run))
-    goes_on = ["--resume"] if (r.folder / "config.yaml").is_file() else []
+    goes_on = ["--resume"] if r.begun else []
     with r.log.open("ab") as said:
         child = subprocess.Popen(
             [sys.executable, "-m", "rlkit", "train", str(settings), *goes_on],
@@ -277,9 +283,10 @@ def _all(
 ) -> dict[Path, int]:
     """Runs that many at a time until all have ended; returns their exit codes. Ctrl-C lets those that go on leave a checkpoint."""
     codes, waiting, count = dict[Path, int](), list(todo), 0
-    with _interruptible(), ThreadPoolExecutor(max(1, at_once)) as pool:
-        under_way: dict[Future[int], tuple[Swept, float]] = {}
-        try:
+    pool = ThreadPoolExecutor(max(1, at_once))
+    under_way: dict[Future[int], tuple[Swept, float]] = {}
+    try:
+        with _interruptible():
             while waiting or under_way:
                 while waiting and len(under_way) < at_once:
                     r = waiting.pop(0)
@@ -289,21 +296,27 @@ def _all(
                     r, began = under_way.pop(future)
                     count += 1
                     codes[r.folder] = future.result()
-                    say(
-                        f"[{count}/{len(todo)}] {r.label}: {_told(r, codes[r.folder])} ({time.monotonic() - began:.0f} s)"
-                    )
-        except BaseException:
-            for pid in list(_running):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGINT)
-            say("stopped; runs that go on leave a checkpoint. The same command continues the sweep.")
-            raise
+                    took = time.monotonic() - began
+                    say(f"[{count}/{len(todo)}] {r.label}: {_told(r, codes[r.folder])} ({took:.0f} s)")
+    except BaseException:
+        here = list(_running)
+        for pid in here:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGINT)
+        say(
+            "stopped: the runs that go on leave a checkpoint. The same command continues the sweep."
+            if here
+            else "stopped: jobs that were sent go on. The same command continues the sweep when they have ended."
+        )
+        pool.shutdown(wait=bool(here), cancel_futures=True)
+        raise
+    pool.shutdown()
     return codes
 
 
 def _told(r: Swept, code: int) -> str:
     if code == 0:
-        scores = see(r.folder).held_out if (r.folder / "config.yaml").is_file() else ()
+        scores = see(r.folder).held_out if r.begun else ()
         return f"held-out score {digits(scores[-1].score)}" if scores else "done"
     if code in GOES_ON:
         return "stopped; the same command continues it"

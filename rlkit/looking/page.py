@@ -17,6 +17,7 @@ from rlkit.looking.charts import figure, number, sparkline
 from rlkit.looking.panels import charts
 from rlkit.looking.runs import DEFAULT, Group, Seen, differing, grouped, see
 from rlkit.record.log import duration
+from rlkit.record.meanings import meaning
 from rlkit.record.results import digits
 
 HERE = Path(__file__).parent
@@ -390,6 +391,13 @@ def _code(text: str) -> _Raw:
     return _Raw(f"<code>{_text(text)}</code>")
 
 
+def _named(text: str, metric: str) -> _Raw:
+    """A metric's name, whose meaning stands beside the pointer."""
+    found = meaning(metric)
+    told = "" if found is None else f"{found.meaning}{f' ({found.unit})' if found.unit else ''}".replace("`", "")
+    return _Raw(f'<code title="{_text(told)}">{_text(text)}</code>')
+
+
 def _plain(x: Any) -> str:
     """A value as a configuration has it."""
     return "null" if x is None else str(x).lower() if isinstance(x, bool) else str(x)
@@ -426,6 +434,6 @@ def _metrics(runs: Sequence[Seen]) -> str:
                 values = [y for _, y in points]
                 where = name if len(runs) == 1 else f"{name} · {run.name}"
                 ends = (values[0], values[-1], min(values), max(values))
-                rows.append((_code(where), *(_value(float(x)) for x in ends), _Raw(sparkline(points))))
+                rows.append((_named(where, name), *(_value(float(x)) for x in ends), _Raw(sparkline(points))))
     table = _table(("metric", "first", "last", "least", "most", ""), rows, frozenset({1, 2, 3, 4}))
     return f"<details><summary>{len(rows)} metrics</summary>{table}</details>" if rows else ""

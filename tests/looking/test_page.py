@@ -79,6 +79,7 @@ def test_the_numbers_are_those_of_the_files(tmp_path: Path) -> None:
     text = rk.report_runs(make_run(tmp_path, "run", steps=8)).read_text()
     assert "8 of 8 steps" in text and "0.250 ± 0.100" in text and "0.750 ± 0.100" in text
     assert "1 are solved at step 8 that were not at step 0" in text and "warning (truncated, step 5)" in text
+    assert '<code title="mean reward of the step&#x27;s responses">reward/mean</code>' in text
     assert "c.yaml:4" in text and "command line" in text and "rlkit train c.yaml seed=1" in text
     assert "not at its end" in rk.report_runs(make_run(tmp_path, "new", ended=False)).read_text()
 
