@@ -41,7 +41,7 @@ def test_tools_are_told_called_and_their_failures_told(tmp_path: Path) -> None:
     (tmp_path / "server.py").write_text(SERVER)
 
     async def uses() -> tuple[list[Any], list[str]]:
-        async with MCP(sys.executable, str(tmp_path / "server.py"), seconds=5.0) as server:
+        async with MCP(sys.executable, str(tmp_path / "server.py"), seconds=60.0) as server:
             tools = {t.schema["name"]: t.call for t in server.tools}
             calls = [ToolCall("double", {"x": 4}), ToolCall("double", {"x": 100})]
             heard = [await use_tool(tools, c) for c in calls]
@@ -66,7 +66,7 @@ def test_tools_are_told_called_and_their_failures_told(tmp_path: Path) -> None:
 )
 def test_a_program_that_is_no_server(command: tuple[str, ...], told: str) -> None:
     async def starts() -> None:
-        async with MCP(*command, seconds=5.0):
+        async with MCP(*command, seconds=60.0):
             pass
 
     with pytest.raises(ConfigError, match=told):
