@@ -21,7 +21,7 @@ from rlkit.model.hub import model_config, require_model
 from rlkit.model.load import examine, same_tokens
 from rlkit.model.reference import Frozen, asked_at
 from rlkit.objective import Term, sources_of
-from rlkit.objective.full_vocab import Wasserstein, WholeVocabulary
+from rlkit.objective.full_vocab import Wasserstein, WholeVocabulary, told_apart
 from rlkit.objective.losses import AStar
 from rlkit.objective.oracle import Finding, dishonest, examine_all, refuse_nothing
 from rlkit.record.output import require_folder
@@ -293,9 +293,14 @@ def _asked(run: Run) -> Iterator[str]:
 
 
 def _pools(run: Run) -> Iterator[str]:
-    """Teachers in engines of their own, without a cluster."""
-    for section, _, spec in run.anchors:
-        if not isinstance(spec, Pool) or run.cluster is not None:
+    """Teachers in engines of their own: how many tokens these give, and where there is no cluster."""
+    for section, anchor, spec in run.anchors:
+        if not isinstance(spec, Pool):
+            continue
+        gives, asked = spec.vllm.get("max_logprobs", -1), told_apart(run.objective, anchor)
+        if isinstance(gives, int) and 0 <= gives < asked:
+            yield f"{section}.vllm.max_logprobs is {gives}, but the terms tell {asked} of its most likely tokens apart. Leave it out."
+        if run.cluster is not None:
             continue
         if spec.engines > 1 or spec.tensor_parallel > 1 or spec.gpus is not None:
             yield f"{section} is a pool of several engines or devices, which need a cluster. Set cluster: {{}}."

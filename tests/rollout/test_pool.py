@@ -90,6 +90,7 @@ def test_pools_that_cannot_answer_are_refused(small: dict[str, Any], other: str,
 
     check(run())  # vLLM beside the Hugging Face engine that samples
     for made, says in (
+        (run(vllm={"max_logprobs": 3}), "max_logprobs is 3, but the terms tell 4 of its most likely tokens apart"),
         (run(engines=2), "several engines or devices, which need a cluster"),
         (run().replace({"rollout.engine": "vllm"}), "both vllm, of which there is one in a process"),
         (
