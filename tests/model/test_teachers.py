@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from rlkit.data.tasks import Sorting
 from rlkit.errors import ConfigError, ModelError
 from rlkit.learner.learner import Learner
 from rlkit.model.load import load_lm
-from rlkit.model.reference import EMA, Frozen, Served
+from rlkit.model.reference import EMA, Frozen, ReferenceState, Served
 from rlkit.model.teachers import Shifted, Teachers
 from rlkit.model.tiny import make_tiny
+from rlkit.objective.full_vocab import TopK
 from rlkit.rollout.pool import Pool
 from rlkit.types import Batch, Prompt, Rollout, Sampling
 
@@ -66,6 +68,34 @@ def test_a_mixture_of_teachers_in_value_and_gradient(small: dict[str, Any], tiny
     b = b.replace(norm=torch.full((1, b.S), 1 / b.N))
     found = learner.step([b], (1.0,))
     assert found["loss/forward_kl_full(teacher)"] == pytest.approx(float((q * (q.log() - pi)).sum(-1).mean()), rel=1e-4)
+
+
+@dataclass
+class Fixed(ReferenceState):
+    """A server that says of every token the same, and of rows which it was asked."""
+
+    logp: float
+    asked: list[int] = field(default_factory=list)
+
+    def logprobs(self, b: Batch, sampling: Sampling) -> torch.Tensor:
+        return torch.full((b.N,), self.logp)
+
+    def likely(self, b: Batch, k: int) -> tuple[torch.Tensor, TopK]:
+        self.asked += [int(x) for x in b.prompt]
+        return self.logprobs(b, Sampling()), TopK(torch.arange(k).expand(b.N, k), torch.full((b.N, k), self.logp))
+
+
+def test_a_server_is_asked_for_the_sets_that_it_teaches(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = {"http://one": Fixed(-1.0), "http://two": Fixed(-2.0)}
+    monkeypatch.setattr(Served, "build", lambda self, trained: states[self.url])
+    of = {name: Served(url=f"http://{name}") for name in ("one", "two")}
+    trained: Any = None
+    state, b = Teachers(of=of, weights={"one": 1.0}, per_set={"hard": {"two": 3.0}}).build(trained), batch()
+    logp, top = state.likely(b, 2)
+    want = [-2.0 if name == "hard" else -1.0 for name in b.dataset for _ in range(3)]
+    assert logp.tolist() == want == state.logprobs(b, Sampling()).tolist() == top.logp[:, 1].tolist()
+    assert top.ids.tolist() == [[0, 1]] * b.N
+    assert [x.asked for x in states.values()] == [[0, 2, 3, 5], [1, 4]]
 
 
 def test_teachers_that_cannot_be_mixed_are_refused() -> None:
