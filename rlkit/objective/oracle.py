@@ -421,16 +421,16 @@ def _of_zero(
         # It follows them on the responses that its coefficient chooses.
         return dataclasses.replace(found, follows=found.claims, cosine=0.0, norm=0.0)
     silent = plain.single == 0 and own.single == 0
+    if silent and isinstance(part, Term) and is_marking(part):
+        return dataclasses.replace(
+            found, problem="it has a gradient on tokens that it marks alone, and nothing is marked in this small world."
+        )
     if found.sampled == "on-policy" and found.claims is None:
         away = examine(part, "off-policy", seed)
         if away.follows in minimum or (silent and not away.zero):
             return dataclasses.replace(found, zero=True, follows=away.follows)
     if silent and found.in_reward:  # of the learner's own log-probs against the samples', which are the same here
         return dataclasses.replace(found, zero=True)
-    if silent and isinstance(part, Term) and is_marking(part):
-        return dataclasses.replace(
-            found, problem="it has a gradient on tokens that it marks alone, and nothing is marked in this small world."
-        )
     if silent:
         text = (
             "it has no gradient: nothing in it depends on the policy, or everything is detached. It changes nothing; to measure it "

@@ -18,9 +18,10 @@ from rlkit.errors import ConfigError
 from rlkit.objective import Term
 from rlkit.objective.anchors import Mixture, anchor_log_prob
 from rlkit.objective.coefficients import AccuracyScaled, Constant, DifficultyWeighted, RewardMasked
+from rlkit.objective.distillation import SinKD
 from rlkit.objective.divergences import KL, Divergence
 from rlkit.objective.full_vocab import FullDivergence
-from rlkit.objective.losses import CISPO, GSPO, NLL, PMD, Entropy, ISGradient, PPOClip, Reinforce
+from rlkit.objective.losses import CISPO, GSPO, NLL, PMD, Entropy, ISGradient, PPOClip, Reinforce, Unlikelihood
 from rlkit.objective.oracle import PG, SUPERVISED, UNLEARNING, World, dishonest, examine, refuse_nothing
 from rlkit.objective.penalties import DivergenceReward, KLReward, Penalty
 from rlkit.types import Batch, New
@@ -294,6 +295,14 @@ def test_the_command_line_says_it_and_exits_accordingly(
     assert main(["train", str(tmp_path / "own.yaml"), f"out={tmp_path / 'runs'}"]) == 2
     said = capsys.readouterr().err
     assert "MyKL, on-policy: noise only" in said and "acknowledge: true" in said and not (tmp_path / "runs").exists()
+
+
+def test_what_a_small_world_cannot_say_is_no_verdict() -> None:
+    """A term that acts on marked tokens alone is not nothing, and one that compares the tokens of a response is no sum over prefixes."""
+    found = examine(Unlikelihood(n=2), ON)
+    assert found.problem is not None and "tokens that it marks" in found.problem and not dishonest([found], False)
+    found = examine(FullDivergence(f=SinKD(), anchor="teacher"), ON)
+    assert found.problem is not None and "tokens of a response with each other" in found.problem
 
 
 OWN_K1 = """
