@@ -16,7 +16,18 @@ from torch import Tensor
 from rlkit.commands.engines import given_control
 from rlkit.errors import ConfigError, ModelError
 from rlkit.model.tiny import make_tiny, make_tokenizer
-from rlkit.rollout.control import IDLE, Blend, Control, CopT, DeRa, LogitsFusion, QSharp, Steering, dera_logits
+from rlkit.rollout.control import (
+    IDLE,
+    Blend,
+    Control,
+    CopT,
+    DeRa,
+    Interleaved,
+    LogitsFusion,
+    QSharp,
+    Steering,
+    dera_logits,
+)
 from rlkit.rollout.controlled import Controlled
 
 MODEL, OTHER = torch.tensor([[2.0, 1, 0, -1]]), torch.tensor([[1.0, 1.5, -0.5, 0.25]])
@@ -61,6 +72,18 @@ def test_a_blend_is_the_mixture_of_probabilities() -> None:
     for weight in (0.0, 0.2, 1.0):
         got = probabilities(Blend(other="m", weight=weight), Fake([OTHER]))
         torch.testing.assert_close(got, weight * q + (1 - weight) * p, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3, 25])
+def test_interleaving_draws_what_proposals_and_replacements_draw(top_k: int) -> None:
+    """All pairs of a proposal and the token that may take its place."""
+    own, teacher = MODEL.double().softmax(-1)[0], OTHER.double().softmax(-1)[0]
+    likely = sorted(range(4), key=lambda i: -float(teacher[i]))[:top_k]
+    want = [0.0] * 4
+    for (proposed, q), (other, p) in itertools.product(enumerate(own.tolist()), enumerate(teacher.tolist())):
+        want[proposed if proposed in likely else other] += q * p
+    got = probabilities(Interleaved(teacher="m", top_k=top_k), Fake([OTHER]))[0].tolist()
+    assert got == pytest.approx(want, abs=1e-6) and (got == pytest.approx(own.tolist(), abs=1e-6)) == (top_k == 25)
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
