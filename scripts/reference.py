@@ -88,8 +88,11 @@ def cell(text: str) -> str:
     return inline(text).replace("|", r"\|")
 
 
-def prose(docstring: str | None) -> str:
-    """A docstring: paragraphs, lists, literal blocks, and its sections (``Args:``) as lists under a word in bold."""
+def prose(docstring: str | None, *, attributes: bool = True) -> str:
+    """A docstring: paragraphs, lists, literal blocks, and its sections (``Args:``) as lists under a word in bold.
+
+    ``attributes``: also those, which a table of keys says again.
+    """
     out, literal = list[str](), False
     for block in re.split(r"\n\s*\n", inspect.cleandoc(docstring or "")):
         lines = block.split("\n")
@@ -99,6 +102,8 @@ def prose(docstring: str | None) -> str:
             continue
         literal = block.rstrip().endswith("::")
         head = re.fullmatch(rf"({'|'.join(HEADS)}):", lines[0])
+        if head and head[1] == "Attributes" and not attributes:
+            continue
         if head:
             body = inspect.cleandoc("\n".join(lines[1:]))
             out.append("\n".join([f"**{head[1]}**\n", *(f"- {entry}" for entry in _entries(body))]))
@@ -246,7 +251,7 @@ def keys_page() -> str:
         + ".",
     ]
     for cls, path in places.items():
-        out += [f"## {path or 'The whole file'}", prose(cls.__doc__).split("**Attributes**")[0].rstrip()]
+        out += [f"## {path or 'The whole file'}", prose(cls.__doc__, attributes=False)]
         out.append(table(cls, link))
     return "\n\n".join(out) + "\n"
 
@@ -272,12 +277,13 @@ def kind_page(kind: type[Plug]) -> str:
     shared = {f.name for base in bases for f in dataclasses.fields(base)}
     for name, cls in classes.items():
         own = [f.name for f in dataclasses.fields(cls) if f.init and f.name not in shared]
-        out += [f"## {name}", f"`{cls.__module__}`{_reads(cls)}", prose(cls.__doc__)]
+        out += [f"## {name}", f"`{cls.__module__}`{_reads(cls)}", prose(cls.__doc__, attributes=not own)]
         if own:
             out.append(table(cls, link, own))
     for base in bases:
-        out += [f"## {base.__name__}, a base", prose(base.__doc__)]
-        if any(f.init for f in dataclasses.fields(base)):
+        has_keys = any(f.init for f in dataclasses.fields(base))
+        out += [f"## {base.__name__}, a base", prose(base.__doc__, attributes=not has_keys)]
+        if has_keys:
             out.append(table(base, link))
         out += methods(base)
     return "\n\n".join(out) + "\n"
@@ -305,12 +311,8 @@ def methods(cls: type) -> list[str]:
         if (not name.startswith("_") or name == "__call__") and (inspect.isfunction(call) or isinstance(x, property)):
             told = inspect.getdoc(x.fget if isinstance(x, property) else call)
             head = name if isinstance(x, property) else f"{name}{signature(call)}"
-            out.append(f"`{head}`\n\n{_indented(prose(told))}" if told else f"`{head}`")
+            out.append(f"`{head}`\n\n{prose(told)}" if told else f"`{head}`")
     return [f"- {x.replace(chr(10), chr(10) + '    ')}" for x in out]
-
-
-def _indented(text: str) -> str:
-    return text
 
 
 def signature(call: Any) -> str:

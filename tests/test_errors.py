@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,19 @@ def test_the_library_raises_only_its_own_where_a_user_reads_it() -> None:
             if isinstance(raised, ast.Call) and isinstance(raised.func, ast.Name) and raised.func.id in plain:
                 found.append(f"{path.name}:{node.lineno}")
     assert not found, f"use a class of rlkit.errors: {found}"
+
+
+def test_docstrings_name_what_is_raised() -> None:
+    """Each of our classes is a built-in exception, too; who reads `Raises:` wants the class."""
+    plain = re.compile(
+        r"(?:Raises |^\s+)(?:ValueError|RuntimeError|FloatingPointError|TimeoutError|KeyError)(?::| if| for)", re.M
+    )
+    found = []
+    for path in Path(rlkit.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                found += [f"{path.name}: {m[0].strip()}" for m in plain.finditer(ast.get_docstring(node) or "")]
+    assert not found, f"name a class of rlkit.errors: {found}"
 
 
 def test_exit_codes_and_a_foreign_error_keeps_its_traceback(
