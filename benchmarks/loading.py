@@ -1,10 +1,11 @@
 """Memory that ranks have for themselves while they load a model under ZeRO-3, by how they do it.
 
-    python benchmarks/loading.py                # continues where it stopped; --fresh starts again
+    python benchmarks/loading.py                # 500 M parameters; continues where it stopped; --fresh starts again
+    python benchmarks/loading.py --size 100M
 
-Every row is a group of two ranks that read one model of 500 M parameters up to where DeepSpeed's engine would be made: loaded, cut, its attention
+Every row is a group of two ranks that read one model up to where DeepSpeed's engine would be made: loaded, cut, its attention
 and its log-probs examined. Private memory is Linux's (``smaps_rollup``: pages that no other process has), above what the rank held before, looked at
-every 5 ms; pages of mapped files that only one of the ranks has touched so far count, too, and are shown apart. Goal: 1.3 times a rank's share
+every 20 ms; pages of mapped files that only one of the ranks has touched so far count, too, and are shown apart. Goal: 1.3 times a rank's share
 of the weights, and the largest layer.
 """
 
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import tempfile
 import threading
 import time
@@ -23,9 +23,9 @@ from typing import Any
 
 import report
 import torch
-from weight_sync import model_folder
+from weight_sync import SIZES
 
-NAME, WORLD, SIZE = "loading", 2, "500M"
+NAME, WORLD = "loading", 2
 MIB = 2**20
 WAYS = {
     "cut": "parameter by parameter, from the mapped file",
@@ -34,8 +34,8 @@ WAYS = {
 }
 CASES = [
     {"way": way, "file": file, "dtype": dtype}
-    for file, dtype in (("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16"))
     for way in WAYS
+    for file, dtype in (("bfloat16", "float32"), ("float32", "float32"), ("bfloat16", "bfloat16"))
 ]
 
 
@@ -52,7 +52,7 @@ def peaks(work: Callable[[], Any]) -> tuple[float, float]:
     most = [0.0, 0.0]
 
     def watch() -> None:
-        while not stop.wait(0.005):
+        while not stop.wait(0.02):
             most[:] = (max(m, now - b) for m, now, b in zip(most, private(), before, strict=True))
 
     thread = threading.Thread(target=watch)
@@ -73,6 +73,7 @@ def load(case: Mapping[str, str], folder: str, kept: list[Any]) -> None:
     from rlkit.model import packed
     from rlkit.model.load import load_for
     from rlkit.model.policy import PolicyModel, prove_logprobs
+    from rlkit.record.memory import release
 
     dtype, bf16 = getattr(torch, case["dtype"]), case["dtype"] == "bfloat16"
     config = engine_config(LearnerSection(), {"zero_optimization": {"stage": 3}}, bf16)
@@ -89,6 +90,7 @@ def load(case: Mapping[str, str], folder: str, kept: list[Any]) -> None:
     lm, _ = load_for(folder, dtype, packed.NAME, cut=cut)
     policy = PolicyModel(lm).eval()
     prove_logprobs(policy, "model.path", 0.05 if bf16 else 1e-3)
+    release()
     if cut is None:
         import_deepspeed().zero.Init(module=policy, config_dict_or_path=config, dtype=dtype)
     kept.append(policy)
@@ -109,16 +111,32 @@ def _rank(rank: int, port: int, case: Mapping[str, str], folder: str) -> None:
     (Path(folder) / f"{rank}.json").write_text(json.dumps({**row, "seconds": time.perf_counter() - start}))
 
 
-def models(folder: str) -> None:
-    """The model in both types, and a small one by which each process warms up."""
-    from transformers import AutoModelForCausalLM
+def models(folder: str, large: str) -> None:
+    """The model in both types, of zeros, which take as much room as other numbers, and a small one by which each process warms up."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    for name, size in (("float32", SIZE), ("warm", "1M")):
-        (Path(folder) / name).mkdir()
-        model_folder(size, f"{folder}/{name}")
-    shutil.copytree(f"{folder}/float32", f"{folder}/bfloat16", ignore=shutil.ignore_patterns("*.safetensors"))
-    lm = AutoModelForCausalLM.from_pretrained(f"{folder}/float32")
-    lm.to(torch.bfloat16).save_pretrained(f"{folder}/bfloat16")
+    for name, size, dtype in (
+        ("float32", large, torch.float32),
+        ("bfloat16", large, torch.bfloat16),
+        ("warm", "1M", torch.float32),
+    ):
+        hidden, inner, layers, vocabulary = SIZES[size]
+        config = Qwen2Config(
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            intermediate_size=inner,
+            num_hidden_layers=layers,
+            num_attention_heads=hidden // 64,
+            num_key_value_heads=hidden // 128,
+            tie_word_embeddings=True,
+        )
+        with torch.device("meta"):
+            lm = Qwen2ForCausalLM(config)
+        lm = lm.to(dtype).to_empty(device="cpu")
+        lm.tie_weights()
+        for p in lm.parameters():
+            p.data.zero_()
+        lm.save_pretrained(f"{folder}/{name}")
     os.sync()  # pages of a file that is not written yet would count as private
 
 
@@ -141,19 +159,21 @@ def measure(case: Mapping[str, str], folder: str) -> dict[str, float]:
 
 def write(rows: list[report.Row]) -> None:
     lines = [
-        f"Two ranks, {SIZE} parameters (embeddings tied to the output layer, which are the largest layer), one thread a rank. A row shows the larger of both ranks.",
-        f"`{WAYS['transformers']}` is loading alone: what it leaves is not examined, and whether numbers are finite is not looked at.",
+        "Two ranks, one thread each; embeddings are tied to the output layer and the largest layer. A row shows the larger of both ranks.",
+        "Unchanged pages of a mapped file count as a rank's own until the other one has touched them, and the system takes them back when it needs room:",
+        "what a rank really has for itself is the column after.",
         "",
         *report.table(
             rows,
             [
+                ("parameters", lambda r: r["size"]),
                 ("loaded", lambda r: WAYS[r["way"]]),
                 ("files", lambda r: r["file"]),
                 ("trained in", lambda r: r["dtype"]),
                 ("share", lambda r: f"{r['share_mib']:.0f} MiB"),
                 ("goal", lambda r: f"{r['goal_mib']:.0f} MiB"),
-                ("most private memory", lambda r: f"**{r['peak_mib']:.0f} MiB**"),
-                ("of it not of files", lambda r: f"{r['dirty_mib']:.0f} MiB"),
+                ("most private memory", lambda r: f"{r['peak_mib']:.0f} MiB"),
+                ("of it not pages of files", lambda r: f"**{r['dirty_mib']:.0f} MiB**"),
                 ("held afterwards", lambda r: f"{r['kept_mib']:.0f} MiB"),
                 ("seconds", lambda r: f"{r['seconds']:.0f}"),
             ],
@@ -165,6 +185,7 @@ def write(rows: list[report.Row]) -> None:
 def main() -> None:
     p = argparse.ArgumentParser()
     p.add_argument("--fresh", action="store_true")
+    p.add_argument("--size", choices=SIZES, default="500M")
     p.add_argument("--worker", nargs=2)
     a = p.parse_args()
     if a.worker:
@@ -172,10 +193,11 @@ def main() -> None:
         return
     if a.fresh:
         (report.RESULTS / f"{NAME}.jsonl").unlink(missing_ok=True)
-    missing = [case for case in CASES if not any(case.items() <= r.items() for r in report.read(NAME))]
+    cases = [{"size": a.size, **case} for case in CASES]
+    missing = [case for case in cases if not any(case.items() <= r.items() for r in report.read(NAME))]
     with tempfile.TemporaryDirectory() as folder:
         if missing:
-            models(folder)
+            models(folder, a.size)
         for case in missing:
             report.append(NAME, {**case, **report.process(__file__, "--worker", json.dumps(case), folder, threads=1)})
             write(report.read(NAME))

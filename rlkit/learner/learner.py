@@ -41,7 +41,7 @@ from rlkit.objective.coefficients import distinct
 from rlkit.objective.diagnostics import add_gram, bad_gradients
 from rlkit.objective.full_vocab import Head, TopK, Whole, WholeVocabulary, told_apart
 from rlkit.record.checkpoint import read_tensors, write_tensors
-from rlkit.record.memory import Peaks
+from rlkit.record.memory import Peaks, release
 from rlkit.types import SOURCES, Batch, New, Sampling, Stats
 
 BUCKET_BYTES = 64 << 20
@@ -81,6 +81,8 @@ class Learner:
         if self.device.type == "cpu" and start.dtype == "bfloat16":
             self.notes += filter(None, [bfloat16_note(cpu_flags(), slowdown())])
         self.policy, self.proof, self.exports = self._make_policy(lm)
+        if self.cut is not None:
+            release()  # layers that were gathered to be examined
         if shared > 1:
             self.policy.divide(share_of(rank, world, shared), start.tolerance)
         self.tokenizer = load_tokenizer(start.path)

@@ -308,15 +308,15 @@ def _parts(module: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
 
 
 def _gather(cut: list[Any], *_: Any) -> None:
-    """Makes parameters whole, each in the memory that it needs and no more; DeepSpeed's gather takes nearly three times that on CPUs."""
-    for p in cut:
-        group = p.ds_process_group
-        me, size = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
-        whole = torch.empty(size * p.ds_tensor.numel(), dtype=p.dtype, device=p.device)
-        for rank, part in enumerate(whole.chunk(size)):
+    """Makes parameters whole, in one piece of memory that is just large enough; DeepSpeed's own way takes nearly thrice that on CPUs."""
+    sizes = [p.ds_tensor.numel() * torch.distributed.get_world_size(p.ds_process_group) for p in cut]
+    pieces = torch.empty(sum(sizes), dtype=cut[0].dtype, device=cut[0].device).split(sizes)
+    for p, whole, size in zip(cut, pieces, sizes, strict=True):
+        me = torch.distributed.get_rank(p.ds_process_group)
+        for rank, part in enumerate(whole.chunk(size // p.ds_tensor.numel())):
             if rank == me:
                 part.copy_(p.ds_tensor)
-            torch.distributed.broadcast(part, group=group, group_src=rank)
+            torch.distributed.broadcast(part, group=p.ds_process_group, group_src=rank)
         p.data = whole[: p.ds_numel].view(p.ds_shape)
 
 
