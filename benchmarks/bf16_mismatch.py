@@ -52,14 +52,14 @@ MOVED = 0.002  # standard deviation of B: A has rows of norm 1, so that a produc
 def make_run(dtype: str, engine: str, sampler: str, lora: bool = False, fp32_head: bool = False, **more: Any) -> Any:
     import rlkit as rk
 
-    run = rk.load(report.ROOT / "configs" / "real.yaml", [f"model.path={report.real_model()}"])
+    run = rk.load(
+        report.ROOT / "configs" / "real.yaml",
+        [f"model.path={report.real_model()}", "objective=[{type: PPOClip}]", "reference=null", "data.drop=[]"],
+    )
     return run.replace(
-        {"data.drop": []},
         model={"dtype": dtype, "fp32_head": fp32_head},
         sampling={"max_tokens": TOKENS, **SAMPLERS[sampler]},
         rollout={"engine": engine},
-        reference=None,
-        objective=[{"type": "PPOClip"}],
         peft=LORA if lora else None,
         deepspeed={"zero_optimization": {"stage": 1}} if dtype == "bfloat16" else None,
         **more,
