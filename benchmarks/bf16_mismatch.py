@@ -230,31 +230,39 @@ def train(name: str) -> dict[str, Any]:
 def write(rows: list[report.Row]) -> None:
     cases = [r for r in rows if "engine" in r]
     flat = [{**r, **x} for r in cases for x in r["found"]]
-    lines = ["## Engine against learner", ""]
-    lines += report.table(
-        flat,
-        [
-            ("engine", lambda r: f"{r['engine']}, {r['dtype']}{', LoRA merged' if r['lora'] else ''}"),
-            ("sampler", lambda r: r["sampler"]),
-            ("learner", lambda r: r["learner"]),
-            ("tokens", lambda r: f"{r['tokens']:.0f}"),
-            ("mean", lambda r: f"{r['mean']:.2g}"),
-            ("99.9 %", lambda r: f"{r['p999']:.2g}"),
-            ("largest", lambda r: f"{r['max']:.2g}"),
-            ("KL", lambda r: f"{r['kl']:.2g}"),
-        ],
+    lines = ["## Engine against learner", ""] if cases else []
+    lines += (
+        []
+        if not cases
+        else report.table(
+            flat,
+            [
+                ("engine", lambda r: f"{r['engine']}, {r['dtype']}{', LoRA merged' if r['lora'] else ''}"),
+                ("sampler", lambda r: r["sampler"]),
+                ("learner", lambda r: r["learner"]),
+                ("tokens", lambda r: f"{r['tokens']:.0f}"),
+                ("mean", lambda r: f"{r['mean']:.2g}"),
+                ("99.9 %", lambda r: f"{r['p999']:.2g}"),
+                ("largest", lambda r: f"{r['max']:.2g}"),
+                ("KL", lambda r: f"{r['kl']:.2g}"),
+            ],
+        )
     )
-    lines += ["", "Nats per token.", "", "## What corrections make of it", ""]
-    lines += report.table(
-        [{**r, **x} for r in cases if r["dtype"] == "bfloat16" for x in r["corrected"]],
-        [
-            ("engine", lambda r: f"{r['engine']}{', LoRA merged' if r['lora'] else ''}"),
-            ("sampler", lambda r: r["sampler"]),
-            ("correction", lambda r: r["correction"]),
-            ("tokens kept", lambda r: f"{r['kept']:.1%}"),
-            ("mean weight", lambda r: f"{r['mean_weight']:.3f}"),
-            ("effective sample size", lambda r: f"{r['ess']:.1%}"),
-        ],
+    lines += ["", "Nats per token.", "", "## What corrections make of it", ""] if cases else []
+    lines += (
+        []
+        if not cases
+        else report.table(
+            [{**r, **x} for r in cases if r["dtype"] == "bfloat16" for x in r["corrected"]],
+            [
+                ("engine", lambda r: f"{r['engine']}{', LoRA merged' if r['lora'] else ''}"),
+                ("sampler", lambda r: r["sampler"]),
+                ("correction", lambda r: r["correction"]),
+                ("tokens kept", lambda r: f"{r['kept']:.1%}"),
+                ("mean weight", lambda r: f"{r['mean_weight']:.3f}"),
+                ("effective sample size", lambda r: f"{r['ess']:.1%}"),
+            ],
+        )
     )
     for r in (r for r in rows if "layers" in r):
         lines += [
