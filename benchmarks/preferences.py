@@ -34,6 +34,7 @@ import trl_loop
 
 OUT = report.ROOT / "runs" / "preferences"
 PROMPTS, ANSWERS, STEPS = 300, 8, 20
+TOKENS = 64  # of an answer: most of the start model's are longer than those of configs/real.yaml, and a row has to end by itself
 BETA = 0.1
 OFFLINE = ["rollout.prompts=0", "sampling.temperature=1.0", "eval.temperature=0.6"]
 
@@ -54,7 +55,13 @@ RUNS: Mapping[str, Sequence[str]] = {
 
 
 def settings(folder: str, seed: int) -> list[str]:
-    own = ["eval.every=4", "log.tensorboard=false", "checkpoint.every=0", f"steps={STEPS}"]
+    own = [
+        "eval.every=4",
+        "log.tensorboard=false",
+        "checkpoint.every=0",
+        f"steps={STEPS}",
+        f"sampling.max_tokens={TOKENS}",
+    ]
     return [f"model.path={report.real_model()}", f"out={folder}", f"seed={seed}", *own]
 
 
@@ -76,6 +83,10 @@ def prepare() -> None:
     start = time.perf_counter()
     found = rk.filter(run, run.model.path, n=ANSWERS)
     print(f"{PROMPTS * ANSWERS} answers in {time.perf_counter() - start:.0f} s", flush=True)
+    if found.write_pairs(OUT / "all.jsonl") < 100:
+        raise SystemExit(
+            f"{found.unended} of {len(found.answered)} answers were cut off, so that hardly any pairs are left: raise TOKENS"
+        )
     cut = {p.id for p in found.prompts[: len(found.prompts) * 4 // 5]}
     for key in ("pairs", "labelled", "demonstrations"):
         vars(type(found))[f"write_{key}"](found, OUT / "all.jsonl")

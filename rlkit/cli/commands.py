@@ -405,6 +405,11 @@ class Filter(Command):
         ):
             if path:
                 print(f"{path}: {write(path)} {what}")
+        if found.unended and (a.pairs or a.labelled or a.demonstrations):
+            print(
+                f"{found.unended} of {len(found.answered)} responses were cut off after {run.sampling.max_tokens} tokens "
+                "(sampling.max_tokens) and are in none of these files, whose rows end by themselves."
+            )
         print(
             f"{a.out}: {len(found.prompts)} of {found.asked} prompts kept (pass rate of {a.n} responses "
             f"{'above' if a.low == 0 else 'from'} {a.low:g} to {a.high:g}). Train on them with:\n"

@@ -41,6 +41,11 @@ class Filtered:
     solved: tuple[Rollout, ...]
     answered: tuple[Rollout, ...] = ()
 
+    @property
+    def unended(self) -> int:
+        """How many of the responses were cut off: rows of data are made of the others alone."""
+        return sum(r.finish != "stop" for r in self.answered)
+
     def write(self, path: str | Path) -> None:
         """The rows as a JSONL file."""
         _write(path, self.rows)

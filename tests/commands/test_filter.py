@@ -54,6 +54,14 @@ def test_pairs_of_a_column_and_the_models_own_response(tmp_path: Path) -> None:
         written(rollouts, tmp_path / "x", "gold")
 
 
+def test_responses_that_were_cut_off_are_in_no_row_and_counted(tmp_path: Path) -> None:
+    whole = answered(("a", "right", 1.0), ("a", "wrong", 0.0))
+    cut = tuple(dataclasses.replace(r, finish="length") for r in answered(("b", "right", 1.0), ("b", "wro", 0.0)))
+    found: Any = Filtered(None, None, 2, (), (), (), whole + cut)  # type: ignore[arg-type]
+    assert found.unended == 2
+    assert found.write_pairs(tmp_path / "x") == 1 and found.write_labelled(tmp_path / "y") == 2
+
+
 def test_better_needs_a_file_of_pairs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["filter", "configs/tasks/sorting.yaml", "--model", "m", "--out", "x", "--better", "answer"]) == 2
     assert "--better says what pairs hold; name their file with --pairs FILE." in capsys.readouterr().err
