@@ -29,6 +29,7 @@ FOREIGN = {
         "model.load",
         "model.packed",
         "model.policy",
+        "model.sharing",
     ),
     *("planning.memory", "planning.probe", "rollout.cache", "rollout.vllm_weights"),
     *("rewards.functions", "rewards.workers"),  # a user's functions

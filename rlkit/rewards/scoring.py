@@ -500,7 +500,10 @@ class Scorer:
         assert isinstance(spec.fn, Grader)
         with self._lock:
             self.counts.update({f"{USED}/{spec.label}/{name}": n for name, n in taken.items()})
-            why = spec.fn.spent(self._used_by(spec))
+            try:
+                why = spec.fn.spent(self._used_by(spec))
+            except Exception as error:  # whoever waits for an answer must not wait for ever
+                why = f"its `spent` failed: {clip(error)}."
             if why is not None and self._stop is None:
                 self._stop = RewardError(f"reward {spec.label!r}: {why}")
 

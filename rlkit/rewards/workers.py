@@ -446,29 +446,10 @@ def _side_by_side(ends: Any, job: Job) -> None:
 async def _serve(requests: Connection, replies: _Replies, functions: Sequence[Callable[..., Any]], job: Job) -> None:
     loop, closed, tasks, gates = asyncio.get_running_loop(), asyncio.Event(), set[Any](), dict[int, asyncio.Semaphore]()
 
-    async def guarded(index: int, arguments: Mapping[str, Any]) -> list[Any]:
-        try:
-            return ["ok", job.parts((index, arguments), await functions[index](**arguments)), ""]
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:  # asyncio would end the loop on SystemExit, and all other calls with it
-            return _failure(error)
-        finally:
-            replies.end_if_forked()  # before it takes part in the loop, which shares its descriptors with ours
-
     async def reply(number: int, call: Call, timeout: float, most: int) -> None:
         async with gates.setdefault(call[0], asyncio.Semaphore(most)):
-            task = asyncio.ensure_future(guarded(*call))
-            done, _ = await asyncio.wait({task}, timeout=timeout)
-            if not done:
-                task.cancel()
-                answer = ["timeout", f"no answer within {timeout:g} s", ""]
-            elif task.cancelled():
-                answer = ["error", "its own code cancelled it", ""]
-            else:
-                answer = task.result()
-        fn = functions[call[0]]
-        replies.send(number, *answer, fn.taken() if isinstance(fn, Grader) else {})
+            answer = await answered(functions[call[0]], job, call, timeout, replies.end_if_forked)
+        replies.send(number, *answer)
 
     def receive() -> None:
         replies.end_if_forked()
@@ -484,6 +465,37 @@ async def _serve(requests: Connection, replies: _Replies, functions: Sequence[Ca
         replies.send(0)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(closed.wait(), BEAT_SECONDS)
+
+
+async def answered(
+    fn: Callable[..., Any], job: Job, call: Call, timeout: float, ended: Callable[[], None] = lambda: None
+) -> list[Any]:
+    """What an ``async`` function makes of a call within so many seconds, and what it has used as a grader since it was asked last.
+
+    ``ended`` is called as soon as it has.
+    """
+
+    async def guarded() -> list[Any]:
+        try:
+            return ["ok", job.parts(call, await fn(**call[1])), ""]
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # asyncio would end the loop on SystemExit, and all other calls with it
+            return _failure(error)
+        finally:
+            ended()  # before a forked child takes part in the loop, which shares its descriptors with ours
+
+    task = asyncio.ensure_future(guarded())
+    done, _ = await asyncio.wait({task}, timeout=timeout)
+    if not done:
+        task.cancel()
+        answer = ["timeout", f"no answer within {timeout:g} s", ""]
+    else:
+        answer = ["error", "its own code cancelled it", ""] if task.cancelled() else task.result()
+    try:
+        return [*answer, {str(k): int(n) for k, n in fn.taken().items()} if isinstance(fn, Grader) else {}]
+    except Exception as error:  # of the user's own `taken`
+        return [*_failure(error), {}]
 
 
 @dataclass(frozen=True)

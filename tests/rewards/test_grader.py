@@ -43,13 +43,13 @@ class Mine(Grader):
         return {"right": float(response == answer), "bonus": self.bonus, "process": self.seen[0], "calls": len(self.seen) - 1}
 
     def taken(self):
-        return {"calls": 1}
+        return {"calls": 1} if self.bonus >= 0 else {"calls": "many"}
 
     def metrics(self, used):
         return {"calls": used.get("calls", 0)}
 
     def spent(self, used):
-        return "enough" if used["calls"] > 20 else None
+        return "enough" if used.get("calls", 0) > 20 else None
 """
 
 
@@ -131,6 +131,18 @@ def test_a_grader_of_the_users_own_has_a_process_and_counts_what_it_uses(folder:
         with pytest.raises(rk.RewardError, match="reward 'Mine': enough"):
             for _ in range(20):
                 scorer.score(rows)
+    finally:
+        scorer.close()
+
+
+@pytest.mark.slow
+def test_one_that_counts_wrongly_is_told_and_nobody_waits_for_it(folder: Path, small: dict[str, Any]) -> None:
+    rows = [Rollout.given(Prompt("p", (1,), "q", answer="a"), [1], text="a")]
+    scorer = Scorer(read(folder, small, "[{type: 'mine.py:Mine', bonus: -1}]").rewards, report=lambda text: None)
+    try:
+        scorer.check([])
+        scorer.score(rows)
+        assert "invalid literal for int() with base 10: 'many'" in (rows[0].error or "")
     finally:
         scorer.close()
 
