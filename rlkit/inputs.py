@@ -17,6 +17,7 @@ from rlkit.checks import (
     generation_notes,
     self_test,
 )
+from rlkit.cluster.start import hosting
 from rlkit.data.examples import ExampleRows, read_examples
 from rlkit.data.prompts import first_of_each, load_prompts, overlap, preview
 from rlkit.data.stored import StoredRows
@@ -47,6 +48,11 @@ class Inputs:
     played: Played | None
     context: int
 
+    def try_rewards(self) -> list[str]:
+        """What there is to say of rewards that were tried on the first prompt, on a cluster that is connected if one is used."""
+        prompts = self.train or self.test
+        return self.scorer.trial(prompts[0]) if prompts else []
+
     def shown(self) -> Iterator[str]:
         """The first prompt and the first row of each set, as the model sees them."""
         if self.train:
@@ -75,7 +81,9 @@ def read_inputs(run: Run, stack: contextlib.ExitStack, notes: list[str]) -> Inpu
         InputError: all that is wrong, as far as one thing can be looked at without the other.
     """
     specs = run.scored_by
-    scorer = Scorer(specs, on_error=run.on_reward_error, workers=max(1, (os.cpu_count() or 2) // 2))
+    elsewhere = None if run.cluster is None else hosting(run.cluster)
+    workers = max(1, (os.cpu_count() or 2) // 2)
+    scorer = Scorer(specs, on_error=run.on_reward_error, workers=workers, elsewhere=elsewhere)
     stack.callback(scorer.close)
     tokenizer = tokenizer_of(run)
     if run.model.path is not None:
@@ -108,7 +116,6 @@ def read_inputs(run: Run, stack: contextlib.ExitStack, notes: list[str]) -> Inpu
     interrupt = None if section is None else Interruption(section, tokenizer, run.sampling.max_tokens)
     longest = max((e.length for rows in (*examples, *held_out) for row in rows.rows for e in row), default=0)
     context = context_length(run, prompts, run.model.path, max(longest, stored.longest if stored else 0))
-    notes += scorer.trial(prompts[0]) if prompts else ()
     given = Inputs(tokenizer, train, test, scorer, stored, examples, held_out, interrupt, played, context)
     if run.model.warm_up is None and run.model.path is not None:  # else there is no start model yet
         for kept in given.kept(run, run.model.path):

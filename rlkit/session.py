@@ -231,8 +231,10 @@ def open_session(
                 for _, _, spec in run.anchors
                 if isinstance(spec, Pool) and not (spec.kept is not None and Path(spec.kept).exists())
             ]
+            pools += [beside(run.cluster, 1, 1, r.share) for r in run.scored_by if r.share is not None]
             connect(run.cluster, say=notes.append, engines=None if run.engine is not None else 0, beside=pools)
             stop.install()  # Ray has set handlers of its own
+        notes += given.try_rewards()
         if not resume:
             folder, lock = new_folder(run.folder)
             stack.callback(lock.release)

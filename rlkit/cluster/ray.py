@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import pickle
 import secrets
 import shutil
 import socket
@@ -30,6 +31,10 @@ from rlkit.files import reason
 from rlkit.learner.backend import free_port, rank_environment
 from rlkit.learner.learner import Learner
 from rlkit.learner.setup import LearnerSetup
+from rlkit.place import use
+from rlkit.rewards.grader import Grader
+from rlkit.rewards.scoring import RewardSpec, Used
+from rlkit.rewards.workers import Answer, Call, Job, answered
 from rlkit.rollout.engine import EngineSetup, EngineSpec, Transfer
 
 REQUESTS = 1024  # groups that an engine works on at the same time; vLLM runs at most so many responses by default
@@ -223,7 +228,7 @@ def check_resources(
         workers += pool.engines
         want_cpu += pool.cpus * pool.engines
         want_gpu += gpus_per_device(pool, resources) * pool.engines * pool.tensor_parallel
-        layout += f", beside {pool.engines} engine(s) of {pool.tensor_parallel} device(s) of a teacher or reference"
+        layout += f", beside {pool.engines} engine(s) of {pool.tensor_parallel} device(s) of a teacher, a reference or a reward"
     if want_cpu > resources.get("CPU", 0) + 1e-6:
         raise ClusterError(
             f"cluster: {layout} need {want_cpu:g} CPUs, but the cluster has {resources.get('CPU', 0):g}. "
@@ -566,6 +571,91 @@ class EngineHost(Host):
 
     async def request(self, method: str, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self.pool, self.do, method, *args)
+
+
+class GraderHost:
+    """The actor of a reward model: its calls wait side by side on one event loop."""
+
+    def __init__(self, job: Job, most: int) -> None:
+        use(job.texts)
+        self.job, self.gate, self.starting, self.ready = job, asyncio.Semaphore(most), asyncio.Lock(), False
+        (self.grader,) = pickle.loads(job.functions)
+
+    async def call(self, arguments: Mapping[str, Any], timeout: float) -> list[Any]:
+        """The answer, and what the grader has used since the last one. The first call waits until it has started."""
+        async with self.starting:
+            try:
+                if not self.ready:
+                    await asyncio.to_thread(self.grader.start)
+                self.ready = True
+            except Exception as error:  # whatever somebody's model makes of this machine
+                return ["error", f"its actor could not start: {first_line(error)}", "", {}]
+        async with self.gate:
+            return await answered(self.grader, self.job, (0, arguments), timeout)
+
+
+class HostedGrader:
+    """A grader in an actor, in the place of a process of the scorer's. One that dies is replaced, and its calls are made once more.
+
+    ``connected`` says when there is a cluster. The actor is made by the first call, so that it has to be there by then.
+    """
+
+    def __init__(self, job: Job, spec: RewardSpec, grader: Grader, cluster: Cluster, used: Used) -> None:
+        self.job, self.spec, self.share, self.cluster, self.used = job, spec, grader.share, cluster, used
+        self._lock = threading.Lock()
+        self._actor: Any = None
+        self._closed = False
+
+    def submit(self, call: Call, timeout: float, most: int) -> Future[Answer]:
+        future: Future[Answer] = Future()
+        self._ask(future, call[1], timeout, most, again=False)
+        return future
+
+    def _ask(
+        self, future: Future[Answer], arguments: Mapping[str, Any], timeout: float, most: int, again: bool
+    ) -> None:
+        with self._lock:
+            if self._closed:
+                future.set_result(("error", "the scorer was closed", ""))
+                return
+            if self._actor is None:
+                self._actor = self._spawn(most)
+            actor = self._actor
+        asked = actor.call.remote(arguments, timeout).future()
+
+        def hear(done: Future[Any]) -> None:
+            error = done.exception()
+            if error is None:
+                *answer, taken = done.result()
+                self.used(taken)
+                future.set_result(tuple(answer))
+                return
+            with self._lock:
+                if self._actor is actor:
+                    self._actor = None
+                closed = self._closed
+            if again or closed:
+                future.set_result(("lost", f"the reward's actor is lost: {one_line(error)}", ""))
+            else:
+                self._ask(future, arguments, timeout, most, again=True)
+
+        asked.add_done_callback(hear)
+
+    def _spawn(self, most: int) -> Any:
+        kind = import_ray().remote(GraderHost)
+        options = {
+            "num_cpus": self.cluster.cpus,
+            "num_gpus": self.share,
+            "max_concurrency": 2 * most,
+            "runtime_env": {"env_vars": _surroundings(self.cluster)},
+        }
+        return kind.options(**options).remote(self.job, most)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed, actor = True, self._actor
+        if actor is not None and broken() is None:
+            import_ray().kill(actor, no_restart=True)
 
 
 class LearnerHost(Host):

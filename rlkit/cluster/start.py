@@ -13,6 +13,9 @@ from rlkit.cluster.section import Cluster
 from rlkit.cluster.turns import SharedTurns
 from rlkit.learner.learner import Learner
 from rlkit.learner.setup import LearnerSetup
+from rlkit.rewards.grader import Grader
+from rlkit.rewards.scoring import RewardSpec, Used
+from rlkit.rewards.workers import Job, Waits
 from rlkit.rollout.engine import EngineSetup, EngineSpec
 
 
@@ -77,6 +80,11 @@ def start_beside(
     if cluster is None:
         return EngineGroup(LocalWorkers(spec.start(setup)))
     return EngineGroup(ray.start_engines(spec, setup, cluster), cluster.restarts, report)
+
+
+def hosting(cluster: Cluster) -> Callable[[Job, RewardSpec, Grader, Used], Waits]:
+    """How a reward that takes a share of the cluster gets its actor there, once the cluster is connected."""
+    return lambda job, spec, grader, used: ray.HostedGrader(job, spec, grader, cluster, used)
 
 
 def start_engines(spec: EngineSpec, setup: EngineSetup, cluster: Cluster | None) -> EngineGroup:

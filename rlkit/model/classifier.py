@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import inspect
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from rlkit.bounds import Count
+from rlkit.bounds import Count, NonNegative
 from rlkit.errors import ConfigError, ModelError, RewardError, first_line
 from rlkit.model.hub import model_config
 from rlkit.model.load import first_of, load_tokenizer
@@ -25,7 +27,7 @@ CLASSIFIER = "ForSequenceClassification"
 class RewardModel(Grader):
     """What a sequence classifier (transformers, ``AutoModelForSequenceClassification``) says of a response: its score, or that of a label.
 
-    It runs in a process of its own on the machine of the run's process, which loads it before the first call. Responses that wait are
+    It runs in a process or an actor of its own, which loads it before the first call. Responses that wait are
     scored together, the longest waiting with those that are as long; a score is the one that the model gives the response alone.
 
     Attributes:
@@ -37,6 +39,8 @@ class RewardModel(Grader):
         dtype: of the weights.
         max_tokens: of conversation and response; null is what the model takes. Where there are more the response has no reward, and that
             is counted: nothing is cut off.
+        gpus: of a cluster, which it takes in an actor of its own, wherever the cluster has them (0.5: half of one, 0: none); the folder
+            must be seen there. null: it is a process on the machine of the run's process.
         batch: the most rows of one pass. device: null is a GPU where the process has one. threads: of a pass on CPUs.
     """
 
@@ -49,6 +53,7 @@ class RewardModel(Grader):
     form: Literal["chat", "pair", "text"] = "chat"
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_tokens: Count | None = None
+    gpus: NonNegative | None = None
     batch: Count = 16
     device: str | None = None
     threads: Count = 1
@@ -75,6 +80,13 @@ class RewardModel(Grader):
                 f"{WHERE}: the tokenizer of {self.path} has no chat template. Set form: pair (question and response as two texts) or form: "
                 "text, whichever the model was trained on."
             )
+
+    @property
+    def share(self) -> float | None:
+        return self.gpus
+
+    def everywhere(self) -> RewardModel:
+        return dataclasses.replace(self, path=str(Path(self.path).absolute())) if Path(self.path).exists() else self
 
     @functools.cached_property
     def _model(self) -> _Classifier:

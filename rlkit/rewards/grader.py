@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from rlkit.plug import Plug
 
@@ -38,6 +38,15 @@ class Grader(Plug):
 
     def check(self) -> None:
         """Before the start, in the run's process, where nothing expensive may be done. Raises InputError for what cannot work."""
+
+    @property
+    def share(self) -> float | None:
+        """GPUs that it takes in an actor of its own on a cluster; None: it is a process on the machine of the run's process."""
+        return None
+
+    def everywhere(self) -> Self:
+        """The same with paths that an actor finds, who may have another current folder."""
+        return self
 
     def start(self) -> None:
         """In its process, before the first call."""

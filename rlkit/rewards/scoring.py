@@ -52,13 +52,14 @@ from rlkit.rewards.functions import (
     signature,
 )
 from rlkit.rewards.grader import Grader
-from rlkit.rewards.workers import GIB, Answer, AsyncWorker, Call, Job, Output, Worker
+from rlkit.rewards.workers import GIB, Answer, AsyncWorker, Call, Job, Output, Waits, Worker
 from rlkit.samples import Prompt, Rollout
 from rlkit.values import Given, otherwise
 
 BATCH_CALLS, BATCH_CHARACTERS = 64, 1_000_000
 LARGE = ("responses", "transcript")  # much to send: whoever takes **anything has to ask for them by name
 ALWAYS = (*SINGLE, "prompt", "answer", "id", "responses")
+Used = Callable[[Mapping[str, int]], None]  # hears of what a grader has used
 USUAL_TIMEOUT, USED = 10.0, "used"
 
 
@@ -98,6 +99,11 @@ class RewardSpec(Bounded):
         return isinstance(self.fn, str) and BUILTIN.get(self.fn, self.fn) == BUILTIN["math"]
 
     @property
+    def share(self) -> float | None:
+        """GPUs of a cluster that it takes in an actor of its own; None: it stays on the machine of the run's process."""
+        return self.fn.share if isinstance(self.fn, Grader) else None
+
+    @property
     def label(self) -> str:
         return self.name or label_of(self.fn)
 
@@ -121,7 +127,8 @@ class Scorer:
     """Fills ``reward``, ``parts`` and ``error`` of rollouts. Thread-safe; calls from many collector threads run side by side.
 
     ``on_error``: a reward that raises, hangs or returns something else is counted and reported with its prompt;
-    ``mask`` leaves the reward nan (the response is not trained on), ``raise`` stops the run, ``zero`` gives 0.
+    ``mask`` leaves the reward nan (the response is not trained on), ``raise`` stops the run, ``zero`` gives 0. ``elsewhere`` makes the
+    place of a grader that takes a share of a cluster.
     """
 
     def __init__(
@@ -131,12 +138,14 @@ class Scorer:
         on_error: Literal["mask", "raise", "zero"] = "mask",
         workers: int = 1,
         report: Callable[[str], None] = print,
+        elsewhere: Callable[[Job, RewardSpec, Grader, Used], Waits] | None = None,
     ) -> None:
         self.rewards, self.on_error, self.report = tuple(rewards), on_error, report
+        self.elsewhere = elsewhere
         self.workers, self.counts = max(1, workers), Counter[str]()
         self.output = Output()
         self._names: list[list[str]] = []
-        self._waits: dict[int, tuple[AsyncWorker, int]] = {}  # the async ones: their process, and their index there
+        self._waits: dict[int, tuple[Waits, int]] = {}  # the async ones: their process, and their index there
         self._groups: set[int] = set()  # those that are called once for all responses to a prompt
         self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
         self._living: set[Worker] = set()
@@ -214,9 +223,16 @@ class Scorer:
         self._waits = {i: (together, i) for i in waiting if i not in own}
         for i, grader in own.items():
             spec, together_there = self.rewards[i], frozenset({0} if i in self._groups else ())
-            alone = Job(pack([grader]), snapshot(), GIB * spec.memory, together_there)
-            worker = AsyncWorker(alone, self.output, spec.timeout, grader.starting, partial(self._used, i))
-            self._waits[i] = worker, 0
+            alone = Job(pack([grader.everywhere()]), snapshot(), GIB * spec.memory, together_there)
+            used = partial(self._used, i)
+            if grader.share is None:
+                self._waits[i] = AsyncWorker(alone, self.output, spec.timeout, grader.starting, used), 0
+            elif self.elsewhere is None:
+                raise ConfigError(
+                    f"reward {spec.label!r} takes a share of a cluster (gpus), and there is none. Set gpus: null."
+                )
+            else:
+                self._waits[i] = self.elsewhere(alone, spec, grader, used), 0
 
     def check_rows(self, prompts: Sequence[Prompt]) -> None:
         """Lets every reward that looks at rows (:func:`rlkit.rewards.functions.rows_checked_by`) look at all of them.

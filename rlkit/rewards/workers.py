@@ -39,7 +39,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rlkit.errors import RunError, WorkerError, WorkerTimeout
 from rlkit.place import use, user_frames
@@ -496,6 +496,16 @@ async def answered(
         return [*answer, {str(k): int(n) for k, n in fn.taken().items()} if isinstance(fn, Grader) else {}]
     except Exception as error:  # of the user's own `taken`
         return [*_failure(error), {}]
+
+
+class Waits(Protocol):
+    """Where ``async`` calls go: a process, or an actor."""
+
+    def submit(self, call: Call, timeout: float, most: int) -> Future[Answer]:
+        """The answer when it is there; at most so many calls wait at the same time."""
+        ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)

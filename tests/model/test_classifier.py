@@ -198,3 +198,8 @@ def test_the_example_of_a_reward_model_and_a_judge_runs(
         if p.suffix in (".yaml", ".jsonl", ".json", ".log")
     )
     assert "JUDGE_KEY" in written and "s3cret" not in written
+
+
+def test_a_share_of_a_cluster_needs_one(models: dict[str, str]) -> None:
+    with pytest.raises(rk.ConfigError, match=r"takes a share of a cluster \(gpus\), and there is none"):
+        Scorer([RewardSpec(RewardModel(path=models["decoder"], gpus=0.5))]).check([])

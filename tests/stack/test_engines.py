@@ -239,7 +239,7 @@ def test_a_teacher_in_an_actor_of_its_own(ray_session: None, merged: Path) -> No
     assert logp.tolist() == pytest.approx(own.tolist(), abs=1e-5) and torch.equal(top.ids, ids)
     torch.testing.assert_close(top.logp, likely, rtol=1e-5, atol=1e-5)
     with pytest.raises(
-        ClusterError, match=r"beside 2 engine\(s\) of 4 device\(s\) of a teacher or reference need 10 GPUs"
+        ClusterError, match=r"beside 2 engine\(s\) of 4 device\(s\) of a teacher, a reference or a reward need 10 GPUs"
     ):
         check_resources(Cluster(), {"CPU": 9.0, "GPU": 8.0}, beside=[beside(Cluster(), 2, 4, None)])
 
