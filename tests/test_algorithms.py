@@ -154,7 +154,7 @@ def test_algorithm(path: Path, tmp_path: Path, grpo: Path, base_rewards: Path, f
         (
             "decoupled_kl",
             "teacher={type: Served, url: 'http://127.0.0.1:9'}",
-            "FullDivergence needs the whole distributions of teacher",
+            "compares all tokens, but teacher .type: Served. gives the log-probs of its most likely tokens",
         ),
         ("grpo", "learner.minibatches=17", "a step has only 16 prompt groups"),
         (

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import rlkit as rk
 from rlkit.plug import Plug
 
 EXAMPLES = Path("examples")
@@ -68,8 +70,20 @@ def test_every_example_is_run() -> None:
     assert here == {w for w in used if w.startswith("examples/")} | named | elsewhere
 
 
+def test_a_control_of_ones_own_keeps_what_is_likely_enough() -> None:
+    own = "{type: examples/custom_control.py:MinP, least: 0.25}"
+    run = rk.load("quickstart", [f"rollout.engine={{type: Controlled, engine: hf, control: {own}}}"])
+    assert isinstance(run.rollout.engine, rk.Controlled)
+    control = run.rollout.engine.control
+    assert isinstance(control, rk.controls.Steering)
+    logits = torch.tensor([[0.5, 0.2, 0.12, 0.18], [0.97, 0.01, 0.01, 0.01]]).log()
+    kept = control.steer(logits, None) > -torch.inf  # type: ignore[arg-type]
+    assert kept.tolist() == [[True, True, False, True], [True, False, False, False]]
+
+
 def test_every_kind_of_part_has_an_example() -> None:
     text = "".join(p.read_text() for p in EXAMPLES.glob("custom_*.py"))
     kinds = {kind.__name__ for kind in Plug.__subclasses__() if not kind.__module__.startswith("tests")}
     shown = {base.split("(")[1] for base in re.findall(r"^class \w+\(\w+", text, re.MULTILINE)}
-    assert {"Schedule" if kind == "Coefficient" else kind for kind in kinds} <= shown
+    simpler = {"Coefficient": "Schedule", "Control": "Steering"}  # what users override of these
+    assert {simpler.get(kind, kind) for kind in kinds} <= shown

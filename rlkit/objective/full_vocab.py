@@ -506,8 +506,8 @@ class FullDivergence(WholeVocabulary):
     level: Literal["token", "sequence"] = "token"
 
     def __post_init__(self) -> None:
-        generator(self.f, self.parameter)
         super().__post_init__()
+        generator(self.f, self.parameter)
 
     @property
     def generator(self) -> Generator:
