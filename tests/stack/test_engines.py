@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rlkit.cluster.groups import EngineGroup, LearnerGroup, LocalWorkers
 from rlkit.cluster.ray import check_resources, start_engines
@@ -221,6 +222,9 @@ def test_scoring_gives_the_log_probs_of_sampling(vllm: VLLMEngine) -> None:
 
 
 def test_the_most_likely_tokens_of_given_rows(merged: Path, vllm: VLLMEngine) -> None:
+    vllm.begin_update("wait")  # other tests have given it other weights
+    vllm.assign(load_file(merged / "model.safetensors"))
+    vllm.end_update(vllm.version + 1)
     rows = [[3, 4, 5, 6, 7], [8, 9], [4, 4, 3, 6, 5, 7, 3]]
     hf = HFEngine(str(merged))
     (logp, ids, top), (own, own_ids, own_top) = vllm.likely(rows, 5), hf.likely(rows, 5)
