@@ -2,7 +2,7 @@
 
     python -m tests.stack.test_chaos --seeds 10
 
-plays more seeds, with more strikes each, than the tests here have time for.
+plays more seeds, with more strikes each, than the tests here have time for, and with `--engine vllm` the other engine.
 
 A *life* is a driver of its own: all but the last are killed (-9) in the middle of something, and before the next one their files are
 damaged. Within a life engines and learners are killed and stopped, checkpoints damaged, and the disk fills and empties.
@@ -267,11 +267,8 @@ def play(settings: dict[str, Any], place: Path, seed: int, strikes: int, ends: i
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("engine", "seed", "strikes", "ends"), [("hf", 1, 5, 1), ("vllm", 6, 1, 1)])
-def test_a_run_that_is_struck_again_and_again_is_the_undisturbed_one(
-    small: dict[str, Any], tmp_path: Path, engine: str, seed: int, strikes: int, ends: int
-) -> None:
-    play({**small, "rollout": {**small["rollout"], "engine": engine}}, tmp_path, seed, strikes, ends)
+def test_a_run_that_is_struck_again_and_again_is_the_undisturbed_one(small: dict[str, Any], tmp_path: Path) -> None:
+    play({**small, "rollout": {**small["rollout"], "engine": "hf"}}, tmp_path, seed=1, strikes=5, ends=1)
 
 
 def main() -> None:
