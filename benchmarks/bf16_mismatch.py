@@ -230,11 +230,10 @@ def train(name: str) -> dict[str, Any]:
 def write(rows: list[report.Row]) -> None:
     cases = [r for r in rows if "engine" in r]
     flat = [{**r, **x} for r in cases for x in r["found"]]
-    lines = ["## Engine against learner", ""] if cases else []
-    lines += (
-        []
-        if not cases
-        else report.table(
+    lines: list[str] = []
+    if cases:
+        lines += ["## Engine against learner", ""]
+        lines += report.table(
             flat,
             [
                 ("engine", lambda r: f"{r['engine']}, {r['dtype']}{', LoRA merged' if r['lora'] else ''}"),
@@ -247,12 +246,8 @@ def write(rows: list[report.Row]) -> None:
                 ("KL", lambda r: f"{r['kl']:.2g}"),
             ],
         )
-    )
-    lines += ["", "Nats per token.", "", "## What corrections make of it", ""] if cases else []
-    lines += (
-        []
-        if not cases
-        else report.table(
+        lines += ["", "Nats per token.", "", "## What corrections make of it", ""]
+        lines += report.table(
             [{**r, **x} for r in cases if r["dtype"] == "bfloat16" for x in r["corrected"]],
             [
                 ("engine", lambda r: f"{r['engine']}{', LoRA merged' if r['lora'] else ''}"),
@@ -263,7 +258,6 @@ def write(rows: list[report.Row]) -> None:
                 ("effective sample size", lambda r: f"{r['ess']:.1%}"),
             ],
         )
-    )
     for r in (r for r in rows if "layers" in r):
         lines += [
             "",

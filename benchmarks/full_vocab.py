@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from report import RESULTS, Row, append, growth, page, peak_during, process, read, table
+from report import RESULTS, Row, added_on, append, growth, page, process, read, table
 
 from rlkit.objective.divergences import TABLE
 from rlkit.objective.full_vocab import Head, full_divergence
@@ -128,12 +128,7 @@ def memory(n: int, form: Form) -> float:
     """MiB that one forward and backward add at most."""
     gradients(Data(4, 64), form)  # libraries are loaded
     d = Data(n)
-    if DEVICE.type == "cpu":
-        return peak_during(lambda: gradients(d, form))
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    gradients(d, form)
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
+    return added_on(DEVICE, lambda: gradients(d, form))
 
 
 def measure(n: int) -> Row:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from report import RESULTS, append, page, peak_during, plot, process, read, table
+from report import RESULTS, added_on, append, page, plot, process, read, table
 
 from rlkit.model import head
 
@@ -142,12 +142,7 @@ def memory(case: dict[str, Any], form: Form) -> float:
     """MiB that one forward and backward add at most."""
     gradients(Data({**case, "V": 300, "N": LENGTH}), form)  # libraries are loaded
     d = Data(case)
-    if DEVICE.type == "cpu":
-        return peak_during(lambda: gradients(d, form))
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    gradients(d, form)
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
+    return added_on(DEVICE, lambda: gradients(d, form))
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:

@@ -125,6 +125,18 @@ def peak_during(work: Callable[[], Any], held: Callable[[], float] = resident) -
     return max(peak, held()) - before
 
 
+def added_on(device: Any, work: Callable[[], Any]) -> float:
+    """How many MiB of a ``device``'s memory, this process's where that is a CPU, grow at most while ``work`` runs."""
+    import torch
+
+    if device.type == "cpu":
+        return peak_during(work)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    return float(torch.cuda.max_memory_allocated() - before) / 2**20
+
+
 def process(script: str, *arguments: str, threads: int | None = None) -> Row:
     """Runs ``script`` in a process of its own; its last line of output is a JSON object."""
     env = dict(os.environ) if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}

@@ -17,6 +17,7 @@ from rlkit.objective.divergences import Divergence, Generator, generator
 from rlkit.objective.full_vocab import FullDivergence, Head, TopK, full_divergence
 from rlkit.objective.oracle import examine
 from rlkit.types import Batch, New
+from tests.objective.gradients import assert_same_gradients
 
 N, H, V = 7, 5, 11
 TARGET = torch.tensor([0, 3, 10, 2, 2, 7, 5])
@@ -126,12 +127,7 @@ def agrees(f: Generator, want: Callable[..., Tensor], targets: bool = False, **o
     s, t = (((h.hidden @ h.weight.T + h.bias) / 0.8).double().softmax(-1) for h in (policy, anchor))
     rows = torch.stack([want(t[n], s[n], *([int(TARGET[n])] if targets else [])) for n in range(N)])
     torch.testing.assert_close(got.double(), rows, rtol=2e-5, atol=2e-6)
-    for a, b in zip(
-        torch.autograd.grad((got * upstream).sum(), leaves),
-        torch.autograd.grad((rows * upstream).sum(), leaves),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-5)
+    assert_same_gradients(got, rows, upstream, leaves, rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize(("f", "want"), LOSSES, ids=NAMES)
@@ -168,12 +164,7 @@ def test_transport_between_the_tokens_of_a_response(ahead: bool) -> None:
         rows += list((plan * w).sum(1))
     want = torch.stack(rows)
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)
-    for a, b in zip(
-        torch.autograd.grad((got * upstream).sum(), leaves),
-        torch.autograd.grad((want * upstream).sum(), leaves),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-5)
+    assert_same_gradients(got, want, upstream, leaves, rtol=2e-4, atol=2e-5)
 
 
 def test_the_token_in_the_text_may_be_in_the_bucket() -> None:

@@ -22,6 +22,7 @@ from rlkit.objective.full_vocab import (
     told_apart,
 )
 from rlkit.types import New
+from tests.objective.gradients import assert_same_gradients
 from tests.objective.world import T, World
 
 ALL = [(name, None) for name in TABLE] + [
@@ -67,12 +68,7 @@ def test_value_and_gradient_are_those_of_full_logits(
     want = plain(policy, anchor, f, 0.8)
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)
     leaves = (policy.hidden, policy.weight, policy.bias)
-    for a, b in zip(
-        torch.autograd.grad((got * upstream).sum(), leaves),
-        torch.autograd.grad((want * upstream).sum(), leaves),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert_same_gradients(got, want, upstream, leaves, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("expected", [None, "right"])
@@ -99,12 +95,7 @@ def test_soft_caps_of_both_models(expected: str | None, top_k: int | None) -> No
     want = (p.exp() * f.value(p - q)).sum(-1)
     torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
     leaves = (policy.hidden, policy.weight, policy.bias)
-    for a, b in zip(
-        torch.autograd.grad((got * upstream).sum(), leaves),
-        torch.autograd.grad((want * upstream).sum(), leaves),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    assert_same_gradients(got, want, upstream, leaves, rtol=1e-3, atol=1e-5)
 
 
 def test_closed_forms() -> None:
@@ -159,12 +150,7 @@ def test_an_anchor_s_most_likely_tokens_say_as_much_as_its_head(
     got, want = (full_divergence(policy, a, f, top_k=k, temperature=0.8) for a in (few, anchor))
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
     leaves, upstream = (policy.hidden, policy.weight, policy.bias), torch.linspace(-1, 2, N)
-    for a, b in zip(
-        torch.autograd.grad((got * upstream).sum(), leaves),
-        torch.autograd.grad((want * upstream).sum(), leaves),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert_same_gradients(got, want, upstream, leaves, rtol=1e-5, atol=1e-6)
 
 
 def test_most_likely_tokens_know_what_they_do_not_say() -> None:
