@@ -6,7 +6,7 @@
 
 SmolLM2-135M-Instruct answers word problems (`configs/real.yaml`) eight times each at temperature 0.6, before the clock starts. The verifier
 makes rows of the answers: the best against the worst of each problem (pairs), all with their label, the solved ones (demonstrations). Then
-each method makes 20 steps of 96 responses from the same start: `dpo`, `dpo-kept` (the reference's log-probs kept in a file), `kto`, `sft` on
+each method makes 10 steps of 48 responses from the same start: `dpo`, `dpo-kept` (the reference's log-probs kept in a file), `kto`, `sft` on
 those rows without an engine, `grpo` on as many that it samples itself. Learning rate, optimizer and warm-up are those of `configs/real.yaml`.
 Held-out score: 100 problems that no row has, one response each at temperature 0.6. Margin: of the implicit rewards on a fifth of the pairs,
 which are of other problems than those that are trained on.
@@ -33,7 +33,7 @@ import report
 import trl_loop
 
 OUT = report.ROOT / "runs" / "preferences"
-PROMPTS, ANSWERS, STEPS = 300, 8, 20
+PROMPTS, ANSWERS, STEPS, RESPONSES = 200, 8, 10, 48
 TOKENS = 64  # of an answer: most of the start model's are longer than those of configs/real.yaml, and a row has to end by itself
 BETA = 0.1
 OFFLINE = ["rollout.prompts=0", "sampling.temperature=1.0", "eval.temperature=0.6"]
@@ -43,20 +43,20 @@ def rows_of(key: str, per_step: int) -> str:
     return f"data.{key}={{path: {OUT / key}.jsonl, test: {OUT / key}_test.jsonl, per_step: {per_step}}}"
 
 
-DPO = [*OFFLINE, rows_of("pairs", 48), f"objective=[{{type: DPO, beta: {BETA}}}]"]
+DPO = [*OFFLINE, rows_of("pairs", RESPONSES // 2), f"objective=[{{type: DPO, beta: {BETA}}}]"]
 RUNS: Mapping[str, Sequence[str]] = {
     "dpo": DPO,
     "dpo-kept": [*DPO, "reference={type: Frozen, precompute: FOLDER/ref.pt}"],
-    "kto": [*OFFLINE, rows_of("labelled", 96), f"objective=[{{type: KTO, beta: {BETA}}}]"],
-    "sft": [*OFFLINE, rows_of("demonstrations", 96), "objective=[{type: NLL, on: dataset}]", "reference=null"],
-    "grpo": [],
+    "kto": [*OFFLINE, rows_of("labelled", RESPONSES), f"objective=[{{type: KTO, beta: {BETA}}}]"],
+    "sft": [*OFFLINE, rows_of("demonstrations", RESPONSES), "objective=[{type: NLL, on: dataset}]", "reference=null"],
+    "grpo": [f"rollout.prompts={RESPONSES // ANSWERS}", "data.drop=[]"],
     "trl-dpo": [],
 }
 
 
 def settings(folder: str, seed: int) -> list[str]:
     own = [
-        "eval.every=4",
+        "eval.every=5",
         "log.tensorboard=false",
         "checkpoint.every=0",
         f"steps={STEPS}",
@@ -130,7 +130,7 @@ def rlkit_side(name: str, seed: int, folder: str) -> report.Row:
 def trl_side(seed: int, folder: str, parts: int) -> report.Row:
     run = load("dpo", folder, seed)
     rows, test = tokens_of(run, "train"), tokens_of(run, "test")
-    return trl_loop.train_on_pairs(run, rows, test, folder, seed=seed, steps=STEPS, every=4, parts=parts)
+    return trl_loop.train_on_pairs(run, rows, test, folder, seed=seed, steps=STEPS, every=5, parts=parts)
 
 
 def gradients(folder: str, pairs: int = 16) -> report.Row:
