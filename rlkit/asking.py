@@ -1,6 +1,6 @@
 """Asking a server over HTTP that may be busy, slow or away: with patience, within its limits, and with a key that only the environment has.
 
-For one event loop; httpx keeps the connections open.
+A :class:`Client` is of one event loop, a :class:`Line` of code that has none; httpx keeps the connections open.
 """
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import threading
 import time
-from collections.abc import Mapping
+import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +64,7 @@ class Pace:
 
 class Client:
     """Asks one server. ``address``: its first part of every URL; ``patience``: seconds for which a question is asked again while the server
-    does not answer, or says that it cannot now; ``timeout``: seconds that one answer may take.
+    does not answer, or says that it cannot now; ``timeout``: seconds that one answer may take; ``parallel``: questions at once.
     """
 
     def __init__(
@@ -78,9 +80,13 @@ class Client:
             timeout=timeout,
             limits=httpx.Limits(max_connections=parallel, max_keepalive_connections=parallel),
         )
+        # httpx would count the wait for a connection as part of an answer's time.
+        self._turns = asyncio.Semaphore(parallel)
 
-    async def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    async def ask(self, path: str, body: Mapping[str, Any] | None = None, patience: float | None = None) -> Any:
         """The JSON that the server answers, to a POST where there is a ``body``. ``again`` counts questions that were asked once more.
+
+        ``patience``: null is the client's; 0 asks once. It counts from the first try, not from when a turn is waited for.
 
         Raises:
             WorkerTimeout: it gave none in all the time that there is patience for.
@@ -88,27 +94,71 @@ class Client:
         """
         import httpx
 
-        url, until, pause = f"{self.address}/{path}", time.monotonic() + self.patience, FIRST_PAUSE
+        url, pause, until = f"{self.address}/{path}", FIRST_PAUSE, -1.0
+        patience = self.patience if patience is None else patience
         while True:
             least = 0.0
-            try:
-                answer = await self._client.request("GET" if body is None else "POST", url, json=body)
-                if answer.is_success:
-                    return answer.json()
-                told = f"{url} answered {answer.status_code}: {answer.text[:SHOWN]}"
-                if not (answer.is_server_error or answer.status_code in BUSY):
-                    raise RunError(told)
-                least = _seconds(answer.headers.get("Retry-After"))
-            except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-                told = f"no answer from {url} ({str(error)[:SHOWN] or type(error).__name__})"
-            pause = min(2 * pause, LONGEST_PAUSE)
-            if time.monotonic() + max(pause, least) > until:
-                raise WorkerTimeout(f"{told}; it was asked for {self.patience:g} s.")
+            async with self._turns:
+                until = time.monotonic() + patience if until < 0 else until
+                try:
+                    answer = await self._client.request("GET" if body is None else "POST", url, json=body)
+                except (httpx.HTTPError, httpx.InvalidURL) as error:
+                    told = f"no answer from {url} ({str(error)[:SHOWN] or type(error).__name__})"
+                else:
+                    told = f"{url} answered {answer.status_code}: {answer.text[:SHOWN]}"
+                    if answer.is_success:
+                        try:
+                            return answer.json()
+                        except ValueError:
+                            told = f"{url} answered what is no JSON: {answer.text[:SHOWN]!r}"
+                    elif not (answer.is_server_error or answer.status_code in BUSY):
+                        raise RunError(told)
+                    least = _seconds(answer.headers.get("Retry-After"))
+            left = until - time.monotonic()
+            if left <= least:
+                raise WorkerTimeout(told + (f"; it was asked for {patience:g} s" if patience else ""))
             self.again += 1
-            await asyncio.sleep(max(pause, least))
+            await asyncio.sleep(min(max(pause, least), left))  # the last time is at the end of all patience
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     async def close(self) -> None:
         await self._client.aclose()
+
+
+class Line:
+    """A :class:`Client` for code without an event loop: one runs in a thread of its own, as long as this object lives."""
+
+    def __init__(self, client: Client) -> None:
+        self._client, self._loop = client, asyncio.new_event_loop()
+        threading.Thread(target=_run, args=(self._loop, client), name="rlkit-asking", daemon=True).start()
+        weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
+
+    def ask(
+        self, path: str, bodies: Sequence[Mapping[str, Any] | None] = (None,), patience: float | None = None
+    ) -> list[Any]:
+        """What :meth:`Client.ask` gives for each of ``bodies``, in their order. The first that fails ends all."""
+        answers = asyncio.run_coroutine_threadsafe(_together(self._client, path, bodies, patience), self._loop)
+        try:
+            return answers.result()
+        finally:
+            answers.cancel()  # where the caller was interrupted, nobody waits for what is under way
+
+
+def _run(loop: asyncio.AbstractEventLoop, client: Client) -> None:
+    loop.run_forever()
+    loop.run_until_complete(client.close())
+    loop.close()
+
+
+async def _together(
+    client: Client, path: str, bodies: Sequence[Mapping[str, Any] | None], patience: float | None
+) -> list[Any]:
+    tasks = [asyncio.ensure_future(client.ask(path, body, patience)) for body in bodies]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _seconds(text: str | None) -> float:

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
-import weakref
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from rlkit.asking import Client, Line
 from rlkit.bounds import Count, Decay, Natural, NonNegative, Positive, Share
 from rlkit.errors import ModelError, RunError
 from rlkit.model.export import stored
@@ -350,51 +348,41 @@ class _ServedState(ReferenceState):
     """A model behind an OpenAI-compatible server that knows ``prompt_logprobs`` (``vllm serve``). Its connections stay open."""
 
     def __init__(self, spec: Served) -> None:
-        try:
-            import httpx
-        except ImportError:
-            raise ModelError("a served teacher or reference is asked through httpx: pip install httpx.") from None
-        self.spec, key = spec, os.environ.get("RLKIT_TEACHER_KEY", "-")
-        self.client = httpx.Client(
-            headers={"Authorization": f"Bearer {key}"},
-            timeout=spec.timeout,
-            limits=httpx.Limits(max_connections=spec.parallel, max_keepalive_connections=spec.parallel),
+        self.spec = spec
+        self.line = Line(
+            Client(
+                f"{spec.url.rstrip('/')}/v1",
+                key=os.environ.get("RLKIT_TEACHER_KEY"),
+                patience=spec.patience,
+                timeout=spec.timeout,
+                parallel=spec.parallel,
+            )
         )
-        weakref.finalize(self, self.client.close)
-        models = [m["id"] for m in self._ask("models")["data"]]
-        self.model = spec.model or models[0]
+        [found] = self._at_the_start("models", None, "Start one with `vllm serve MODEL`, or correct the url.")
+        with self._read():
+            models = [str(m["id"]) for m in found["data"]]
+            self.model = spec.model or models[0]
         if self.model not in models:
             raise ModelError(
                 f"teacher: the server at {spec.url} has no model {self.model!r}; it has {', '.join(models)}."
             )
 
-    def _ask(
-        self,
-        path: str,
-        body: dict[str, Any] | None = None,
-        patience: float = 0.0,
-        remedy: str = "Start one with `vllm serve MODEL`, or correct the url.",
-    ) -> Any:
-        """What the server answers. While it does not, or says that it cannot now, it is asked again, for ``patience`` seconds."""
-        import httpx
+    def _at_the_start(self, path: str, body: dict[str, Any] | None, remedy: str) -> list[Any]:
+        """What the server answers; it is asked once."""
+        try:
+            return self.line.ask(path, [body], patience=0)
+        except RunError as told:
+            raise ModelError(f"teacher: {told}. {remedy}") from None
 
-        url, until, pause = f"{self.spec.url.rstrip('/')}/v1/{path}", time.monotonic() + patience, 0.1
-        while True:
-            try:
-                answer = self.client.request("GET" if body is None else "POST", url, json=body)
-                if answer.is_success:
-                    return answer.json()
-                told = f"{url} answered {answer.status_code}: {answer.text[:300]}"
-                later = answer.is_server_error or answer.status_code == httpx.codes.TOO_MANY_REQUESTS
-            except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-                told, later = f"no answer from {url} ({str(error) or type(error).__name__})", True
-            pause *= 2
-            if not later or time.monotonic() + pause > until:
-                break
-            time.sleep(pause)
-        if patience:
-            raise RunError(f"teacher: {told}. See to the server; `--resume` continues from the last checkpoint.")
-        raise ModelError(f"teacher: {told}. {remedy}")
+    @contextlib.contextmanager
+    def _read(self) -> Iterator[None]:
+        """What the server answered is read within."""
+        try:
+            yield
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+            raise ModelError(
+                f"teacher: {self.spec.url} does not answer as a vLLM server does: start one with `vllm serve MODEL`, or correct the url."
+            ) from None
 
     def logprobs(self, b: Batch, sampling: Sampling) -> Tensor:
         return self.likely(b, 0)[0]
@@ -402,9 +390,13 @@ class _ServedState(ReferenceState):
     def likely(self, b: Batch, k: int) -> tuple[Tensor, TopK]:
         assert b.ids is not None and b.length is not None and b.action is not None
         rows = [x.tolist() for x in b.ids.cpu().split(b.length.tolist())]
-        with ThreadPoolExecutor(self.spec.parallel) as pool:
-            found = list(pool.map(lambda ids: self._score(ids, k), rows))
-        logp, top = gathered(found, k)
+        try:
+            answers = self.line.ask("completions", [self._body(ids, k) for ids in rows])
+        except RunError as told:
+            raise RunError(
+                f"teacher: {told}. See to the server; `--resume` continues from the last checkpoint."
+            ) from None
+        logp, top = gathered([self._told(ids, x) for ids, x in zip(rows, answers, strict=True)], k)
         return logp.to(b.ids.device)[b.action], TopK(
             top.ids.to(b.ids.device)[b.action], top.logp.to(b.ids.device)[b.action]
         )
@@ -414,8 +406,9 @@ class _ServedState(ReferenceState):
             f"It has to give {k} log-probs of a token: start it with --max-logprobs {k}, or lower the terms' top_k. And it has to know the "
             f"policy's tokens up to {last}."
         )
-        answer = self._ask("completions", self._body([last, last], k), remedy=remedy)
-        known = (answer["choices"][0]["prompt_logprobs"] or [None])[-1] or {}
+        [answer] = self._at_the_start("completions", self._body([last, last], k), remedy)
+        with self._read():
+            known = (answer["choices"][0]["prompt_logprobs"] or [None])[-1] or {}
         strange = [i for i in known if int(i) >= classes]
         if strange:
             raise ModelError(
@@ -433,16 +426,18 @@ class _ServedState(ReferenceState):
             "add_special_tokens": False,
         }
 
-    def _score(self, ids: list[int], k: int) -> list[Told]:
-        given = self._ask("completions", self._body(ids, k), self.spec.patience)["choices"][0]["prompt_logprobs"]
+    def _told(self, ids: list[int], answer: Any) -> list[Told]:
+        with self._read():
+            given = answer["choices"][0]["prompt_logprobs"]
         if given is None or len(given) != len(ids):
             raise ModelError(
                 f"teacher: {self.spec.url} gave no prompt_logprobs for {len(ids)} tokens; it must be a vLLM server."
             )
-        return [
-            None if entry is None else (token, {int(i): float(x["logprob"]) for i, x in entry.items()})
-            for token, entry in zip(ids, given, strict=True)
-        ]
+        with self._read():
+            return [
+                None if entry is None else (token, {int(i): float(x["logprob"]) for i, x in entry.items()})
+                for token, entry in zip(ids, given, strict=True)
+            ]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -315,6 +315,7 @@ class Server(BaseHTTPRequestHandler):
     lm: ClassVar[Any] = None
     plan: ClassVar[list[int | None]] = []
     asked: ClassVar[list[str]] = []
+    odd: ClassVar[list[str]] = []  # what is answered before anything else
 
     def do_GET(self) -> None:
         self.answer({"data": [{"id": "theirs"}]})
@@ -341,7 +342,7 @@ class Server(BaseHTTPRequestHandler):
         if status is None:
             self.close_connection = True
             return
-        text = json.dumps(content).encode()
+        text = (self.odd.pop(0) if self.odd else json.dumps(content)).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
@@ -353,7 +354,7 @@ class Server(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    Server.plan, Server.asked, Server.lm = [], [], None
+    Server.plan, Server.asked, Server.odd, Server.lm = [], [], [], None
     with ThreadingHTTPServer(("127.0.0.1", 0), Server) as served:
         served.daemon_threads = True
         threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
@@ -383,6 +384,40 @@ def test_a_server_that_does_not_answer_is_asked_again_through_the_connections_th
     Server.plan = [200] + [503] * 20
     with pytest.raises(RunError, match="completions answered 503"):
         tired.build(trained).logprobs(b, Sampling())
+
+
+def test_an_address_where_no_vllm_server_answers_is_told(server: str) -> None:
+    trained: Any = SimpleNamespace(sampling=Sampling())
+    b, models = batch(), '{"data": [{"id": "theirs"}]}'
+    for odd, told in (
+        (
+            "<html>A proxy</html>",
+            "models answered what is no JSON: '<html>A proxy</html>'. Start one with `vllm serve MODEL`",
+        ),
+        (
+            '{"data": []}',
+            "does not answer as a vLLM server does: start one with `vllm serve MODEL`, or correct the url",
+        ),
+        ('["theirs"]', "does not answer as a vLLM server does"),
+    ):
+        Server.odd = [odd]
+        with pytest.raises(ModelError, match=told):
+            Served(url=server).build(trained)
+    for odd, told in (
+        ('{"choices": []}', "does not answer as a vLLM server does"),
+        ('{"choices": [{"text": "x"}]}', "does not answer as a vLLM server does"),
+        (
+            '{"choices": [{"prompt_logprobs": [null, null]}]}',
+            r"gave no prompt_logprobs for \d+ tokens; it must be a vLLM server",
+        ),
+    ):
+        Server.odd = [models, *[odd] * b.S]
+        with pytest.raises(ModelError, match=told):
+            Served(url=server).build(trained).logprobs(b, Sampling())
+    with pytest.raises(ModelError, match=r"no answer from http://localhost:x/v1/models .*correct the url"):
+        Served(url="http://localhost:x").build(trained)
+    with pytest.raises(ModelError, match=r"no answer from no/v1/models .*correct the url"):
+        Served(url="no").build(trained)
 
 
 def distilled(small: dict[str, Any], tiny: Path, teacher: Any, **more: Any) -> list[Stats]:
