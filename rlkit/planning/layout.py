@@ -37,7 +37,7 @@ class Layout:
 
     ``shared``: engine and learner on one device in one process (``cluster: null``). ``turns``: an engine beside each learner, which take
     turns (``cluster.colocate``). ``part``: of a GPU that each learner and each engine's device reserves (``cluster.gpus``); below 1 they
-    share devices without taking turns.
+    share devices without taking turns. ``sharing``: learners that share each row (``learner.sequence_parallel``).
     """
 
     learners: int
@@ -50,6 +50,12 @@ class Layout:
     shared: bool = False
     turns: bool = False
     part: float = 1.0
+    sharing: int = 1
+
+    @property
+    def parts(self) -> int:
+        """Groups of learners with rows of their own."""
+        return max(1, self.learners // self.sharing)
 
     @property
     def actors(self) -> int:
@@ -90,6 +96,7 @@ class Layout:
             else "deepspeed=" + json.dumps(z).replace('"', "").replace(" ", "").replace(":", ": ")
         )
         zero = zero if " " not in zero else f"'{zero}'"
+        zero += "" if self.sharing == 1 else f" learner.sequence_parallel={self.sharing}"
         return (
             f"{where} {zero} learner.gradient_checkpointing={str(self.checkpointing).lower()} learner.max_tokens={self.max_tokens}"
             + (
@@ -246,6 +253,7 @@ class Planner:
             c is None,
             c is not None and c.colocate,
             1.0 if c is None or c.gpus is None or c.colocate else c.gpus,
+            run.learner.sequence_parallel,
         )
 
     def layouts(self, gpus: int, turns: bool = False) -> Iterator[Layout]:
@@ -280,7 +288,19 @@ class Planner:
                 z = dataclasses.replace(
                     base, stage=stage, ranks=learners, offload_optimizer=away > 0, offload_params=away > 1
                 )
-                yield Layout(learners, engines, tp, z, checkpointing, size, u, shared, turns)
+                # Where one rank has room for the longest row, sharing it costs an exchange and gains nothing.
+                for sharing in self._sharing(learners) if size == sizes[-1] else (1,):
+                    yield Layout(learners, engines, tp, z, checkpointing, size, u, shared, turns, sharing=sharing)
+
+    def _sharing(self, learners: int) -> list[int]:
+        """How many of so many learners could share a row."""
+        s, alone = self.shape, self.whole or self.run.learner.packed is False
+        return [
+            n
+            for n in (1, 2, 4, 8)
+            if n == 1
+            or (not alone and learners % n == 0 and s.heads % n == 0 and (s.kv_heads % n == 0 or n % s.kv_heads == 0))
+        ]
 
     @property
     def groups(self) -> int:
@@ -311,7 +331,7 @@ class Planner:
             engine_model = self._engine_model(x, kv["sequences at the mean length"])
         parts = self._learner_seconds(x)
         # Ranks without a row wait for the others.
-        learned = parts["total"] * math.ceil(self.responses / x.learners) * x.learners / self.responses
+        learned = parts["total"] * math.ceil(self.responses / x.parts) * x.parts / self.responses
         sync = self._sync_seconds(x)
         tokens = self.responses * (self.prompt + self.mean)
         return Estimate(
@@ -335,7 +355,7 @@ class Planner:
 
     def _learner_memory(self, x: Layout) -> Budget:
         run = self.run
-        most = math.ceil(self.responses / run.learner.minibatches / x.learners)
+        most = math.ceil(self.responses / run.learner.minibatches / x.parts)
         rows = max(1.0, min(max(x.max_tokens, self.longest) / self.longest, most))
         micro = rows * self.longest
         engine_share = x.utilization * self.gpu.memory if x.shared else self.a.asleep if x.turns else 0.0
@@ -355,6 +375,7 @@ class Planner:
             entropy=self.entropy,
             whole_vocabulary=self.whole,
             bucket=(run.cluster or Cluster()).bucket_bytes,
+            sharing=x.sharing,
         )
 
     def _engine_memory(self, x: Layout) -> tuple[Budget, dict[str, float]]:
@@ -397,7 +418,7 @@ class Planner:
     def _learner_seconds(self, x: Layout) -> dict[str, float]:
         section = self.run.learner
         tokens = self.responses * (self.prompt + self.mean)
-        of_rank = tokens / section.minibatches / x.learners
+        of_rank = tokens / section.minibatches / x.parts
         return speed.learner_seconds(
             self.shape,
             self.gpu,
@@ -413,6 +434,7 @@ class Planner:
             micros=max(1, math.ceil(of_rank / max(x.max_tokens, self.longest))),
             checkpointing=x.checkpointing,
             gpus_per_node=self.per_node,
+            sharing=x.sharing,
         )
 
     @property
@@ -707,7 +729,8 @@ def draw_memory(axis: Any, budgets: Sequence[Budget], title: str, of: str = "mem
 
 
 def _learner_parts(s: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {s[f'learner: {name}']:.1f}" for name in ("compute", "communication", "optimizer"))
+    parts = {name: s[f"learner: {name}"] for name in ("compute", "communication", "exchange", "optimizer")}
+    return ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts.items() if seconds or name != "exchange")
 
 
 def advice(b: Budget) -> str:
@@ -724,7 +747,10 @@ def advice(b: Budget) -> str:
         ("gradient", "ZeRO-2 or 3, more learners, or LoRA (peft:)"),
         ("parameters", "ZeRO-3 with more learners, a smaller model or larger GPUs"),
         ("copy on every rank", "offload: true, LoRA (its reference is free), or no anchor that is a second model"),
-        ("activations", "learner.gradient_checkpointing: true, a smaller learner.max_tokens, shorter responses"),
+        (
+            "activations",
+            "learner.gradient_checkpointing: true, a smaller learner.max_tokens, shorter responses, learner.sequence_parallel",
+        ),
         ("layer", "a smaller learner.max_tokens, shorter responses, attention: sdpa"),
         ("weights", "a larger cluster.tensor_parallel"),
         ("logits", "a smaller vllm.max_num_seqs"),

@@ -183,12 +183,19 @@ class Budget:
         return f"{self.role}: {self.peak / GIB:.2f} of {self.capacity / GIB:.2f} GiB in the phase {self.worst!r}: {verdict}\n{rows}{host}"
 
 
-def saved(s: Shape, tokens: float, size: int, longest: float, attention: str | None = None) -> float:
+def copies(s: Shape, sharing: int) -> int:
+    """How many ranks of ``sharing`` that share a row have a copy of each key head: 1 where there is a head for each of them."""
+    return -(-sharing // s.kv_heads)
+
+
+def saved(s: Shape, tokens: float, size: int, longest: float, attention: str | None = None, sharing: int = 1) -> float:
     """Bytes that one decoder layer saves for its backward pass, for ``tokens`` padded tokens in rows of ``longest``.
 
     Per token, in elements of ``size`` bytes (norms work in float32, which is a copy of its own in bfloat16):
     two norms ``2 h (4 + 2 size)``, attention ``(2 q + 2 kv) size`` and the softmax's sums ``4 heads``, gated MLP ``4 i size``.
     Eager attention also keeps ``heads * longest`` probabilities (float32, and a copy in ``size``) and repeats keys and values.
+    With ``sharing`` ranks on a row ``tokens`` are this rank's; attention has some heads of all of them, which is as much, its output is
+    kept before and after it is exchanged (``q size``), and key heads that are fewer than ranks are there :func:`copies` times.
     """
     q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
     norm = 4 + (size if s.lora else 2 * size)  # a frozen norm does not keep what its weight multiplied
@@ -197,6 +204,8 @@ def saved(s: Shape, tokens: float, size: int, longest: float, attention: str | N
         per += (q + kv) * (4 + (0 if s.lora else size))
     if attention == "eager":
         per += s.heads * longest * (4 + (size if size < 4 else 0)) + 2 * (q - kv) * size
+    if sharing > 1:
+        per += (q + 2 * kv * (copies(s, sharing) - 1)) * size
     return per * tokens
 
 
@@ -209,6 +218,7 @@ def activations(
     longest: float,
     checkpointing: bool = False,
     attention: str | None = None,
+    sharing: int = 1,
 ) -> dict[str, float]:
     """What one micro-batch keeps from its forward to its backward pass, by name.
 
@@ -217,7 +227,7 @@ def activations(
     if checkpointing:
         kept = {"layer inputs (gradient checkpointing)": float(s.layers * s.hidden * size * tokens)}
     else:
-        kept = {f"activations of {s.layers} layers": s.layers * saved(s, tokens, size, longest, attention)}
+        kept = {f"activations of {s.layers} layers": s.layers * saved(s, tokens, size, longest, attention, sharing)}
     return {
         **kept,
         "final norm and hidden states of action tokens": tokens * s.hidden * (4 + size) + actions * s.hidden * size,
@@ -225,12 +235,20 @@ def activations(
 
 
 def layer_backward(
-    s: Shape, tokens: float, size: int, *, longest: float, checkpointing: bool = False, attention: str | None = None
+    s: Shape,
+    tokens: float,
+    size: int,
+    *,
+    longest: float,
+    checkpointing: bool = False,
+    attention: str | None = None,
+    sharing: int = 1,
 ) -> dict[str, float]:
     """What the backward pass of one layer adds: gradients (``i + 2 h``; further ones take the place of tensors that are freed), and with
     checkpointing the layer itself, computed again.
     """
-    again = {"one layer, computed again": saved(s, tokens, size, longest, attention)} if checkpointing else {}
+    computed = saved(s, tokens, size, longest, attention, sharing)
+    again = {"one layer, computed again": computed} if checkpointing else {}
     return {**again, "gradients inside a layer": float((s.intermediate + 2 * s.hidden) * size * tokens)}
 
 
@@ -364,8 +382,10 @@ def learner_memory(
     entropy: bool = False,
     whole_vocabulary: bool = False,
     bucket: float = BUCKET_BYTES,
+    sharing: int = 1,
 ) -> Budget:
     """One learner rank. ``tokens``: padded tokens of its largest micro-batch, ``actions`` of them trained, in rows of ``longest``.
+    ``sharing``: ranks that have a part of them each (``learner.sequence_parallel``).
 
     ``anchors`` are models beside the policy by name; each rank has a whole copy.
     ``bucket``: bytes of weights that are gathered at a time.
@@ -378,14 +398,21 @@ def learner_memory(
             visiting, host = max(visiting, a.bytes), host + a.bytes
         else:
             always[f"{name} (whole copy on every rank)"] = a.bytes
-    kept = activations(s, tokens, actions, size, longest=longest, checkpointing=checkpointing, attention=attention)
+    tokens, actions = tokens / sharing, actions / sharing
+    how: dict[str, Any] = {
+        "longest": longest,
+        "checkpointing": checkpointing,
+        "attention": attention,
+        "sharing": sharing,
+    }
+    kept = activations(s, tokens, actions, size, **how)
     if whole_vocabulary:  # the anchors' hidden states and output layers stay for the step
         kept["anchors' hidden states and output layers"] = sum(
             (actions * a.shape.hidden + (a.shape.head if a.offload else 0)) * a.size for a in (anchors or {}).values()
         )
     # A forward pass without gradient holds one layer's inputs and outputs at a time.
-    passing = saved(s, tokens, size, longest, attention) + 2 * CHUNK_ELEMENTS * 4
-    layer = layer_backward(s, tokens, size, longest=longest, checkpointing=checkpointing, attention=attention)
+    passing = saved(s, tokens, size, longest, attention, sharing) + 2 * CHUNK_ELEMENTS * 4
+    layer = layer_backward(s, tokens, size, **how)
     phases = {
         "backward through the output layer": {**kept, **head_bytes(s, size, entropy)},
         "backward through a layer": {**kept, **layer},

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, replace
 
 from rlkit.errors import ConfigError
-from rlkit.planning.memory import BYTES, GIB, Shape, Sharding
+from rlkit.planning.memory import BYTES, GIB, Shape, Sharding, copies
 
 
 @dataclass(frozen=True)
@@ -174,12 +174,14 @@ def learner_seconds(
     micros: int,
     checkpointing: bool,
     gpus_per_node: int,
+    sharing: int = 1,
 ) -> dict[str, float]:
     """Seconds of one step on all ranks: ``compute`` (``passes`` forward passes without gradient, ``epochs`` updates), ``communication``,
-    ``optimizer`` and their ``total``; communication overlaps with compute.
+    ``optimizer``, ``exchange`` and their ``total``; communication overlaps with compute, the exchange does not.
 
     A ring moves ``2 (N-1)/N`` of the gradients a step (ZeRO-0, 1), or reduces them in each of the ``micros`` micro-batches of a rank
-    (ZeRO-2, 3); ZeRO-3 also gathers the parameters twice a micro-batch and once a pass.
+    (ZeRO-2, 3); ZeRO-3 also gathers the parameters twice a micro-batch and once a pass. ``sharing`` ranks that share rows exchange
+    ``(2 q + 2 kv)`` elements of a token and layer in a pass, and twice that in an update; ``(sharing - 1) / sharing`` of them leave a rank.
     """
     n, size = sharding.ranks, BYTES[dtype]
     flops = passes * forward_flops(s, tokens, actions, length) + epochs * update_flops(
@@ -200,11 +202,16 @@ def learner_seconds(
         optimizer = updates * s.trainable / n * (4 + size) / gpu.host + updates * 28 * s.trainable / n / a.host_memory
     if sharding.offload_params:
         communication += (3 * updates + passes) * micros * size * s.parameters / n / gpu.host
+    heads = 2 * s.head_dim * (s.heads + s.kv_heads * copies(s, sharing))
+    rounds = passes + epochs * (3 if checkpointing else 2)
+    leaving = rounds * tokens / n * s.layers * heads * size * (sharing - 1) / sharing
+    exchange = leaving / (gpu.link if sharing <= gpus_per_node else gpu.network)
     return {
         "compute": compute,
         "communication": communication,
         "optimizer": optimizer,
-        "total": max(compute, communication) + optimizer,
+        "exchange": exchange,
+        "total": max(compute, communication) + exchange + optimizer,
     }
 
 

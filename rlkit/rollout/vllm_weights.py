@@ -8,7 +8,8 @@ process or from Ray's object store, on every device. ``rlkit_gloo`` takes part i
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -53,6 +54,8 @@ class Loading(WeightTransferEngine[Any, Any]):
         self._received: set[str] = set()
         self._kernels = _take_cpu_expert_kernels(self.model)
         initialize_layerwise_reload(self.model)
+        for layer in _cpu_embeddings(self.model):
+            _load_in_place(layer)
         cast(Any, self.model).load_weights = self._load
 
     def _load(self, tensors: Iterable[tuple[str, Any]]) -> set[str]:
@@ -175,20 +178,66 @@ class Extension:
         worker._weight_update_active = False
 
 
-def _repack_cpu_linear(model: Any, received: set[str]) -> None:
-    """On a CPU vLLM packs every 2-D weight when it is loaded; a tied ``lm_head`` receives no weight and would keep the old pack."""
+def _cpu_embeddings(model: Any) -> list[Any]:
+    """On a CPU, the embeddings and output layers of a model whose weights are stored as they come; else none."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod, VocabParallelEmbedding
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
-        return
-    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+        return []
+    kinds: Iterable[Any] = (m for m in model.modules() if isinstance(m, VocabParallelEmbedding))
+    return [m for m in kinds if isinstance(m.quant_method, UnquantizedEmbeddingMethod)]
 
+
+def _load_in_place(layer: Any) -> None:
+    """Lets new weights go straight to where the old ones lie. vLLM would load them elsewhere, pack that, and copy it back."""
+    from vllm.model_executor.model_loader.reload.layerwise import _place_kernel_tensors, get_layerwise_info
+
+    info = get_layerwise_info(layer)
+    _place_kernel_tensors(layer, info)
+    info.reset()
+
+
+class Packed:
+    """What a layer's ``cpu_linear`` is: its matrix in the order in which oneDNN multiplies, made by vLLM when it is first asked for.
+
+    vLLM packs every embedding, and one that is no output layer is never multiplied with.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = weakref.ref(layer)
+        self.linear: Callable[..., torch.Tensor] | None = None
+
+    def __call__(self, *args: Any) -> torch.Tensor:
+        if self.linear is None:
+            self.pack()
+        assert self.linear is not None
+        return self.linear(*args)
+
+    def pack(self) -> None:
+        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+        layer: Any = self.layer()
+        self.linear = None  # the old one goes first
+        dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
+        self.linear, layer.cpu_linear = layer.cpu_linear, self
+
+
+def _repack_cpu_linear(model: Any, received: set[str]) -> None:
+    """On a CPU vLLM packs every 2-D weight when it is loaded. Not those that are loaded in place, nor those that share a weight of another
+    name, as a tied ``lm_head`` does, which would keep the old pack."""
     named = dict(model.named_parameters(remove_duplicate=False))
     changed = {id(named[name]) for name in received if name in named}
+    in_place = set(_cpu_embeddings(model))
     for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if hasattr(module, "cpu_linear") and id(weight) in changed and f"{name}.weight" not in received:
-            dispatch_cpu_unquantized_gemm(module, remove_weight=False)
+        packed = getattr(module, "cpu_linear", None)
+        if packed is None or id(getattr(module, "weight", None)) not in changed:
+            continue
+        if module in in_place or f"{name}.weight" not in received:
+            if not isinstance(packed, Packed):
+                module.cpu_linear = Packed(module)
+            elif packed.linear is not None:
+                packed.pack()
 
 
 def _lost(model: Any, received: set[str]) -> list[str]:

@@ -320,3 +320,56 @@ def test_a_plan_is_drawn(small: dict[str, Any], tmp_path: Path) -> None:
     drawn = dataclasses.replace(p, growth=rows).plot(tmp_path / "growth.svg").read_text()
     assert all(word in drawn for word in ("GPUs", "response tokens per second", "max_lag 0", "in proportion"))
     assert rk.plan(rk.load(small)).plot(tmp_path / "here.svg").read_text().count("memory of one process (GiB)") == 1
+
+
+def test_learners_that_share_rows(small: dict[str, Any]) -> None:
+    long = {
+        "rollout": {"engine": "vllm", "prompts": 64, "n": 8, "max_model_len": 262144},
+        "sampling": {"max_tokens": 262000},
+    }
+    run = big(small, **long, deepspeed={"zero_optimization": {"stage": 3}})
+    shared = run.replace(learner={"sequence_parallel": 2})
+    alone, both = (plan(r, "80GB", 1, 8, QWEN_7B, growth=False).asked for r in (run, shared))
+    told = [p.layout.keys() for p in (alone, both)]
+    assert ["learner.sequence_parallel=2" in text for text in told] == [False, True]
+    assert both.layout.parts == 2 and both.layout.sharding.ranks == 4
+    for name in ("layer inputs (gradient checkpointing)", "gradients inside a layer"):
+        assert both.learner.items[name] == alone.learner.items[name] / 2
+    # 28 query heads of 128 numbers: the output of attention is kept before and after its exchange.
+    again = "one layer, computed again"
+    tokens = both.learner.items["gradients inside a layer"] / (18944 + 2 * 3584) / 2
+    assert both.learner.items[again] == pytest.approx(alone.learner.items[again] / 2 + 28 * 128 * 2 * tokens)
+    assert both.learner.items["AdamW moments"] == alone.learner.items["AdamW moments"]
+    # Of 2 * (28 + 4) heads of 128 numbers of two bytes in each of 28 layers, half go to the neighbour.
+    a, gpu = Assumptions(), find_gpu("80GB")
+    given: dict[str, Any] = {
+        "dtype": "bfloat16",
+        "tokens": 4e6,
+        "actions": 3e6,
+        "length": 1e5,
+        "passes": 1,
+        "updates": 1,
+        "epochs": 1,
+        "micros": 8,
+        "checkpointing": True,
+        "gpus_per_node": 8,
+    }
+    s, z = shape(QWEN_7B), Sharding(3, 4)
+    found, before = learner_seconds(s, gpu, a, z, **given, sharing=2), learner_seconds(s, gpu, a, z, **given)
+    assert found["exchange"] == pytest.approx(4 * 1e6 * 28 * 64 * 128 * 2 / 2 / 300e9) and before["exchange"] == 0
+    assert found["total"] - before["total"] == pytest.approx(found["exchange"])
+    # Eight ranks and four key heads: each of those is there twice.
+    apart = learner_seconds(s, gpu, a, Sharding(3, 8), **given, sharing=8)
+    assert apart["exchange"] == pytest.approx(4 * 5e5 * 28 * (56 + 16) * 128 * 2 * 7 / 8 / 300e9)
+
+
+def test_rows_that_no_rank_has_room_for_are_shared(small: dict[str, Any]) -> None:
+    long = {
+        "rollout": {"engine": "vllm", "prompts": 64, "n": 8, "max_model_len": 262144},
+        "sampling": {"max_tokens": 262000},
+    }
+    run = big(small, **long)
+    best = plan(run, "80GB", 1, 8, QWEN_7B, growth=False).best
+    assert best is not None and best.layout.sharing > 1 and best.layout.learners % best.layout.sharing == 0
+    padded = plan(run.replace(learner={"packed": False}), "80GB", 1, 8, QWEN_7B, growth=False).best
+    assert padded is None  # ranks share packed rows alone

@@ -152,6 +152,26 @@ def test_log_probs_agree_after_each_of_three_syncs(
         probe_parity(learners, engines, PROMPTS, sampling, 1e-4, engine.version)
 
 
+def test_on_a_cpu_embeddings_take_weights_where_they_lie_and_only_what_multiplies_is_packed(
+    small: dict[str, Any], tiny: Path, vllm: VLLMEngine
+) -> None:
+    run = make_run({**small, "learner": {"lr": 3e-2}, "objective": [{"type": "NLL", "acknowledge": True}]})
+    setup = run.learner_setup(str(tiny), frozenset())
+    learners = LearnerGroup(LocalWorkers(Learner(setup)), setup)
+    engines = EngineGroup(LocalWorkers(vllm))
+    model: Any = vllm.engine.collective_rpc("get_model")[0]
+    embedding, head = model.model.embed_tokens, model.lm_head
+    assert embedding is not head and embedding.weight is head.weight  # tied
+    place = embedding.weight.data_ptr()
+    for _ in range(2):
+        WeightSync(learners, engines, "wait").publish(vllm.version + 1)
+        rollouts = [r for p in PROMPTS for r in engines.generate(p, 3, Sampling(max_tokens=24, seed=1))]
+        assert largest_gap(vllm, learners, rollouts) < 1e-4
+        learners.update(Batch.from_rollouts(rollouts), (1.0,), seed=0)
+        assert embedding.weight.data_ptr() == place and head.weight is embedding.weight
+        assert embedding.cpu_linear.linear is None and head.cpu_linear.linear is not None
+
+
 def test_a_merged_adapter_reaches_the_engine(small: dict[str, Any], tiny: Path, engine: Any) -> None:
     run = make_run(
         {
