@@ -287,6 +287,16 @@ def write(rows: list[dict[str, Any]]) -> None:
             f"A learner step alone (no generation) on {r['sequences']:.0f} sequences with {r['tokens']:,.0f} response tokens took {r['seconds']:.1f} s at {r['step']} parameters. "
             f"A publish is this share of it: {shares}.",
         ]
+    for r in (r for r in rows if "pair" in r):
+        old, new = r["before"], r["after"]
+        lines += [
+            "",
+            f"Before and after that, {r['pair']} parameters in one process, one after the other on a machine that others used, too: "
+            f"{old['cpu']:.2f} s and {new['cpu']:.2f} s of CPU time ({old['cpu_ratio']:.1f} and {new['cpu_ratio']:.1f} copies), {old['seconds']:.2f} s and "
+            f"{new['seconds']:.2f} s in all, {old['added_mib']:.0f} and {new['added_mib']:.0f} MiB of added memory. What is left is mostly vLLM's packing of "
+            "matrices for oneDNN: its transposing reorder alone takes the time of three to five copies on one core, and a matrix that is "
+            "transposed by torch first takes longer in all.",
+        ]
     page(
         NAME,
         "Weight sync",
