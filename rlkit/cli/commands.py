@@ -362,7 +362,7 @@ class Filter(Command):
         p.add_argument(
             "--better",
             metavar="COLUMN",
-            help="with --pairs: a column whose text is preferred to the model's own response (SPIN)",
+            help="with --pairs: a column whose text is preferred to the model's own response (SPIN); keeps prompts without a success, too",
         )
         p.add_argument("--labelled", help="also write every response with its reward (data.labelled)")
         p.add_argument("--demonstrations", help="also write the solved responses (data.demonstrations)")
@@ -383,7 +383,17 @@ class Filter(Command):
                 )
         if a.transcripts and run.rollout.episode is None:
             raise ConfigError("--transcripts shows episodes, and rollout.episode is not set. Leave it out.")
-        found = rk.filter(run, a.model, n=a.n, low=a.low, high=a.high, soft_value=a.soft_value, rewards=a.rewards)
+        unsolved = a.rewards or a.better is not None
+        found = rk.filter(
+            run,
+            a.model,
+            n=a.n,
+            low=a.low,
+            high=a.high,
+            soft_value=a.soft_value,
+            rewards=a.rewards,
+            unsolved=unsolved,
+        )
         found.write(a.out)
         if not found.prompts:
             raise ConfigError(
@@ -412,7 +422,7 @@ class Filter(Command):
             )
         print(
             f"{a.out}: {len(found.prompts)} of {found.asked} prompts kept (pass rate of {a.n} responses "
-            f"{'above' if a.low == 0 else 'from'} {a.low:g} to {a.high:g}). Train on them with:\n"
+            f"{'above' if a.low == 0 and not unsolved else 'from'} {a.low:g} to {a.high:g}). Train on them with:\n"
             f"  rlkit train {' '.join(map(shlex.quote, [a.config, *a.overrides]))} {_typed(found.settings(a.out))}"
         )
         if run.data.task is not None and (not run.rewards or any(spec.fn == "task" for spec in run.rewards)):

@@ -81,11 +81,12 @@ class Filtered:
         self._single("a file of pairs")
         rows = []
         for _, group in itertools.groupby(self._ended(), key=lambda r: r.prompt.id):
-            ranked = sorted(group, key=lambda r: r.reward)
+            said = list(group)
+            ranked = sorted(said, key=lambda r: r.reward)
             worst, best = ranked[0], ranked[-1]
             if better is not None:
                 text = _demonstration(best.prompt, better)
-                other = next((r.text for r in ranked if r.text.strip() != text.strip()), None)
+                other = next((r.text for r in said if r.text.strip() != text.strip()), None)
                 rows += [] if other is None else [{**_asked(best.prompt), "chosen": text, "rejected": other}]
             elif best.reward > worst.reward and best.text != worst.text:
                 scores = {"chosen_score": best.reward, "rejected_score": worst.reward}
@@ -143,6 +144,7 @@ def filter(
     high: float = 1.0,
     soft_value: float | None = None,
     rewards: bool = False,
+    unsolved: bool = False,
     say: Callable[[str], None] = print,
 ) -> Filtered:
     """The prompts of ``run.data.train`` that ``model`` solves in a share of ``n`` responses between ``low`` and ``high``.
@@ -151,14 +153,15 @@ def filter(
 
     Args:
         low: 0 means at least one success. soft_value: beta of ``v_star = beta log mean exp(reward / beta)`` in each row (A*-PO).
-        rewards: each row also gets ``base_rewards``, the rewards of its responses (InfAlign, RLKF), and with low 0 prompts without a
-            success are kept, too.
+        rewards: each row also gets ``base_rewards``, the rewards of its responses (InfAlign, RLKF).
+        unsolved: with low 0 prompts without a success are kept, too; ``rewards`` means this as well.
 
     Raises:
         ConfigError: no model, no prompts, or an empty range.
     """
     if low > high:
         raise ConfigError(f"--low is {low} and --high is {high}: the lowest pass rate is above the highest.")
+    unsolved = unsolved or rewards
     quiet_libraries()
     path = model_folder(model)
     tokenizer = load_tokenizer(path, "--model")
@@ -170,7 +173,7 @@ def filter(
         group = rollouts[i * n : (i + 1) * n]
         found = [r.reward for r in group if not math.isnan(r.reward)]
         rate = sum(min(1.0, max(0.0, x)) for x in found) / len(found) if found else None
-        if rate is None or not (low < rate <= high if low == 0 and not rewards else low <= rate <= high):
+        if rate is None or not (low < rate <= high if low == 0 and not unsolved else low <= rate <= high):
             continue
         kept.append(p)
         answered += [r for r in group if not math.isnan(r.reward)]

@@ -42,10 +42,11 @@ def written(rollouts: tuple[Rollout, ...], path: Path, better: str | None = None
 
 
 def test_pairs_of_a_column_and_the_models_own_response(tmp_path: Path) -> None:
-    """SPIN: the demonstration is better than what the model says, even where that is rewarded; only itself it is not compared with."""
-    rollouts = answered(("a", "right", 1.0), ("a", "wrong", 0.0), ("b", "other", 1.0), ("c", "right ", 1.0), shown="so")
+    """SPIN: the demonstration is better than what the model says first, whatever its reward; only itself it is not compared with."""
+    said = (("a", "right", 1.0), ("a", "near", 0.5), ("a", "wrong", 0.0), ("b", "other", 1.0), ("c", "right ", 1.0))
+    rollouts = answered(*said, shown="so")
     assert [(r["prompt"], r["chosen"], r["rejected"]) for r in written(rollouts, tmp_path / "x", "answer")] == [
-        ("a", "right", "wrong"),
+        ("a", "right", "near"),
         ("b", "right", "other"),
     ]
     assert {r["chosen"] for r in written(rollouts, tmp_path / "x", "shown")} == {"so"}
@@ -65,6 +66,19 @@ def test_responses_that_were_cut_off_are_in_no_row_and_counted(tmp_path: Path) -
 def test_better_needs_a_file_of_pairs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["filter", "configs/tasks/sorting.yaml", "--model", "m", "--out", "x", "--better", "answer"]) == 2
     assert "--better says what pairs hold; name their file with --pairs FILE." in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_demonstration_is_learned_from_where_the_model_never_finds_it(tmp_path: Path, small: dict[str, Any]) -> None:
+    """A random model solves next to nothing: `--pairs` alone has a row for what it solves, `--better` one for every prompt."""
+    (tmp_path / "c.yaml").write_text(json.dumps(small))
+    task = ["filter", str(tmp_path / "c.yaml"), "rewards=[task]", "--model", small["model"]["path"], "-n", "2"]
+    pairs = ["--out", str(tmp_path / "kept.jsonl"), "--pairs", str(tmp_path / "pairs.jsonl")]
+    assert main([*task, *pairs, "--better", "answer"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    kept = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
+    assert len(kept) == 40 and any(row["pass_rate"] == 0 for row in kept)
+    assert len(rows) > sum(row["pass_rate"] > 0 for row in kept)
 
 
 @pytest.mark.slow
