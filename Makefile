@@ -6,7 +6,10 @@ BIN := .venv/bin
 # Where this variable is set, every process would compile vLLM and torch again: half a minute each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install quickstart real fast test stack lint docs site clean
+# The output of targets that run side by side comes target by target, where this make can do that.
+SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+
+.PHONY: install quickstart real fast test half-1 half-2 stack lint docs site clean
 
 install: .venv/.installed
 
@@ -25,9 +28,13 @@ real: install
 fast: install
 	@$(BIN)/python -m pytest -m "not slow and not stack"
 
-test: install lint site
-	@$(BIN)/python -m pytest -m "not stack"
+# Formatter, lint, types and the tests in two processes, because a test uses one core; those of the stack use all, and come last.
+test: install site
+	@$(MAKE) --no-print-directory -j2 $(SYNC) lint half-1 half-2
 	@$(MAKE) --no-print-directory stack
+
+half-1 half-2: install
+	@$(BIN)/python -m pytest -m "not stack" --half $(@:half-%=%)
 
 stack: install
 	@$(BIN)/python -m pytest tests/stack --ignore tests/stack/test_fleet.py

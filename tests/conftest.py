@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,27 @@ from rlkit.tools import Python
 from tests import shapes
 
 shapes.switch_on()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--half", type=int, choices=(1, 2), help="one half of the files, so that two processes share them")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The files with most slow tests first, each for the half that has less: both take about as long, and fixtures of files are made once."""
+    half = config.getoption("--half")
+    if half is None:
+        return
+    work, load, mine = Counter[Path](), {1: 0.0, 2: 0.0}, set[Path]()
+    for item in items:
+        work[item.path] += 100 if "slow" in item.keywords else 1
+    for path, most in sorted(work.items(), key=lambda x: (-x[1], x[0])):
+        least = min(load, key=lambda k: load[k])
+        load[least] += most
+        mine |= {path} if least == half else set()
+    config.hook.pytest_deselected(items=[x for x in items if x.path not in mine])
+    items[:] = [x for x in items if x.path in mine]
 
 
 @pytest.fixture(scope="session")
