@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
+
 from rlkit.files import Row
 from rlkit.objective.coefficients import distinct
 from rlkit.objective.corrections import correction_stats
@@ -102,8 +104,12 @@ def sampled(s: Session, rollouts: Sequence[Rollout], batch: Batch) -> dict[str, 
 
 def equal_groups(b: Batch) -> float:
     """The share of prompt groups (of two or more responses) whose rewards are all one number; 0 if there is no such group."""
-    groups = [rewards for rewards in (b.reward[b.group == g] for g in b.group.unique()) if len(rewards) > 1]
-    return sum(bool((rewards == rewards[0]).all()) for rewards in groups) / max(1, len(groups))
+    lowest, highest = (
+        b.reward.new_zeros(b.G).scatter_reduce(0, b.group, b.reward, how, include_self=False)
+        for how in ("amin", "amax")
+    )
+    several = torch.bincount(b.group, minlength=b.G) > 1
+    return float((lowest == highest)[several].double().mean()) if bool(several.any()) else 0.0
 
 
 def break_down(

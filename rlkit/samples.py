@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from rlkit.bounds import Bound, Bounded, Count, Natural, NonNegative, Seed
@@ -98,11 +99,51 @@ class Rollout:
     transcript: str = ""  # the episode as people read it
     outputs: Mapping[str, Outputs] = field(default_factory=dict)  # by anchor, of rows of data alone
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Lists of one number a token travel as arrays, and as one number where all are equal: smaller, and read in half the time."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        return found | {name: _packed(found[name]) for name in LISTS}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, _unpacked(value) if name in LISTS else value)
+
     @classmethod
     def given(cls, prompt: Prompt, tokens: list[int], finish: Finish = "stop", **more: Any) -> Rollout:
         """A response that was not sampled here, as far as only its tokens matter: it has log-probs of 0 and the version 0."""
         n = len(tokens)
         return cls(prompt, tokens, [True] * n, [0.0] * n, [0] * n, finish, **more)
+
+
+LISTS = {"tokens", "sampled", "logp", "version", "ref_logp", "turn", "earned"}  # of a rollout, [T] each
+
+
+@dataclass(frozen=True, slots=True)
+class _Equal:
+    value: Any
+    count: int
+
+
+def _packed(values: Any) -> Any:
+    """A list of numbers of one type as an array, or as what it is where there is no such array."""
+    if type(values) is not list or not values:
+        return values
+    first = values[0]
+    if values.count(first) == len(values):
+        return _Equal(first, len(values))
+    try:
+        return array("b" if isinstance(first, bool) else "d" if isinstance(first, float) else "i", values)
+    except (TypeError, OverflowError):
+        return values
+
+
+def _unpacked(x: Any) -> Any:
+    """The list again."""
+    if isinstance(x, _Equal):
+        return [x.value] * x.count
+    if isinstance(x, array):
+        return list(map(bool, x)) if x.typecode == "b" else x.tolist()
+    return x
 
 
 def by_episode(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:

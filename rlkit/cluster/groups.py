@@ -26,7 +26,7 @@ from rlkit.learner.plan import annotated, compared, cut, optimizer_steps, prepar
 from rlkit.learner.setup import LearnerSetup
 from rlkit.learner.transfer import Client, Meeting
 from rlkit.objective.full_vocab import TopK
-from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats
+from rlkit.types import Batch, Prompt, Rollout, Sampling, Stats, all_finite
 
 
 class Worker(Protocol):
@@ -226,13 +226,13 @@ class LearnerGroup:
         shards, rows = cut(b, self.parts, self.max_tokens, self.packed)
         results = self.call("annotate", each=[(micros, tuple(which)) for micros in self._dealt(shards)])
         results = results[:: self.sharing]
-        start = torch.bincount(b.seq, minlength=b.S).cumsum(0)
-        start = torch.cat([start.new_zeros(1), start])
-        index = torch.cat([torch.arange(int(start[s]), int(start[s + 1])) for part in rows for s in part.tolist()])
+        index = b.tokens_of(torch.cat(rows))
         found = {name: _in_place(index, [r[name] for r in results]) for name in results[0]}
         # Where sampling is cut off, a token may have the probability 0.
         cut_off = self.setup.sampling.top_p < 1 or self.setup.sampling.top_k > 0
         for name, x in found.items():
+            if all_finite(x):
+                continue
             good = x.isfinite() | ((x == -math.inf) & cut_off)
             if x.ndim == 1:
                 b.check_tokens("value" if name == "value" else f"log-prob {name!r}", x, good)

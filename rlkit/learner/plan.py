@@ -97,7 +97,8 @@ def pack_groups(
         for unit in sorted(units, key=lambda unit: -max(sizes[r] for r in unit)):
             own = sum(sizes[r] - shared for r in unit)
             if begun and parts[-1][0] + own <= max_tokens:
-                parts[-1] = (parts[-1][0] + own, [*parts[-1][1], unit])
+                parts[-1][1].append(unit)
+                parts[-1] = (parts[-1][0] + own, parts[-1][1])
             else:
                 parts.append((shared + own, [unit]))
                 begun = True
@@ -174,19 +175,18 @@ def cut(
         plan = pack_groups(b.length, prompt, group, ranks, max_tokens, whole)
     else:
         plan = pack(b.length, ranks, max_tokens, b.group, whole)
-    shards: list[list[Batch]] = []
-    rows: list[Tensor] = []
-    for micro in plan:
-        shards.append([take(b, m) if m else _idle(b) for m in micro])
-        rows.append(torch.tensor([r for m in micro for r in m], dtype=torch.long))
-    return shards, rows
+    made = iter(b.parts([torch.tensor(m, dtype=torch.long) for micro in plan for m in micro if m]))
+    shards = [[next(made) if m else _idle(b) for m in micro] for micro in plan]
+    return shards, [torch.tensor([r for m in micro for r in m], dtype=torch.long) for micro in plan]
 
 
 def sharing(b: Batch, prompt: Tensor) -> Tensor:
     """A label for each sequence, equal where those of a group have equal prompts; an episode may go on in another than it began with."""
     assert b.ids is not None and b.length is not None
-    starts, tokens, labels = (b.length.cumsum(0) - b.length).tolist(), b.ids.tolist(), dict[tuple[int, ...], int]()
-    keys = [(g, *tokens[at : at + n]) for g, at, n in zip(b.group.tolist(), starts, prompt.tolist(), strict=True)]
+    starts, tokens, labels = (b.length.cumsum(0) - b.length).tolist(), b.ids.numpy(), dict[tuple[int, bytes], int]()
+    keys = [
+        (g, tokens[at : at + n].tobytes()) for g, at, n in zip(b.group.tolist(), starts, prompt.tolist(), strict=True)
+    ]
     return torch.tensor([labels.setdefault(key, len(labels)) for key in keys])
 
 

@@ -15,8 +15,9 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,10 @@ from rlkit.bounds import NonNegative, Positive, Share
 from rlkit.errors import ConfigError
 from rlkit.plug import Plug
 from rlkit.types import Batch, PerSequence, PerToken
+
+Numbers = np.ndarray[Any, np.dtype[np.float64]]
+Places = np.ndarray[Any, np.dtype[np.int64]]
+SIDE_BY_SIDE = 32  # runs, as many as which at once make up for what a call of numpy costs
 
 
 @dataclass(frozen=True)
@@ -100,12 +105,36 @@ def ends(label_N: Tensor) -> PerToken:
 
 
 def discounted(x: Tensor, last: Tensor, factor: float) -> Tensor:
-    """``sum_j factor^j x_{k+j}`` of each entry, up to the next one that is ``last``."""
-    values, stops, out, running = x.tolist(), last.tolist(), [0.0] * len(x), 0.0
+    """``sum_j factor^j x_{k+j}`` of each entry, up to the next one that is ``last``; summed in float64."""
+    stops = np.flatnonzero(last.cpu().numpy())
+    ends = stops if len(stops) and stops[-1] == len(x) - 1 else np.append(stops, len(x) - 1)
+    length = np.diff(ends, prepend=-1)
+    values = x.double().cpu().numpy()
+    few = len(x) < SIDE_BY_SIDE * length.max(initial=0)
+    out = _one_by_one(values, ends, factor) if few else _side_by_side(values, ends, length, factor)
+    return torch.from_numpy(out).to(x)
+
+
+def _one_by_one(x: Numbers, ends: Places, factor: float) -> Numbers:
+    """One entry after the other, from the last one on."""
+    values, out, running = x.tolist(), [0.0] * len(x), 0.0
+    stops = set(ends.tolist())
     for k in range(len(values) - 1, -1, -1):
-        running = values[k] + (0.0 if stops[k] else factor * running)
+        running = values[k] + (0.0 if k in stops else factor * running)
         out[k] = running
-    return x.new_tensor(out)
+    return np.array(out, dtype=np.float64)
+
+
+def _side_by_side(x: Numbers, ends: Places, length: Places, factor: float) -> Numbers:
+    """The same sums in the same order, the k-th entries from the end of all runs at a time: no table of runs by the longest is made."""
+    order = np.argsort(-length, kind="stable")
+    place, out = ends[order], x.copy()
+    going = np.searchsorted(-length[order], -np.arange(length.max(initial=0)), side="left")
+    for k, n in enumerate(going.tolist()):
+        at = place[:n] - k
+        if k:
+            out[at] += factor * out[at + 1]
+    return out
 
 
 def centre(x: Tensor) -> Tensor:

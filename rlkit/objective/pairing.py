@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -31,12 +31,6 @@ class Pairing(Plug):
         """
 
 
-def groups(b: Batch) -> Iterator[Tensor]:
-    """The sequences of each prompt."""
-    for group in b.group.unique():
-        yield (b.group == group).nonzero()[:, 0]
-
-
 def as_pairs(found: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """``[P, 2]`` of what was found."""
     return torch.tensor([[int(better), int(worse)] for better, worse in found], dtype=torch.long).view(-1, 2)
@@ -57,7 +51,7 @@ class BestWorst(Pairing):
 
     def __call__(self, b: Batch, generator: torch.Generator) -> Tensor:
         found = []
-        for rows in groups(b):
+        for rows in b.groups():
             reward = b.reward[rows]
             best, worst = reward.argmax(), reward.argmin()
             known = self.least is None or float(reward[best]) >= self.least
@@ -73,8 +67,12 @@ class Everybody(Pairing):
     margin: NonNegative = 0.0
 
     def __call__(self, b: Batch, generator: torch.Generator) -> Tensor:
-        better = (b.group[:, None] == b.group[None]) & (b.reward[:, None] - b.reward[None] > self.margin)
-        return better.nonzero()
+        found = [torch.empty(0, 2, dtype=torch.long)]
+        for rows in b.groups():  # a table of all sequences of the batch would grow with their square
+            reward = b.reward[rows]
+            found.append(rows[(reward[:, None] - reward[None] > self.margin).nonzero()])
+        pairs = torch.cat(found)
+        return pairs[pairs[:, 0].argsort(stable=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +104,7 @@ class RejectionSampled(Pairing):
 
     def __call__(self, b: Batch, generator: torch.Generator) -> Tensor:
         found = []
-        for rows in groups(b):
+        for rows in b.groups():
             kept = rows[self.accepted(b.reward[rows], generator)]
             kept = kept[torch.randperm(len(kept), generator=generator)]
             for one, other in zip(kept[::2], kept[1::2], strict=False):

@@ -451,10 +451,11 @@ class SPPO(PairTerm):
 
     def win_rate(self, b: Batch) -> PerSequence:
         """The probability that each response beats another one to its prompt."""
-        apart = b.reward[:, None] - b.reward[None]
-        beats = apart.sigmoid() if self.wins == "sigmoid" else (apart.sign() + 1) / 2
-        same = (b.group[:, None] == b.group[None]).to(beats.dtype)
-        return (beats * same).sum(1) / same.sum(1)
+        found = torch.empty_like(b.reward)
+        for rows in b.groups():
+            apart = b.reward[rows, None] - b.reward[None, rows]
+            found[rows] = (apart.sigmoid() if self.wins == "sigmoid" else (apart.sign() + 1) / 2).mean(1)
+        return found
 
     def __call__(self, new: New, b: Batch) -> PerPair:
         moved_w, moved_l = b.halves(log_ratio(new, b))

@@ -197,8 +197,11 @@ class Agreement(Shaped):
     def reward(self, b: Batch) -> Tensor:
         tokens = [part.tolist() for part in sampled_ids(b).split(torch.bincount(b.seq, minlength=b.S).tolist())]
         question, group, agreement = b.cols[self.column].tolist(), b.group.tolist(), list[float]()
+        asked = dict[float, list[int]]()
+        for i, q in enumerate(question):
+            asked.setdefault(q, []).append(i)
         for i in range(b.S):
-            others = [j for j in range(b.S) if question[j] == question[i] and group[j] != group[i]]
+            others = [j for j in asked[question[i]] if group[j] != group[i]]
             agreement.append(sum(bleu(tokens[i], tokens[j]) for j in others) / max(1, len(others)))
         return self.share * b.reward.new_tensor(agreement) + self.weight * b.reward
 

@@ -10,14 +10,16 @@ in ``pending``. The limit bounds how many there are, and so how old a token gets
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import heapq
 import json
 import math
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -135,6 +137,10 @@ class Collector:
             most += math.ceil(section.max_waste * section.prompts)
         self.pool = ThreadPoolExecutor(max(1, most), thread_name_prefix="group")
         self.pending: deque[Group] = deque()
+        self._finished, self._news = (
+            list[int](),
+            threading.Condition(),
+        )  # numbers of groups, the lowest first; with `over`
         self.unasked: list[
             Group
         ] = []  # new ones, and those in flight at a resumed run's checkpoint, which has no responses of them
@@ -157,6 +163,8 @@ class Collector:
         self.reasons.update(state["reasons"])
         self.seen, self.kept = state.get("seen", self.seen), state.get("kept", self.kept)  # older checkpoints have none
         self.pending.extend(in_flight)
+        for group in in_flight:
+            self._follow(group)
         self.unasked = [g for g in in_flight if not g.finished]
 
     def in_flight(self) -> tuple[Group, ...]:
@@ -165,7 +173,8 @@ class Collector:
 
     def finish_ahead(self) -> None:
         """Waits until no group is in flight any more; an error of one surfaces when a step takes it."""
-        wait([g.result for g in self.pending if g not in self.unasked])
+        unasked = {g.number for g in self.unasked}
+        wait([g.result for g in self.pending if g.number not in unasked])
 
     @property
     def started(self) -> int:
@@ -177,6 +186,7 @@ class Collector:
             group = Group(self.started, next(self.sampler), Future())
             self.pending.append(group)
             self.unasked.append(group)
+            self._follow(group)
 
     def _ask(self) -> None:
         """Asks together for all groups that were not asked for yet: an engine that batches what waits would begin with the first."""
@@ -199,11 +209,31 @@ class Collector:
         if not group.result.done():
             self._ask()
         if self.extra and self.taken - group.number < self.section.overtake * self.section.prompts:
-            wait([g.result for g in self.pending], return_when=FIRST_COMPLETED)
-            group = next(g for g in self.pending if g.result.done())
+            group = self._first_finished()
         self.pending.remove(group)
         self.taken += 1
         return group.result.result()
+
+    def _follow(self, group: Group) -> None:
+        """Has the group's number put among those that have finished, once it has."""
+
+        def came(result: Future[Any]) -> None:
+            with self._news:
+                heapq.heappush(self._finished, group.number)
+                self._news.notify()
+
+        if self.extra:
+            group.result.add_done_callback(came)
+
+    def _first_finished(self) -> Group:
+        """The oldest of the groups that have finished, which it waits for; none is looked at that has not."""
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: self._finished)
+                number = heapq.heappop(self._finished)
+            at = bisect.bisect_left(self.pending, number, key=lambda g: g.number)
+            if at < len(self.pending) and self.pending[at].number == number:  # else it was taken as the oldest, or left
+                return self.pending[at]
 
     def _run_group(self, prompt: Prompt, number: int) -> tuple[list[Rollout], str | None]:
         """The scored group, or one greedy response and the reason why the prompt was not admitted."""
@@ -314,15 +344,22 @@ class Collector:
         self.pool.shutdown(wait=False, cancel_futures=True)
 
 
+def version_counts(r: Rollout) -> Mapping[int, int]:
+    """How many of a response's tokens each version sampled; nearly always it is one version."""
+    first = r.version[0]
+    return {first: len(r.version)} if r.version.count(first) == len(r.version) else Counter(r.version)
+
+
 def version_metrics(rollouts: Sequence[Rollout], step: int) -> dict[str, float]:
     """How old tokens are when step ``step`` (from 0) trains on them, ``step - version``, and how many versions made one response."""
     if not rollouts:
         return {}
-    spread = [len(set(r.version)) for r in rollouts]
+    counts = [version_counts(r) for r in rollouts]
+    spread = [len(of) for of in counts]
     tokens = sum(len(r.version) for r in rollouts)
     return {
-        "rollout/lag_mean": step - sum(sum(r.version) for r in rollouts) / tokens,
-        "rollout/lag_max": float(step - min(min(r.version) for r in rollouts)),
+        "rollout/lag_mean": step - sum(v * k for of in counts for v, k in of.items()) / tokens,
+        "rollout/lag_max": float(step - min(min(of) for of in counts)),
         "rollout/versions_mean": sum(spread) / len(spread),
         "rollout/versions_max": float(max(spread)),
         "rollout/continued": float(sum(k > 1 for k in spread)),

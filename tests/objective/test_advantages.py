@@ -28,6 +28,7 @@ from rlkit.objective.advantages import (
     LogMeanExp,
     ReinforcePlusPlus,
     TokenKL,
+    discounted,
     whiten,
 )
 from rlkit.objective.coefficients import DifficultyWeighted, RewardMasked
@@ -271,3 +272,18 @@ def test_nothing_grows_with_the_square_of_a_batch() -> None:
         with Largest() as largest:
             make()
         assert 0 < largest.elements <= 2 * b.N, make
+
+
+@pytest.mark.parametrize("runs", [3, 200])
+def test_returns_of_many_runs_side_by_side_are_those_of_one_token_after_the_other(runs: int) -> None:
+    length = torch.randint(1, 12, (runs,))
+    last = torch.zeros(int(length.sum()), dtype=torch.bool)
+    last[length.cumsum(0) - 1] = True
+    for x in (torch.randn(len(last)), torch.randn(len(last), dtype=torch.float64)):
+        found, slow, running = discounted(x, last, 0.9), torch.empty_like(x), 0.0
+        for k in range(len(x) - 1, -1, -1):
+            running = float(x[k]) + (0.0 if last[k] else 0.9 * running)
+            slow[k] = running
+        assert found.dtype == x.dtype and torch.equal(found, slow)
+    assert discounted(torch.tensor([1.0, 2.0]), torch.tensor([False, False]), 0.5).tolist() == [2.0, 2.0]
+    assert discounted(torch.empty(0), torch.empty(0, dtype=torch.bool), 0.5).shape == (0,)

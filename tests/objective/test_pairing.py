@@ -89,3 +89,12 @@ def test_accepted_responses_are_compared_two_and_two() -> None:
         seen.add(str(pairs.sort(0).values.tolist()))
         assert torch.equal(pairs, with_pairs(b, rule, seed).pairs)  # the step's seed says which
     assert len(seen) > 1
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.4])
+def test_everybodys_pairs_are_those_of_a_table_of_all_responses(margin: float) -> None:
+    group, reward = torch.randint(7, (60,)), torch.randint(5, (60,)) / 4
+    b = batch(reward.tolist(), group.tolist())
+    table = (group[:, None] == group[None]) & (reward[:, None] - reward[None] > margin)
+    assert torch.equal(Everybody(margin=margin)(b, G), table.nonzero())
+    assert Everybody()(batch([1.0, 1.0], [0, 0]), G).shape == (0, 2)

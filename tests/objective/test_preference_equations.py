@@ -248,6 +248,11 @@ def test_sppo_counts_wins_within_the_group() -> None:
     assert SPPO(wins="sigmoid").win_rate(b).tolist() == pytest.approx([(0.5 + beats) / 2, (1.5 - beats) / 2])
     apart = b.replace(group=torch.tensor([0, 1]))
     assert SPPO(wins="order").win_rate(apart).tolist() == [0.5, 0.5]  # of different prompts
+    zeros = torch.zeros(40, dtype=torch.long)
+    many = Batch(seq=torch.arange(40), group=torch.randint(5, (40,)), source=zeros, reward=torch.randn(40))
+    same = (many.group[:, None] == many.group[None]).float()
+    table = ((many.reward[:, None] - many.reward[None]).sigmoid() * same).sum(1) / same.sum(1)
+    torch.testing.assert_close(SPPO(wins="sigmoid").win_rate(many), table)
     want = 0.5 * (1 - 10 * 0.25) ** 2 + 0.5 * (-0.5 + 10 * 0.25) ** 2
     assert SPPO(eta=10.0, wins="order")(new, b).item() == pytest.approx(want)
 
