@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import json
 import os
 import time
@@ -208,6 +209,20 @@ def write_down(run: Run, folder: Path, found: Found) -> None:
 
 
 @contextlib.contextmanager
+def rare_collections() -> Iterator[None]:
+    """Inside, Python looks for cyclic garbage less often, as suits a driver whose learners are elsewhere.
+
+    It looks at every element of every young list, and responses are lists of numbers: that took as long as to receive them.
+    """
+    usual = gc.get_threshold()
+    gc.set_threshold(max(50_000, usual[0]), *usual[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
+
+
+@contextlib.contextmanager
 def open_session(
     run: Run, *, resume: bool = False, quiet: bool = False, stop: Stopper | None = None
 ) -> Iterator[Session]:
@@ -226,6 +241,7 @@ def open_session(
         # Everything that can be wrong is found before the run folder is made: a run that cannot start leaves nothing behind.
         given = read_inputs(run, stack, notes)
         if run.cluster is not None:
+            stack.enter_context(rare_collections())
             pools = [
                 beside(run.cluster, spec.engines, spec.tensor_parallel, spec.gpus)
                 for _, _, spec in run.anchors

@@ -260,15 +260,12 @@ class Batch:
 
         Linear in the tokens, however many parts there are. What stands together already is a view of this batch.
         """
+        if len(rows) == 1 and len(rows[0]) == self.S:
+            return [self.replace()]
         # The first action token, and the first packed token, of each sequence.
         edge = torch.searchsorted(self.seq, torch.arange(self.S + 1, device=self.seq.device))
         start = None if self.length is None else torch.cat([self.length.new_zeros(1), self.length.cumsum(0)])
         return [self._part(kept, edge, start, pairs) for kept, pairs in zip(rows, self._pairs_of(rows), strict=True)]
-
-    def tokens_of(self, rows: Tensor) -> Tensor:
-        """The indices of the action tokens of these sequences, one sequence after the other."""
-        count = torch.bincount(self.seq, minlength=self.S)
-        return _runs((count.cumsum(0) - count)[rows], count[rows])
 
     def _pairs_of(self, rows: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """The pairs whose sequences are both in a part, by their places in it."""

@@ -156,7 +156,6 @@ def test_all_parts_of_a_batch_are_what_each_would_be_alone(count: int) -> None:
         assert torch.equal(part.seq, (keep.cumsum(0) - 1)[b.seq][tok]) and torch.equal(part.ids, b.ids[of])
         assert torch.equal(part.action, (of.cumsum(0) - 1)[b.action[tok]]) and torch.equal(part.adv, b.adv[tok])
         assert torch.equal(part.pairs, (keep.cumsum(0) - 1)[b.pairs[keep[b.pairs].all(1)]])
-        assert torch.equal(b.tokens_of(kept), tok.nonzero()[:, 0])
         assert torch.equal(part.norm, b.norm[:, keep]) and torch.equal(part.marks["m"], b.marks["m"][tok])
 
 

@@ -226,8 +226,8 @@ class LearnerGroup:
         shards, rows = cut(b, self.parts, self.max_tokens, self.packed)
         results = self.call("annotate", each=[(micros, tuple(which)) for micros in self._dealt(shards)])
         results = results[:: self.sharing]
-        index = b.tokens_of(torch.cat(rows))
-        found = {name: _in_place(index, [r[name] for r in results]) for name in results[0]}
+        count = torch.bincount(b.seq, minlength=b.S)
+        found = {name: _in_place(torch.cat(rows), count, [r[name] for r in results]) for name in results[0]}
         # Where sampling is cut off, a token may have the probability 0.
         cut_off = self.setup.sampling.top_p < 1 or self.setup.sampling.top_k > 0
         for name, x in found.items():
@@ -377,10 +377,10 @@ class LearnerGroup:
         self.workers.close()
 
 
-def _in_place(index: Tensor, parts: Sequence[Tensor]) -> Tensor:
-    """What ranks found of their tokens, whose places in the batch are ``index``, in the batch's order; a rank may have had none."""
-    x = torch.cat([part for part in parts if len(part)] or list(parts))
-    return torch.empty_like(x).index_copy_(0, index, x)
+def _in_place(rows: Tensor, count: Tensor, parts: Sequence[Tensor]) -> Tensor:
+    """What ranks found of the tokens of ``rows``, in the batch's order; a rank may have had none. ``count``: tokens of each sequence."""
+    pieces = torch.cat([part for part in parts if len(part)] or list(parts)).split(count[rows].tolist())
+    return torch.cat([pieces[k] for k in rows.argsort().tolist()])
 
 
 class EngineGroup:

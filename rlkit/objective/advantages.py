@@ -207,7 +207,10 @@ class GroupNorm(Advantage):
     def __call__(self, b: Batch) -> Tensor:
         centred = group_centre(b, sequence_reward(b))
         std_S = group_std(b, centred) if self.scale == "group" else centred.std(correction=0).expand_as(centred)
-        return (spread(b, centred) / (std_S + self.eps)[b.seq]).to(b.reward.dtype)
+        scale_S = std_S + self.eps
+        if rewarded(b) is None:  # one number a sequence: divided before it is spread, which is the same
+            return (centred / scale_S).to(b.reward.dtype)[b.seq]
+        return (spread(b, centred) / scale_S[b.seq]).to(b.reward.dtype)
 
 
 @dataclass(frozen=True)

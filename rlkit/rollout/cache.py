@@ -27,14 +27,16 @@ class GrowingLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
             self.room = (key_states[:, :, :0], value_states[:, :, :0])
         if end > self.room[0].shape[2]:
-            self.room = (_wider(self.room[0], self.used, end), _wider(self.room[1], self.used, end))
+            self.room = (_wider(self.room[0], self.used, _room(end)), _wider(self.room[1], self.used, _room(end)))
         for room, new in zip(self.room, (key_states, value_states), strict=True):
             room[:, :, self.used : end] = new
         self.used = end
         return self._show()
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self.room = (self.room[0][indices], self.room[1][indices])
+        # What is used is copied, into rows that have room already: the next token would copy them again.
+        end = max(self.room[0].shape[2], _room(self.used + 1))
+        self.room = tuple(_wider(x[:, :, : self.used][indices], self.used, end) for x in self.room)  # type: ignore[assignment]
         self._show()
 
     def _show(self) -> tuple[Tensor, Tensor]:
@@ -42,8 +44,13 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
 
-def _wider(room: Tensor, used: int, needed: int) -> Tensor:
+def _room(needed: int) -> int:
+    """For how many tokens there is room where so many are needed."""
+    return needed + max(32, needed // 2)
+
+
+def _wider(room: Tensor, used: int, capacity: int) -> Tensor:
     rows, heads, _, d = room.shape
-    out = room.new_empty(rows, heads, needed + max(32, needed // 2), d)
+    out = room.new_empty(rows, heads, capacity, d)
     out[:, :, :used] = room[:, :, :used]
     return out

@@ -213,8 +213,12 @@ class HFEngine(Engine):
         self.work.tokens += int(length.sum())
         results: list[list[Rollout]] = [[] for _ in batch]
         found = zip(owner.tolist(), tokens.tolist(), logps.tolist(), length.tolist(), stopped.tolist(), strict=True)
+        texts = dict[tuple[int, ...], str]()  # many short answers are the same
         for k, x, logp, count, stop in found:
-            text = self.endings.text(x[:count], sampling.stop)
+            shown = tuple(x[:count])
+            text = texts.get(shown)
+            if text is None:
+                text = texts[shown] = self.endings.text(x[:count], sampling.stop)
             finish: Finish = "stop" if stop else "length"
             results[k].append(
                 Rollout(batch[k].prompt, x[:count], [True] * count, logp[:count], [version] * count, finish, text=text)
