@@ -215,11 +215,13 @@ def known(b: Batch, rollouts: Sequence[Rollout], apart: Mapping[str, int]) -> Ba
     most likely tokens that no term reads.
     """
     names = dict.fromkeys(name for r in rollouts for name in r.outputs)
-    edge = torch.searchsorted(b.seq, torch.arange(b.S + 1))
+    if not names:
+        return b
+    edge = torch.searchsorted(b.seq, torch.arange(b.S + 1)).tolist()
     logp = {name: b.logp[name].clone() if name in b.logp else torch.full((b.N,), torch.nan) for name in names}
     whole = dict[str, TopK]()
     for s, r in enumerate(rollouts):
-        rows = slice(int(edge[s]), int(edge[s + 1]))
+        rows = slice(edge[s], edge[s + 1])
         for name, x in r.outputs.items():
             logp[name][rows] = x.logp
             if apart.get(name):

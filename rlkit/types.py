@@ -247,7 +247,10 @@ class Batch:
     def groups(self) -> Sequence[Tensor]:
         """The sequences of each prompt group, ascending."""
         order = self.group.argsort(stable=True)
-        return order.split(torch.unique_consecutive(self.group[order], return_counts=True)[1].tolist())
+        found: Sequence[Tensor] = order.split(
+            torch.unique_consecutive(self.group[order], return_counts=True)[1].tolist()
+        )
+        return found
 
     def rows(self, keep: PerSequence) -> Batch:
         """The sub-batch of the sequences where ``keep`` (bool) holds, a new object; group labels stay as they are, and a pair stays if both
@@ -279,7 +282,8 @@ class Batch:
         of = better[inside]
         inside = inside[of.argsort(stable=True)]
         count = torch.bincount(of, minlength=len(rows))
-        return place[self.pairs[inside]].split(count.tolist())
+        found: Sequence[Tensor] = place[self.pairs[inside]].split(count.tolist())
+        return found
 
     def _part(self, kept: Tensor, edge: Tensor, start: Tensor | None, pairs: Tensor | None) -> Batch:
         tokens = _Tokens(kept, edge)
