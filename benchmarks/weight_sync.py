@@ -291,7 +291,7 @@ def write(rows: list[dict[str, Any]]) -> None:
         old, new = r["before"], r["after"]
         lines += [
             "",
-            f"Before and after that, {r['pair']} parameters in one process, one after the other on a machine that others used, too: "
+            f"Before and after embeddings took their weights in place, {r['pair']} parameters in one process, one after the other on a machine that others used, too: "
             f"{old['cpu']:.2f} s and {new['cpu']:.2f} s of CPU time ({old['cpu_ratio']:.1f} and {new['cpu_ratio']:.1f} copies), {old['seconds']:.2f} s and "
             f"{new['seconds']:.2f} s in all, {old['added_mib']:.0f} and {new['added_mib']:.0f} MiB of added memory. What is left is mostly vLLM's packing of "
             "matrices for oneDNN: its transposing reorder alone takes the time of three to five copies on one core, and a matrix that is "

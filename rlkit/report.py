@@ -57,6 +57,8 @@ def summarize(
     }
     if given:
         values["batch/given_tokens"] = float(given)
+    if "mismatch/mean" in stats and not s.run.rollout.max_lag and not s.run.rollout.over:
+        values["mismatch/expected"] = s.run.probe_tolerance
     stats.update({k: v for k, v in values.items() if k not in stats})
     if controls.lengths is not None:
         stats.update(controls.lengths.metrics())

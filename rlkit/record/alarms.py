@@ -191,6 +191,27 @@ class Mismatch(Alarm):
 
 
 @dataclass(frozen=True)
+class Disagreement(Alarm):
+    """Engine and learner differ by more than numbers of their type explain (``mismatch/expected``), with the same weights."""
+
+    name: ClassVar[str] = "disagreement"
+    reads: ClassVar[frozenset[str]] = frozenset({"mismatch/mean", "mismatch/expected"})
+    remedy: ClassVar[str] = (
+        "Rounding is not the reason. Look at, in this order: a vllm: option that changes the model (quantization, kv_cache_dtype, rope), "
+        "vllm.dtype against model.dtype, sampling settings that the engine applies and the learner does not, an adapter that was not "
+        "merged. A correction weighs such tokens down and leaves the reason where it is"
+    )
+
+    def why(self, history: History) -> str | None:
+        now, expected = (mean(history[-SHORT:], key) for key in ("mismatch/mean", "mismatch/expected"))
+        if not now > expected:
+            return None
+        return (
+            f"engine and learner differ by {now:.2g} nats per token, and numbers of their type by {expected:g} at most"
+        )
+
+
+@dataclass(frozen=True)
 class Skipped(Alarm):
     """An optimizer step was not taken because its gradient was not finite."""
 
@@ -235,6 +256,7 @@ ALARMS: tuple[Alarm, ...] = (
     EqualGroups(),
     EqualRewards(),
     Mismatch(),
+    Disagreement(),
     Skipped(),
     LengthExplosion(),
 )

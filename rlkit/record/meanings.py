@@ -71,6 +71,11 @@ METRICS: tuple[Metric, ...] = (
     Metric("drift/start_sequence_error", RESPONSE, "its standard error"),
     Metric("mismatch/mean", TOKEN, "mean |log old - log mu|: learner against engine on the engine's own tokens"),
     Metric("mismatch/max", "nats", "the largest such difference"),
+    Metric(
+        "mismatch/expected",
+        TOKEN,
+        "`probe.tolerance`: what numbers of the run's type explain of `mismatch/mean`; where nothing is sampled ahead",
+    ),
     Metric("ratio/max", "", "the largest ratio pi / mu of a token, learner against engine"),
     Metric("probe/mean", TOKEN, "mean |learner - engine| of the parity probe; above `probe.tolerance` the run stops"),
     Metric("probe/max", "nats", "the largest difference of the probe"),

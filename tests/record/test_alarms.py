@@ -31,6 +31,7 @@ def history(steps: int, **of_step: Callable[[int], float]) -> list[Row]:
             "reward/equal_groups": 0.3,
             "batch/sequences": 256.0,
             "mismatch/mean": 0.01,
+            "mismatch/expected": 0.05,
             "learner/skipped": 0.0,
         }
         row |= {name.replace("__", "/"): f(k) for name, f in of_step.items()}
@@ -66,6 +67,12 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         "mismatch",
         {"mismatch__mean": lambda k: 0.01 + 0.001 * k},
         {"mismatch__mean": lambda k: 1e-6 * 1.1**k},  # grows, but is nothing
+    ),
+    ("disagreement", {"mismatch__mean": lambda k: 0.06}, {"mismatch__mean": lambda k: 0.04}),
+    (
+        "disagreement",
+        {"mismatch__mean": lambda k: 2e-3, "mismatch__expected": lambda k: 1e-3},
+        {"mismatch__mean": lambda k: 2e-3, "mismatch__expected": lambda k: float("nan")},  # sampled ahead
     ),
     ("skipped", {"learner__skipped": lambda k: k == 39}, {"learner__skipped": lambda k: k == 20}),
     (

@@ -286,6 +286,7 @@ def test_a_run_of_episodes_continues_as_if_it_had_not_stopped(
         row["reward/guess/each"] + row["reward/guess/odd"]
     )
     assert row["mismatch/max"] < 1e-4
+    assert row["mismatch/expected"] == 1e-3  # float32
     transcripts = (whole / "transcripts.txt").read_text()
     assert (
         transcripts.count("===== held-out step 0, prompt sorting/test/") == 2
