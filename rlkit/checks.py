@@ -571,6 +571,19 @@ CHECKS = (
 # -- what needs data or a model's files ----------------------------------------------------------------------------------
 
 
+def check_sets(run: Run, prompts: Sequence[Prompt]) -> None:
+    """Raises ConfigError for a set that a reference or teacher names and no prompt is of."""
+    known = {str(p.columns.get("dataset", "")) for p in prompts}
+    for section, _, spec in run.anchors:
+        strange = [name for name in spec.sets if name not in known]
+        if strange:
+            there = ", ".join(sorted(known - {""})) or "no set that has a name"
+            raise ConfigError(
+                f"{section}.per_set names {strange[0]!r}, but the prompts are of {there}: the name is that of a file among several, "
+                "without its ending, or what their column `dataset` says."
+            )
+
+
 def check_columns(run: Run, prompts: Sequence[Prompt], examples: Sequence[ExampleRows] = ()) -> None:
     """Raises ConfigError for a prompt without a number in a column that some term reads."""
 

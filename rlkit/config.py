@@ -173,11 +173,11 @@ class _Builder:
         fields = dict(at.value)
         name = fields.pop("type")
         if not isinstance(name.value, str):
-            return self.unlike(str, name, f"{path}.type")
+            return self.unlike(str, name, f"{path}.type".lstrip("."))
         try:
             cls = find(name.value, kind, self.folders(name))
         except InputError as error:
-            return self.fail(name, f"{path}.type", str(error))
+            return self.fail(name, f"{path}.type".lstrip("."), str(error))
         return self.section(cls, Located(fields, at.origin), path)
 
     def section(self, cls: Any, at: Located, path: str) -> Any:

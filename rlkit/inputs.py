@@ -12,6 +12,7 @@ from rlkit.checks import (
     Findings,
     check_columns,
     check_models,
+    check_sets,
     context_length,
     context_of,
     generation_notes,
@@ -108,6 +109,10 @@ def read_inputs(run: Run, stack: contextlib.ExitStack, notes: list[str]) -> Inpu
             played.check(episode.label, prompts, run.rollout.serve)
     with wrong:
         check_columns(run, train, examples)
+    with wrong:
+        if run.data.stored is None:  # its rows are read as they are needed
+            rows = (e.prompt for found in (*examples, *held_out) for row in found.rows for e in row)
+            check_sets(run, [*prompts, *rows])
     with wrong:
         check_models(run, tokenizer)
     wrong.refuse()

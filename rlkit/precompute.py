@@ -119,7 +119,7 @@ class Kept:
         """What the file holds; None if there is none yet.
 
         Raises:
-            DataError: it is of another model, of other rows, of another temperature, of fewer tokens, or no such file at all.
+            DataError: it is of another model, of other rows, of another temperature, of fewer tokens, or no such file, or not all of one.
         """
         return self._read(self.path) if self.path.exists() else None
 
@@ -148,15 +148,19 @@ class Kept:
     def _read(self, path: Path) -> Found:
         try:
             state = read_tensors(path)
-            whose = {"model": self.model, "rows": self.rows, "temperature": self.temperature}
-            other = next(
-                (f"another {k} ({state[k]}; this run's is {v})" for k, v in whose.items() if state[k] != v), None
+            known = {name: state[name] for name in ("model", "rows", "temperature")}
+            found, k = Found(state["length"], state["logp"], state.get("ids"), state.get("top")), state.get("k", 0)
+            whole = all(len(x) == int(found.length.sum()) for x in (found.logp, found.ids, found.top) if x is not None)
+        except (CheckpointError, AttributeError, IndexError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise DataError(
+                f"{self.section}.precompute: {path} is no whole file of log-probs that a run has kept. Remove it, or name another file."
             )
-            found = Found(state["length"], state["logp"], state.get("ids"), state.get("top"))
-            if other is None and state.get("k", 0) < self.k:
-                other = f"fewer tokens ({state.get('k', 0)} at each place; this run's terms tell {self.k} apart)"
-        except (CheckpointError, KeyError, TypeError):
-            other = "something else"
+        whose = {"model": self.model, "rows": self.rows, "temperature": self.temperature}
+        other = next((f"another {x} ({known[x]}; this run's is {v})" for x, v in whose.items() if known[x] != v), None)
+        if other is None and k < self.k:
+            other = f"fewer tokens ({k} at each place; this run's terms tell {self.k} apart)"
         if other is not None:
             raise DataError(
                 f"{self.section}.precompute: {path} holds log-probs of {other}. Remove it, or name another file."

@@ -176,9 +176,18 @@ def test_kept_log_probs_of_the_reference_change_nothing_and_take_its_place(
         with pytest.raises(DataError, match=says):
             rk.train(kept.replace({"name": "refused", **change}), quiet=True)
     assert not (Path(offline["out"]) / "refused").exists()
-    (tmp_path / "kept" / "ref.pt").write_bytes(b"no file of tensors")
-    with pytest.raises(DataError, match=r"ref\.pt holds log-probs of something else\. Remove it"):
-        rk.train(kept, quiet=True)
+    path = tmp_path / "kept" / "ref.pt"
+    whole, state = path.read_bytes(), torch.load(path)
+    for damage in (
+        lambda: path.write_bytes(b"no file of tensors"),
+        lambda: path.write_bytes(whole[: len(whole) // 2]),
+        lambda: torch.save(torch.ones(3), path),
+        lambda: torch.save([1, 2], path),
+        lambda: torch.save({**state, "length": state["length"][:-1]}, path),
+    ):
+        damage()
+        with pytest.raises(DataError, match=r"ref\.pt is no whole file of log-probs that a run has kept\. Remove it"):
+            rk.train(kept, quiet=True)
 
 
 def test_sampled_and_given_rows_stand_in_one_batch(small: dict[str, Any], files: dict[str, str]) -> None:

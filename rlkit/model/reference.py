@@ -161,6 +161,11 @@ class Reference(Plug):
         return ()
 
     @property
+    def sets(self) -> tuple[str, ...]:
+        """Names of the prompt sets that it treats in a way of their own."""
+        return ()
+
+    @property
     def is_start(self) -> bool:
         """Whether it is, in a run's first step, the model that training starts from."""
         return False
@@ -351,7 +356,7 @@ class _ServedState(ReferenceState):
         self.spec = spec
         self.line = Line(
             Client(
-                f"{spec.url.rstrip('/')}/v1",
+                f"{spec.url.rstrip('/').removesuffix('/v1')}/v1",
                 key=os.environ.get("RLKIT_TEACHER_KEY"),
                 patience=spec.patience,
                 timeout=spec.timeout,
@@ -442,7 +447,8 @@ class _ServedState(ReferenceState):
 
 @dataclass(frozen=True, kw_only=True)
 class Served(Reference):
-    """Log-probs from a vLLM server: ``url`` like http://host:8000, ``model`` null for its first. The tokenizer must be the policy's.
+    """Log-probs from a vLLM server: ``url`` like http://host:8000 (with or without /v1), ``model`` null for its first. The tokenizer must
+    be the policy's.
 
     Attributes:
         parallel: requests at once. timeout: seconds that an answer may take. patience: seconds for which a server that does not answer, or

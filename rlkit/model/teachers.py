@@ -4,6 +4,7 @@ with what fine-tuning changed in one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,6 +110,8 @@ class Teachers(Reference):
                 raise ModelError(
                     f"Teachers.of.{name} has engines of its own, and ranks mix: use type: Frozen or Served."
                 )
+            if part.kept is not None:
+                raise ModelError(f"Teachers.of.{name}.precompute: what a mixture is made of is not kept. Leave it out.")
             if part.other_tokens:
                 raise ModelError(
                     f"Teachers.of.{name} has a tokenizer of its own, and probabilities of other tokens cannot be mixed: use type: Frozen "
@@ -130,8 +133,10 @@ class Teachers(Reference):
         strange = [name for name in weights if name not in self.of]
         if strange:
             raise ModelError(f"Teachers.{where} names {strange[0]!r}, but the teachers are {', '.join(self.of)}.")
-        if min(weights.values(), default=0.0) < 0 or not sum(weights.values()) > 0:
-            raise ModelError(f"Teachers.{where} is {dict(weights)}: weights are not negative, and one is above 0.")
+        if min(weights.values(), default=0.0) < 0 or not 0 < sum(weights.values()) < math.inf:
+            raise ModelError(
+                f"Teachers.{where} is {dict(weights)}: weights are finite numbers from 0 on, and one is above 0."
+            )
         if self.asked and sum(w > 0 for w in weights.values()) > 1:
             raise ModelError(
                 f"Teachers.{where} mixes teachers that give their most likely tokens alone, and two tails do not add up: give one of them "
@@ -150,6 +155,10 @@ class Teachers(Reference):
     @property
     def asked(self) -> bool:
         return all(part.asked for part in self.of.values())
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        return (*self.per_set, *(name for part in self.of.values() for name in part.sets))
 
     @property
     def held(self) -> tuple[Loaded, ...]:

@@ -127,7 +127,7 @@ class DeRa(Steering):
 
     @property
     def companions(self) -> tuple[Companion, ...]:
-        return (Companion(self.reference, "reference"),)
+        return (Companion(self.reference, "DeRa.reference"),)
 
     def steer(self, logits: Tensor, seen: Seen) -> Tensor:
         return dera_logits(logits, seen.logits(0), self.lam)
@@ -149,7 +149,7 @@ class Blend(Steering):
 
     @property
     def companions(self) -> tuple[Companion, ...]:
-        return (Companion(self.other, "other"),)
+        return (Companion(self.other, "Blend.other"),)
 
     def steer(self, logits: Tensor, seen: Seen) -> Tensor:
         share = logits.new_tensor([self.weight, 1 - self.weight]).log()
@@ -174,7 +174,7 @@ class Interleaved(Steering):
 
     @property
     def companions(self) -> tuple[Companion, ...]:
-        return (Companion(self.teacher, "teacher"),)
+        return (Companion(self.teacher, "Interleaved.teacher"),)
 
     def steer(self, logits: Tensor, seen: Seen) -> Tensor:
         own, p = logits.log_softmax(-1), seen.logits(0).to(logits.dtype).log_softmax(-1)
@@ -219,7 +219,10 @@ class LogitsFusion(Steering):
 
     @property
     def companions(self) -> tuple[Companion, ...]:
-        return (Companion(self.base, "base"), *(Companion(path, "experts") for path in self.experts))
+        return (
+            Companion(self.base, "LogitsFusion.base"),
+            *(Companion(path, "LogitsFusion.experts") for path in self.experts),
+        )
 
     def steer(self, logits: Tensor, seen: Seen) -> Tensor:
         own, base = logits.log_softmax(-1), seen.logits(0).to(logits.dtype).log_softmax(-1)
@@ -347,7 +350,7 @@ class QSharp(Steering):
 
     @property
     def companions(self) -> tuple[Companion, ...]:
-        return (Companion(self.value, "value", values=True),)
+        return (Companion(self.value, "QSharp.value", values=True),)
 
     def steer(self, logits: Tensor, seen: Seen) -> Tensor:
         ids = logits.topk(min(self.top_k or logits.shape[-1], logits.shape[-1]), dim=-1).indices

@@ -364,7 +364,7 @@ def server() -> Iterator[str]:
 
 def test_a_server_that_does_not_answer_is_asked_again_through_the_connections_that_are_open(server: str) -> None:
     trained: Any = SimpleNamespace(sampling=Sampling())
-    state = Served(url=server, parallel=2).build(trained)
+    state = Served(url=f"{server}/v1", parallel=2).build(trained)  # as clients of OpenAI's are told it
     rollouts = [
         Rollout(Prompt(str(i), (3, 4), ""), [5, 6 + i], [True] * 2, [-1.0] * 2, [0] * 2, "stop") for i in range(4)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,11 +115,31 @@ def test_teachers_that_cannot_be_mixed_are_refused() -> None:
             "weights names 'three', but the teachers are one",
         ),
         ({"of": {"one": one, "two": two}, "per_set": {"x": {"one": 0.0}}}, "per_set.x is .* one is above 0"),
+        (
+            {"of": {"one": one, "two": two}, "per_set": {"x": {"one": float("inf")}}},
+            "per_set.x is .* are finite numbers",
+        ),
+        ({"of": {"one": one, "two": two}, "weights": {"one": 0.0, "two": 0.0}}, "weights is .* one is above 0"),
+        ({"of": {"one": one, "two": Frozen(path="b", precompute="b.pt")}}, "of.two.precompute: .* Leave it out"),
         ({"of": served}, "weights mixes teachers that give their most likely tokens alone"),
     ):
         with pytest.raises((ModelError, ConfigError), match=says):
             Teachers(**given)
     assert EMA(path="a").held and len(Teachers(of={"one": one, "two": two}).held) == 2
+
+
+def test_a_set_that_no_prompt_is_of_is_told_before_the_start(small: dict[str, Any], tiny: Path, tmp_path: Path) -> None:
+    for name, digits in (("easy", "12"), ("hard", "34")):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": f"{digits}>", "answer": digits}) + "\n")
+    of = {name: {"type": "Frozen", "path": str(tiny)} for name in ("one", "two")}
+    teacher = {"type": "Teachers", "of": of, "per_set": {"easy": {"one": 1}, "heard": {"two": 1}}}
+    objective = [{"type": "FullDivergence", "anchor": "teacher"}]
+    files = [str(tmp_path / "easy.jsonl"), str(tmp_path / "hard.jsonl")]
+    run = rk.load({**small, "data": {"train": files, "test": None}, "objective": objective, "teacher": teacher})
+    with pytest.raises(
+        ConfigError, match=r"teacher\.per_set names 'heard', but the prompts are of easy, hard: the name is"
+    ):
+        rk.train(run, quiet=True)
 
 
 @pytest.mark.slow

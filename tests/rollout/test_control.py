@@ -231,7 +231,7 @@ def test_companions_of_another_tokenizer_are_refused_before_anything_is_loaded(t
     for control in (DeRa(reference=foreign), LogitsFusion(base=str(tiny), experts=(foreign,))):
         with pytest.raises(ModelError, match="gives other ids than the policy's"):
             control.check(str(tiny))
-    with pytest.raises(ModelError, match="reference: 'nowhere/at-all'"):
+    with pytest.raises(ModelError, match=r"DeRa\.reference: 'nowhere/at-all'"):
         DeRa(reference="nowhere/at-all").check(str(tiny))
     with pytest.raises(ConfigError, match=r"CopT\.think: the model's tokenizer has no tokens for '<think>'"):
         CopT().check(str(tiny))
