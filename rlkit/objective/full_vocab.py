@@ -30,6 +30,7 @@ from rlkit.objective.divergences import Generator, generator, label, transport
 from rlkit.types import Batch, New
 
 CHUNK_ELEMENTS = 1 << 23
+CPU_ELEMENTS = 1 << 19  # of log-probs that a divergence is made of at once on a CPU
 EXTREME = 40.0  # squared, e^40 is still a float32; beyond it a token counts as if its log-ratio were this
 
 
@@ -99,9 +100,7 @@ class Head(Whole):
         return z.div_(temperature) if temperature != 1 else z
 
     def log_probs(self, rows: slice, classes: int, temperature: float, fp32: bool) -> Tensor:
-        z = self.logits(rows, temperature, fp32)
-        z -= z.logsumexp(-1, keepdim=True)
-        return z
+        return normalised(self.logits(rows, temperature, fp32))
 
 
 @dataclass(frozen=True)
@@ -233,6 +232,14 @@ class Ranked(Whole):
         return out
 
 
+def normalised(logits: Tensor) -> Tensor:
+    """``logits`` ``[n, V]``, which become log-probs in place; on CPUs a few rows at a time, which need little room beside them."""
+    rows = CPU_ELEMENTS // logits.shape[-1] if logits.device.type == "cpu" else len(logits)
+    for part in logits.split(max(1, rows)):
+        part -= part.logsumexp(-1, keepdim=True)
+    return logits
+
+
 def tail(kept: Tensor) -> Tensor:
     """The log of what probabilities ``[n, k]``, given by their logs, leave of 1, ``[n, 1]``; never below a millionth."""
     return torch.log1p(-kept.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-6))
@@ -331,6 +338,22 @@ class _Pass:
         likely = log_p if self.of == "policy" else torch.maximum(log_p, log_q)
         return likely.topk(self.top_k, dim=-1).indices
 
+    def _together(
+        self, log_p: Tensor, log_q: Tensor, ids: Tensor | None, target: Tensor | None, slope: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """:func:`_chunk`, on CPUs a few tokens at a time: what a divergence makes on its way stays in the cache, and is small."""
+        n, rows = len(log_p), max(1, CPU_ELEMENTS // self.head.classes)
+        if log_p.device.type != "cpu" or self.f.joint is not None or n <= rows:
+            return _chunk(log_p, log_q, self.f, ids, slope, self.anchor, target)
+        value = log_p.new_empty(n)
+        for first in range(0, n, rows):
+            part = slice(first, first + rows)
+            apart, own = (None if x is None else x[part] for x in (ids, target))
+            value[part], dz = _chunk(log_p[part], log_q[part], self.f, apart, slope, self.anchor, own)
+            if dz is not None:
+                log_p[part] = dz  # which is used up
+        return value, log_p if slope else None
+
     def __call__(
         self, g_N: Tensor | None, weight: bool, bias: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
@@ -348,10 +371,10 @@ class _Pass:
             log_q = self.anchor.log_probs(at, self.head.classes, self.temperature, self.fp32)
             cap = self.head.cap
             slope = None if cap is None else 1 - (log_p * (self.temperature / cap)).square_()
-            log_p -= log_p.logsumexp(-1, keepdim=True)
+            normalised(log_p)
             ids = self._apart(at, log_p, log_q)
             target = None if self.target is None else self.target[at]
-            out[at], dz = _chunk(log_p, log_q, self.f, ids, g_N is not None, self.anchor, target)
+            out[at], dz = self._together(log_p, log_q, ids, target, g_N is not None)
             if dz is None or g_N is None or d_hidden is None:
                 continue
             dz *= g_N[at, None] / self.temperature

@@ -71,6 +71,22 @@ def test_value_and_gradient_are_those_of_full_logits(
     assert_same_gradients(got, want, upstream, leaves, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "parameter"), ALL)
+@pytest.mark.parametrize("top_k", [None, 4])
+def test_a_few_tokens_at_a_time_are_all_of_them_at_once(
+    name: str, parameter: float | None, top_k: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for at_once in (1 << 19, 3 * V, 1):
+        monkeypatch.setattr("rlkit.objective.full_vocab.CPU_ELEMENTS", at_once)
+        policy, anchor = heads(0.7)
+        value = full_divergence(policy, anchor, generator(name, parameter), top_k=top_k, of="either")
+        found.append((value, *torch.autograd.grad(value.sum(), (policy.hidden, policy.weight, policy.bias))))
+    for other in found[1:]:
+        for x, y in zip(found[0], other, strict=True):
+            torch.testing.assert_close(x, y, rtol=2e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("expected", [None, "right"])
 @pytest.mark.parametrize("top_k", [None, 4])
 def test_soft_caps_of_both_models(expected: str | None, top_k: int | None) -> None:
