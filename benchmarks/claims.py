@@ -114,7 +114,7 @@ def trial(claim: str, method: str, seed: int) -> Row:
 
     base, common = OUT / claim / "base" / "final", rk.load(configuration(claim, "base", 0))
     if method == "(start)":
-        return {"claim": claim, "method": method, "seed": seed, "tokens": 0, **measure(common, base, base, N)}
+        return {"claim": claim, "method": method, "seed": seed, "tokens": 0, **measure(common, base, N, kl=base)}
     run = rk.load(configuration(claim, method, seed))
     folder = rk.train(run, quiet=True)
     return {
@@ -123,7 +123,7 @@ def trial(claim: str, method: str, seed: int) -> Row:
         "seed": seed,
         "tokens": sampled(run, folder)[1],
         "curve": curve(folder),
-        **measure(common, folder / "final", base, N),
+        **measure(common, folder / "final", N, kl=base),
     }
 
 

@@ -55,7 +55,7 @@ def _quiet(task: tuple[Callable[..., Row], tuple[Any, ...]]) -> Row:
 def run_all(function: Callable[..., Row], tasks: Sequence[tuple[Any, ...]], name: str, jobs: int) -> list[Row]:
     """``function(*task)`` of every task, ``jobs`` at a time; each result joins ``benchmarks/results/NAME.jsonl`` when it is there. Returns all
     of them."""
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     path = RESULTS / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -79,8 +79,9 @@ def curve(folder: Path, points: int = 20) -> list[float]:
     return [round(mean(rewards[a:b]), 4) for a, b in itertools.pairwise(cuts)]
 
 
-def measure(run: Any, model: Path, base: Path, n: int) -> Row:
-    """pass@k, KL to the base, entropy, length, and different right answers, from ``n`` responses to each held-out prompt at temperature 1."""
+def measure(run: Any, model: Path, n: int, **others: Path) -> Row:
+    """pass@k, entropy, length, and different right answers, from ``n`` responses to each held-out prompt at temperature 1, and the KL to each
+    of ``others`` under its name: mean of sum_t log pi - log other, in nats per response."""
     from rlkit.cluster.groups import EngineGroup, LocalWorkers
     from rlkit.data.prompts import load_prompts
     from rlkit.evaluation.metrics import pass_at_k, powers_of_two
@@ -93,21 +94,26 @@ def measure(run: Any, model: Path, base: Path, n: int) -> Row:
     prompts = load_prompts(run.data, "test", load_tokenizer(str(model)))
     scorer = Scorer(run.replace(rewards=["task"]).scored_by)
     scorer.check(list(prompts[0].columns))
-    engine, reference = HFEngine(str(model), max_model_len=64), HFEngine(str(base), max_model_len=64)
+    engine = HFEngine(str(model), max_model_len=64)
     try:
         sampling = Sampling(max_tokens=run.sampling.max_tokens, seed=1234)
         rollouts = sample_and_score(EngineGroup(LocalWorkers(engine)), scorer, prompts, n, sampling)
-        other = reference.score(rollouts)
     finally:
         engine.close()
-        reference.close()
         scorer.close()
+    kl = {}
+    for name, path in others.items():
+        other = HFEngine(str(path), max_model_len=64)
+        try:
+            kl[name] = mean(sum(r.logp) - sum(o) for r, o in zip(rollouts, other.score(rollouts), strict=True))
+        finally:
+            other.close()
     groups = [rollouts[i : i + n] for i in range(0, len(rollouts), n)]
     correct = [sum(r.reward == 1 for r in g) for g in groups]
     tokens = sum(len(r.tokens) for r in rollouts)
     return {
         **{f"pass@{k}": mean(pass_at_k(n, c, k) for c in correct) for k in powers_of_two(n)},
-        "kl": mean(sum(r.logp) - sum(o) for r, o in zip(rollouts, other, strict=True)),
+        **kl,
         "entropy": -sum(sum(r.logp) for r in rollouts) / tokens,
         "length": tokens / len(rollouts),
         "distinct": mean(len({r.text for r in g if r.reward == 1}) for g in groups),

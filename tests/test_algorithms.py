@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +61,23 @@ def wordings() -> Iterator[str]:
         for k in range(3):
             prompt = f"{digits[k:]}{digits[:k]}>"
             yield json.dumps({"id": f"{i}-{k}", "prompt": prompt, "answer": row["answer"], "question_id": i}) + "\n"
+
+
+def test_every_algorithm_is_on_the_page_and_was_trained() -> None:
+    """Its row of ``docs/algorithms.md`` says what it is; its row of the benchmark holds what it learned, and its curve."""
+    rows = [
+        line.split("|")[1] for line in Path("docs/algorithms.md").read_text().splitlines() if line.startswith("| `")
+    ]
+    named = set[str]()
+    for name in (x for row in rows for x in re.findall(r"`([^`]+)`", row)):
+        before, _, rest = name.partition("{")
+        named |= {before + each for each in rest.rstrip("}").split(",")}
+    assert named == {path.stem for path in CONFIGS}
+    results = map(json.loads, Path("benchmarks/results/algorithms.jsonl").read_text().splitlines())
+    assert {row["name"] for row in results if row.get("curve")} == named
+    page, picture = Path("benchmarks/algorithms.md").read_text(), Path("docs/algorithms.svg").read_text()
+    assert not [name for name in named if not re.search(rf"^\| {name} ", page, re.M)]
+    assert not [name for name in named - {"erpd_teacher"} if f"<!-- {name} -->" not in picture]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
