@@ -34,6 +34,7 @@ from rlkit.rollout.episode import ENDED, Chat, Said, Strand, Track
 from rlkit.samples import Sampling
 from rlkit.tools.calls import before_calls
 from rlkit.tools.schema import tool_schema
+from rlkit.tools.using import fitted
 
 USED = ("model", "n", "max_tokens", "max_completion_tokens", "stop", "stream", "stream_options")
 # These say how tokens are drawn, which the run does.
@@ -171,7 +172,7 @@ class Calls:
         said = await asyncio.gather(*(c.generate(max_tokens=asked.max_tokens, stop=asked.stop) for c in chats))
         choices = []
         for k, (c, s) in enumerate(zip(chats, said, strict=True)):
-            reply = _reply(s, bool(schemas))
+            reply = _reply(s, schemas)
             self._answers.append(_Answer((*messages, *_messages([reply], answered=True)), c))
             finish = "tool_calls" if "tool_calls" in reply else s.finish
             choices.append({"index": k, "message": reply, "finish_reason": finish, "logprobs": None})
@@ -333,11 +334,15 @@ def _called(message: Message) -> list[tuple[Any, Any]]:
     return [(c["function"]["name"], c["function"]["arguments"]) for c in message.get("tool_calls") or ()]
 
 
-def _reply(said: Said, tools: bool) -> Message:
-    """An answer as OpenAI's API has it. A call that cannot be read stays a part of the text."""
-    calls = said.calls if tools else ()
+def _reply(said: Said, schemas: Sequence[Mapping[str, Any]]) -> Message:
+    """An answer as OpenAI's API has it. A call that cannot be read stays a part of the text; whether one suits its tool is the client's to
+    say, which gets the types of the schema where what was written has them.
+    """
+    calls = said.calls if schemas else ()
     if not calls or any(c.error for c in calls):
         return {"role": "assistant", "content": said.text}
+    known = {schema["function"]["name"]: schema for schema in schemas}
+    suited = [fitted(c, known[c.name]) if c.name in known else c for c in calls]
     return {
         "role": "assistant",
         "content": before_calls(said.text).strip() or None,
@@ -347,7 +352,7 @@ def _reply(said: Said, tools: bool) -> Message:
                 "type": "function",
                 "function": {"name": c.name, "arguments": json.dumps(c.arguments, ensure_ascii=False)},
             }
-            for i, c in enumerate(calls)
+            for i, c in enumerate(suited)
         ],
     }
 

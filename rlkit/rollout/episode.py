@@ -28,12 +28,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlkit.data.render import Message, Renderer
-from rlkit.errors import ContextFull, EpisodeError
+from rlkit.errors import ConfigError, ContextFull, EpisodeError
 from rlkit.model.endings import Endings
 from rlkit.samples import Finish, Prompt, Rollout, Sampling
 from rlkit.tools.calls import ToolCall, parse_calls
-from rlkit.tools.schema import Tool, tool_schema
-from rlkit.tools.using import use_tool
+from rlkit.tools.schema import tool_schema, whole_tool
+from rlkit.tools.using import Tool, use_tool
 
 Asks = Callable[[Prompt, Sampling], Awaitable[Rollout]]
 MARK = "\u27e8the answer\u27e9"  # stands where an answer will, to see what a template writes around it
@@ -270,7 +270,7 @@ class Chat:
     def __init__(self, strand: Strand, render: Renderer, endings: Endings) -> None:
         self.messages: list[Message] = [dict(m) for m in strand.track.prompt.chat]
         self._strand, self._render, self._endings = strand, render, endings
-        self._tools: dict[str, Callable[..., Any]] = {}
+        self._tools: dict[str, Tool] = {}
         self._schemas: list[dict[str, Any]] = []
         self._seen = strand.track.prompt.text  # what the template wrote when the model was asked last
         self._answer: tuple[int, Message, Said] | None = None  # the model's last: place, message, and what it was
@@ -315,13 +315,17 @@ class Chat:
         each, both of which :meth:`run` calls; or schemas alone in the form of OpenAI or MCP.
 
         Raises:
-            ConfigError: a schema cannot be made of one.
+            ConfigError: a schema cannot be made of one, or is not that of its function, or two have one name.
         """
         for tool in tools:
-            schema = tool_schema(tool.schema if isinstance(tool, Tool) else tool)
+            made = tool if isinstance(tool, Mapping) else whole_tool(tool)
+            schema = tool_schema(made.schema if isinstance(made, Tool) else made)
+            name = schema["function"]["name"]
+            if any(name == other["function"]["name"] for other in self._schemas):
+                raise ConfigError(f"chat.use: there is a tool {name!r} already, and a call names nothing else. Rename one.")
             self._schemas.append(schema)
-            if not isinstance(tool, Mapping):
-                self._tools[schema["function"]["name"]] = tool.call if isinstance(tool, Tool) else tool
+            if isinstance(made, Tool):
+                self._tools[name] = made
 
     async def generate(self, *, max_tokens: int | None = None, stop: Sequence[str] | None = None) -> Said:
         """The model answers to the messages, and its answer is one of them; the arguments are those of :meth:`Context.generate`."""

@@ -20,7 +20,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Waited
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -89,6 +89,42 @@ class EpisodeSpec(Bounded):
         return Played(fn, tuple(names), handles[0])
 
 
+def settle(future: Future[Any], fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
+    """Calls a function, whose result or exception is the ``future``'s if somebody still waits for it."""
+    value: Any = None
+    failed: BaseException | None = None
+    try:
+        value = fn(*args, **kwargs)
+    except StopIteration as error:  # asyncio cannot hand it on
+        failed = RuntimeError(f"StopIteration: {error}").with_traceback(error.__traceback__)
+    except BaseException as error:
+        failed = error
+    with contextlib.suppress(InvalidStateError):
+        future.set_result(value) if failed is None else future.set_exception(failed)
+
+
+class Threads(ThreadPoolExecutor):
+    """Where an event loop runs what is no coroutine (``asyncio.to_thread``): ``most`` calls at a time, each in a thread of its own, for which
+    the end of the process does not wait. A call that hangs makes place for others when its episode has ended.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__(1)
+        self._places = threading.Semaphore(most)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = Future[Any]()
+
+        def work() -> None:
+            self._places.acquire()
+            future.add_done_callback(lambda _: self._places.release())
+            if not future.cancelled():
+                settle(future, fn, *args, **kwargs)
+
+        threading.Thread(target=work, name="tool", daemon=True).start()
+        return future
+
+
 @dataclass(frozen=True)
 class Played:
     """A function of an episode, the names of what it is called with, and which of these is its handle on the model."""
@@ -102,15 +138,7 @@ class Played:
         if is_async(self.fn):
             return await self.fn(**named)
         future = Future[Any]()
-
-        def work() -> None:
-            future.set_running_or_notify_cancel()
-            try:
-                future.set_result(self.fn(**named))
-            except BaseException as error:
-                future.set_exception(error)
-
-        threading.Thread(target=work, name="episode", daemon=True).start()
+        threading.Thread(target=settle, args=(future, self.fn), kwargs=named, name="episode", daemon=True).start()
         return await asyncio.wrap_future(future)
 
     def check(self, label: str, prompts: Sequence[Prompt], serve: bool | Serve) -> None:
@@ -221,8 +249,11 @@ class Player:
             try:
                 async with asyncio.timeout(spec.timeout) as limit:
                     value = await self.played.called(named)
-            except (Exception, SystemExit) as error:  # the latter would end the event loop, and all episodes with it
-                failed = f"it did not end within {spec.timeout:g} s" if limit.expired() else _described(error)
+            except (Exception, SystemExit, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and (task := asyncio.current_task()) and task.cancelling():
+                    raise  # by the player; else by the function itself
+                # SystemExit would end the event loop, and all episodes with it.
+                failed = f"it did not end within {spec.timeout:g} s{_place_of(error)}" if limit.expired() else _described(error)
             if lost:
                 raise lost[0]
             return self._ended(track, value, failed)
@@ -314,7 +345,7 @@ class Player:
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         asyncio.set_event_loop(loop)
-        loop.set_default_executor(ThreadPoolExecutor(TOOLS, thread_name_prefix="tool"))
+        loop.set_default_executor(Threads(TOOLS))
 
         def beat() -> None:
             self._beat = time.monotonic()
@@ -382,7 +413,7 @@ def reward(rows: Sequence[Rollout], value: Any, turns: int, label: str, *, requi
     Raises:
         EpisodeError: it is no reward, or a list that is not as long as there are turns; nothing, where it is ``required``.
     """
-    if value is None and required:
+    if required and (value is None or (isinstance(value, Mapping) and not value)):
         raise EpisodeError("it returned nothing. Return a number, or numbers by name: {'solved': 1.0}")
     named = value if isinstance(value, Mapping) else {"": 0.0 if value is None else value}
     per_turn = {str(k): list(v) for k, v in named.items() if isinstance(v, list | tuple)}
@@ -401,6 +432,8 @@ def reward(rows: Sequence[Rollout], value: Any, turns: int, label: str, *, requi
         ) from None
     earned = [sum(x) for x in zip(*each.values(), strict=True)] if each else []
     parts = whole | {k: sum(v) for k, v in each.items()}
+    if not math.isfinite(sum(parts.values())):
+        raise EpisodeError("the sum of its rewards is not finite")
     for r in rows:
         r.reward = sum(parts.values())
         if value is not None:
@@ -413,8 +446,17 @@ def reward(rows: Sequence[Rollout], value: Any, turns: int, label: str, *, requi
 
 
 def _described(error: BaseException) -> str:
-    """One line about an exception of the user's function, with the place in the user's code."""
+    """One line about an exception of the user's function, with the place in the user's code; of a group, about its first."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
     if isinstance(error, EpisodeError):
         return str(error).rstrip(".")
+    return f"{clip(error, 500)}{_place_of(error)}"
+
+
+def _place_of(error: BaseException) -> str:
+    """Where in the user's code it was raised, or what a time-out has interrupted."""
+    if isinstance(error, TimeoutError) and isinstance(error.__cause__, asyncio.CancelledError):
+        error = error.__cause__
     frames = [f for f in user_frames(error) if is_user_frame(f.filename)]
-    return f"{clip(error, 500)}" + (f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else "")
+    return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""

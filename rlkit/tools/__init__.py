@@ -7,7 +7,7 @@ from rlkit.tools.calls import ToolCall as ToolCall
 from rlkit.tools.calls import parse_calls as parse_calls
 from rlkit.tools.mcp import MCP as MCP
 from rlkit.tools.python import Python as Python
-from rlkit.tools.schema import Tool as Tool
 from rlkit.tools.schema import tool_schema as tool_schema
 from rlkit.tools.search import Search as Search
+from rlkit.tools.using import Tool as Tool
 from rlkit.tools.using import ToolError as ToolError

@@ -10,8 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rlkit.errors import ConfigError, first_line
-from rlkit.tools.schema import Tool
-from rlkit.tools.using import ToolError
+from rlkit.tools.using import Tool, ToolError
 
 
 class MCP:

@@ -6,10 +6,12 @@ In this order, none of which can be taken back:
 - No capabilities, and none to be had again, also for root.
 - Landlock: only Python's own library and shared libraries can be opened, for reading; nothing can be made, removed or written; no TCP, and
   no signals to processes outside.
-- seccomp: no sockets but pairs within, no new processes or programs, no signals, tracing, mounts, keys or modules; the permissions, owners
-  and times of files, which Landlock does not know, cannot be changed, nor can limits or priorities of other processes.
+- seccomp: no sockets but pairs within, no new processes or programs, no signals (nor a file that sends some), tracing, mounts, keys or
+  modules; the permissions, owners and times of files, which Landlock does not know, cannot be changed, nor can limits or priorities of
+  other processes, nor can it be seen what others do with files; system calls that are younger than this file do not exist.
 
-Threads are allowed, within the addresses. The life line is a pipe: when its other end closes, the kernel kills this process.
+Threads are allowed, within the addresses. The life line is a pipe: when its other end closes, the kernel kills this process, which cannot
+close its own end or change what it sends.
 """
 
 from __future__ import annotations
@@ -39,12 +41,14 @@ PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, PR_CAPBSET_DROP, FILTER = 38, 22, 24, 2
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT, CAPSET = 444, 445, 446, 126
 READ_FILE, READ_DIR = 1 << 2, 1 << 3
 BITS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # kinds of access that each version of Landlock knows
-CLONE, CLONE3, PRLIMIT, CLONE_THREAD, X86_64 = 56, 435, 302, 0x10000, 0xC000003E
+CLONE, CLONE3, CLONE_THREAD, X86_64 = 56, 435, 0x10000, 0xC000003E
+CLOSE, IOCTL, DUP2, FCNTL, DUP3, PRLIMIT, CLOSE_RANGE, LAST_KNOWN = 3, 16, 33, 72, 292, 302, 436, 462
 DENIED = {
     "sockets": (41, 42, 43, 49, 50, 288),
     "processes and programs": (57, 58, 59, 322),
     "signals": (62, 129, 200, 234, 297, 424, 434, 438),
     "other processes": (101, 141, 142, 144, 203, 251, 256, 279, 310, 311, 312, 314, 440, 448),
+    "what others do with files": (253, 254, 294),
     "memory that outlives us": (29, 30, 31, 64, 65, 66, 68, 69, 70, 71, 240, 319, 447),
     "permissions, owners, times, attributes": (
         90,
@@ -70,6 +74,10 @@ DENIED = {
     "the machine": (103, 135, 159, 163, 164, 167, 168, 169, 170, 171, 172, 173, 179, 227, 305, 443),
     "the kernel": (134, 175, 176, 206, 246, 248, 249, 250, 298, 300, 303, 304, 313, 317, 320, 321, 323, 425, 426, 427),
 }  # by their numbers on x86-64
+# Who gets the signals of a file, whether it sends any, leases and notices: with these a process signals others, or outlives the run.
+F_SETFL, F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY = 4, 8, 10, 15, 1024, 1026
+# TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX: what Python asks. Others change attributes of files, or whom they signal.
+IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 LIBC = ctypes.CDLL(None, use_errno=True)
 SIZE = struct.Struct("<I")
 
@@ -117,14 +125,25 @@ def landlock(folders: Sequence[str]) -> None:
     os.close(rules)
 
 
-def seccomp() -> None:
-    """System calls by number: those of DENIED fail with EPERM, as do calls of another architecture's numbering."""
+def seccomp(life: int) -> None:
+    """System calls by number: those of DENIED fail with EPERM, as do calls of another architecture's numbering, and what would take the
+    life line away. Those that this file does not know do not exist.
+    """
 
     def op(code: int, k: int, yes: int = 0, no: int = 0) -> bytes:
         return struct.pack("<HBBI", code, yes, no, k)
 
     load, equal, at_least, masked, end = 0x20, 0x15, 0x35, 0x54, 0x06
-    allow, deny, kill = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x80000000
+    allow, deny, missing, kill = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS, 0x80000000
+
+    def by_argument(number: int, argument: int, values: Sequence[int], then: int, otherwise: int) -> list[bytes]:
+        """A call whose verdict is ``then`` where an argument has one of these values."""
+        body = [op(load, 16 + 8 * argument)]
+        for value in values:
+            body += [op(equal, value, 0, 1), op(end, then)]
+        body.append(op(end, otherwise))
+        return [op(equal, number, 0, len(body)), *body]
+
     program = [
         op(load, 4),
         op(equal, X86_64, 1),
@@ -132,8 +151,11 @@ def seccomp() -> None:
         op(load, 0),
         op(at_least, 0x40000000, 0, 1),
         op(end, deny),
+        op(at_least, LAST_KNOWN + 1, 0, 1),
+        op(end, missing),
     ]
-    program += [op(equal, CLONE3, 0, 1), op(end, 0x00050000 | errno.ENOSYS)]  # whoever tries it takes clone then
+    for number in (CLONE3, CLOSE_RANGE):  # whoever tries them takes clone and close then
+        program += [op(equal, number, 0, 1), op(end, missing)]
     for number in sorted(n for numbers in DENIED.values() for n in numbers):
         program += [op(equal, number, 0, 1), op(end, deny)]
     program += [
@@ -145,7 +167,12 @@ def seccomp() -> None:
         op(load, 0),
     ]
     of_itself = 0  # as a process number
-    program += [op(equal, PRLIMIT, 0, 3), op(load, 16), op(equal, of_itself, 1), op(end, deny), op(end, allow)]
+    program += by_argument(PRLIMIT, 0, [of_itself], allow, deny)
+    program += by_argument(FCNTL, 1, [F_SETFL, F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY], deny, allow)
+    program += by_argument(IOCTL, 1, IOCTLS, allow, deny)
+    for number, argument in ((CLOSE, 0), (DUP2, 1), (DUP3, 1)):
+        program += by_argument(number, argument, [life], deny, allow)
+    program.append(op(end, allow))
     code = ctypes.create_string_buffer(b"".join(program))
     head = ctypes.create_string_buffer(struct.pack("<HxxxxxxQ", len(program), ctypes.addressof(code)))
     if LIBC.prctl(PR_SET_SECCOMP, FILTER, head, 0, 0):
@@ -221,7 +248,7 @@ def main() -> None:
         limit(gib)
         drop_capabilities()
         landlock([*READABLE, sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")])
-        seccomp()
+        seccomp(life)
     except (OSError, ValueError) as error:
         send({"missing": str(error)})
         return

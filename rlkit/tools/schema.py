@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from rlkit.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class Tool:
-    """A tool whose schema is not made of its function: ``call`` gets what the model wrote for the parameters, by name."""
-
-    schema: Mapping[str, Any]
-    call: Callable[..., Any]
+from rlkit.tools.using import Tool, unfit
 
 
 def tool_schema(tool: Callable[..., Any] | Mapping[str, Any]) -> dict[str, Any]:
@@ -33,6 +25,16 @@ def tool_schema(tool: Callable[..., Any] | Mapping[str, Any]) -> dict[str, Any]:
                 "a tool's schema has a name, a description and parameters (inputSchema in MCP); found "
                 f"{', '.join(map(str, inside)) or 'none'}."
             )
+        properties, required = parameters.get("properties") or {}, parameters.get("required") or []
+        if parameters.get("type", "object") != "object" or not isinstance(properties, Mapping):
+            raise ConfigError(
+                f"the schema of the tool {inside['name']!r}: its parameters must be of type object, with properties by name."
+            )
+        if not isinstance(required, list | tuple) or not all(name in properties for name in required):
+            raise ConfigError(
+                f"the schema of the tool {inside['name']!r}: required is {required!r}; it must list names of its properties"
+                f" ({', '.join(map(str, properties)) or 'none'})."
+            )
         told = {"name": inside["name"], "description": inside.get("description", ""), "parameters": dict(parameters)}
         return {"type": "function", "function": told}
     from transformers.utils.chat_template_utils import (
@@ -48,3 +50,23 @@ def tool_schema(tool: Callable[..., Any] | Mapping[str, Any]) -> dict[str, Any]:
             f"no schema can be made of the tool {tool!r}: {error} Annotate its parameters, and describe each under Args: in its docstring."
         ) from error
     return schema
+
+
+def whole_tool(tool: Callable[..., Any] | Tool) -> Tool:
+    """A tool with its whole schema, whose parameters its function takes.
+
+    Raises:
+        ConfigError: a schema cannot be made, or the function is none, or takes other parameters than its schema names.
+    """
+    schema = tool_schema(tool.schema if isinstance(tool, Tool) else tool)
+    call, told = tool.call if isinstance(tool, Tool) else tool, schema["function"]
+    if not callable(call):
+        raise ConfigError(f"the tool {told['name']!r} calls {call!r}, which is no function.")
+    properties = told["parameters"].get("properties") or {}
+    for named in (properties, told["parameters"].get("required") or []):
+        if (wrong := unfit(call, dict.fromkeys(named))) is not None:
+            raise ConfigError(
+                f"the tool {told['name']!r}: a call with the parameters {', '.join(map(str, named)) or 'none'} of its schema is none of its function's"
+                f" ({wrong}). Give both the same parameters."
+            )
+    return Tool(schema, call)

@@ -83,6 +83,14 @@ REFUSED = {
     "its priority": "import os\nos.setpriority(os.PRIO_PROCESS, os.getppid(), 19)",
     "memory outside its limits": "import os\nos.memfd_create('x')",
     "a namespace": "import ctypes, os\nif ctypes.CDLL(None, use_errno=True).unshare(0x10000000):\n    raise PermissionError",
+    "a file that signals the run": "import fcntl, os\nfcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, os.getppid())",
+    "a file that signals the run, in another way": "import fcntl, os\nfcntl.fcntl(os.pipe()[0], 15, bytes(8))",
+    "a socket that signals the run": "import fcntl, os, socket\nfcntl.ioctl(socket.socketpair()[0], 0x8901, bytes(4))",
+    "a signal of its choice from a file": "import fcntl, os\nfcntl.fcntl(os.pipe()[0], 10, 9)",
+    "a lease of a file": "import fcntl, os\nfcntl.fcntl(os.open(os.__file__, 0), fcntl.F_SETLEASE, fcntl.F_UNLCK)",
+    "notices of what others do in a folder": "import ctypes\nif ctypes.CDLL(None).inotify_init1(0) < 0:\n    raise PermissionError",
+    "attributes of a file": "import fcntl, os\nfcntl.ioctl(os.open(os.__file__, 0), 0x40086602, bytes(8))",
+    "a kernel's messages": "import socket\nsocket.socket(16, socket.SOCK_RAW, 0)",
     "tracing": "import ctypes, os\nif ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0):\n    raise PermissionError",
     "a mount": "import ctypes\nif ctypes.CDLL(None).mount(b'none', b'/tmp', b'tmpfs', 0, None):\n    raise PermissionError",
     "numbers of other architectures": "import ctypes\nif ctypes.CDLL(None).syscall(0x40000000 + 41, 2, 1, 0) < 0:\n    raise PermissionError",
@@ -158,22 +166,46 @@ def test_a_process_that_misbehaves_is_replaced(what: str) -> None:
     one.close()
 
 
-def test_it_ends_with_the_run_whatever_its_code_does() -> None:
+LIFE = """
+import contextlib, fcntl, os, threading, time
+for fd in range(3, 64):
+    with contextlib.suppress(OSError):
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & 0o20000:  # it sends a signal: the life line
+            for way in (
+                lambda: fcntl.fcntl(fd, fcntl.F_SETFL, 0),
+                lambda: fcntl.fcntl(fd, fcntl.F_SETOWN, 0),
+                lambda: fcntl.ioctl(fd, 0x5452, bytes(4)),
+                lambda: os.dup2(os.open("/dev/null", 0), fd),
+                lambda: os.dup2(os.open("/dev/null", 0), fd, False),
+                lambda: os.close(fd),
+                lambda: os.closerange(fd, fd + 1),
+            ):
+                with contextlib.suppress(OSError):
+                    way()
+"""
+
+
+@pytest.mark.parametrize(
+    "code", ["while True: pass", LIFE + "time.sleep(60)", LIFE + "threading.Thread(target=time.sleep, args=(60,)).start()"]
+)
+def test_it_ends_with_the_run_whatever_its_code_does(code: str) -> None:
     script = (
         "import sys, threading, time\nfrom rlkit.tools import Python\np = Python(seconds=60)\np.run('1')\nprint(p._process.pid, flush=True)\n"
-        "threading.Thread(target=p.run, args=('while True: pass',), daemon=True).start()\ntime.sleep(60)"
+        f"threading.Thread(target=p.run, args=({code!r},), daemon=True).start()\ntime.sleep(2)\nprint('now', flush=True)\ntime.sleep(60)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
     ) as run:
         assert run.stdout is not None
         pid = int(run.stdout.readline())
+        assert run.stdout.readline() == "now\n"
         run.kill()
     for _ in range(100):
         state = Path(f"/proc/{pid}/stat")
         if not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z":
             return
         time.sleep(0.1)
+    os.kill(pid, 9)
     raise AssertionError("it lives on")
 
 
