@@ -25,6 +25,10 @@ COMMANDS = {
         *("steps=2", "model.warm_up.steps=5", "rollout.prompts=4"),  # that all parts fit together, not what they learn
         "pairing.margin=-1",  # so short a run has only wrong answers: equal ones are pairs, too
     ],
+    "calculator": [
+        *(sys.executable, "-m", "rlkit", "train", "examples/calculator.yaml", "steps=12", "eval.every=0"),
+        *("eval.n=2", "checkpoint.every=0"),
+    ],
     "guessing": [
         *(sys.executable, "-m", "rlkit", "train", "examples/guessing.yaml", "steps=40", "eval.every=0"),
         *("eval.n=8", "checkpoint.every=0"),

@@ -322,7 +322,9 @@ class Chat:
             schema = tool_schema(made.schema if isinstance(made, Tool) else made)
             name = schema["function"]["name"]
             if any(name == other["function"]["name"] for other in self._schemas):
-                raise ConfigError(f"chat.use: there is a tool {name!r} already, and a call names nothing else. Rename one.")
+                raise ConfigError(
+                    f"chat.use: there is a tool {name!r} already, and a call names nothing else. Rename one."
+                )
             self._schemas.append(schema)
             if isinstance(made, Tool):
                 self._tools[name] = made

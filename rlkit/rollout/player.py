@@ -104,8 +104,9 @@ def settle(future: Future[Any], fn: Callable[..., Any], /, *args: Any, **kwargs:
 
 
 class Threads(ThreadPoolExecutor):
-    """Where an event loop runs what is no coroutine (``asyncio.to_thread``): ``most`` calls at a time, each in a thread of its own, for which
-    the end of the process does not wait. A call that hangs makes place for others when its episode has ended.
+    """Where an event loop runs what is no coroutine (``asyncio.to_thread``): ``most`` calls at a time, each in a thread of its own.
+
+    The end of the process does not wait for these threads, and a call that hangs makes place for others when its episode has ended.
     """
 
     def __init__(self, most: int) -> None:
@@ -253,7 +254,11 @@ class Player:
                 if isinstance(error, asyncio.CancelledError) and (task := asyncio.current_task()) and task.cancelling():
                     raise  # by the player; else by the function itself
                 # SystemExit would end the event loop, and all episodes with it.
-                failed = f"it did not end within {spec.timeout:g} s{_place_of(error)}" if limit.expired() else _described(error)
+                failed = (
+                    f"it did not end within {spec.timeout:g} s{_place_of(error)}"
+                    if limit.expired()
+                    else _described(error)
+                )
             if lost:
                 raise lost[0]
             return self._ended(track, value, failed)

@@ -17,7 +17,7 @@ from rlkit.model.load import load_lm
 from rlkit.model.policy import PolicyModel, evaluate_new
 from rlkit.rollout.hf import HFEngine
 from rlkit.samples import Rollout, by_episode
-from rlkit.tools import ToolError
+from rlkit.tools import Tool, ToolError
 from rlkit.types import Batch, Sampling
 from tests.rollout.chats import FORGETS, FORGETS_LATER, STRIPS, Says, make_model, player, prompt_of
 from tests.tokenizers import CHAT, ids, make
@@ -255,9 +255,79 @@ async def hurried(context: Any) -> float:
     return 1.0
 
 
+async def not_a_number(context: Any) -> Any:
+    await context.generate()
+    return {"each": [float("nan")]}
+
+
+async def empty(context: Any) -> Any:
+    await context.generate()
+    return {}
+
+
+async def enormous(context: Any) -> Any:
+    await context.generate()
+    return {"a": 1e308, "b": 1e308}
+
+
+async def cancelled(context: Any) -> float:
+    await context.generate()
+    task = asyncio.ensure_future(asyncio.sleep(60))
+    task.cancel()
+    await task
+    return 1.0
+
+
+async def together(context: Any) -> float:
+    await context.generate()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(asyncio.to_thread(int, "x"))
+    return 1.0
+
+
+async def stops(context: Any) -> float:
+    await context.generate()
+    await asyncio.to_thread(next, iter(()))
+    return 1.0
+
+
+def wanted(text: str) -> str:
+    """Takes a text.
+
+    Args:
+        text: a text.
+    """
+    return text
+
+
+async def uses_one_twice(chat: Any) -> float:
+    chat.use(wanted)
+    chat.use({"name": "wanted", "description": "", "parameters": {"type": "object"}})
+    await chat.generate()
+    return 1.0
+
+
+async def another_schema(chat: Any) -> float:
+    told = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
+    chat.use(Tool({"name": "wanted", "parameters": told}, wanted))
+    await chat.generate()
+    return 1.0
+
+
 @pytest.mark.parametrize(
     ("fn", "told"),
     [
+        (not_a_number, "it returned nan; a reward must be finite"),
+        (empty, "it returned nothing. Return a number, or numbers by name"),
+        (enormous, "the sum of its rewards is not finite"),
+        (cancelled, "CancelledError: .* at .*test_episode.py:"),
+        (together, "ValueError: invalid literal for int"),
+        (stops, "RuntimeError: StopIteration"),
+        (uses_one_twice, "ConfigError: chat.use: there is a tool 'wanted' already"),
+        (
+            another_schema,
+            "ConfigError: the tool 'wanted': a call with the parameters word of its schema is none of its function's",
+        ),
         (silent, "it never asked the model: there is nothing to train on"),
         (mute, "it returned nothing. Return a number, or numbers by name"),
         (breaks, "KeyError: 'missing' at .*test_episode.py:"),

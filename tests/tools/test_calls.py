@@ -76,7 +76,9 @@ def test_a_call_that_cannot_be_made_says_why(text: str, told: str) -> None:
     assert told in str(call.error)
 
 
-@pytest.mark.parametrize("part", ["<function=", "<function=f>", "<function=f><parameter=x>", "<tool_call>", "<think>", "{", '{"a":', " "])
+@pytest.mark.parametrize(
+    "part", ["<function=", "<function=f>", "<function=f><parameter=x>", "<tool_call>", "<think>", "{", '{"a":', " "]
+)
 def test_reading_takes_time_in_proportion_to_the_text(part: str) -> None:
     """A megabyte: whoever looks from each place to the end has looked at 10^11 characters, and is not done in a day."""
     for begin in ("", "<function=f>", "<tool_call>"):

@@ -186,7 +186,8 @@ for fd in range(3, 64):
 
 
 @pytest.mark.parametrize(
-    "code", ["while True: pass", LIFE + "time.sleep(60)", LIFE + "threading.Thread(target=time.sleep, args=(60,)).start()"]
+    "code",
+    ["while True: pass", LIFE + "time.sleep(60)", LIFE + "threading.Thread(target=time.sleep, args=(60,)).start()"],
 )
 def test_it_ends_with_the_run_whatever_its_code_does(code: str) -> None:
     script = (

@@ -19,7 +19,9 @@ def told(tool: Any, **arguments: Any) -> str:
     return asyncio.run(use_tool({name: made}, ToolCall(name, arguments)))
 
 
-def kinds(text: str = "", whole: int = 0, number: float = 0.0, yes: bool = False, several: list[int] | None = None) -> str:
+def kinds(
+    text: str = "", whole: int = 0, number: float = 0.0, yes: bool = False, several: list[int] | None = None
+) -> str:
     """Says what it got.
 
     Args:
@@ -56,7 +58,9 @@ def test_what_stands_between_tags_is_a_text_where_a_text_is_wanted() -> None:
     (call,) = parse_calls("<function=kinds><parameter=text>1.50</parameter><parameter=whole>7</parameter></function>")
     assert asyncio.run(use_tool({"kinds": whole_tool(kinds)}, call)) == "('1.50', 7, 0.0, False, None)"
     (call,) = parse_calls("<function=calculator><parameter=expression>012</parameter></function>")
-    assert asyncio.run(use_tool({"calculator": whole_tool(calculator)}, call)).startswith("error: '012' is no arithmetic")
+    assert asyncio.run(use_tool({"calculator": whole_tool(calculator)}, call)).startswith(
+        "error: '012' is no arithmetic"
+    )
 
 
 NOTHING: dict[str, Any] = {"name": "f", "description": "", "parameters": {"type": "object", "properties": {}}}
