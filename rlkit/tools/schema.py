@@ -66,7 +66,7 @@ def whole_tool(tool: Callable[..., Any] | Tool) -> Tool:
     for named in (properties, told["parameters"].get("required") or []):
         if (wrong := unfit(call, dict.fromkeys(named))) is not None:
             raise ConfigError(
-                f"the tool {told['name']!r}: a call with the parameters {', '.join(map(str, named)) or 'none'} of its schema is none of its "
-                f"function's ({wrong}). Give both the same parameters."
+                f"the tool {told['name']!r}: a call with the parameters {', '.join(map(str, named)) or 'none'} of its schema is none of "
+                f"its function's ({wrong}). Give both the same parameters."
             )
     return Tool(schema, call)

@@ -70,9 +70,10 @@ def fitted(call: ToolCall, schema: Mapping[str, Any]) -> ToolCall:
     arguments = dict(call.arguments)
     for name, value in call.arguments.items():
         rule = told.get(name)
-        wanted = rule.get("type") if isinstance(rule, Mapping) else None
-        kinds = [wanted] if isinstance(wanted, str) else wanted
-        if not isinstance(kinds, list) or not all(kind in TYPES for kind in kinds):
+        rule = rule if isinstance(rule, Mapping) else {}
+        wanted = rule.get("type")
+        kinds: list[Any] = wanted if isinstance(wanted, list) else [wanted]
+        if not all(isinstance(kind, str) and kind in TYPES for kind in kinds):
             continue  # nothing is said, or in a way that is the tool's to check
         if "string" in kinds and name in call.texts:
             arguments[name] = call.texts[name]
