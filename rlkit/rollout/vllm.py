@@ -167,6 +167,9 @@ class VLLMEngine(Engine):
         self.limit = max_model_len
         if sleeps and torch.cuda.is_available():
             arguments["enable_sleep_mode"] = True
+        if tensor_parallel > 1 and not torch.cuda.is_available():
+            # vLLM would bind each process to a NUMA node of its own, and not start where there are fewer.
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         self.endings = Endings.of(model, load_tokenizer(model))
         try:
             with classes_unchanged(decoder_class(model)):

@@ -119,6 +119,41 @@ def test_engines_have_the_learners_weights_whatever_dies_on_the_way(
         engines.close()
 
 
+@pytest.mark.skipif(
+    "RLKIT_TENSOR_PARALLEL" not in os.environ, reason="vLLM's two workers take minutes on two cores: by hand"
+)
+def test_an_engine_of_two_devices_has_the_learners_weights(
+    small: dict[str, Any], tmp_path: Path, ray_session: None
+) -> None:
+    """By hand: ``RLKIT_TENSOR_PARALLEL=1 pytest tests/stack/test_transfer.py -k two_devices``; on a CPU, two processes of vLLM's."""
+    path = make_tiny(tmp_path / "m", Sorting.alphabet, hidden=64, layers=2, heads=2, kv_heads=2)
+    run = rk.load(
+        {
+            **small,
+            "objective": [{"type": "NLL", "acknowledge": True}],
+            "learner": {"lr": 1e-2},
+            "rollout": {"engine": "vllm"},
+            "cluster": {"engines": 1, "cpus": 0.3, "tensor_parallel": 2, "transfer": "gloo"},
+        }
+    )
+    assert run.cluster is not None
+    kind, setup = run.rollout.kind, run.learner_setup(str(path), frozenset())
+    learners, engines = start(setup, kind, run.engine_setup(str(path), 128), run.cluster, tmp_path)
+    way = route(kind, run.cluster)
+    assert isinstance(way, Direct) and way.devices == 2
+    sync = WeightSync(learners, engines, "wait", route=way)
+    prompt = Prompt("0", (3, 4, 5), "")
+    try:
+        for version in (1, 2):
+            sync.publish(version)
+            found = probe_parity(learners, engines, [prompt], Sampling(max_tokens=8), 1e-4, version)
+            assert found["probe/max"] < 1e-4
+            learners.update(Batch.from_rollouts(engines.generate(prompt, 2, Sampling(max_tokens=8))), (1.0,), seed=0)
+    finally:
+        learners.close()
+        engines.close()
+
+
 def test_the_way_follows_from_the_cluster() -> None:
     def chosen(gpus: float, spec: EngineSpec | None = None, **cluster: Any) -> str:
         return on_ray.chosen_transfer(rk.Cluster(**cluster), spec or Listens(), gpus)
