@@ -28,9 +28,9 @@ real: install
 fast: install
 	@$(BIN)/python -m pytest -m "not slow and not stack"
 
-# Formatter, lint, types and the tests in two processes, because a test uses one core; those of the stack use all, and come last.
-test: install site
-	@$(MAKE) --no-print-directory -j2 $(SYNC) lint half-1 half-2
+# The tests in two processes, because a test uses one core; those of the stack use all, and come last. Types come first: a test reads their cache.
+test: install lint site
+	@$(MAKE) --no-print-directory -j2 $(SYNC) half-1 half-2
 	@$(MAKE) --no-print-directory stack
 
 half-1 half-2: install
