@@ -293,9 +293,8 @@ def write(rows: list[dict[str, Any]]) -> None:
             "",
             f"Before and after embeddings took their weights in place, {r['pair']} parameters in one process, one after the other on a machine that others used, too: "
             f"{old['cpu']:.2f} s and {new['cpu']:.2f} s of CPU time ({old['cpu_ratio']:.1f} and {new['cpu_ratio']:.1f} copies), {old['seconds']:.2f} s and "
-            f"{new['seconds']:.2f} s in all, {old['added_mib']:.0f} and {new['added_mib']:.0f} MiB of added memory. What is left is mostly vLLM's packing of "
-            "matrices for oneDNN: its transposing reorder alone takes the time of three to five copies on one core, and a matrix that is "
-            "transposed by torch first takes longer in all.",
+            f"{new['seconds']:.2f} s in all, {old['added_mib']:.0f} and {new['added_mib']:.0f} MiB of added memory. What is left was not profiled; the "
+            "transposing reorder of oneDNN, for which vLLM packs its matrices, took the time of three to five copies by itself.",
         ]
     page(
         NAME,
