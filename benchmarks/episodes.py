@@ -110,10 +110,10 @@ def draw(axes: Any, rows: list[Row]) -> None:
     """Means over five steps, a line a seed; points are held-out scores."""
     columns = {
         "calculator": (
-            ("calculator: share of right answers", "right", 0),
-            ("share of episodes with a call", "turns", -1),
+            ("calculator: right answers", "right", 0),
+            ("calculator: episodes with a call", "turns", -1),
         ),
-        "guessing": (("guessing: share of numbers that were found", "right", 0), ("turns", "turns", 0)),
+        "guessing": (("guessing: share found", "right", 0), ("guessing: turns", "turns", 0)),
     }
     for k, (name, panels) in enumerate(columns.items()):
         for ax, (title, key, shift) in zip(axes[2 * k : 2 * k + 2], panels, strict=True):
