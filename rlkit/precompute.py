@@ -221,7 +221,7 @@ def known(b: Batch, rollouts: Sequence[Rollout], apart: Mapping[str, int]) -> Ba
     names = dict.fromkeys(name for r in rollouts for name in r.outputs)
     if not names:
         return b
-    edge = torch.searchsorted(b.seq, torch.arange(b.S + 1)).tolist()
+    edge = b.edge().tolist()
     logp = {name: b.logp[name].clone() if name in b.logp else torch.full((b.N,), torch.nan) for name in names}
     whole = dict[str, TopK]()
     for s, r in enumerate(rollouts):

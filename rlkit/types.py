@@ -214,6 +214,10 @@ class Batch:
         """Sum over the action tokens of each sequence; keeps gradient."""
         return x_N.new_zeros(self.S).index_add(0, self.seq, x_N)
 
+    def edge(self) -> Tensor:
+        """``[S + 1]``: the action tokens of sequence ``s`` are those from ``edge[s]`` up to ``edge[s + 1]``."""
+        return torch.searchsorted(self.seq, torch.arange(self.S + 1, device=self.seq.device))
+
     def seq_len(self) -> PerSequence:
         """Number of action tokens of each sequence, at least 1 so that it can be divided by."""
         return torch.bincount(self.seq, minlength=self.S).clamp(min=1).to(self.reward.dtype)
@@ -228,7 +232,7 @@ class Batch:
         Summed in float64: differences of a running sum over a whole batch would lose float32's digits.
         """
         total = x_N.to(torch.float64).cumsum(0)
-        first = torch.searchsorted(self.seq, torch.arange(self.S, device=self.seq.device))
+        first = self.edge()[:-1]
         before = (total - x_N)[first.clamp(max=max(0, self.N - 1))] if self.N else total.new_zeros(self.S)
         return (total - before[self.seq]).to(x_N.dtype)
 
@@ -265,8 +269,8 @@ class Batch:
         """
         if len(rows) == 1 and len(rows[0]) == self.S:
             return [self.map(lambda x: x)]
-        # The first action token, and the first packed token, of each sequence.
-        edge = torch.searchsorted(self.seq, torch.arange(self.S + 1, device=self.seq.device))
+        edge = self.edge()
+        # The same of packed tokens.
         start = None if self.length is None else torch.cat([self.length.new_zeros(1), self.length.cumsum(0)])
         return [self._part(kept, edge, start, pairs) for kept, pairs in zip(rows, self._pairs_of(rows), strict=True)]
 

@@ -70,7 +70,7 @@ class TurnGAE(Advantage):
     def __call__(self, b: Batch) -> Advantages:
         assert b.value is not None
         t = by_turn(b)
-        first = torch.searchsorted(t.seq, torch.arange(t.S, device=t.seq.device))
+        first = t.edge()[:-1]
         value, last = b.value.double()[first], ends(b.seq[first])
         following = torch.cat([value[1:], value.new_zeros(1)]).masked_fill(last, 0.0)
         reward = t.seq_sum(at_tokens(b))
@@ -112,7 +112,7 @@ class PerTurn(Advantage):
 
     def __call__(self, b: Batch) -> Tensor:
         t = by_turn(b)
-        first = torch.searchsorted(t.seq, torch.arange(t.S, device=t.seq.device))
+        first = t.edge()[:-1]
         to_go = discounted(t.seq_sum(at_tokens(b)), ends(b.seq[first]), self.gamma)
         own = 0.0 if b.token_reward is None else t.seq_sum(b.token_reward.double())  # `of` adds them up itself
         return Advantages.of(self.of, t.replace(reward=(to_go - own).to(b.reward.dtype))).adv

@@ -137,10 +137,8 @@ class Collector:
             most += math.ceil(section.max_waste * section.prompts)
         self.pool = ThreadPoolExecutor(max(1, most), thread_name_prefix="group")
         self.pending: deque[Group] = deque()
-        self._finished, self._news = (
-            list[int](),
-            threading.Condition(),
-        )  # numbers of groups, the lowest first; with `over`
+        # Numbers of groups that have finished, the lowest first; kept only where groups may be overtaken.
+        self._finished, self._news = list[int](), threading.Condition()
         self.unasked: list[
             Group
         ] = []  # new ones, and those in flight at a resumed run's checkpoint, which has no responses of them
