@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from rlkit import shipped
 from rlkit.data import SETS
 from rlkit.data.curriculum import ZeroVariance
 from rlkit.data.examples import ExampleRows
@@ -32,10 +34,17 @@ from rlkit.run import Run
 from rlkit.types import Prompt, Sampling
 from rlkit.verifier.verify import gold_against_itself
 
-FIRST_TRAIN = (
-    "Give a model folder or a hub name, or train one first, e.g. rlkit train configs/algorithms/grpo.yaml, which leaves "
-    "runs/grpo/final."
-)
+
+def _remedy(where: str, path: str) -> str:
+    """What to do about a model that is not there: the configuration that leaves it, where one does."""
+    if where == "critic.path":
+        return ""
+    name = Path(path).parent.name if Path(path).name == "final" else ""
+    name = name if shipped.find(f"algorithms/{name}") else "grpo"
+    return (
+        f"Give a model folder or a hub name, or train one first, e.g. rlkit train configs/algorithms/{name}.yaml, which leaves "
+        f"runs/{name}/final."
+    )
 
 
 class Findings:
@@ -78,7 +87,7 @@ def check_configuration(run: Run, *, new: bool) -> list[Finding]:
             model_config(run.model.path, "model.path")
     for where, path, _ in _other_models(run):
         with wrong:
-            require_model(path, where, "" if where == "critic.path" else FIRST_TRAIN)
+            require_model(path, where, _remedy(where, path))
     if new:
         with wrong:
             require_folder(run.folder, "out")
@@ -104,7 +113,7 @@ def _other_models(run: Run) -> Iterator[tuple[str, str, bool]]:
 def check_models(run: Run, tokenizer: Any) -> None:
     """Raises ModelError for a model that cannot be loaded, or whose tokens are not those of the model that is trained."""
     for where, path, other_tokens in _other_models(run):
-        model_config(path, where, "" if where == "critic.path" else FIRST_TRAIN)
+        model_config(path, where, _remedy(where, path))
         examine(path, where)
         if not other_tokens:
             same_tokens(path, where, tokenizer)
