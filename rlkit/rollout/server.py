@@ -12,10 +12,12 @@ from collections import deque
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Annotated, Any
 
 from rlkit.bounds import Bound, Bounded
-from rlkit.errors import ConfigError, first_line
+from rlkit.data.files import parse
+from rlkit.errors import ConfigError, DataError, first_line
 from rlkit.rollout.endpoint import NAME, Calls, Refused, streamed
 from rlkit.rollout.episode import ENDED
 
@@ -129,6 +131,10 @@ class _Listener(ThreadingHTTPServer):
 class _Connection(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = IDLE_SECONDS
+    error_content_type = "application/json"
+    error_message_format = json.dumps(
+        Refused("%(message)s").body
+    )  # of the base class's own refusals, as of other methods
     server: _Listener
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -148,7 +154,7 @@ class _Connection(BaseHTTPRequestHandler):
             if path not in wanted:
                 raise Refused(f"there is no {self.command} {path}; there are {WHAT}", status=404)
             scheme, _, key = self.headers.get("Authorization", "").partition(" ")
-            answer = self.server.episodes.answer(key.strip() if scheme == "Bearer" else "", path, body)
+            answer = self.server.episodes.answer(key.strip() if scheme.lower() == "bearer" else "", path, body)
         except Refused as refused:
             self._say(refused.status, refused.body)
         except Exception as error:  # of an engine, which ends the run
@@ -170,9 +176,11 @@ class _Connection(BaseHTTPRequestHandler):
                 f"a call needs a Content-Length of at most {LARGEST} bytes; it has {length or 'none'}", status=413
             )
         try:
-            return json.loads(self.rfile.read(int(length)))
-        except ValueError as error:
-            raise Refused(f"the body is not JSON ({first_line(error)})") from None
+            return parse(self.rfile.read(int(length)).decode(), Path("the body"))
+        except UnicodeDecodeError as error:
+            raise Refused(f"the body is not UTF-8 ({first_line(error)})") from None
+        except DataError as error:
+            raise Refused(str(error)) from None
 
     def _say(self, status: int, body: Any) -> None:
         text = json.dumps(body, ensure_ascii=False).encode()

@@ -230,17 +230,32 @@ def test_a_call_that_cannot_be_served_is_told_why(body: dict[str, Any], param: s
     assert told in error["message"] and error["type"] == "invalid_request_error"
 
 
+NO_BODIES = (
+    (b"{", "the body:1: not valid JSON"),
+    (b"[" * 100_000, "the body:1: not readable JSON"),
+    (b'{"prompt": "a\\ud800"}', "half a surrogate pair"),
+    (b'{"prompt": "a", "\\ud800": 1}', "half a surrogate pair"),
+    (b'{"prompt": "a", "max_tokens": NaN}', "NaN is not JSON"),
+    (b'{"prompt": "\xff"}', "the body is not UTF-8"),
+)
+
+
+def refused(endpoint: Any, body: bytes, method: str = "POST") -> tuple[int, Any]:
+    headers = {"Authorization": f"bearer {endpoint.key}"}  # a scheme has no case
+    with pytest.raises(urllib.error.HTTPError) as found:
+        urllib.request.urlopen(urllib.request.Request(f"{endpoint.url}/completions", body, headers, method=method))
+    with found.value as error:
+        return error.code, json.load(error)["error"]
+
+
 def test_keys_and_places() -> None:
     heard: dict[str, Any] = {}
 
     def looks(endpoint: Any) -> float:
         heard["unknown"] = call(endpoint, key="sk-mine")
         heard["nowhere"] = call(endpoint, "embeddings", input="q")
-        bad = urllib.request.Request(f"{endpoint.url}/completions", b"{", {"Authorization": f"Bearer {endpoint.key}"})
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(bad)
-        with refused.value as error:
-            heard["no json"] = error.code, json.load(error)["error"]
+        heard["bodies"] = [refused(endpoint, body) for body, _ in NO_BODIES]
+        heard["method"] = refused(endpoint, b"{}", "PUT")
         with openai.OpenAI(base_url=endpoint.url, api_key=endpoint.key) as client:
             try:
                 client.chat.completions.create(model="m", messages=[{"role": "user", "content": "q" * 500}])
@@ -260,7 +275,9 @@ def test_keys_and_places() -> None:
         heard["nowhere"][0] == 404
         and "there is no POST /v1/embeddings; there are POST /v1/chat" in heard["nowhere"][1]["message"]
     )
-    assert heard["no json"][0] == 400 and "the body is not JSON" in heard["no json"][1]["message"]
+    for (_, told), (status, error) in zip(NO_BODIES, heard["bodies"], strict=True):
+        assert status == 400 and told in error["message"]
+    assert heard["method"][0] == 501 and "Unsupported method" in heard["method"][1]["message"]
     assert heard["full"] == "context_length_exceeded"
     assert ended[0] == 410 and ended[1]["message"].startswith("the episode has ended")
 
