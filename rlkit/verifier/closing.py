@@ -114,6 +114,9 @@ _LATER = re.compile(
 _SUBJECT = re.compile(
     r"(?i)\b(?:result|value|answer|outcome|solution|quantity|total|choice|option)\b[^.:]{0,60}(?:\b(?:is|are|be)\b|:)\s+\S+(?:\s\S+){0,2}[.!\s\x02]*$"
 )
+_WORDED = re.compile(
+    r"(?<![\\A-Za-z])[A-Za-z]{3,}|!"
+)  # words that are no commands of LaTeX, or what may end a sentence or be a factorial
 _WORDS_ONLY = re.compile(r"[A-Za-z][A-Za-z'’-]*(?: [A-Za-z'’-]+){0,3}\.?")
 
 
@@ -121,6 +124,9 @@ def closing(text: str, complete: bool) -> str | None:
     """The value with which a text closes; none of a text that was cut off, or that ends in a box which does not close."""
     if not complete:
         return None
+    sole = _sole(text)
+    if sole is not None and not _WORDED.search(text):
+        return sole
     opens = _OPENS.match(text[:300])
     if opens and not _LATER.search(text, opens.end()) and re.search(r"\d|\\", opens[1]):
         value = value_of(opens[1])
@@ -132,7 +138,7 @@ def closing(text: str, complete: bool) -> str | None:
         value = _last_value(_unmarked(tail), every_number=False)
         if value is not None:
             return value
-    return _sole(text)
+    return sole
 
 
 def last_number(text: str, complete: bool) -> str | None:

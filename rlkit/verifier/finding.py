@@ -10,7 +10,8 @@ The ways, in the order in which a run tries them (``EXTRACT``); the first that f
 4. ``hash``: what follows the last ``####``;
 5. ``closing``: the last formula of the text, in ``$...$``, ``\(...\)``, ``\[...\]``, ``$$...$$`` or as bare LaTeX; before that, if it
    stands later, a bold value, a paragraph that is only a number, the last cell under a table's "Answer", or a number or word of a sentence
-   that concludes (So, Therefore, also behind a comma) or ends the text, at its end or the only one in it. A text that is only a value, too.
+   that concludes (So, Therefore, also behind a comma) or ends the text, at its end or the only one in it. A text that is only a value, too
+   (and, for :func:`rlkit.verifier.verify.verify`, one that is only the reference, whatever it is made of).
    Names (``$x$``), conditions ("for ``$n > 0$``", "where ``$k = 2$``"), what is denied or bounded ("not 5", "at least 5", "5 is not
    it"), asides ("36 (24 apples and 12 pears)"), questions, remarks and checks of the result are not it.
 

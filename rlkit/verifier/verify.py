@@ -134,7 +134,7 @@ def _compare(found: str, gold: str, mode: Mode, boxed: bool, comma: bool) -> tup
     if "\\" in one[0] + two[0] and untexted(one[0]) == untexted(two[0]):
         return True, "string", "equal"
     words = re.search(r"\\(?:text|mbox|math[rb])|[A-Za-z]{4}", one[0]) is not None
-    if (words or re.fullmatch(r"[a-z]{3,}", one[1])) and one[1] == two[1] and not re.search(r"\d \d", two[1]):
+    if (words or re.fullmatch(r"no|[a-z]{3,}", one[1])) and one[1] == two[1] and not re.search(r"\d \d", two[1]):
         return True, "string", "equal"
     label = re.fullmatch(
         r"(?:\\(?:text|mathrm|textbf|mathbf)\s?\{)?(?:\([A-J]\)|[A-J][.):])\}?(?=[\s\d\\-])(.{1,300})",
@@ -203,6 +203,8 @@ def verify(
         raise ConfigError(f"the reward `math` has no mode {mode!r}; it is strict or permissive.")
     golds = _golds(answer)
     found = find(response, extract, finish)
+    if (found is None or found.way == "closing") and (alone := _alone(response, golds, mode, finish, extract)):
+        return alone
     if found is None:
         return Verdict(False, None, golds[0], None, "truncated" if finish == "length" else "no_answer")
     joined = _joined(response, found.text, golds) if found.way == "boxed" else []
@@ -220,6 +222,20 @@ def verify(
         first = first or verdict
     assert first is not None
     return first
+
+
+def _alone(response: str, golds: Sequence[str], mode: Mode, finish: str, extract: Sequence[str]) -> Verdict | None:
+    """The verdict on a response that is one of the references and nothing else ("Yes", "Paris", "n+1"): no sign tells that such words are
+    an answer, but that they are the one.
+    """
+    said = find(response, ("whole",), finish) if "closing" in extract else None
+    if said is None or len(said.text) > MAX_TEXT or "\n" in said.text:
+        return None
+    for gold in golds:
+        correct, tier, _ = _decide(said.text, gold, mode)
+        if correct and (tier == "string" or not any(c.isdigit() for c in said.text)):
+            return Verdict(True, said.text, gold, tier, "equal", "whole")
+    return None
 
 
 _JOIN = re.compile(

@@ -20,6 +20,24 @@ from rlkit.verifier.verify import verify
 
 # response, reference, whether it counts by default
 FOUND = [
+    # nothing but the answer
+    ("Yes", "yes", 1),
+    ("No.", "No", 1),
+    ("Yes", "no", 0),
+    ("<think>No or yes?</think>\nTrue", "true", 1),
+    ("no real solutions", "No real solutions", 1),
+    ("Paris", "Paris", 1),
+    ("Paris", "Rome", 0),
+    ("January 5", "January 5", 1),
+    ("January 5", "January 6", 0),
+    ("AB_{16}", "AB_{16}", 1),
+    (r"\log_2 8", "3", 1),
+    (r"\log_2 8", "8", 0),
+    ("5!", "120", 1),
+    ("infinity", r"\infty", 1),
+    ("minus infinity", r"\infty", 0),
+    (r"\boxed{No}", "no", 1),
+    ("Yes, because no prime divides it.", "no", 0),
     # a formula in no box
     (r"the probability is $\frac{3}{8}$.", r"\frac{3}{8}", 1),
     (r"the probability is $\frac{3}{8}$.", "8", 0),
