@@ -215,8 +215,10 @@ class _Builder:
 
 
 def _written_out(cls: Any, key: str, at: Located) -> Located:
-    """A section of which only ``key`` was given, as text or function, or whose keys stand beside those of a part: with ``key`` in it."""
-    if isinstance(at.value, str) or callable(at.value):
+    """A section of which only ``key`` was given, as a text, a list, a function, or rows of Python's, or whose keys stand beside those of a
+    part: with ``key`` in it.
+    """
+    if at.value is not None and not isinstance(at.value, dict | bool | int | float):
         return Located({key: at}, at.origin)
     if not isinstance(at.value, dict) or "type" not in at.value or key in at.value:
         return at

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import glob
 import importlib
 import importlib.util
 import os
@@ -60,14 +61,16 @@ class Beside:
         return text if found is None else text[: found.start(1)] + beside(found[1], folders) + text[found.end(1) :]
 
 
-Place = Annotated[str, Beside()]  # or a name, where there is no such file: of a model on the hub, of a data set
+Place = Annotated[
+    str, Beside()
+]  # also a pattern of files; or a name, where there is no such file: of a model on the hub, of a data set
 PlacedFunction = Annotated[str, Beside(r"(.+\.py):[^:]+")]
 
 
 def beside(path: str, folders: Iterable[Path]) -> str:
     """The path in the first of the folders that has it; else as it is, which is relative to the current folder."""
     places = (str(folder.resolve() / path) for folder in folders)
-    return next(filter(os.path.exists, places), path)
+    return next((p for p in places if os.path.exists(p) or (glob.has_magic(path) and glob.glob(p))), path)
 
 
 # -- the user's own files ---------------------------------------------------------------------------------------------

@@ -27,9 +27,9 @@ class Data(Bounded):
     Attributes:
         task: a built-in procedural task; or
         train, test: a ``.jsonl``, ``.json``, ``.csv`` (also ``.gz``) or ``.parquet`` file, a named set (``gsm8k``, ``math:levels=1-4``; see
-            :mod:`rlkit.data.sets`), a data set on the hub (``owner/name[:config]``), or a list of those; the column ``dataset`` then
-            says where a row is from. In Python also the rows themselves: a list of mappings or an iterator of them, a mapping of columns, a
-            data frame, a data set (:mod:`rlkit.data.rows`).
+            :mod:`rlkit.data.sets`), a data set on the hub (``owner/name[:config]``), all files of a pattern (``rows/*.jsonl``), or a list
+            of those; the column ``dataset`` then says where a row is from. In Python also the rows themselves: a list of mappings or an
+            iterator of them, a mapping of columns, a data frame, a data set (:mod:`rlkit.data.rows`).
         size, test_size: rows of the task, or at most so many rows of the files (null: all).
         columns: which columns of a file hold the prompt and the answer, e.g. ``{prompt: question, answer: reward_model.ground_truth}``;
             a path may lead into a list (``prompt.0.content``). A prompt is a text, or a chat: a list of ``{role, content}``.

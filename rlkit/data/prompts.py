@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import hashlib
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -222,7 +224,8 @@ def pick(row: Mapping[str, Any], column: str, what: str, where: str) -> Any:
 def read_rows(
     source: str, split: Split, say: Callable[[str], None] = lambda text: None, key: str | None = None
 ) -> Iterable[tuple[str, Row]]:
-    """``(place, row)`` of a file, of a named set (:mod:`rlkit.data.sets`), or of a hub data set ``owner/name[:config]``.
+    """``(place, row)`` of a file, of all files that a pattern finds (``rows/*.jsonl``), of a named set (:mod:`rlkit.data.sets`), or of a
+    hub data set ``owner/name[:config]``.
 
     ``key`` is what names it in the section ``data``, for messages; None: the split.
     """
@@ -232,6 +235,13 @@ def read_rows(
             f"data.{key}: {source} are not in this file. Give them again, rk.load(...).replace(data={{{key!r}: rows}}), or name a file."
         )
     path = Path(source)
+    if glob.has_magic(source) and not path.exists():
+        names = sorted(filter(is_file_of_rows, glob.glob(source, recursive=True)))
+        if not names:
+            raise DataError(
+                f"data.{key}: no file of rows (.jsonl, .json, .csv, also .gz, .parquet) has a name like {source!r}."
+            )
+        return itertools.chain.from_iterable(read_file(Path(name)) for name in names)
     if is_file_of_rows(source):
         if not path.exists():
             near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1)
@@ -242,8 +252,13 @@ def read_rows(
         return read_file(path)
     if path.exists():
         kind = "folder" if path.is_dir() else "file"
+        inside, more = Counter(p.suffix for p in path.glob("*") if is_file_of_rows(p.name)), ""
+        if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+            more = " Of `save_to_disk`: write its rows with to_parquet, or give the data set in Python."
+        elif inside:
+            more = f" Name one of those in it, or all: {path / f'*{inside.most_common(1)[0][0]}'}."
         raise DataError(
-            f"data.{key}: {source!r} is a {kind}; rows are read from .jsonl, .json, .csv (also .gz) and .parquet files."
+            f"data.{key}: {source!r} is a {kind}; rows are read from .jsonl, .json, .csv (also .gz) and .parquet files.{more}"
         )
     return read_set(source, split, say) if is_named(source) else _hub(source, split, key)
 

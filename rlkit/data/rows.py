@@ -39,6 +39,8 @@ class Rows(OnlyPython):
         if not self.rows:
             raise DataError(f"{where}: there are no rows in it.")
         text = json.dumps(self.rows, sort_keys=True, default=str)
+        if "\\ud" in text:  # a surrogate pair, or half of one
+            _require_characters(self.rows, where)
         self.digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
 
     @classmethod
@@ -77,8 +79,8 @@ def source_of(given: Any, where: str) -> Source | None:
         return given
     if isinstance(given, Path):
         return str(given)
-    if isinstance(given, list | tuple) and given and all(isinstance(name, str) for name in given):
-        return tuple(given)
+    if isinstance(given, list | tuple) and given and all(isinstance(name, str | Path) for name in given):
+        return tuple(map(str, given))
     return Rows.of(given, where)
 
 
@@ -102,6 +104,10 @@ def _mappings(given: Any, where: str) -> Iterable[Mapping[str, Any]]:
 def _of_columns(columns: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
     lists = {}
     for name, column in columns.items():
+        if hasattr(type(column), "column_names"):
+            raise DataError(
+                f"{where}: found several data sets ({', '.join(map(str, columns))}); give one of them, [{name!r}]."
+            )
         if isinstance(column, str | bytes) or not isinstance(column, Iterable):
             raise DataError(
                 f"{where}: the column {name!r} is a {type(column).__name__}; a mapping holds a list for each column. One row "
@@ -125,6 +131,17 @@ def _row(row: Any, where: str) -> dict[str, Any]:
     if strange is not None:
         raise DataError(f"{where}: a column is called {strange!r}; names of columns are texts.")
     return {name: _plain(value) for name, value in row.items()}
+
+
+def _require_characters(rows: Sequence[Mapping[str, Any]], where: str) -> None:
+    """Raises DataError for half a surrogate pair, which no tokenizer reads."""
+    for i, row in enumerate(rows):
+        try:
+            json.dumps(row, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{where}[{i}]: \\u{ord(error.object[error.start]):04x} is half a surrogate pair, which is no character; mend or remove it."
+            ) from None
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ import pytest
 
 from rlkit.data import Data
 from rlkit.data.prompts import load_prompts
+from rlkit.errors import DataError
 from rlkit.model.tiny import make_tokenizer
 from tests.data.tables import beside
 
@@ -42,3 +43,23 @@ def test_files_columns_templates_and_limits(tmp_path: Path) -> None:
         load_prompts(beside(tmp_path, train="d.jsonl", columns={"prompt": "question"}), "train", tokenizer)
     with pytest.raises(ValueError, match="Did you mean"):
         load_prompts(Data(train=str(tmp_path / "dd.jsonl")), "train", tokenizer)
+
+
+def test_a_pattern_names_several_files_and_a_folder_none(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer("0123456789+-=Q")
+    (tmp_path / "rows").mkdir()
+    for k in (2, 1):
+        (tmp_path / "rows" / f"{k}.jsonl").write_text(json.dumps({"prompt": f"{k}+1", "answer": k + 1}) + "\n")
+    (tmp_path / "rows" / "notes.txt").write_text("no rows")
+    for pattern in ("rows/*", "rows/[0-9].jsonl", "**/*.jsonl"):
+        data = beside(tmp_path, train=pattern, template="plain")
+        assert [p.answer for p in load_prompts(data, "train", tokenizer)] == [2, 3]
+    for name, says in (
+        ("rows/*.csv", "has a name like"),
+        ("rows", r"is a folder; .* Name one of those in it, or all: .*/rows/\*\.jsonl\."),
+    ):
+        with pytest.raises(DataError, match=says):
+            load_prompts(beside(tmp_path, train=str(tmp_path / name)), "train", tokenizer)
+    (tmp_path / "rows" / "dataset_info.json").write_text("{}")
+    with pytest.raises(DataError, match=r"Of `save_to_disk`: write its rows with to_parquet"):
+        load_prompts(beside(tmp_path, train="rows"), "train", tokenizer)

@@ -70,6 +70,14 @@ def test_nan_of_a_frame_is_a_value_that_is_not_there() -> None:
         ({"prompt": ["a"], "answer": [1, 2]}, "data.train: the columns have different lengths: prompt 1, answer 2."),
         (5, "data.train: found a int; give a list of mappings, a mapping of columns, a data frame or a data set."),
         (iter([]), "data.train: there are no rows in it."),
+        (
+            [{"prompt": "\U0001f600"}, {"prompt": "\ud83d"}],
+            "data.train[1]: \\ud83d is half a surrogate pair, which is ...",
+        ),
+        (
+            {"train": pytest.importorskip("datasets").Dataset.from_list(TWO), "test": None},
+            "data.train: found several data sets (train, test); give one of them, ['train'].",
+        ),
         ([{1: "a"}], "data.train[0]: a column is called 1; names of columns are texts."),
     ],
 )
