@@ -24,6 +24,7 @@ from rlkit.model.load import examine, same_tokens
 from rlkit.model.reference import Frozen, asked_at
 from rlkit.objective import Term, sources_of
 from rlkit.objective.full_vocab import Wasserstein, WholeVocabulary, told_apart
+from rlkit.objective.labelled import LabelTerm
 from rlkit.objective.losses import AStar
 from rlkit.objective.oracle import Finding, dishonest, examine_all, refuse_nothing
 from rlkit.record.output import require_folder
@@ -620,6 +621,21 @@ def check_columns(run: Run, prompts: Sequence[Prompt], examples: Sequence[Exampl
             raise ConfigError(
                 f"{users} reads the column {name!r}, but {len(bad)} of {len(rows)} prompts have no number there (the "
                 f"first: {bad[0].id}). {make}"
+            )
+
+
+def check_labels(run: Run, examples: Sequence[ExampleRows]) -> None:
+    """Raises ConfigError for a term that tells good responses from bad ones and finds only one kind among those of the data."""
+    for term in run.objective:
+        if not isinstance(term, LabelTerm) or term.on != "labelled":
+            continue
+        labels = [e.reward for x in examples if _reads(term, x.spec) for row in x.rows for e in row]
+        if labels and len({x > term.above for x in labels}) == 1:
+            kind = "good" if labels[0] > term.above else "bad"
+            raise ConfigError(
+                f"{term.name}: all {len(labels)} responses of the data are {kind}, because their labels, from {min(labels):g} to "
+                f"{max(labels):g}, are {'above' if kind == 'good' else 'not above'} {term.above:g}. Say which scores are good: "
+                "data.labelled.threshold, or `above` of the term."
             )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from rlkit.checks import (
     Findings,
     check_columns,
+    check_labels,
     check_models,
     check_sets,
     context_length,
@@ -19,7 +20,7 @@ from rlkit.checks import (
     self_test,
 )
 from rlkit.cluster.start import hosting
-from rlkit.data.examples import ExampleRows, read_examples
+from rlkit.data.examples import ExampleRows, overlap_of_rows, read_examples
 from rlkit.data.prompts import first_of_each, load_prompts, overlap, preview
 from rlkit.data.stored import StoredRows
 from rlkit.data.tasks import Split
@@ -64,7 +65,9 @@ class Inputs:
             first = rows.rows[0]
             yield f"  first prompt ({first[0].prompt.id}): {first[0].prompt.text!r}"
             for e in first:
-                yield f"  {e.source}: {self.tokenizer.decode(e.tokens.tolist())!r} (reward {e.reward:g})"
+                parts = ((trained, repr(self.tokenizer.decode(tokens))) for trained, tokens in e.pieces())
+                text = " ".join(part if trained else f"(not trained: {part})" for trained, part in parts)
+                yield f"  {e.source}: {text} (reward {e.reward:g})"
 
     def kept(self, run: Run, start: str) -> Iterator[Kept]:
         """The files that keep what reference and teacher say of the rows of data; where there is none, they are asked in every step."""
@@ -97,6 +100,8 @@ def read_inputs(run: Run, stack: contextlib.ExitStack, notes: list[str]) -> Inpu
     with wrong:
         examples = _examples(run, "train", tokenizer, notes.append)
         held_out = _examples(run, "test", tokenizer, notes.append)
+        notes += filter(None, (overlap_of_rows(a, b) for a in examples for b in held_out if a.spec.key == b.spec.key))
+        check_labels(run, examples)
     with wrong:
         if prompts:
             scorer.check(list(prompts[0].columns))

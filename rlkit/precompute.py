@@ -107,7 +107,9 @@ class Kept:
         digest = hashlib.sha256()
         for e in (e for rows in sets for row in rows.rows for e in row):
             digest.update(
-                array("i", [len(e.prompt.token_ids), *e.prompt.token_ids, len(e.tokens)]).tobytes() + e.tokens.tobytes()
+                array("i", [len(e.prompt.token_ids), *e.prompt.token_ids, len(e.tokens)]).tobytes()
+                + e.tokens.tobytes()
+                + e.trained
             )
         return cls(section, Path(path), model, digest.hexdigest()[:16], temperature, k)
 
@@ -198,7 +200,7 @@ def _asked(annotate: Annotate, rows: Sequence[Sequence[Example]], which: str, wh
     b = annotate(b, (which, f"{which}_full") if whole else (which,))
     found = b.whole[which] if whole else {}
     top = TopK(found["ids"], found["logp"]) if whole else None
-    return Found.of(torch.bincount(b.seq, minlength=b.S), b.logp[which], top)
+    return Found.of(b.edge().diff(), b.logp[which], top)
 
 
 def with_outputs(sets: Sequence[ExampleRows], anchor: str, found: Found) -> tuple[ExampleRows, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -120,6 +121,43 @@ def test_dpo_raises_the_margin_without_an_engine_and_goes_on_bit_by_bit(
     same(whole, rk.train(run, resume=True, quiet=True))
     tokenizer = whole.tokenizer()
     assert whole.model().generate(**tokenizer("12>", return_tensors="pt"), max_new_tokens=2).shape == (1, 5)
+
+
+def test_of_a_demonstrated_chat_the_answers_are_trained_and_nothing_between_them(
+    small: dict[str, Any], tiny: Path, tmp_path: Path
+) -> None:
+    """The loss of a step is that of the answers' tokens by the model's own forward pass, and kept log-probs change nothing."""
+    chat = [{"role": "user", "content": "12"}, {"role": "assistant", "content": "21"}]
+    folder = tmp_path / "chats"
+    shutil.copytree(tiny, folder)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% else %}>{% endif %}{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    rows = [{"messages": [*chat, {"role": "user", "content": "345"}, {"role": "assistant", "content": "543"}]}]
+    run = rk.load(
+        {
+            **{key: small[key] for key in ("out", "log")},
+            "name": "chats",
+            "model": {"path": str(folder)},
+            "data": {"demonstrations": {"path": rows, "per_step": 1}},
+            "objective": [{"type": "NLL", "on": "dataset", "reduce": "token"}, {"type": "KL", "on": "dataset"}],
+            "steps": 2,
+        }
+    )
+    found = rk.train(run, quiet=True).metrics()
+    ids = torch.tensor([tokenizer("12>21", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]])
+    first = ids.shape[1]
+    ids = torch.cat(
+        [ids, torch.tensor([tokenizer("345>543", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]])], 1
+    )
+    trained = torch.zeros(ids.shape[1], dtype=torch.bool)
+    trained[3:first] = trained[first + 4 :] = True
+    with torch.no_grad():
+        logp = load_lm(str(folder))(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+    assert found[0]["loss/NLL"] == pytest.approx(float(-logp[trained[1:]].mean()), rel=1e-4)
+    assert found[0]["learner/tokens"] == 7
+    kept = rk.train(run.replace(name="kept", reference={"precompute": str(tmp_path / "ref.pt")}), quiet=True).metrics()
+    assert found[1]["learner/grad_norm"] == pytest.approx(kept[1]["learner/grad_norm"], rel=1e-4)
 
 
 def test_a_run_does_not_depend_on_how_its_batches_are_cut_or_laid_out(offline: dict[str, Any]) -> None:
@@ -303,6 +341,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a rule without samples": ({"pairing": {"type": "BestWorst"}}, "pairing is set, but no term compares a step's own responses"),
     "penalties of samples": ({"reward_penalties": [{"type": "KLReward"}]}, "reward_penalties is about responses that are sampled, but this run samples none"),
     "prompts without rewards": ({"data": {"pairs": "x.jsonl", "test": "p.jsonl"}}, "rewards is empty"),
+    "scores of which all are good": ({"data": {"labelled": [{"prompt": "1>", "response": "1", "score": x} for x in (2, 5)]}, "objective": [{"type": "KTO"}]}, r"KTO: all 2 responses of the data are good, because their labels, from 2 to 5, are above 0.5. Say which scores are good"),
     "kept log-probs of other rows": ({"objective": [{"type": "DPO"}, {"type": "FullDivergence", "on": "chosen"}], "reference": {"type": "Frozen", "precompute": "x.pt"}}, "compares all tokens, but reference.precompute keeps the log-probs of its most likely tokens"),
     "a column that rows lack": ({"objective": [{"type": "DPO"}, {"type": "AStar", "on": "chosen", "coef": 0.1}]}, "AStar reads the column 'v_star', but 40 of 40 prompts have no number there"),
 }  # fmt: skip

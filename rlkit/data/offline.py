@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from rlkit.bounds import Bounded, Count, Finite
 from rlkit.data.rows import RowsGiven, Source, source_of
+from rlkit.errors import ConfigError
 from rlkit.samples import Source as Kind
 from rlkit.values import Given, otherwise
 
@@ -31,6 +33,7 @@ class Offline(Bounded):
 
     shorthand: ClassVar[str | None] = "path"
     key: ClassVar[str] = ""  # its name in the section `data`
+    reads: ClassVar[tuple[str, ...]] = ()  # what its columns hold
     sources: ClassVar[tuple[Kind, ...]] = ()  # what its rows are in a batch
 
     path: Given[Source, Source | Sequence[str] | RowsGiven]
@@ -46,6 +49,14 @@ class Offline(Bounded):
         for name in ("path", "test"):
             given: Any = vars(self)[name]
             object.__setattr__(self, name, source_of(given, f"data.{self.key}.{name}"))
+        for name in self.columns:
+            if name not in self.reads:
+                near = difflib.get_close_matches(name, self.reads, 1)
+                raise ConfigError(
+                    f"data.{self.key}.columns: nothing is called {name!r} here. "
+                    + (f"Did you mean {near[0]!r}? " if near else "")
+                    + f"A column is given as {{WHAT: ITS NAME}}; what there can be: {', '.join(self.reads)}."
+                )
         super().__post_init__()
 
 
@@ -57,18 +68,29 @@ class Pairs(Offline):
     """
 
     key: ClassVar[str] = "pairs"
+    reads: ClassVar[tuple[str, ...]] = (
+        "prompt",
+        "chosen",
+        "rejected",
+        "chosen_score",
+        "rejected_score",
+        "system",
+        "messages",
+    )
     sources: ClassVar[tuple[Kind, ...]] = ("chosen", "rejected")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled(Offline):
-    """Single responses with a label or a score, for terms with ``on: labelled``. Columns: ``prompt``, ``response``, ``label``.
+    """Single responses with a label or a score, for terms with ``on: labelled``. Columns: ``prompt``, ``response``, ``label``; of a chat
+    in ``messages`` the label is that of its last answer.
 
     Attributes:
         threshold: scores above it are the label 1, others 0; null: labels and scores are taken as they are.
     """
 
     key: ClassVar[str] = "labelled"
+    reads: ClassVar[tuple[str, ...]] = ("prompt", "response", "label", "messages", "system")
     sources: ClassVar[tuple[Kind, ...]] = ("labelled",)
 
     threshold: Finite | None = None
@@ -76,7 +98,10 @@ class Labelled(Offline):
 
 @dataclass(frozen=True, kw_only=True)
 class Demonstrations(Offline):
-    """Responses to imitate, for terms with ``on: dataset``. Columns: ``prompt`` and ``response``, or a chat in ``messages``."""
+    """Responses to imitate, for terms with ``on: dataset``. Columns: ``prompt`` and ``response``, or a chat in ``messages``, of which every
+    answer is trained that has a message of the user or of a tool before it (not those with ``weight: 0``), and nothing else.
+    """
 
     key: ClassVar[str] = "demonstrations"
+    reads: ClassVar[tuple[str, ...]] = ("prompt", "response", "messages", "system")
     sources: ClassVar[tuple[Kind, ...]] = ("dataset",)

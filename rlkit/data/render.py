@@ -39,6 +39,7 @@ class Rendered:
     messages: tuple[Message, ...] = ()
     cut: bool = False  # the chat went on with an answer, which is left out
     shown: tuple[Message, ...] = ()  # what the chat template was given
+    options: Mapping[str, Any] = field(default_factory=dict)  # and its further variables
 
 
 class Encoder:
@@ -113,15 +114,12 @@ class Renderer:
             DataError: neither, or a chat that the template refuses.
         """
         if isinstance(value, str) and value.strip():
-            if re.match(r"\s*\[\s*\{\s*['\"](role|content)['\"]\s*:", value):
-                raise DataError(
-                    f"{where}: the prompt is a chat that was written as one text ({short(value)}). Store the rows as .jsonl or "
-                    ".parquet with a list of messages, or name a column that holds the question alone."
-                )
+            if is_written_chat(value):
+                raise DataError(f"{where}: {written_chat(value)}")
             text = self.template.text.replace("{question}", value)
             if self.template.chat:
                 asked = self._with_system([{"role": "user", "content": text}])
-                return Rendered(self.chat(asked, where), value, True, shown=asked)
+                return Rendered(self.chat(asked, where), value, True, shown=asked, options=self.options)
             for key, given in (("system", self.system), ("chat_template_kwargs", self.options)):
                 if given:
                     raise DataError(
@@ -151,7 +149,7 @@ class Renderer:
             put = {**messages[mine[-1]], "content": self.template.text.replace("{question}", question)} if mine else {}
             shown = [put if mine and i == mine[-1] else m for i, m in enumerate(messages)]
         whole = self._with_system(shown)
-        return Rendered(self.chat(whole, where), question, True, tuple(messages), cut, whole)
+        return Rendered(self.chat(whole, where), question, True, tuple(messages), cut, whole, self.options)
 
     def _with_system(self, messages: Sequence[Message]) -> tuple[Message, ...]:
         if self.system is None or messages[0]["role"] in ("system", "developer"):
@@ -161,12 +159,28 @@ class Renderer:
     def answer(self, prompt: Rendered, message: Message, where: str) -> str:
         """What stands after a prompt that a message of the assistant answers: what the chat template makes of it, with what closes it.
 
-        Where the template writes the whole chat otherwise than the prompt alone, and in a prompt that is no chat, it is the content itself.
+        Where the template writes the whole chat otherwise than the prompt alone, and in a prompt that is no chat, it is the content itself,
+        without the tag (``<think>``) with which the template has begun it.
+
+        Raises:
+            DataError: where the template does so, an answer that is nothing but calls of tools.
         """
         if not prompt.templated:
             return str(message["content"])
-        whole = self.chat([*prompt.shown, message], where, ask=False)
-        return whole[len(prompt.text) :] if whole.startswith(prompt.text) else str(message["content"])
+        whole = self.chat([*prompt.shown, message], where, prompt.options, ask=False)
+        content = str(message["content"])
+        if whole.startswith(prompt.text):
+            return whole[len(prompt.text) :]
+        if not content.strip():
+            raise DataError(
+                f"{where}: an answer calls a tool, but the tokenizer's chat template writes what stands before it otherwise than the "
+                "prompt alone, so that nobody knows what the model would have to write. Take another template, or leave the row out."
+            )
+        asks = prompt.text.removeprefix(self.chat(prompt.shown, where, prompt.options, ask=False))
+        begun = (
+            asks[m.start() :] for m in re.finditer("<", asks)
+        )  # <think>, which a thought in the content begins with, too
+        return content.removeprefix(next((tag for tag in begun if content.startswith(tag)), ""))
 
     def chat(
         self, messages: Sequence[Message], where: str, more: Mapping[str, Any] | None = None, ask: bool = True
@@ -193,6 +207,14 @@ class Renderer:
                 + (" Leave data.system out." if ours else "")
             ) from error
 
+    @property
+    def _words(self) -> set[str]:
+        return set(re.findall(r"[A-Za-z_]\w*", str(self.tokenizer.get_chat_template())))
+
+    def reads(self, variable: str) -> bool:
+        """Whether the tokenizer's chat template has a variable of this name."""
+        return bool(self.tokenizer.chat_template) and variable in self._words
+
     def check(self) -> None:
         """Raises DataError if the tokenizer has no chat template, or one that reads no variable of an option's name."""
         if not self.tokenizer.chat_template:
@@ -204,9 +226,8 @@ class Renderer:
         for key in self.options:
             if key in FIXED:
                 raise DataError(f"data.chat_template_kwargs.{key}: rlkit sets this itself; leave it out.")
-            words = set(re.findall(r"[A-Za-z_]\w*", str(self.tokenizer.get_chat_template())))
-            if key not in words:
-                near = difflib.get_close_matches(key, words, 1)
+            if not self.reads(key):
+                near = difflib.get_close_matches(key, self._words, 1)
                 raise DataError(
                     f"data.chat_template_kwargs.{key}: the tokenizer's chat template reads no variable of this name."
                     + (f" Did you mean {near[0]!r}?" if near else " Leave it out.")
@@ -215,7 +236,7 @@ class Renderer:
 
 def read_messages(value: Sequence[Any], where: str, *, empty: bool = False) -> list[Message]:
     """A chat as chat templates read it: texts as contents, and no keys without a value (Parquet gives each message those of all).
-    ``empty``: a content may be, as that of a tool's result or of an answer.
+    ``empty``: a content may be; that of a tool's result always may.
 
     Raises:
         DataError: with the number of the message that is none.
@@ -233,7 +254,7 @@ def read_messages(value: Sequence[Any], where: str, *, empty: bool = False) -> l
         if role not in ROLES:
             raise DataError(f"{place} has the role {short(role)}; roles are {', '.join(ROLES)}.")
         kept["content"] = _content(kept.get("content"), place)
-        if not empty and not kept["content"].strip() and not kept.get("tool_calls"):
+        if not empty and not kept["content"].strip() and not kept.get("tool_calls") and role != "tool":
             raise DataError(f"{place} ({role}) has no content. Fill it in, or take the message out.")
         out.append(kept)
     return out
@@ -255,6 +276,20 @@ def _content(content: Any, place: str) -> str:
             raise DataError(f"{place} holds the part {short(part)}; a part is {{type: text, text: ...}}.")
         texts.append(text)
     return "".join(texts)
+
+
+def is_written_chat(text: str) -> bool:
+    """Whether a text is a list of messages as Python or JSON writes it."""
+    return re.match(r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:", text) is not None
+
+
+def written_chat(text: str, what: str = "prompt") -> str:
+    """What there is to say of such a text."""
+    alone = ", or name a column that holds the question alone" if what == "prompt" else ""
+    return (
+        f"the {what} is a chat that was written as one text ({short(text)}). Store the rows as .jsonl or .parquet with a list of "
+        f"messages{alone}."
+    )
 
 
 def short(value: Any) -> str:

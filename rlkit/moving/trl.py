@@ -230,9 +230,11 @@ def _sft(given: Given, draft: Draft, per_step: int) -> None:
 
 
 def _answers(given: Given, draft: Draft) -> None:
-    """What of a row is trained on: here the last answer alone."""
-    if given.get("assistant_only_loss", False):
-        draft.note("assistant_only_loss: the last answer of a chat is trained on here, all of the assistant's in TRL")
+    """What of a row is trained on: here the answers alone."""
+    if not given.get("assistant_only_loss", False):
+        draft.note(
+            "assistant_only_loss: of a chat the assistant's answers are trained on here, in TRL all messages unless it is set"
+        )
     if given.get("completion_only_loss") is False:
         draft.leave(given, "completion_only_loss", "a prompt is not trained on: the loss is that of the response")
     if given.get("dataset_text_field", "text") != "text":
