@@ -9,7 +9,7 @@ the same tokens: in dense parts of rows of similar length, in a kernel that skip
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -18,8 +18,18 @@ from torch import Tensor
 from torch.nn.attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
+from rlkit.errors import ModelError
+
 NAME = "rlkit_packed"  # the attention implementation that a model has to be loaded with
 SHARED = "_shared"  # behind the name of a method whose rows several ranks share (rlkit.model.sharing)
+# What a model's layers may tell their attention, and neither ours nor torch's looks at: as a rule those functions pass over it without a word.
+UNHEEDED = {
+    "softcap": "caps the scores of attention",
+    "s_aux": "has attention sinks",
+    "position_bias": "adds a bias of places to the scores of attention",
+    "indices": "attends to some tokens alone",
+    "block_indices": "attends to some tokens alone",
+}
 
 
 class Row(NamedTuple):
@@ -204,7 +214,8 @@ class Blocks:
         if window not in self.masks:
             self.masks[window] = self._mask(window)
         q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))  # [1, heads, M, d]
-        out = _blocked(q, k, v, self.masks[window], scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
+        gqa = query.shape[1] != key.shape[1]
+        out = _blocked(q, k, v, self.masks[window], window, scale=scaling, enable_gqa=gqa)
         return out[0].transpose(0, 1)
 
     def _mask(self, window: int | None) -> Any:
@@ -215,15 +226,18 @@ class Blocks:
             return there if window is None else there & (position[q] - position[k] < window)
 
         size, device = len(own), own.device
-        return flex_attention.create_block_mask(
-            sees, None, None, size, size, device=device, _compile=device.type == "cuda"
-        )
+        make: Any = flex_attention.create_block_mask
+        if device.type in KERNELS:  # or a mask of all pairs of tokens would be made first
+            make = _compiled(make, window)
+        return make(sees, None, None, size, size, device=device)
 
 
-def _blocked(query: Tensor, key: Tensor, value: Tensor, block_mask: Any, **options: Any) -> Tensor:
+def _blocked(query: Tensor, key: Tensor, value: Tensor, block_mask: Any, window: int | None, **options: Any) -> Tensor:
     """Flex attention, its kernel on GPUs. On CPUs it has no backward pass, so what has one is computed densely under the same mask."""
-    if query.is_cuda:
-        return _kernel()(query, key, value, block_mask=block_mask, **options)  # type: ignore[no-any-return]
+    if query.device.type in KERNELS:
+        same = (query.shape[1], key.shape[1], query.shape[3], value.shape[3], query.dtype, window)
+        kernel = _compiled(flex_attention.flex_attention, *same, torch.is_grad_enabled(), query.requires_grad)
+        return kernel(query, key, value, block_mask=block_mask, **options)  # type: ignore[no-any-return]
     if query.requires_grad:
         size = query.shape[2]
         sees = flex_attention.create_mask(block_mask.mask_mod, 1, 1, size, size, query.device)
@@ -232,10 +246,16 @@ def _blocked(query: Tensor, key: Tensor, value: Tensor, block_mask: Any, **optio
     return out
 
 
+KERNELS = {"cuda"}  # devices for which flex attention is compiled
+COMPILER: Any = "inductor"
+
+
 @functools.cache
-def _kernel() -> Any:
-    """Made once for rows of every length."""
-    return torch.compile(flex_attention.flex_attention, dynamic=True)
+def _compiled(function: Any, *same: Any) -> Any:
+    """Compiled for rows of every length, once for what else there is of one kind: torch compiles a function eight times at most and computes
+    it as it is written from then on, which here is all scores of all tokens. So each kind counts for itself, and more is an error.
+    """
+    return torch.compile(function, dynamic=True, fullgraph=True, isolate_recompiles=True, backend=COMPILER)
 
 
 @dataclass(frozen=True)
@@ -369,7 +389,11 @@ def attention(
 
     Shapes:
         query ``[B, heads, T, d]``, key and value ``[B, kv_heads, S, d]``; returns ``[B, T, heads, d]``.
+
+    Raises:
+        ModelError: the model asks for more than that (:data:`UNHEEDED`).
     """
+    heed(kwargs)
     if attention_mask is not None and query.shape[2] == 1:
         return next_token(query, key, value, attention_mask, scaling), None
     if packing is None:
@@ -390,6 +414,13 @@ def attention(
         return out.transpose(1, 2).contiguous(), None
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [M, heads, d]
     return packing.method.attend(q, k, v, scaling, dropout, sliding_window)[None], None
+
+
+def heed(asked: Mapping[str, Any]) -> None:
+    """Raises ModelError if a layer asks its attention for what would be left out."""
+    for name, what in UNHEEDED.items():
+        if asked.get(name) is not None:
+            raise ModelError(f"it {what}")
 
 
 def next_token(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float | None) -> Tensor:

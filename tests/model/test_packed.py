@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rlkit.model.load import load_for, load_lm
 from rlkit.model.policy import PolicyModel, ValueModel, evaluate_new
 from rlkit.model.tiny import make_tiny
 from rlkit.types import Batch, Prompt, Rollout, Sampling
+from tests.model.families import FAMILIES, Family, make
 
 pytestmark = pytest.mark.slow
 
@@ -292,6 +294,92 @@ def test_windows_and_whole_layers_as_the_padded_pass_has_them(
         plain, ours = load_lm(tmp_path, attention="eager"), load_lm(tmp_path)
         ours.set_attn_implementation(packed.NAME)
         torch.testing.assert_close(ours(b.ids[None, :40]).logits, plain(b.ids[None, :40]).logits, rtol=1e-4, atol=1e-5)
+
+
+REFUSED = {"Gemma 2": "caps the scores of attention", "GPT-OSS": "has attention sinks"}
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_family_by_the_methods_for_gpus(
+    family: Family, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and the gradient of every parameter against `eager`; or the reason why rows are padded, in 16 bits, too."""
+    from torch.nn.attention import varlen
+
+    monkeypatch.setattr(varlen, "varlen_attn", flash)
+    path, b = make(family, tmp_path), batch(8)
+
+    def gradient(lm: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        model = PolicyModel(lm).train()
+        new = evaluate_new(model, b, Sampling(), frozenset())
+        new.logp.square().sum().backward()
+        grads = [p.grad.flatten().float() for p in model.parameters() if p.grad is not None]
+        return new.logp.detach().float(), torch.cat(grads)
+
+    want, wanted = gradient(load_lm(path, dtype, "eager"))
+    for name in list(packed.METHODS)[1:]:
+        monkeypatch.setattr(packed, "candidates", lambda device, dtype, name=name: (name,))
+        lm, why = load_for(path, dtype, packed.NAME, windows=True)
+        if family.name in REFUSED:
+            assert why is not None and f"it {REFUSED[family.name]}" in why and lm.config._attn_implementation == "eager"
+            continue
+        assert why is None and lm.config._attn_implementation == name
+        logp, grad = gradient(lm)
+        gap = (logp - want).abs()
+        most, mean, moved = (1e-5, 1e-5, 5e-6) if dtype == torch.float32 else (0.06, 0.02, 0.04)
+        if dtype == torch.bfloat16 and "MoE" in family.name or family.name in ("Mixtral", "OLMoE", "DeepSeek-V3"):
+            most, mean, moved = 1.0, 0.05, 0.5  # rounding sends a token to another expert
+        assert float(gap.max()) < most and float(gap.mean()) < mean
+        assert float((grad - wanted).norm() / wanted.norm()) < moved
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_a_window_that_layers_do_not_hand_on_is_noticed_however_long_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Qwen2-MoE's masks have the window, its layers do not tell their attention of it."""
+    monkeypatch.setattr(packed, "candidates", lambda device, dtype: (f"{packed.NAME}_blocks",))
+    found = {}
+    for name in ("Qwen2-MoE", "Mistral"):
+        (family,) = (f for f in FAMILIES if f.name == name)
+        long = {**family.options, "sliding_window": 200}
+        if name == "Qwen2-MoE":
+            long |= {"use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}
+        path = make(dataclasses.replace(family, options=long), tmp_path / name)
+        lm, why = load_for(path, torch.float32, packed.NAME, windows=True)
+        found[name] = why
+        assert lm.config.sliding_window == 200
+    assert found["Mistral"] is None
+    assert "other hidden states for packed sequences" in (found["Qwen2-MoE"] or "")
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_a_kernel_is_compiled_for_rows_of_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its compiler is torch's, without the last step: what a GPU's would be asked for, and how often."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend("eager")  # type: ignore[no-untyped-call]
+    monkeypatch.setattr(packed, "COMPILER", counter)
+    packed._compiled.cache_clear()
+    try:
+        with torch._dynamo.config.patch(disable=False), torch.no_grad():
+            for heads, kv, d, window in ((4, 2, 16, 6), (6, 2, 24, None)):
+                for seed, n in enumerate((2, 9, 5)):
+                    b = batch(seed, groups=tuple(1 + k % 4 for k in range(n)))
+                    method = packed.make(b.ids, b.length, b.action, b.group, f"{packed.NAME}_blocks").method
+                    rows = [torch.randn(len(method.own), h, d) for h in (heads, kv, kv)]
+                    monkeypatch.setattr(packed, "KERNELS", {"cuda"})
+                    want = method.attend(*rows, d**-0.5, 0.0, window)
+                    method.masks.clear()
+                    monkeypatch.setattr(packed, "KERNELS", {"cpu"})
+                    torch.testing.assert_close(method.attend(*rows, d**-0.5, 0.0, window), want)
+        # The kernel and its mask, two times each: torch also compiles for sizes that happen to be equal.
+        assert 4 <= counter.frame_count <= 8
+    finally:
+        packed._compiled.cache_clear()
+        torch._dynamo.reset()
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
