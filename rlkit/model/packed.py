@@ -22,7 +22,7 @@ from rlkit.errors import ModelError
 
 NAME = "rlkit_packed"  # the attention implementation that a model has to be loaded with
 SHARED = "_shared"  # behind the name of a method whose rows several ranks share (rlkit.model.sharing)
-# What a model's layers may tell their attention, and neither ours nor torch's looks at: as a rule those functions pass over it without a word.
+# What a model's layers may tell their attention and neither ours nor torch's looks at: such functions pass over it without a word.
 UNHEEDED = {
     "softcap": "caps the scores of attention",
     "s_aux": "has attention sinks",
@@ -252,8 +252,8 @@ COMPILER: Any = "inductor"
 
 @functools.cache
 def _compiled(function: Any, *same: Any) -> Any:
-    """Compiled for rows of every length, once for what else there is of one kind: torch compiles a function eight times at most and computes
-    it as it is written from then on, which here is all scores of all tokens. So each kind counts for itself, and more is an error.
+    """Compiled for rows of every length, once for each kind of them: torch compiles a function eight times at most and computes it as
+    it is written from then on, which here is all scores of all tokens. So each kind counts for itself, and more is an error.
     """
     return torch.compile(function, dynamic=True, fullgraph=True, isolate_recompiles=True, backend=COMPILER)
 
