@@ -20,6 +20,7 @@ from typing import Literal
 
 from rlkit.errors import first_line
 from rlkit.model.precision import BFLOAT16, cpu_flags
+from rlkit.planning.container import limits
 from rlkit.record.log import PACKAGES
 
 GIB = 2**30
@@ -71,6 +72,7 @@ class Machine:
         cpus: that this process may use. quota: CPUs that its container gives it. flags: what the processor can do.
         shm: (all, free) of shared memory. files: (soft, hard) limit of open files. temporary, cache: folder and what is free there.
         devices: GPUs by the system's account, whether torch sees them or not. peers: whether each GPU reads each other one's memory.
+        broken: why torch cannot use GPUs that it counts.
         loopback, hostname: why the machine does not reach itself, by 127.0.0.1 and by its name.
         ray: the address of a Ray that runs here. leftovers: folders of Rays of rlkit's whose process is gone.
     """
@@ -97,41 +99,38 @@ class Machine:
     hostname: str | None
     ray: str | None
     leftovers: tuple[str, ...]
+    broken: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def look(cls) -> Machine:
         """This machine, now."""
-        import psutil
         import torch
+        from huggingface_hub import constants
 
-        gpus = tuple(
-            GpuFound(p.name, p.total_memory, torch.cuda.mem_get_info(i)[0], (p.major, p.minor))
-            for i in range(torch.cuda.device_count())
-            for p in [torch.cuda.get_device_properties(i)]
-        )
-        pairs = [(i, j) for i in range(len(gpus)) for j in range(len(gpus)) if i != j]
-        memory, limit = psutil.virtual_memory(), _cgroup_memory()
-        cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+        gpus, peers, broken = _gpus()
+        container, (memory, available) = limits(), _memory()
+        cache = Path(constants.HF_HUB_CACHE)
         return cls(
             python=platform.python_version(),
             system=platform.platform(),
             versions={name: v for name in LISTED if (v := _version(name)) is not None},
             unmet=tuple(_unmet()),
             cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-            quota=_cgroup_cpus(),
+            quota=container.cpus,
             flags=cpu_flags(),
-            memory=min(memory.total, limit or memory.total),
-            available=memory.available,
+            memory=min(memory, memory if container.memory is None else container.memory),
+            available=min(available, available if container.left is None else container.left),
             shm=_room("/dev/shm"),
             files=resource.getrlimit(resource.RLIMIT_NOFILE),
-            temporary=(tempfile.gettempdir(), (_room(tempfile.gettempdir()) or (0, 0))[1]),
+            temporary=_temporary(),
             cache=(str(cache), (_room(cache) or (0, 0))[1]),
             devices=len(list(Path("/dev").glob("nvidia[0-9]*"))),
             gpus=gpus,
             cuda=torch.version.cuda,
             nccl=".".join(map(str, torch.cuda.nccl.version())) if gpus else None,
-            peers=all(torch.cuda.can_device_access_peer(i, j) for i, j in pairs),
+            peers=peers,
+            broken=broken,
             loopback=_reaches("127.0.0.1"),
             hostname=_reaches(socket.gethostname()),
             ray=_running_ray(),
@@ -180,21 +179,44 @@ def _room(folder: str | Path) -> tuple[int, int] | None:
     return found.total, found.free
 
 
-def _first(*paths: str) -> str | None:
-    return next((Path(p).read_text().strip() for p in paths if Path(p).is_file()), None)
+def _gpus() -> tuple[tuple[GpuFound, ...], bool, str | None]:
+    """What torch sees, whether each reads each other's memory, and why they cannot be used: they are counted without CUDA, which may be too
+    new for the driver, or refused to this process.
+    """
+    import torch
+
+    try:
+        count = torch.cuda.device_count()
+        found = tuple(
+            GpuFound(p.name, p.total_memory, torch.cuda.mem_get_info(i)[0], (p.major, p.minor))
+            for i in range(count)
+            for p in [torch.cuda.get_device_properties(i)]
+        )
+        pairs = [(i, j) for i in range(count) for j in range(count) if i != j]
+        return found, all(torch.cuda.can_device_access_peer(i, j) for i, j in pairs), None
+    except (RuntimeError, AssertionError) as error:
+        return (), True, first_line(error)
 
 
-def _cgroup_memory() -> int | None:
-    text = _first("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-    return int(text) if text is not None and text.isdigit() else None
+def _memory() -> tuple[int, int]:
+    """(all, free) bytes of the machine."""
+    import psutil
+
+    try:
+        found = psutil.virtual_memory()
+        return found.total, found.available
+    except (KeyError, ValueError, OSError):  # /proc/meminfo of some containers lacks lines
+        page = os.sysconf("SC_PAGE_SIZE")
+        return page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
 
 
-def _cgroup_cpus() -> float | None:
-    text = _first("/sys/fs/cgroup/cpu.max")
-    if text is None or text.startswith("max"):
-        return None
-    quota, period = map(int, text.split())
-    return quota / period
+def _temporary() -> tuple[str, int]:
+    """The folder for temporary files, and what is free there: nothing where no folder can be written."""
+    try:
+        folder = tempfile.gettempdir()
+    except FileNotFoundError:
+        return os.environ.get("TMPDIR", "/tmp"), 0
+    return folder, (_room(folder) or (0, 0))[1]
 
 
 def _reaches(host: str) -> str | None:
@@ -202,12 +224,12 @@ def _reaches(host: str) -> str | None:
     try:
         with socket.create_server((host, 0)) as server, socket.create_connection(server.getsockname(), timeout=5):
             return None
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the second: a name that the network has no form for
         return first_line(error)
 
 
 def _running_ray() -> str | None:
-    marker = Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster"
+    marker = Path(_temporary()[0]) / "ray" / "ray_current_cluster"
     return marker.read_text().strip() if marker.is_file() and os.access(marker, os.R_OK) else None
 
 
@@ -220,7 +242,7 @@ def _leftovers() -> Iterator[str]:
         for word in process.info["cmdline"] or ()
         if "rlkit-ray-" in word
     }
-    for folder in sorted({*Path(tempfile.gettempdir()).glob("rlkit-ray-*"), *Path("/tmp").glob("rlkit-ray-*")}):
+    for folder in sorted({*Path(_temporary()[0]).glob("rlkit-ray-*"), *Path("/tmp").glob("rlkit-ray-*")}):
         if not any(str(folder) in word for word in used):
             yield str(folder)
 
@@ -260,10 +282,20 @@ def _packages(m: Machine) -> Iterator[Finding]:
 
 
 def _graphics(m: Machine) -> Iterator[Finding]:
-    if m.devices and not m.gpus:
+    if m.broken is not None:
+        yield Finding(
+            "stops",
+            f"torch counts GPUs and cannot use them ({m.broken.rstrip('.')})",
+            "Look at `nvidia-smi`: the driver may be too old for this torch, or other processes may hold the GPUs",
+        )
+    elif m.devices and not m.gpus:
         hidden = m.variables.get("CUDA_VISIBLE_DEVICES")
-        if hidden is not None and hidden.strip() in ("", "-1"):
-            yield Finding("hurts", "CUDA_VISIBLE_DEVICES hides every GPU", "Unset it")
+        if hidden is not None:
+            yield Finding(
+                "hurts",
+                f"CUDA_VISIBLE_DEVICES ({hidden!r}) shows torch none of {m.devices} GPU(s)",
+                "Unset it, or give numbers or names of `nvidia-smi -L`, each once",
+            )
         else:
             built = f"built for CUDA {m.cuda}, which the driver may be too old for" if m.cuda else "built for CPUs"
             yield Finding(
@@ -279,6 +311,13 @@ def _graphics(m: Machine) -> Iterator[Finding]:
             )
         if gpu.capability < (8, 0):
             yield Finding("hurts", f"GPU {i} ({gpu.name}) has no bfloat16 arithmetic", "Set model.dtype: float32")
+    parts = [gpu for gpu in m.gpus if " MIG " in f"{gpu.name} "]
+    if parts:
+        yield Finding(
+            "hurts",
+            f"{parts[0].name} is a part of a GPU: NCCL does not join parts, and CUDA shows a process one of them",
+            "One learner and one engine work, with cluster: null or cluster.transfer: store",
+        )
     if len(m.gpus) > 1 and not m.peers:
         yield Finding(
             "hurts", "GPUs do not read each other's memory, so NCCL goes through the host", "Expect slow syncs and ZeRO"
@@ -305,27 +344,29 @@ def _room_for_it(m: Machine) -> Iterator[Finding]:
             f"/dev/shm has {m.shm[0] / GIB:.2f} GiB; Ray's object store and NCCL lie there",
             "In a container: docker run --shm-size=16g",
         )
-    if m.files[0] < 8192:
-        yield Finding(
-            "hurts",
-            f"a process may open {m.files[0]} files, of which Ray needs many",
-            f"ulimit -n {min(m.files[1], 65536)}",
-        )
+    soft, hard = m.files
+    if soft != resource.RLIM_INFINITY and soft < 8192:
+        most = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+        yield Finding("hurts", f"a process may open {soft} files, of which Ray needs many", f"ulimit -n {most}")
     if m.available < 4 * GIB:
         yield Finding(
             "hurts",
             f"{m.available / GIB:.1f} GiB of memory are free",
             "An engine and a learner take 1 GiB before any model",
         )
-    if m.temporary[1] < 5 * GIB:
-        yield Finding(
-            "hurts",
-            f"{m.temporary[0]} has {m.temporary[1] / GIB:.1f} GiB free; Ray spills and logs there",
-            "Set TMPDIR",
-        )
+    folder, free = m.temporary
+    if not free:
+        yield Finding("stops", f"{folder} has no room for temporary files, or cannot be written", "Set TMPDIR")
+    elif free < 5 * GIB:
+        yield Finding("hurts", f"{folder} has {free / GIB:.1f} GiB free; Ray spills and logs there", "Set TMPDIR")
+    wanted = m.variables.get("TMPDIR", folder)
+    if free and wanted.rstrip("/") != folder.rstrip("/"):
+        yield Finding("hurts", f"TMPDIR ({wanted}) cannot be written, so {folder} is used", "Set it to another folder")
     if m.cache[1] < 20 * GIB:
         yield Finding(
-            "note", f"{m.cache[0]}, where models are kept, has {m.cache[1] / GIB:.1f} GiB free", "Set HF_HOME"
+            "note",
+            f"{m.cache[0]}, where models are kept, has {m.cache[1] / GIB:.1f} GiB free",
+            "Set HF_HOME or HF_HUB_CACHE",
         )
     if m.quota is not None and m.quota < m.cpus:
         yield Finding(

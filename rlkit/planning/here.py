@@ -14,6 +14,7 @@ import torch
 from rlkit.cluster.section import Cluster
 from rlkit.learner.plan import micro_batch
 from rlkit.model.head import CPU_ELEMENTS
+from rlkit.planning.container import Limits, limits
 from rlkit.planning.layout import Planner, draw_memory
 from rlkit.planning.memory import (
     BYTES,
@@ -63,14 +64,13 @@ class Machine:
         return cls(memory_limit(), os.cpu_count() or 1, _product(), resident() * MIB)
 
 
-def memory_limit(meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys/fs/cgroup/memory.max")) -> float:
+def memory_limit(meminfo: Path = Path("/proc/meminfo"), given: Limits | None = None) -> float:
     """The machine's memory, or its container's share."""
-    if meminfo.exists():
-        total = next(float(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if "MemTotal" in line)
-    else:
-        total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    said = limit.read_text().strip() if limit.exists() else "max"
-    return total if said == "max" else min(total, float(said))
+    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
+    told = next((float(line.split()[1]) * 1024 for line in lines if "MemTotal" in line), None)
+    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) if told is None else told
+    most = (limits() if given is None else given).memory
+    return total if most is None else min(total, float(most))
 
 
 def _product(n: int = 1024) -> float:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import resource
+import socket
+import tempfile
 from typing import Any
 
+import psutil
 import pytest
+import torch
 
 import rlkit as rk
 from rlkit.cli import main
@@ -61,7 +66,14 @@ def test_a_good_machine_has_nothing_that_hurts() -> None:
         ),
         ({"versions": {"vllm": "0.32.0", "deepspeed": "1"}}, "note", "ray is not installed"),
         ({"gpus": (), "cuda": None}, "stops", r"2 GPU\(s\) and torch, built for CPUs, sees none"),
-        ({"gpus": (), "variables": {"CUDA_VISIBLE_DEVICES": ""}}, "hurts", "hides every GPU"),
+        ({"gpus": (), "variables": {"CUDA_VISIBLE_DEVICES": ""}}, "hurts", r"\(''\) shows torch none of 2"),
+        ({"gpus": (), "variables": {"CUDA_VISIBLE_DEVICES": "0,0"}}, "hurts", r"'0,0'.*each once"),
+        (
+            {"gpus": (), "broken": "The NVIDIA driver on your system is too old."},
+            "stops",
+            r"cannot use them \(The NVIDIA",
+        ),
+        ({"gpus": (GpuFound("A100 MIG 1g.10gb", 10 * GIB, 10 * GIB, (8, 0)),)}, "hurts", "a part of a GPU"),
         ({"gpus": (GpuFound("H100", 80 * GIB, 20 * GIB, (9, 0)),)}, "hurts", "60.0 GiB in use by others"),
         ({"gpus": (GpuFound("T4", 16 * GIB, 16 * GIB, (7, 5)),)}, "hurts", "no bfloat16 arithmetic"),
         ({"peers": False}, "hurts", "do not read each other's memory"),
@@ -73,6 +85,9 @@ def test_a_good_machine_has_nothing_that_hurts() -> None:
         ),
         ({"shm": (GIB // 16, GIB // 16)}, "hurts", "/dev/shm has 0.06 GiB"),
         ({"files": (1024, 4096)}, "hurts", "ulimit -n 4096"),
+        ({"files": (256, resource.RLIM_INFINITY)}, "hurts", "ulimit -n 65536"),
+        ({"temporary": ("/tmp", 0)}, "stops", "/tmp has no room for temporary files"),
+        ({"variables": {"TMPDIR": "/ro"}}, "hurts", r"TMPDIR \(/ro\) cannot be written, so /tmp is used"),
         ({"available": GIB}, "hurts", "1.0 GiB of memory are free"),
         ({"temporary": ("/tmp", GIB)}, "hurts", "/tmp has 1.0 GiB free"),
         ({"cache": ("/models", GIB)}, "note", "/models, where models are kept"),
@@ -92,6 +107,42 @@ def test_what_hurts_is_said_with_what_to_do(changes: dict[str, Any], level: str,
     assert finding.level == level and str(finding) in str(found)
     assert found.works == all(f.level != "stops" for f in found.findings)
     assert [f.level for f in found.findings] == sorted((f.level for f in found.findings), key="stops hurts note".index)
+
+
+def test_what_is_no_limit_is_none() -> None:
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    assert not diagnose(dataclasses.replace(GOOD, files=unlimited, variables={"TMPDIR": "/tmp/"})).findings
+
+
+def test_gpus_that_are_counted_and_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch counts by the driver's library, and starts CUDA for anything else."""
+
+    def refuse(index: int) -> None:
+        raise RuntimeError("CUDA driver version is insufficient for CUDA runtime version\nCompile with ...")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", refuse)
+    found = rk.doctor()
+    assert found.machine.gpus == () and not found.works
+    assert "counts GPUs and cannot use them (CUDA driver version is insufficient for CUDA runtime version)" in str(
+        found
+    )
+
+
+def test_a_machine_without_a_home_a_name_and_room_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*args: object) -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    def bare() -> None:
+        raise KeyError(b"MemAvailable:")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    monkeypatch.setattr(socket, "gethostname", lambda: "a" * 64)
+    monkeypatch.setattr(psutil, "virtual_memory", bare)
+    found = rk.doctor()
+    assert found.machine.memory >= found.machine.available > 0 and found.machine.hostname is not None
+    assert any(f.level == "stops" and "temporary files" in f.text for f in found.findings)
 
 
 def test_this_machine_is_looked_at_and_secrets_are_not_shown(
