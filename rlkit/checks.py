@@ -416,6 +416,11 @@ def _colocation(run: Run) -> Iterator[str]:
             f"{cluster.tensor_parallel} device(s) and {cluster.learners} learner(s). Set cluster.engines to the number of learners and "
             "cluster.tensor_parallel to 1."
         )
+    if cluster.gpus not in (None, 0, 0.5):
+        yield (
+            f"cluster.gpus is {cluster.gpus:g}, but with cluster.colocate engine and learner of one number have a GPU together, half of it "
+            "each. Leave it out."
+        )
     zero = (run.deepspeed or {}).get("zero_optimization", {})
     stage, away = zero.get("stage", 0), (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
     if not away and (stage == 3 or (stage == 1 and run.model.dtype == "bfloat16")):

@@ -101,6 +101,7 @@ def kept_when_left(s: Session) -> Iterator[None]:
     except (Stopped, GeneratorExit) as left:
         state, cadence = s.record.state, s.record.cadence
         made = state is not None and state.step > 0
+        s.fleet.engines.turns.end()
         if state is not None and made and state.step != cadence.saved:
             save(s, complete=False)
         if made and s.run.log.report:

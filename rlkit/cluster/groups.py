@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rlkit.cluster.turns import Turns
 from rlkit.cluster.watch import one_line
-from rlkit.errors import EngineError, NumericsError, RunError
+from rlkit.errors import EngineError, NumericsError, RunError, WorkerError
 from rlkit.learner.plan import annotated, compared, cut, optimizer_steps, prepared
 from rlkit.learner.setup import LearnerSetup
 from rlkit.learner.transfer import Client, Meeting
@@ -178,7 +178,7 @@ class NoWorkers:
 
 
 # What learners do without a turn of theirs (rlkit.cluster.turns).
-AT_ANY_TIME = {"buckets", "send", "offload", "onload"}
+AT_ANY_TIME = {"buckets", "send", "offload", "onload", "release"}
 
 
 SCORED = 8192  # tokens of rows that an engine scores in one request
@@ -218,6 +218,10 @@ class LearnerGroup:
 
     def onload(self) -> None:
         self.call("onload")
+
+    def release(self) -> None:
+        """Gives back to the devices what sending weights took of them."""
+        self.call("release")
 
     def annotate(self, b: Batch, which: Sequence[str]) -> Batch:
         """The batch with ``logp[...]`` (``old``, ``ref``), ``value``, and ``whole[...]`` (``teacher_full``) for the names in ``which``."""
@@ -404,6 +408,7 @@ class EngineGroup:
         self._changed = threading.Condition()
         self._turn = itertools.count()
         self.turns = Turns()
+        self.bound = False  # to learners, each of them
 
     @property
     def size(self) -> int:
@@ -470,9 +475,14 @@ class EngineGroup:
             self._up[index] = False
             self._before[index] += self._seen[index].pop("busy", 0.0)
             if not self.restarts:
-                self._fail(
-                    EngineError(f"{one_line(reason)}. No engine is started again: cluster.restarts are used up.")
+                # One that shares its device with a learner cannot be started while that is there: all of the run starts again.
+                last = (
+                    "cluster.restarts are used up"
+                    if not self.bound
+                    else "cluster.colocate starts it with its learner alone"
                 )
+                kind = WorkerError if self.bound and isinstance(reason, WorkerError) else EngineError
+                self._fail(kind(f"{one_line(reason)}. No engine is started again: {last}."))
                 raise self._error or reason
             self.restarts -= 1
             self.report(f"warning: {one_line(reason)}. Starting it again ({self.restarts} more times if need be).")
@@ -563,6 +573,9 @@ class EngineGroup:
 
     def wake(self, tags: Sequence[str] | None = None) -> None:
         self.workers.call("wake", tags)
+
+    def abort(self) -> None:
+        self.workers.call("abort")
 
     # -- what they say of themselves --------------------------------------------------------------------------------
 

@@ -229,6 +229,11 @@ def check_resources(
         want_cpu += pool.cpus * pool.engines
         want_gpu += gpus_per_device(pool, resources) * pool.engines * pool.tensor_parallel
         layout += f", beside {pool.engines} engine(s) of {pool.tensor_parallel} device(s) of a teacher, a reference or a reward"
+    if learners > 1 and 0 < gpus < 1 and not cluster.colocate:
+        raise ClusterError(
+            f"cluster.gpus is {gpus:g}, so that Ray may put several of {learners} learners on one GPU, where NCCL does not let them meet. "
+            "Leave it out, or set cluster.colocate: true for an engine beside each learner."
+        )
     if want_cpu > resources.get("CPU", 0) + 1e-6:
         raise ClusterError(
             f"cluster: {layout} need {want_cpu:g} CPUs, but the cluster has {resources.get('CPU', 0):g}. "
@@ -262,6 +267,7 @@ class RayWorkers:
     def __init__(self, spawn: Callable[[int], tuple[Any, Any]], size: int, cluster: Cluster, what: str) -> None:
         self.spawn, self.size, self.what, self.devices = spawn, size, what, cluster.tensor_parallel
         self.away, self.left = dict[int, str](), False
+        self.leave: Callable[[], None] = lambda: None  # when all are closed
         made = [spawn(index) for index in range(size)]
         self.actors = [actor for actor, _ in made]
         self.first = [ref for _, ref in made]
@@ -424,6 +430,8 @@ class RayWorkers:
                 ray.wait([actor.clear.remote() for actor in self.actors], num_returns=self.size, timeout=5)
             for actor in self.actors if broken() is None else []:
                 ray.kill(actor, no_restart=True)
+            if broken() is None:
+                self.leave()
 
 
 class EngineClient:
@@ -687,19 +695,25 @@ def _surroundings(cluster: Cluster) -> dict[str, str]:
     return quiet if _own is None else {**quiet, **_own.environment()}
 
 
-def _places(cluster: Cluster) -> Callable[[int], dict[str, Any]]:
-    """Where Ray puts the worker ``i`` of a kind: engine and learner of one number on one device if they share it, else anywhere."""
+def _places(cluster: Cluster) -> tuple[Callable[[int], dict[str, Any]], Callable[[], None]]:
+    """Where Ray puts the worker ``i`` of a kind: engine and learner of one number on one device if they share it, else anywhere.
+
+    And what gives those places back to the cluster, which keeps them otherwise as long as this process lives.
+    """
     if not cluster.colocate:
-        return lambda index: {}
-    from ray.util.placement_group import placement_group
+        return lambda index: {}, lambda: None
+    from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     gpus = 2 * gpus_per_device(cluster, import_ray().cluster_resources())
     bundle = {"CPU": 2 * cluster.cpus, **({"GPU": gpus} if gpus else {})}
     group = placement_group([bundle] * cluster.engines)
-    return lambda index: {
-        "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
-    }
+
+    def place(index: int) -> dict[str, Any]:
+        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
+        return {"scheduling_strategy": strategy}
+
+    return place, lambda: remove_placement_group(group)
 
 
 def _make_engines(
@@ -781,7 +795,7 @@ def _start(
 ) -> tuple[RayWorkers, RayWorkers | NoWorkers]:
     ray = import_ray()
     gpus = gpus_per_device(cluster, ray.cluster_resources())
-    place, model = _places(cluster), _model(learning.start.path, marker)
+    (place, leave), model = _places(cluster), _model(learning.start.path, marker)
     engines = NoWorkers() if spec is None else _make_engines(spec, generating, cluster, place, model)
     kind = ray.remote(concurrency_groups={"pulse": 1})(LearnerHost)
     options = {
@@ -795,6 +809,7 @@ def _start(
         return actor, actor.address.remote()
 
     learners = RayWorkers(spawn, cluster.learners, cluster, "learner")
+    learners.leave = leave
     try:
         if cluster.colocate:
             engines.started()

@@ -51,6 +51,7 @@ def start(
 def take_turns(learners: LearnerGroup, engines: EngineGroup) -> None:
     """Learners and engines share devices: learners are at work, engines sleep without weights."""
     everything = learners.buckets(True) == learners.buckets(False)
+    engines.bound = True
     learners.turns = engines.turns = SharedTurns(engines, learners, level=2 if everything else 1)
 
 

@@ -302,14 +302,14 @@ class DeepSpeedBackend:
         """See :meth:`TorchBackend.offload`; float32 master weights and gradients, too. What ``deepspeed`` keeps on the host stays there."""
         if self.stage == 0:
             move_state(self._adam(), torch.device("cpu"))
-        elif not self.engine.zero_offload_optimizer():
+        elif not self.engine.zero_use_cpu_optimizer():
             self.engine.offload_states(include=_offloaded(), pin_memory=torch.cuda.is_available())
 
     def onload(self) -> None:
         """See :meth:`TorchBackend.onload`."""
         if self.stage == 0:
             move_state(self._adam(), None)
-        elif not self.engine.zero_offload_optimizer():
+        elif not self.engine.zero_use_cpu_optimizer():
             self.engine.reload_states()
 
     def save(self, folder: Path) -> None:

@@ -455,6 +455,10 @@ class Learner:
     def offload(self) -> None:
         """The optimizer's state goes to the host, and what torch keeps for later goes back to the device; weights stay, to be sent."""
         self.backend.offload()
+        self.release()
+
+    def release(self) -> None:
+        """What torch keeps for later goes back to the device."""
         torch.cuda.empty_cache()  # nothing where there is no GPU
 
     def onload(self) -> None:

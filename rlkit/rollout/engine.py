@@ -30,7 +30,7 @@ Transfer = Literal["store", "gloo", "nccl", "ipc"]
 
 
 class Aborted(RuntimeError):
-    """The request was aborted by a weight update (``rollout.pause: abort``); the collector asks for the group again."""
+    """The request was aborted, by a weight update (``rollout.pause: abort``) or because the run stops; the collector asks for it again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +74,8 @@ class EngineSpec(Plug):
 
     ``shares``: in the run's own process it generates with the learner's model where that is possible, so never while it is trained.
     ``lasting``: requests can go on through a weight update (``rollout.pause: continue``). ``meets``: it has vLLM's two methods ``meet``
-    and ``receive``, by which weights come from the learners themselves. ``rests``: it has ``sleep`` and ``wake``, with which it leaves its
-    devices to a learner.
+    and ``receive``, by which weights come from the learners themselves. ``rests``: it has ``sleep``, ``wake`` and ``abort``, with which
+    it leaves its devices to a learner.
     """
 
     homes: ClassVar[tuple[str, ...]] = ("rlkit.rollout.controlled",)

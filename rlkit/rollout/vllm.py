@@ -382,11 +382,23 @@ class VLLMEngine(Engine):
 
     def sleep(self, level: int) -> None:
         """Gives up its memory of the device: 1, weights to the host; 2, altogether. Nothing runs then. A CPU's engine keeps all."""
-        self._submit(lambda: self.engine.sleep(level))
+
+        def rest() -> None:
+            self._settle()
+            if self._updating:  # an update that was broken off: the next one begins anew
+                self.engine.collective_rpc("abandon_weight_update")
+                self._updating = False
+            self.engine.sleep(level)
+
+        self._submit(rest)
 
     def wake(self, tags: Sequence[str] | None) -> None:
         """Takes memory again: ``weights``, ``kv_cache`` or all; with the last of it, the engine runs again."""
         self._submit(lambda: self.engine.wake_up(None if tags is None else list(tags)))
+
+    def abort(self) -> None:
+        """Ends what it works on: whoever waits for it hears :class:`Aborted`."""
+        self._submit(self._abort)
 
     def _set_version(self, version: int) -> None:
         self.version = version

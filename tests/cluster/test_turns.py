@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +26,11 @@ class Device:
         self.calls: list[str] = []
         self.awake: set[str] = set()
         self.has_weights, self.state_here = False, True
+        self.gate, self.aborted = threading.Event(), threading.Event()
+        self.gate.set()
 
     def sleep(self, level: int) -> None:
+        self.gate.wait(60)
         assert self.awake == {"weights", "kv_cache"}
         self.calls.append(f"sleep {level}")
         self.awake, self.has_weights = set(), self.has_weights and level == 1
@@ -45,6 +49,13 @@ class Device:
         assert not self.state_here and not self.awake
         self.calls.append("onload")
         self.state_here = True
+
+    def release(self) -> None:
+        assert "kv_cache" not in self.awake
+        self.calls.append("release")
+
+    def abort(self) -> None:
+        self.aborted.set()
 
     def load(self) -> None:
         assert "weights" in self.awake and not self.state_here
@@ -70,14 +81,14 @@ def test_a_step_moves_the_device_over_and_back(level: int) -> None:
             device.load()
         with turns.generating():
             device.generate()
-        moved = ["offload", "wake weights", "load", "wake kv_cache"]
+        moved = ["offload", "wake weights", "load", "release", "wake kv_cache"]
         assert device.calls == ([f"sleep {level}", "onload"] if step else []) + moved
         device.calls.clear()
     with turns.training():  # a probe
         device.step()
     with turns.generating():  # and an evaluation, without an update between them
         device.generate()
-    again = ["wake all"] if level == 1 else ["wake weights", "load", "wake kv_cache"]
+    again = ["wake all"] if level == 1 else ["wake weights", "load", "release", "wake kv_cache"]
     assert device.calls == [f"sleep {level}", "onload", "offload", *again]
     device.calls.clear()
     with turns.loading():  # weights come while engines are awake
@@ -121,6 +132,91 @@ def test_a_load_that_fails_leaves_no_engine_that_answers() -> None:
     with pytest.raises(KeyError), turns.loading():
         raise KeyError("lm_head")
     assert turns.state == "loading" and device.awake == {"weights"}
+    with turns.training():  # a checkpoint of the last step
+        device.step()
+
+
+@pytest.mark.parametrize("awake", [False, True])
+def test_weights_of_a_load_that_failed_are_never_answered_with(awake: bool) -> None:
+    device = Device()
+    turns = SharedTurns(device, device, 1)
+    turns.refill = device.load
+    if awake:
+        with turns.loading():
+            device.load()
+    with pytest.raises(KeyError), turns.loading():
+        raise KeyError("lm_head")
+    device.calls.clear()
+    with turns.generating():
+        device.generate()
+    assert "load" in device.calls
+    with pytest.raises(KeyError), turns.loading():
+        raise KeyError("lm_head")
+    with turns.training():
+        device.step()
+    device.calls.clear()
+    with turns.generating():  # what sleeping engines kept was not whole
+        device.generate()
+    assert "load" in device.calls
+
+
+class Told(Exception):
+    """What a signal raises."""
+
+
+def test_a_signal_ends_the_wait_for_a_move_and_not_the_move() -> None:
+    device = Device()
+    turns = SharedTurns(device, device, 2)
+    with turns.loading():
+        device.load()
+    device.gate.clear()
+
+    def hear(number: int, frame: Any) -> None:
+        raise Told
+
+    before = signal.signal(signal.SIGALRM, hear)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(Told), turns.training():
+            pytest.fail("the engine does not sleep yet")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert device.calls[-1] == "wake kv_cache"
+    threading.Timer(0.1, device.gate.set).start()
+    with turns.training():  # the checkpoint of a run that stops: it waits for the move, and makes it no second time
+        device.step()
+    assert device.calls[-2:] == ["sleep 2", "onload"] and device.calls.count("sleep 2") == 1
+
+
+def test_a_move_that_fails_leaves_nobody_a_turn() -> None:
+    device = Device()
+    turns = SharedTurns(device, device, 2)
+    device.wake = lambda tags=None: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    with pytest.raises(ZeroDivisionError), turns.loading():
+        pytest.fail("there is nothing to load into")
+    with pytest.raises(rk.RunError, match=r"could not take turns: division by zero"), turns.training():
+        pytest.fail("where the optimizer's state is, nobody knows")
+
+
+def test_a_run_that_stops_does_not_wait_for_its_requests() -> None:
+    device = Device()
+    turns, answering = SharedTurns(device, device, 2), threading.Event()
+    turns.refill = device.load
+
+    def request() -> None:
+        with turns.generating():
+            answering.set()
+            assert device.aborted.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(request)
+        assert answering.wait(60)
+        turns.end()
+        with turns.training():
+            device.step()
+        asked.result(60)
+        with pytest.raises(rk.RunError, match="told to stop"), turns.generating():
+            pytest.fail("it is over")
 
 
 class Shared(SimpleEngine):
@@ -184,6 +280,8 @@ def test_what_cannot_share_a_device_is_refused(small: dict[str, Any]) -> None:
     assert "cannot leave their device" in told and "2 engine(s) of 1 device(s) and 1 learner(s)" in told
     assert "nothing can be generated ahead" in told
     alone = {**small, "cluster": {"colocate": True}, "rollout": {"engine": "vllm"}}
+    with pytest.raises(rk.ConfigError, match=r"cluster\.gpus is 1, but with cluster\.colocate"):
+        check(rk.load({**alone, "cluster": {"colocate": True, "gpus": 1}}))
     check(rk.load(alone))
     for stage, dtype, more in (
         (2, "bfloat16", {}),

@@ -18,6 +18,7 @@ from rlkit.cluster.routes import Direct
 from rlkit.cluster.start import route, start
 from rlkit.cluster.sync import WeightSync, probe_parity
 from rlkit.data.tasks import Sorting
+from rlkit.errors import WorkerError
 from rlkit.model.load import load_lm
 from rlkit.model.policy import PolicyModel, evaluate_new
 from rlkit.model.tiny import make_tiny
@@ -117,6 +118,64 @@ def test_engines_have_the_learners_weights_whatever_dies_on_the_way(
     finally:
         learners.close()
         engines.close()
+
+
+class Sleeper(Listener):
+    """One that leaves its device, and notes when."""
+
+    def sleep(self, level: int) -> None:
+        self.awake = False
+        if level == 2:
+            for p in self.named.values():
+                torch.nn.init.zeros_(p)
+
+    def wake(self, tags: Any) -> None:
+        self.awake = True
+
+    def abort(self) -> None: ...
+
+    def answer(self, prompt: Prompt, n: int, sampling: Sampling) -> list[Rollout]:
+        if self.fatal.exists():
+            self.fatal.unlink()
+            os._exit(1)
+        assert self.awake
+        return super().answer(prompt, n, sampling)
+
+
+@dataclass(frozen=True)
+class Sleeps(EngineSpec):
+    meets = True
+    rests = True
+
+    def start(self, setup: EngineSetup) -> Sleeper:
+        return Sleeper(setup)
+
+
+def test_devices_that_are_shared_are_given_back_when_an_engine_is_lost(
+    small: dict[str, Any], tmp_path: Path, ray_session: None
+) -> None:
+    """The places of a first fleet take nearly all of the cluster, so that a second one starts only once they are free."""
+    import ray
+
+    path = make_tiny(tmp_path / "m", Sorting.alphabet, hidden=64, layers=2, heads=2, kv_heads=1)
+    share = 0.4 * ray.cluster_resources()["CPU"]  # of an engine, and of a learner
+    run = rk.load({**small, "cluster": {"cpus": share, "threads": 1, "timeout": 20.0, "colocate": True}})
+    assert run.cluster is not None
+    setup, prompt = run.learner_setup(str(path), frozenset()), Prompt("0", (3, 4, 5), "")
+    for life in range(2):
+        learners, engines = start(setup, Sleeps(), EngineSetup(path=str(path)), run.cluster, tmp_path)
+        sync = WeightSync(learners, engines, "wait", route=route(Sleeps(), run.cluster))
+        try:
+            sync.publish(1)
+            for _ in range(2):  # between them the learner has its turn, in which the engine loses its weights
+                assert probe_parity(learners, engines, [prompt], Sampling(), 1e-5, 1)["probe/max"] < 1e-5
+            if not life:
+                (path / "fatal").touch()
+                with pytest.raises(WorkerError, match=r"engine 0 died.*cluster.colocate starts it with its learner"):
+                    engines.generate(prompt, 1, Sampling())
+        finally:
+            engines.close()
+            learners.close()
 
 
 @pytest.mark.skipif(
