@@ -148,7 +148,7 @@ def unheeded(lm: Any) -> str | None:
         return sdpa_attention_forward(module, query, key, value, mask, **asked)
 
     name = f"{packed.NAME}_heeding"
-    AttentionInterface.register(name, attention)  # type: ignore[arg-type]
+    AttentionInterface.register(name, attention)
     AttentionMaskInterface.register(name, AttentionMaskInterface()["sdpa"])
     ids = probe_tokens(lm, 4)
     try:

@@ -255,7 +255,8 @@ def _compiled(function: Any, *same: Any) -> Any:
     """Compiled for rows of every length, once for each kind of them: torch compiles a function eight times at most and computes it as
     it is written from then on, which here is all scores of all tokens. So each kind counts for itself, and more is an error.
     """
-    return torch.compile(function, dynamic=True, fullgraph=True, isolate_recompiles=True, backend=COMPILER)
+    make: Any = torch.compile  # its overloads do not know isolate_recompiles
+    return make(function, dynamic=True, fullgraph=True, isolate_recompiles=True, backend=COMPILER)
 
 
 @dataclass(frozen=True)
