@@ -19,8 +19,8 @@ from typing import Any
 from rlkit.checks import check_configuration, what_to_know
 from rlkit.cluster.groups import EngineGroup, LearnerGroup
 from rlkit.cluster.pool import Asked
-from rlkit.cluster.ray import connect, show_folder
-from rlkit.cluster.start import beside, route, start_beside
+from rlkit.cluster.ray import Crew, connect, show_folder
+from rlkit.cluster.start import begin_beside, beside, crew_of, route
 from rlkit.cluster.start import start as start_workers
 from rlkit.cluster.sync import WeightSync, probe_parity
 from rlkit.config import plain, to_yaml
@@ -234,7 +234,7 @@ def open_session(
     quiet_libraries()
     stop = stop or Stopper()
     findings = check_configuration(run, new=not resume)
-    found, notes = Found(resume), list[str]()
+    found, notes, crew = Found(resume), list[str](), None
     with contextlib.ExitStack() as stack:
         if resume:
             folder, found = continued(run, stack)
@@ -250,6 +250,8 @@ def open_session(
             pools += [beside(run.cluster, 1, 1, r.share) for r in run.scored_by if r.share is not None]
             connect(run.cluster, say=notes.append, engines=None if run.engine is not None else 0, beside=pools)
             stop.install()  # Ray has set handlers of its own
+            crew = crew_of(run.engine, run.cluster, run.deepspeed is not None)
+            stack.callback(crew.close)
         notes += given.try_rewards()
         if not resume:
             folder, lock = new_folder(run.folder)
@@ -266,7 +268,7 @@ def open_session(
         for line in (*notes, *what_to_know(run, findings), *given.shown()):
             log.say(line)
         record = _record(run, folder, log, given, found, started)
-        fleet, given = _fleet(run, folder, given, log, stack)
+        fleet, given = _fleet(run, folder, given, crew, log, stack)
         lengths = LengthState(run.rollout.lengths) if run.rollout.lengths and run.online else None
         session = Session(
             run,
@@ -301,7 +303,9 @@ def seeded(run: Run) -> Sampling:
     return dataclasses.replace(run.sampling, seed=run.seed) if own_seeds else run.sampling
 
 
-def _fleet(run: Run, folder: Path, given: Inputs, log: RunLog, stack: contextlib.ExitStack) -> tuple[Fleet, Inputs]:
+def _fleet(
+    run: Run, folder: Path, given: Inputs, crew: Crew | None, log: RunLog, stack: contextlib.ExitStack
+) -> tuple[Fleet, Inputs]:
     """What computes; and the rows of data, with what reference and teacher say of them where that is kept."""
     path = start_model(run, folder, given.train, given.tokenizer, given.context, log.say)
     files = [(kept, kept.read()) for kept in given.kept(run, path)]
@@ -311,12 +315,15 @@ def _fleet(run: Run, folder: Path, given: Inputs, log: RunLog, stack: contextlib
     for kept, found in files:
         if found is not None or (by_policy and kept.anchor == "ref" and not kept.k):
             needs -= {kept.anchor, f"{kept.anchor}_full"}
-    learners, engines = _workers(run, path, needs, given.context, folder, log)
+    pools, waits = _pools(run, path, needs, given.context, log, stack)
+    learners, engines = _workers(run, path, needs, given.context, folder, crew, log)
     stack.callback(learners.close)
     stack.callback(engines.close)
+    for wait in waits:
+        wait()
     way = route(run.engine, run.cluster)
     sync = WeightSync(learners, engines, run.rollout.pause, route=way)
-    fleet = Fleet(learners, engines, sync, path, _pools(run, path, needs, given.context, log, stack))
+    fleet = Fleet(learners, engines, sync, path, pools)
     sets = (*given.examples, *given.held_out)
     for kept, found in files:
         if found is None:
@@ -334,9 +341,9 @@ def _fleet(run: Run, folder: Path, given: Inputs, log: RunLog, stack: contextlib
 
 def _pools(
     run: Run, path: str, needs: frozenset[str], context: int, log: RunLog, stack: contextlib.ExitStack
-) -> dict[str, Asked]:
-    """The engines of a reference or teacher that has some of its own, started."""
-    found = dict[str, Asked]()
+) -> tuple[dict[str, Asked], list[Callable[[], None]]]:
+    """The engines of a reference or teacher that has some of its own, and what waits for each until it answers."""
+    found, waits = dict[str, Asked](), list[Callable[[], None]]()
     for section, anchor, spec in run.anchors:
         answers = anchor == "teacher" and bool(run.rollout.by_teacher)
         if not isinstance(spec, Pool) or not (answers or needs & {anchor, f"{anchor}_full"}):
@@ -344,7 +351,7 @@ def _pools(
         log.say(f"  {section}: {spec.engines} {spec.kind.label} engine(s) with {spec.path} ...")
         k = None if spec.whole else min(told_apart(run.objective, anchor), spec.classes)
         own = run.engine_setup(path, context)
-        engines = start_beside(
+        engines, wait = begin_beside(
             spec.kind,
             spec.setup(own, k or 0),
             None if run.cluster is None else beside(run.cluster, spec.engines, spec.tensor_parallel, spec.gpus),
@@ -352,7 +359,8 @@ def _pools(
         )
         stack.callback(engines.close)
         found[anchor] = Asked(anchor, engines, k)
-    return found
+        waits.append(wait)
+    return found, waits
 
 
 def player_of(
@@ -428,7 +436,13 @@ def _feed(run: Run, given: Inputs, fleet: Fleet, record: Record, stack: contextl
 
 
 def _workers(
-    run: Run, model_path: str, needs: frozenset[str], max_model_len: int, folder: Path, log: RunLog
+    run: Run,
+    model_path: str,
+    needs: frozenset[str],
+    max_model_len: int,
+    folder: Path,
+    crew: Crew | None,
+    log: RunLog,
 ) -> tuple[LearnerGroup, EngineGroup]:
     start = time.monotonic()
     trainer = (
@@ -449,6 +463,7 @@ def _workers(
         run.engine_setup(model_path, max_model_len),
         cluster,
         folder,
+        crew=crew,
         shares=run.shares_weights,
         report=log.say,
     )

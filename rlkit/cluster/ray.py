@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import pickle
@@ -15,7 +16,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +30,10 @@ from rlkit.cluster.watch import Pulse, Watch, one_line
 from rlkit.distribution import VERSION, install
 from rlkit.errors import ClusterError, EngineError, RunError, WorkerError, WorkerTimeout, first_line
 from rlkit.files import reason
+from rlkit.importing import importing
 from rlkit.learner.backend import free_port, rank_environment
 from rlkit.learner.learner import Learner
+from rlkit.learner.learner import prepare as prepare_learner
 from rlkit.learner.setup import LearnerSetup
 from rlkit.place import use
 from rlkit.rewards.grader import Grader
@@ -256,7 +260,7 @@ class Asked(NamedTuple):
 
 
 class RayWorkers:
-    """Actors of one kind, each made by ``spawn(place)``, which returns the actor and a reference to its first answer.
+    """Actors of one kind, each made by ``spawn(place)``; :meth:`begin` lets them build what they hold.
 
     One that dies, gives no sign of life for ``timeout`` seconds, or gets no further for ``stall`` seconds is *lost*: everybody who waits
     for it hears so at once, and :meth:`replace` puts another in its place.
@@ -264,13 +268,13 @@ class RayWorkers:
     ``away``: workers whose machine does not see the run folder, with its id. ``left``: they may have files that go with them.
     """
 
-    def __init__(self, spawn: Callable[[int], tuple[Any, Any]], size: int, cluster: Cluster, what: str) -> None:
+    def __init__(self, spawn: Callable[[int], Any], size: int, cluster: Cluster, what: str) -> None:
         self.spawn, self.size, self.what, self.devices = spawn, size, what, cluster.tensor_parallel
         self.away, self.left = dict[int, str](), False
         self.leave: Callable[[], None] = lambda: None  # when all are closed
-        made = [spawn(index) for index in range(size)]
-        self.actors = [actor for actor, _ in made]
-        self.first = [ref for _, ref in made]
+        self.build: Callable[[int, Any], Any] | None = None
+        self.actors = [spawn(index) for index in range(size)]
+        self.first: list[Any] = []
         self.watch = Watch(size, what, cluster.timeout, cluster.stall, self._pulse, broken)
         self._places = threading.Lock()  # held while an actor is put into its place, or all are closed
         self._closed = False
@@ -292,6 +296,23 @@ class RayWorkers:
 
     def _ask_all(self, what: str, *args: Any) -> list[Asked]:
         return [self._ask(i, what, *args) for i in range(self.size)]
+
+    def begin(self, build: Callable[[int, Any], Any]) -> None:
+        """``build(place, actor)`` asks an actor to build, and returns a reference to its answer; so it does with those that take a place
+        later.
+        """
+        self.build = build
+        self.first = [build(index, actor) for index, actor in enumerate(self.actors)]
+
+    def awaited(self) -> list[str]:
+        """What those do that are not built yet, for people."""
+        ray = import_ray()
+        ready = set(ray.wait(self.first, num_returns=len(self.first), timeout=0)[0]) if self.first else set()
+        return [
+            f"{self.what} {i} {self.watch.doing(i)}"
+            for i in range(self.size)
+            if not self.first or self.first[i] not in ready
+        ]
 
     def started(self) -> None:
         """Waits until all are built. What goes wrong by then is no matter of restarting."""
@@ -340,9 +361,10 @@ class RayWorkers:
             if self._closed:
                 raise RunError(f"the {self.what}s were closed")
             import_ray().kill(self.actors[index], no_restart=True)
-            self.actors[index], first = self.spawn(index)
+            assert self.build is not None, "what was never built is not replaced"
+            actor = self.actors[index] = self.spawn(index)
             self.watch.renew(index)
-            asked = Asked(index, self.actors[index], self.watch.follow(index, first.future()))
+            asked = Asked(index, actor, self.watch.follow(index, self.build(index, actor).future()))
         self._answer(asked)
 
     def busy(self) -> float:
@@ -424,6 +446,8 @@ class RayWorkers:
     def close(self) -> None:
         ray = import_ray()
         with self._places:
+            if self._closed:
+                return
             self._closed = True
             self.watch.close(RunError(f"the {self.what}s were closed"))
             if self.left and broken() is None:
@@ -503,6 +527,16 @@ class Host:
         self.seconds = 0.0
         self.rooms = list[str]()
         self.lock = threading.Lock()
+        self.doing = "starts"
+
+    def prepare(self, env: dict[str, str], imports: Callable[[], None]) -> None:
+        """Imports what :meth:`build` will need, while whoever asks for that has other things to do."""
+        os.environ.update(env)
+        self.doing = "imports"
+        with self.working(), importing(), contextlib.suppress(Exception):  # it fails again where it is heard
+            imports()
+        gc.freeze()  # modules are no garbage: vLLM looks for some five times as it starts, a quarter of a second each
+        self.doing = "waits"
 
     def address(self) -> tuple[str, int]:
         """Where rank 0 listens for the others."""
@@ -511,8 +545,10 @@ class Host:
     def build(self, make: Callable[..., Any], env: dict[str, str], model: Model, *args: Any) -> Any:
         """Makes the worker, whose first argument is where the model is; ``env`` is set before anything heavy is imported."""
         os.environ.update(env)
+        self.doing = "loads the model"
         with self.working():
             self.worker = make(model.here(self.room), *args)
+            self.doing = "is ready"
             return self.worker.ready()
 
     def do(self, method: str, *args: Any) -> Any:
@@ -536,7 +572,8 @@ class Host:
     def pulse(self) -> Pulse:
         """Answered in a thread of its own, whatever else goes on."""
         with self.lock:
-            return Pulse(self.asked, self.answered, 0 if self.worker is None else self.worker.progress())
+            progress = 0 if self.worker is None else self.worker.progress()
+            return Pulse(self.asked, self.answered, progress, self.doing)
 
     def busy(self) -> float:
         """Seconds in ``do``; calls that run side by side (an engine's) count each by itself."""
@@ -716,14 +753,11 @@ def _places(cluster: Cluster) -> tuple[Callable[[int], dict[str, Any]], Callable
     return place, lambda: remove_placement_group(group)
 
 
-def _make_engines(
-    spec: EngineSpec, setup: EngineSetup, cluster: Cluster, place: Callable[[int], dict[str, Any]], model: Model
-) -> RayWorkers:
-    """Actors for the engines, which are being built."""
+def _engine_actors(spec: EngineSpec, cluster: Cluster, place: Callable[[int], dict[str, Any]]) -> RayWorkers:
+    """Actors for engines, which import what they will need."""
     ray = import_ray()
     gpus = gpus_per_device(cluster, ray.cluster_resources())
     env = spec.environment()
-    everywhere = replace(setup, transfer=transfer(cluster, spec), sleeps=cluster.colocate)
     kind = ray.remote(concurrency_groups={"requests": REQUESTS, "pulse": 1})(EngineHost)
     options = {
         "num_cpus": cluster.cpus,
@@ -731,20 +765,146 @@ def _make_engines(
         "runtime_env": {"env_vars": {**_surroundings(cluster), **env}},
     }
 
-    def spawn(index: int) -> tuple[Any, Any]:
+    def spawn(index: int) -> Any:
         actor = kind.options(**options, **place(index)).remote(REQUESTS)
-        return actor, actor.build.remote(make_engine, env, model, spec, everywhere)
+        actor.prepare.remote(env, spec.prepare)
+        return actor
 
-    engines = RayWorkers(spawn, cluster.engines, cluster, "engine")
+    return RayWorkers(spawn, cluster.engines, cluster, "engine")
+
+
+def _begin_engines(engines: RayWorkers, spec: EngineSpec, setup: EngineSetup, cluster: Cluster, model: Model) -> None:
+    everywhere = replace(setup, transfer=transfer(cluster, spec), sleeps=cluster.colocate)
+    env = spec.environment()
     engines.left = model.luggage is not None
+    engines.begin(lambda index, actor: actor.build.remote(make_engine, env, model, spec, everywhere))
+
+
+def begin_engines(spec: EngineSpec, setup: EngineSetup, cluster: Cluster) -> RayWorkers:
+    """Engines without learners, which are being built: ``started`` waits for them."""
+    engines = _engine_actors(spec, cluster, lambda index: {})
+    _begin_engines(engines, spec, setup, cluster, _model(setup.path, None))
     return engines
 
 
 def start_engines(spec: EngineSpec, setup: EngineSetup, cluster: Cluster) -> RayWorkers:
     """Engines without learners, for evaluation."""
-    engines = _make_engines(spec, setup, cluster, lambda index: {}, _model(setup.path, None))
-    engines.started()
+    engines = begin_engines(spec, setup, cluster)
+    try:
+        engines.started()
+    except BaseException:
+        engines.close()
+        raise
     return engines
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The actors of a run's learners and engines, which import what they will need: there need be no model yet."""
+
+    learners: RayWorkers
+    engines: RayWorkers | NoWorkers
+    cluster: Cluster
+    spec: EngineSpec | None
+
+    @classmethod
+    def of(cls, spec: EngineSpec | None, cluster: Cluster, deepspeed: bool) -> Crew:
+        """``spec``: None has no engine. ``deepspeed``: whether the learners need it."""
+        ray = import_ray()
+        place, leave = _places(cluster)
+        engines = NoWorkers() if spec is None else _engine_actors(spec, cluster, place)
+        kind = ray.remote(concurrency_groups={"pulse": 1})(LearnerHost)
+        options = {
+            "num_cpus": cluster.cpus,
+            "num_gpus": gpus_per_device(cluster, ray.cluster_resources()),
+            "runtime_env": {"env_vars": _surroundings(cluster)},
+        }
+
+        def spawn(index: int) -> Any:
+            actor = kind.options(**options, **place(index)).remote()
+            actor.prepare.remote({}, partial(prepare_learner, deepspeed))
+            return actor
+
+        learners = RayWorkers(spawn, cluster.learners, cluster, "learner")
+        learners.leave = leave
+        return cls(learners, engines, cluster, spec)
+
+    def close(self) -> None:
+        self.engines.close()
+        self.learners.close()  # the last, because they give the places of all back
+
+    def start(
+        self,
+        learning: LearnerSetup,
+        generating: EngineSetup,
+        folder: Path | None = None,
+        report: Callable[[str], object] = print,
+    ) -> None:
+        """Waits until all have built what they hold, side by side.
+
+        Where they share devices, engines are built first and sleep, and learners beside them. ``folder``: the run's, which not all
+        machines need to see. ``report`` hears what is waited for.
+        """
+        with contextlib.ExitStack() as stack:
+            marker = None if folder is None else stack.enter_context(_marked(folder))
+            stack.enter_context(told_regularly(report, self.awaited))
+            try:
+                self._start(learning, generating, marker, report)
+            except BaseException:
+                self.close()
+                raise
+
+    def awaited(self) -> str:
+        """What is waited for, for people."""
+        engines = [] if isinstance(self.engines, NoWorkers) else self.engines.awaited()
+        return ", ".join([*engines, *self.learners.awaited()])
+
+    def _start(
+        self,
+        learning: LearnerSetup,
+        generating: EngineSetup,
+        marker: Path | None,
+        report: Callable[[str], object],
+    ) -> None:
+        ray, cluster, learners, engines = import_ray(), self.cluster, self.learners, self.engines
+        model = _model(learning.start.path, marker)
+        if isinstance(engines, RayWorkers):
+            assert self.spec is not None
+            _begin_engines(engines, self.spec, generating, cluster, model)
+            if cluster.colocate:
+                engines.started()
+                engines.call("sleep", 2)
+        learners.begin(lambda rank, actor: actor.address.remote())
+        learners.started()
+        master, port = ray.get(learners.first[0])
+        learners.left = model.luggage is not None
+        if marker is not None:
+            learners.look(marker)
+        if marker is not None and learners.away:
+            who = "learner " + ", ".join(map(str, learners.away))
+            report(
+                f"note: the machine of {who} does not see {marker.parent}: checkpoints travel through Ray's object store."
+            )
+        if model.away:
+            report(
+                f"note: {len(model.away)} machine(s) of the cluster do not have {model.path}: it travels as checkpoints do."
+            )
+        rendezvous = None if _own is None else _own.rendezvous()
+        learners.begin(
+            lambda rank, actor: actor.build.remote(
+                make_learner,
+                rank_environment(rank, cluster.learners, master, port),
+                model,
+                learning,
+                rank,
+                cluster.learners,
+                cluster.arithmetic,
+                rendezvous,
+            )
+        )
+        learners.started()
+        if isinstance(engines, RayWorkers) and not cluster.colocate:
+            engines.started()
 
 
 def start(
@@ -755,14 +915,29 @@ def start(
     folder: Path | None = None,
     report: Callable[[str], object] = print,
 ) -> tuple[RayWorkers, RayWorkers | NoWorkers]:
-    """Actors for all learners and engines of a run, built side by side: ``(learners, engines)``. ``spec``: None starts no engine.
+    """The learners and engines of a :class:`Crew`, built."""
+    crew = Crew.of(spec, cluster, learning.deepspeed is not None)
+    crew.start(learning, generating, folder, report)
+    return crew.learners, crew.engines
 
-    Where they share devices, engines are built first and sleep, and learners beside them. ``folder``: the run's, which not all machines
-    need to see.
-    """
-    with contextlib.ExitStack() as stack:
-        marker = None if folder is None else stack.enter_context(_marked(folder))
-        return _start(learning, spec, generating, cluster, marker, report)
+
+@contextlib.contextmanager
+def told_regularly(report: Callable[[str], object], what: Callable[[], str], seconds: float = 10.0) -> Iterator[None]:
+    """Inside, ``report`` hears every few seconds what is waited for."""
+    done, began = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not done.wait(seconds):
+            if text := what():
+                report(f"  {time.monotonic() - began:.0f} s: {text}")
+
+    thread = threading.Thread(target=tell, name="waiting", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 @contextlib.contextmanager
@@ -783,70 +958,3 @@ def _model(path: str, marker: Path | None) -> Model:
         return Model(path)
     away = machines_without(marker if marker is not None and folder.is_relative_to(marker.parent) else folder)
     return Model(str(folder), Luggage.of(folder) if away else None, away)
-
-
-def _start(
-    learning: LearnerSetup,
-    spec: EngineSpec | None,
-    generating: EngineSetup,
-    cluster: Cluster,
-    marker: Path | None,
-    report: Callable[[str], object],
-) -> tuple[RayWorkers, RayWorkers | NoWorkers]:
-    ray = import_ray()
-    gpus = gpus_per_device(cluster, ray.cluster_resources())
-    (place, leave), model = _places(cluster), _model(learning.start.path, marker)
-    engines = NoWorkers() if spec is None else _make_engines(spec, generating, cluster, place, model)
-    kind = ray.remote(concurrency_groups={"pulse": 1})(LearnerHost)
-    options = {
-        "num_cpus": cluster.cpus,
-        "num_gpus": gpus,
-        "runtime_env": {"env_vars": _surroundings(cluster)},
-    }
-
-    def spawn(index: int) -> tuple[Any, Any]:
-        actor = kind.options(**options, **place(index)).remote()
-        return actor, actor.address.remote()
-
-    learners = RayWorkers(spawn, cluster.learners, cluster, "learner")
-    learners.leave = leave
-    try:
-        if cluster.colocate:
-            engines.started()
-            engines.call("sleep", 2)
-        learners.started()
-        learners.left = model.luggage is not None
-        if marker is not None:
-            learners.look(marker)
-        if marker is not None and learners.away:
-            who = "learner " + ", ".join(map(str, learners.away))
-            report(
-                f"note: the machine of {who} does not see {marker.parent}: checkpoints travel through Ray's object store."
-            )
-        if model.away:
-            report(
-                f"note: {len(model.away)} machine(s) of the cluster do not have {model.path}: it travels as checkpoints do."
-            )
-        master, port = ray.get(learners.first[0])
-        rendezvous = None if _own is None else _own.rendezvous()
-        learners.first = [
-            actor.build.remote(
-                make_learner,
-                rank_environment(rank, cluster.learners, master, port),
-                model,
-                learning,
-                rank,
-                cluster.learners,
-                cluster.arithmetic,
-                rendezvous,
-            )
-            for rank, actor in enumerate(learners.actors)
-        ]
-        learners.started()
-        if not cluster.colocate:
-            engines.started()
-    except BaseException:
-        learners.close()
-        engines.close()
-        raise
-    return learners, engines

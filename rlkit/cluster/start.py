@@ -26,10 +26,11 @@ def start(
     cluster: Cluster | None,
     folder: Path,
     *,
+    crew: ray.Crew | None = None,
     shares: bool = False,
     report: Callable[[str], None] = print,
 ) -> tuple[LearnerGroup, EngineGroup]:
-    """Learners and engines that answer; on Ray, which is connected, they are made side by side.
+    """Learners and engines that answer; on Ray, which is connected, they are made side by side, of a ``crew`` if there is one already.
 
     ``spec``: None starts no engine. ``shares``: in this process the engine generates with the learner's own model. ``folder``: the run's.
     ``report`` hears of machines that do not see it, and of engines that are lost and started again.
@@ -39,13 +40,20 @@ def start(
         lm = learner.policy.base if shares else None
         engine = NoWorkers() if spec is None else LocalWorkers(spec.start(replace(generating, lm=lm)))
         return LearnerGroup(LocalWorkers(learner), learning), EngineGroup(engine)
-    learners, engines = ray.start(learning, spec, generating, cluster, folder, report)
+    crew = crew or crew_of(spec, cluster, learning.deepspeed is not None)
+    crew.start(learning, generating, folder, report)
+    learners, engines = crew.learners, crew.engines
     # One that shares its device cannot be started while a learner fills it.
     restarts = 0 if cluster.colocate else cluster.restarts
     groups = LearnerGroup(learners, learning), EngineGroup(engines, restarts, report)
     if cluster.colocate and spec is not None:
         take_turns(*groups)
     return groups
+
+
+def crew_of(spec: EngineSpec | None, cluster: Cluster, deepspeed: bool) -> ray.Crew:
+    """The processes of learners and engines on Ray, which is connected; they import while there is no model yet."""
+    return ray.Crew.of(spec, cluster, deepspeed)
 
 
 def take_turns(learners: LearnerGroup, engines: EngineGroup) -> None:
@@ -74,13 +82,29 @@ def beside(cluster: Cluster, engines: int, tensor_parallel: int, gpus: float | N
     )
 
 
+def begin_beside(
+    spec: EngineSpec, setup: EngineSetup, cluster: Cluster | None, report: Callable[[str], None] = print
+) -> tuple[EngineGroup, Callable[[], None]]:
+    """Engines of another model (``cluster`` is that of :func:`beside`, and connected), and what waits until they answer; None: one in
+    this process.
+    """
+    if cluster is None:
+        return EngineGroup(LocalWorkers(spec.start(setup))), lambda: None
+    engines = ray.begin_engines(spec, setup, cluster)
+    return EngineGroup(engines, cluster.restarts, report), engines.started
+
+
 def start_beside(
     spec: EngineSpec, setup: EngineSetup, cluster: Cluster | None, report: Callable[[str], None] = print
 ) -> EngineGroup:
-    """Engines of another model (``cluster`` is that of :func:`beside`, and connected); None: one in this process."""
-    if cluster is None:
-        return EngineGroup(LocalWorkers(spec.start(setup)))
-    return EngineGroup(ray.start_engines(spec, setup, cluster), cluster.restarts, report)
+    """The engines of :func:`begin_beside`, which answer."""
+    engines, wait = begin_beside(spec, setup, cluster, report)
+    try:
+        wait()
+    except BaseException:
+        engines.close()
+        raise
+    return engines
 
 
 def hosting(cluster: Cluster) -> Callable[[Job, RewardSpec, Grader, Used], Waits]:

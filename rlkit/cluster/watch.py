@@ -20,11 +20,12 @@ START = 60.0  # seconds that the first sign of life may take in any case: a proc
 
 
 class Pulse(NamedTuple):
-    """What a worker says of itself. ``progress`` grows while it gets on with a call."""
+    """What a worker says of itself. ``progress`` grows while it gets on with a call; ``doing`` is what it starts with."""
 
     asked: int
     answered: int
     progress: int
+    doing: str = ""
 
 
 @dataclass
@@ -88,6 +89,11 @@ class Watch:
     def lost(self, index: int) -> Exception | None:
         """Why worker ``index`` is lost; None while it is not."""
         return self._members[index].lost
+
+    def doing(self, index: int) -> str:
+        """What worker ``index`` last said that it does, for people."""
+        pulse = self._members[index].pulse
+        return "starts its process" if pulse is None else pulse.doing
 
     def any_lost(self) -> Exception | None:
         return next((m.lost for m in self._members if m.lost is not None), None)

@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -408,6 +409,16 @@ def import_deepspeed() -> Any:
         raise ConfigError(f"deepspeed is not installed. {install('cpu', 'gpu')}.") from None
     logger.setLevel("ERROR")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if "deepspeed.runtime.zero.muon.original_muon" not in sys.modules:
+        # ZeRO imports its Muon, which nobody uses here, to look at it; as it decorates, that would import torch's compiler (1 s).
+        usual, deepspeed.runtime.compiler.compile = (
+            deepspeed.runtime.compiler.compile,
+            lambda: lambda function: function,
+        )
+        try:
+            import deepspeed.runtime.zero.muon.original_muon
+        finally:
+            deepspeed.runtime.compiler.compile = usual
     return deepspeed
 
 

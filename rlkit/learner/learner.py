@@ -20,7 +20,15 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rlkit.errors import ConfigError, ModelError, NumericsError
-from rlkit.learner.backend import DeepSpeedBackend, TorchBackend, alone, engine_config, in_buckets, join
+from rlkit.learner.backend import (
+    DeepSpeedBackend,
+    TorchBackend,
+    alone,
+    engine_config,
+    import_deepspeed,
+    in_buckets,
+    join,
+)
 from rlkit.learner.plan import micro_batch
 from rlkit.learner.setup import LearnerSetup, Start
 from rlkit.learner.sharding import Cutter, cuts, share_of
@@ -46,6 +54,15 @@ from rlkit.types import SOURCES, Batch, New, Sampling, Stats
 
 BUCKET_BYTES = 64 << 20
 PARTS = ("ids", "logp")  # of an anchor's most likely tokens
+
+
+def prepare(deepspeed: bool) -> None:
+    """Imports what a :class:`Learner` will need, before there is a model."""
+    import torch._dynamo  # noqa: F401 (every optimizer's first step does)
+    from transformers import AutoModelForCausalLM  # noqa: F401
+
+    if deepspeed:
+        import_deepspeed()
 
 
 class Learner:

@@ -9,8 +9,9 @@ from rlkit.errors import ConfigError
 from rlkit.rollout.control import Control, CopT, Steering
 from rlkit.rollout.copt import CopTEngine
 from rlkit.rollout.engine import Engine, EngineSetup, EngineSpec
+from rlkit.rollout.hf import HF
 from rlkit.rollout.steered import SteeredEngine
-from rlkit.rollout.vllm import environment, require_vllm
+from rlkit.rollout.vllm import VLLM, environment, require_vllm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,10 @@ class Controlled(EngineSpec):
         from rlkit.rollout.vllm_steering import start
 
         return start(setup, self.control)
+
+    def prepare(self) -> None:
+        kind: EngineSpec = VLLM() if self.engine == "vllm" else HF()
+        kind.prepare()
 
     def environment(self) -> dict[str, str]:
         return environment() if self.engine == "vllm" else {}

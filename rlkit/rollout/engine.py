@@ -93,6 +93,9 @@ class EngineSpec(Plug):
     def start(self, setup: EngineSetup) -> Engine:
         """Called where the engine runs."""
 
+    def prepare(self) -> None:
+        """Imports what :meth:`start` will need. Called where the engine will run, before there is a model, with :meth:`environment` set."""
+
     def environment(self) -> dict[str, str]:
         """Variables that a process of its own has from the start."""
         return {}

@@ -337,5 +337,8 @@ class HF(EngineSpec):
     shares = True
     label = "hf"
 
+    def prepare(self) -> None:
+        from transformers import AutoModelForCausalLM  # noqa: F401
+
     def start(self, setup: EngineSetup) -> HFEngine:
         return HFEngine(setup.path, dtype=setup.dtype, max_model_len=setup.max_model_len, lm=setup.lm)

@@ -437,5 +437,10 @@ class VLLM(EngineSpec):
             sleeps=setup.sleeps,
         )
 
+    def prepare(self) -> None:
+        require_vllm()
+        import vllm.model_executor.model_loader
+        import vllm.v1.worker.gpu_worker  # noqa: F401
+
     def environment(self) -> dict[str, str]:
         return environment()

@@ -17,7 +17,7 @@ import pytest
 
 from rlkit.cluster import reaper
 from rlkit.cluster.groups import EngineGroup
-from rlkit.cluster.ray import Asked, RayWorkers
+from rlkit.cluster.ray import Asked, RayWorkers, told_regularly
 from rlkit.cluster.sync import WeightSync
 from rlkit.cluster.watch import Pulse, Watch
 from rlkit.data.curriculum import Shuffle
@@ -95,6 +95,26 @@ def test_a_worker_without_work_may_stand_still(watch: Any) -> None:
     for _ in range(400):
         look(w, 0, 10.0)
     assert w.lost(0) is None
+
+
+def test_a_start_says_what_is_waited_for(watch: Any) -> None:
+    w = watch(lambda i: Future() if i else answered(Pulse(1, 0, 0, "imports")))
+    for _ in range(2):
+        for i in (0, 1):
+            look(w, i, 1.0)
+    assert [w.doing(i) for i in (0, 1)] == ["imports", "starts its process"]
+    said, heard = list[str](), threading.Event()
+    waited = iter(["engine 0 imports", ""])  # then all is there, and nothing is said
+
+    def what() -> str:
+        text = next(waited, None)
+        if text is None:
+            heard.set()
+        return text or ""
+
+    with told_regularly(said.append, what, 0.01):
+        assert heard.wait(60)
+    assert len(said) == 1 and said[0].endswith(" s: engine 0 imports")
 
 
 def test_nobody_is_left_waiting_when_ray_itself_has_ended(watch: Any) -> None:
@@ -310,7 +330,7 @@ def test_an_engine_that_cannot_read_what_a_dead_learner_made_says_that_a_worker_
     """Ray tells it as the error of the engine's call, whose cause may be wrapped once more."""
     from ray.exceptions import ActorDiedError, RayTaskError
 
-    engines = RayWorkers(lambda index: (None, None), 0, Cluster(), "engine")
+    engines = RayWorkers(lambda index: None, 0, Cluster(), "engine")
     died: Future[Any] = Future()
     died.set_exception(RayTaskError("do", "trace", RayTaskError("do", "trace", ActorDiedError())))
     raised: Future[Any] = Future()
