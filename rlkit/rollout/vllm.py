@@ -257,6 +257,7 @@ class VLLMEngine(Engine):
                 skip_special_tokens=False,  # stop strings are looked for in the text that rewards see
                 detokenize=bool(sampling.stop),
                 logprobs=0,
+                flat_logprobs=True,  # a list, in place of a dictionary and an object for each token
                 seed=request_seed(sampling, prompt, self.version),
             )
 
@@ -291,7 +292,7 @@ class VLLMEngine(Engine):
         for span in c.weight_versions or ():
             version[span.start : span.end] = [int(span.version)] * (span.end - span.start)
         finish = {"stop": "stop", "length": "length"}.get(c.finish_reason, "abort")
-        logp = [entry[token].logprob for token, entry in zip(tokens, c.logprobs or (), strict=True)]
+        logp = list(c.logprobs.logprobs) if tokens else []  # of the sampled tokens, and no others
         text = self.endings.text(tokens, stop)
         return Rollout(prompt, tokens, [True] * len(tokens), logp, version, finish, text=text)  # type: ignore[arg-type]
 
