@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from rlkit.model.load import examine, load_tokenizer
 from rlkit.record.output import require_folder
 from rlkit.session import quiet_libraries
 
+Type = Literal["float32", "bfloat16", "float16"]
 # Files of a model folder beside its weights: configuration, generation settings, tokenizer and templates.
 BESIDE = ("*.json", "*.jinja", "*.txt", "*.model")
 # What a configuration says beside what its weights compute.
@@ -58,7 +60,7 @@ def merge(
     weights: Sequence[float] | None = None,
     base: str | Path | None = None,
     eta: float = 1.0,
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    dtype: Type | None = None,
     say: Callable[[str], None] = print,
 ) -> Merged:
     """Writes the model that is made of ``models`` (folders, hub names or run folders) into the folder ``out``.
@@ -80,13 +82,16 @@ def merge(
     require_folder(place, "--out")
     if place.is_dir() and any(place.iterdir()):
         raise ConfigError(f"--out: {place} is not empty: name a new folder.")
+    if dtype not in (None, *typing.get_args(Type)):
+        raise ConfigError(f"merge: dtype is {dtype!r}; it must be one of {', '.join(typing.get_args(Type))}.")
     names = [str(m) for m in models]
-    twice = [n for n in names if names.count(n) > 1]
-    if twice:
-        raise ConfigError(f"merge: {twice[0]} is given twice: name each model once, with its weight in weights.")
     quiet_libraries()
     order = names if base is None else [str(base), *names]
     folders = {name: _local(model_folder(name, "merge")) for name in order}
+    places = [folders[name].resolve() for name in names]
+    twice = next((name for i, name in enumerate(names) if places[i] in places[:i]), None)
+    if twice is not None:
+        raise ConfigError(f"merge: {twice} is given twice: name each model once, with its weight in weights.")
     notes = tuple(_require_alike(folders))
     checkpoints = {name: Checkpoint(folder) for name, folder in folders.items()}
     require_alike(checkpoints, types=dtype is None)

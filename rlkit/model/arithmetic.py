@@ -168,7 +168,8 @@ def require_alike(models: Mapping[str, Mapping[str, Tensor]], types: bool = True
             if name not in one or name not in two:
                 there, lacks = (first, second) if name in one else (second, first)
                 raise ModelError(
-                    f"merge: tensor {name} of {there} is missing in {lacks}: only models of one architecture, saved whole, can be merged."
+                    f"merge: tensor {name} of {there} is missing in {lacks}: only models of one architecture, saved whole, can be merged. "
+                    "Where one of them names a shared matrix twice, load both with transformers and save them again (save_pretrained)."
                 )
             (size, kind), (other_size, other_kind) = one[name], two[name]
             if size != other_size:

@@ -18,6 +18,7 @@ from rlkit.model.policy import gathered_by_layer, hidden_states, padded, probe_t
 
 NEVER = -1e4  # the logit of a token that no model has
 WINDOW = 6  # of attention, while ways of computing it are compared
+NO_TOKENS = "it has no tokenizer.json, nor another file that transformers makes one of."
 
 
 def examine(path: str | Path, where: str = "model.path") -> Any:
@@ -320,6 +321,8 @@ def load_tokenizer(path: str | Path, where: str = "model.path") -> Any:
         )
         kind: Any = PreTrainedTokenizerFast if plain else AutoTokenizer
         tokenizer = kind.from_pretrained(path, trust_remote_code=False)
+        if not set(tokenizer.get_vocab()) - {str(t) for t in tokenizer.added_tokens_decoder.values()}:
+            raise OSError(NO_TOKENS)  # what transformers makes of a folder without files of a tokenizer
         asked = get_tokenizer_config(str(path)).get("add_bos_token") and tokenizer.bos_token_id is not None
         if asked and tokenizer("a")["input_ids"][0] != tokenizer.bos_token_id:
             tokenizer.add_bos_token = True
@@ -328,7 +331,7 @@ def load_tokenizer(path: str | Path, where: str = "model.path") -> Any:
         said = said_of(error)
         if "backend tokenizer" in said:  # transformers goes on with what it would have taken instead
             own = "auto_map" in get_tokenizer_config(str(path))
-            said = OWN_CODE if own else "it has no tokenizer.json, nor another file that transformers makes one of."
+            said = OWN_CODE if own else NO_TOKENS
         raise ModelError(f"{where}: no tokenizer could be loaded from {str(path)!r}: {said}") from error
 
 

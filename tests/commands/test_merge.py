@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import rlkit as rk
 from rlkit.cli import main
@@ -111,6 +112,18 @@ def torn(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
 
 
+def without_tokenizer(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
+def written_out(folder: Path) -> None:
+    """The shared matrix under both of its names."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("harm", "says"),
     [
@@ -120,6 +133,8 @@ def torn(folder: Path) -> None:
         (lambda f: changed(f, "config.json", rms_norm_eps=1e-3), "different architectures: rms_norm_eps"),
         (adapter, "holds an adapter, not a whole model"),
         (torn, r"model.safetensors is damaged"),
+        (without_tokenizer, r"no tokenizer could be loaded from .*: it has no tokenizer\.json, nor another file"),
+        (written_out, r"tensor lm_head.weight of .*other is missing in .* names a shared matrix twice, load both"),
         (shutil.rmtree, "is no folder"),
     ],
 )
@@ -152,7 +167,10 @@ def test_what_else_is_refused(models: tuple[str, str, str], tmp_path: Path, caps
     with pytest.raises(ConfigError, match=r"--out: .* is not empty"):
         rk.merge([one, two], tmp_path / "full")
     with pytest.raises(ConfigError, match="is given twice"):
-        rk.merge([one, one], tmp_path / "out")
+        rk.merge([one, f"{one}/../{Path(one).name}/"], tmp_path / "out")
+    dtype: Any = "int8"
+    with pytest.raises(ConfigError, match="dtype is 'int8'; it must be one of float32, bfloat16, float16"):
+        rk.merge([one, two], tmp_path / "out", dtype=dtype)
     assert main(["merge", one, two, "--weights", "0.5", "0.6", "--out", str(tmp_path / "out")]) == 2
     assert "add up to 1" in capsys.readouterr().err
     assert main(["merge", one, two, "--eta", "1.5", "--out", str(tmp_path / "out")]) == 2
