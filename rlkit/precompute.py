@@ -200,7 +200,7 @@ def _asked(annotate: Annotate, rows: Sequence[Sequence[Example]], which: str, wh
     b = annotate(b, (which, f"{which}_full") if whole else (which,))
     found = b.whole[which] if whole else {}
     top = TopK(found["ids"], found["logp"]) if whole else None
-    return Found.of(b.edge().diff(), b.logp[which], top)
+    return Found.of(b.count(), b.logp[which], top)
 
 
 def with_outputs(sets: Sequence[ExampleRows], anchor: str, found: Found) -> tuple[ExampleRows, ...]:

@@ -218,9 +218,13 @@ class Batch:
         """``[S + 1]``: the action tokens of sequence ``s`` are those from ``edge[s]`` up to ``edge[s + 1]``."""
         return torch.searchsorted(self.seq, torch.arange(self.S + 1, device=self.seq.device))
 
+    def count(self) -> PerSequence:
+        """Number of action tokens of each sequence, as whole numbers."""
+        return torch.bincount(self.seq, minlength=self.S)
+
     def seq_len(self) -> PerSequence:
         """Number of action tokens of each sequence, at least 1 so that it can be divided by."""
-        return torch.bincount(self.seq, minlength=self.S).clamp(min=1).to(self.reward.dtype)
+        return self.count().clamp(min=1).to(self.reward.dtype)
 
     def seq_mean(self, x_N: Tensor) -> PerSequence:
         """Mean over the action tokens of each sequence."""

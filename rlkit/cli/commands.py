@@ -383,7 +383,6 @@ class Filter(Command):
                 )
         if a.transcripts and run.rollout.episode is None:
             raise ConfigError("--transcripts shows episodes, and rollout.episode is not set. Leave it out.")
-        unsolved = a.rewards or a.better is not None
         found = rk.filter(
             run,
             a.model,
@@ -392,7 +391,7 @@ class Filter(Command):
             high=a.high,
             soft_value=a.soft_value,
             rewards=a.rewards,
-            unsolved=unsolved,
+            unsolved=a.better is not None,
         )
         found.write(a.out)
         if not found.prompts:
@@ -422,7 +421,7 @@ class Filter(Command):
             )
         print(
             f"{a.out}: {len(found.prompts)} of {found.asked} prompts kept (pass rate of {a.n} responses "
-            f"{'above' if a.low == 0 and not unsolved else 'from'} {a.low:g} to {a.high:g}). Train on them with:\n"
+            f"{found.within}). Train on them with:\n"
             f"  rlkit train {' '.join(map(shlex.quote, [a.config, *a.overrides]))} {_typed(found.settings(a.out))}"
         )
         if run.data.task is not None and (not run.rewards or any(spec.fn == "task" for spec in run.rewards)):

@@ -230,7 +230,7 @@ class LearnerGroup:
         shards, rows = cut(b, self.parts, self.max_tokens, self.packed)
         results = self.call("annotate", each=[(micros, tuple(which)) for micros in self._dealt(shards)])
         results = results[:: self.sharing]
-        count = torch.bincount(b.seq, minlength=b.S)
+        count = b.count()
         found = {name: _in_place(torch.cat(rows), count, [r[name] for r in results]) for name in results[0]}
         # Where sampling is cut off, a token may have the probability 0.
         cut_off = self.setup.sampling.top_p < 1 or self.setup.sampling.top_k > 0
@@ -349,7 +349,7 @@ class LearnerGroup:
         """The learner's log-probs of each rollout's sampled tokens; ``uncut``: without ``top_p`` and
         ``top_k``; ``ref``, ``teacher``: those of an anchor."""
         b = self.annotate(Batch.from_rollouts(rollouts), (which,))
-        return [x.tolist() for x in b.logp[which].split(torch.bincount(b.seq, minlength=b.S).tolist())]
+        return [x.tolist() for x in b.logp[which].split(b.count().tolist())]
 
     def uncut_logprobs(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         return self.logprobs(rollouts, "uncut")

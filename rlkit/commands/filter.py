@@ -30,7 +30,7 @@ class Filtered:
     Attributes:
         prompts: those kept, in their order. rows: the same as rows of data, each with its ``pass_rate`` (and ``v_star``, ``base_rewards``).
         solved: one response with a reward of at least 1 for each kept prompt that has one, with its log-probs.
-        answered: all scored responses to the kept prompts, prompt by prompt.
+        answered: all scored responses to the kept prompts, prompt by prompt. within: their range of pass rates, in words.
     """
 
     run: Run
@@ -40,6 +40,7 @@ class Filtered:
     rows: tuple[dict[str, Any], ...]
     solved: tuple[Rollout, ...]
     answered: tuple[Rollout, ...] = ()
+    within: str = ""
 
     @property
     def unended(self) -> int:
@@ -161,7 +162,7 @@ def filter(
     """
     if low > high:
         raise ConfigError(f"--low is {low} and --high is {high}: the lowest pass rate is above the highest.")
-    unsolved = unsolved or rewards
+    above = low == 0 and not (unsolved or rewards)  # at least one success
     quiet_libraries()
     path = model_folder(model)
     tokenizer = load_tokenizer(path, "--model")
@@ -173,7 +174,7 @@ def filter(
         group = rollouts[i * n : (i + 1) * n]
         found = [r.reward for r in group if not math.isnan(r.reward)]
         rate = sum(min(1.0, max(0.0, x)) for x in found) / len(found) if found else None
-        if rate is None or not (low < rate <= high if low == 0 and not unsolved else low <= rate <= high):
+        if rate is None or not (low < rate <= high if above else low <= rate <= high):
             continue
         kept.append(p)
         answered += [r for r in group if not math.isnan(r.reward)]
@@ -184,7 +185,8 @@ def filter(
         if rewards:
             row["base_rewards"] = found
         rows.append(row)
-    return Filtered(run, tokenizer, len(prompts), tuple(kept), tuple(rows), tuple(solved), tuple(answered))
+    within = f"{'above' if above else 'from'} {low:g} to {high:g}"
+    return Filtered(run, tokenizer, len(prompts), tuple(kept), tuple(rows), tuple(solved), tuple(answered), within)
 
 
 def _write(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> int:

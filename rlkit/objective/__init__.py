@@ -175,7 +175,7 @@ def read_by(term: Term, b: Batch) -> PerSequence:
     keep = sum(
         (b.source == SOURCES.index(name) for name in sources_of(term)), torch.zeros_like(b.source, dtype=torch.bool)
     )
-    keep &= torch.bincount(b.seq, minlength=b.S) > 0
+    keep &= b.count() > 0
     if term.pairwise:
         pairs = torch.empty(0, 2, dtype=torch.long) if b.pairs is None else b.pairs
         paired = torch.zeros_like(keep)
@@ -195,7 +195,7 @@ def normalise(objective: Sequence[Term], b: Batch) -> Annotated[Tensor, "terms S
     """
     row = b.episode_of()
     b = b.by_episode()
-    tokens = torch.bincount(b.seq, minlength=b.S).to(torch.float64)
+    tokens = b.count().to(torch.float64)
     out = torch.zeros(len(objective), b.S, dtype=torch.float64)
     for i, term in enumerate(objective):
         keep = read_by(term, b)

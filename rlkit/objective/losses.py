@@ -375,7 +375,7 @@ class Unlikelihood(Term):
     def mark(self, b: Batch, generator: torch.Generator) -> Tensor:
         assert b.ids is not None and b.action is not None
         repeated, start = torch.zeros(b.N, dtype=b.reward.dtype), 0
-        for count in torch.bincount(b.seq, minlength=b.S).tolist():
+        for count in b.count().tolist():
             tokens, seen = b.ids[b.action[start : start + count]].tolist(), set[tuple[int, ...]]()
             for i in range(count - self.n + 1):
                 gram = tuple(tokens[i : i + self.n])

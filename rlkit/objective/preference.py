@@ -220,7 +220,7 @@ class SamPO(DPO):
 
     def mark(self, b: Batch, generator: torch.Generator) -> PerToken:
         assert b.pairs is not None
-        length = torch.bincount(b.seq, minlength=b.S)
+        length = b.count()
         keep = length.clone()
         for own, other in ((0, 1), (1, 0)):
             keep.scatter_reduce_(0, b.pairs[:, own], length[b.pairs[:, other]], "amin")
@@ -246,7 +246,7 @@ class RRPO(DPO):
 
     def mark(self, b: Batch, generator: torch.Generator) -> PerToken:
         assert b.pairs is not None and b.ids is not None and b.action is not None
-        tokens, length = b.ids[b.action].tolist(), torch.bincount(b.seq, minlength=b.S)
+        tokens, length = b.ids[b.action].tolist(), b.count()
         ends = length.cumsum(0).tolist()
         start = [end - n for end, n in zip(ends, length.tolist(), strict=True)]
         differ = torch.zeros(b.N)

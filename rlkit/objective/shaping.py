@@ -195,7 +195,7 @@ class Agreement(Shaped):
         return self.of.needs | {f"col:{self.column}"}
 
     def reward(self, b: Batch) -> Tensor:
-        tokens = [part.tolist() for part in sampled_ids(b).split(torch.bincount(b.seq, minlength=b.S).tolist())]
+        tokens = [part.tolist() for part in sampled_ids(b).split(b.count().tolist())]
         question, group, agreement = b.cols[self.column].tolist(), b.group.tolist(), list[float]()
         asked = dict[float, list[int]]()
         for i, q in enumerate(question):

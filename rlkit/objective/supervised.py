@@ -124,5 +124,5 @@ def top_share(b: Batch, x_N: Tensor, share: float) -> PerToken:
     order = order[torch.argsort(b.seq[order], stable=True)]
     seq = b.seq[order]
     rank = torch.arange(b.N, device=seq.device) - torch.searchsorted(seq, seq)
-    most = (share * torch.bincount(b.seq, minlength=b.S)).floor()[seq]
+    most = (share * b.count()).floor()[seq]
     return torch.zeros_like(x_N).index_fill(0, order[rank < most], 1.0)

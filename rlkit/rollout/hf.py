@@ -253,7 +253,7 @@ class HFEngine(Engine):
         b = self._batch(rollouts)
         with self._running():
             logp = evaluate_new(self._policy, b, Sampling(), frozenset()).logp
-        return [x.tolist() for x in logp.split(torch.bincount(b.seq, minlength=b.S).tolist())]
+        return [x.tolist() for x in logp.split(b.count().tolist())]
 
     def _states(self, rows: Sequence[Sequence[int]]) -> tuple[Batch, Tensor]:
         """Rows of given tokens, all but the first of each predicted, and the hidden states that predict them."""
