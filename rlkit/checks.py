@@ -629,19 +629,27 @@ def check_columns(run: Run, prompts: Sequence[Prompt], examples: Sequence[Exampl
             )
 
 
-def check_labels(run: Run, examples: Sequence[ExampleRows]) -> None:
-    """Raises ConfigError for a term that tells good responses from bad ones and finds only one kind among those of the data."""
+def check_labels(run: Run, examples: Sequence[ExampleRows]) -> Iterator[str]:
+    """What terms that tell good responses from bad ones have to say of those of the data.
+
+    Raises:
+        ConfigError: for a term there is only one kind of them.
+    """
     for term in run.objective:
         if not isinstance(term, LabelTerm) or term.on != "labelled":
             continue
         labels = [e.reward for x in examples if _reads(term, x.spec) for row in x.rows for e in row]
-        if labels and len({x > term.above for x in labels}) == 1:
-            kind = "good" if labels[0] > term.above else "bad"
+        good = sum(x > term.above for x in labels)
+        if labels and good in (0, len(labels)):
+            kind = "good" if good else "bad"
             raise ConfigError(
                 f"{term.name}: all {len(labels)} responses of the data are {kind}, because their labels, from {min(labels):g} to "
                 f"{max(labels):g}, are {'above' if kind == 'good' else 'not above'} {term.above:g}. Say which scores are good: "
                 "data.labelled.threshold, or `above` of the term."
             )
+        advice = term.advice(good, len(labels) - good) if labels else None
+        if advice is not None:
+            yield f"{term.name}: {advice}"
 
 
 def context_length(run: Run, prompts: Sequence[Prompt], model: str | None, at_least: int = 0) -> int:

@@ -101,7 +101,7 @@ def read_inputs(run: Run, stack: contextlib.ExitStack, notes: list[str]) -> Inpu
         examples = _examples(run, "train", tokenizer, notes.append)
         held_out = _examples(run, "test", tokenizer, notes.append)
         notes += filter(None, (overlap_of_rows(a, b) for a in examples for b in held_out if a.spec.key == b.spec.key))
-        check_labels(run, examples)
+        notes += check_labels(run, examples)
     with wrong:
         if prompts:
             scorer.check(list(prompts[0].columns))

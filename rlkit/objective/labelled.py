@@ -43,6 +43,10 @@ class LabelTerm(Term):
         """Which responses are (bool)."""
         return b.reward > self.above
 
+    def advice(self, good: int, bad: int) -> str | None:
+        """What there is to say of data with so many good and bad responses, if anything."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class KTO(LabelTerm):
@@ -67,6 +71,15 @@ class KTO(LabelTerm):
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"ref", "mismatched"} if self.baseline == "mismatched" else {"ref"})
+
+    def advice(self, good: int, bad: int) -> str | None:
+        ratio, even = self.desirable * good / (self.undesirable * bad), self.undesirable * bad / good
+        if 0.95 < ratio < 1.4:
+            return None
+        return (
+            f"{good} responses are good and {bad} bad, so that desirable * good / (undesirable * bad) is {ratio:.2f}; the paper advises 1 "
+            f"to 4/3, which is `desirable` from {even:.2f} to {even * 4 / 3:.2f}."
+        )
 
     def mark(self, b: Batch, generator: torch.Generator) -> PerToken:
         if self.baseline == "zero":

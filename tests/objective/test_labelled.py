@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import pytest
@@ -160,3 +161,20 @@ def test_kto_s_weakens_what_has_drifted() -> None:
             size[variant, z0] = gradient.abs().tolist()
     assert size["kto", 5.0][0] > size["kto", 0.0][0] == size["s", 0.0][0] > size["s", 5.0][0]
     assert size["kto", 5.0][1] < size["kto", 0.0][1] and size["s", 5.0][1] < size["s", 0.0][1]
+
+
+@pytest.mark.parametrize(
+    ("desirable", "good", "bad", "told"),
+    [
+        (1.0, 50, 50, None),
+        (1.33, 50, 50, None),
+        (4.0, 20, 80, None),
+        (1.0, 20, 80, "20 responses are good and 80 bad, .* is 0.25; .* `desirable` from 4.00 to 5.33"),
+        (1.0, 80, 20, "is 4.00; .* `desirable` from 0.25 to 0.33"),
+    ],
+)
+def test_kto_says_when_good_and_bad_responses_weigh_otherwise_than_the_paper_advises(
+    desirable: float, good: int, bad: int, told: str | None
+) -> None:
+    said = KTO(desirable=desirable).advice(good, bad)
+    assert said is None if told is None else re.search(told, said or "")
