@@ -16,8 +16,9 @@ from rlkit.objective import Term, is_marking, normalise
 from rlkit.types import Batch
 
 MOST_TOKENS = 16384  # of a micro-batch where nothing is set
-# Bytes that a micro-batch on a CPU may keep for its backward pass; more is no faster there (docs/planning.md).
-KEPT = 768 << 20
+# Bytes that a micro-batch on a CPU may keep for its backward pass; more is no faster there (docs/planning.md). With tokens enough that
+# adding up gradients of micro-batches is nothing beside their products, it keeps less.
+KEPT, ENOUGH_KEPT, ENOUGH = 768 << 20, 192 << 20, 1024
 
 
 def micro_batch(max_tokens: int | None, device: str, width: int) -> int:
@@ -27,7 +28,10 @@ def micro_batch(max_tokens: int | None, device: str, width: int) -> int:
     """
     if max_tokens is not None:
         return max_tokens
-    return MOST_TOKENS if device != "cpu" else max(256, min(MOST_TOKENS, KEPT // (2 * 4 * width)))
+    if device != "cpu":
+        return MOST_TOKENS
+    each = 2 * 4 * width  # bytes that a token keeps
+    return max(256, min(MOST_TOKENS, KEPT // each, max(ENOUGH, ENOUGH_KEPT // each)))
 
 
 def minibatches(b: Batch, epochs: int, count: int, seed: int) -> list[Tensor]:

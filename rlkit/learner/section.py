@@ -18,7 +18,8 @@ class LearnerSection(Bounded):
         weight_decay, betas, eps: of AdamW. max_grad_norm: gradients are scaled down to this norm; 0: they are not.
         epochs, minibatches: optimizer steps a rollout batch = epochs * minibatches.
         max_tokens: tokens of one micro-batch on one rank, padding included; changes memory and speed, never the result. null: 16,384 on
-            GPUs, and on CPUs, which are nearly as fast with few, as many of them as keep about 768 MiB for the backward pass.
+            GPUs, and on CPUs, which are nearly as fast with few, as many as keep about 192 MiB for the backward pass, or 1,024
+            where those keep at most 768 MiB, or as keep 768 MiB.
         packed: micro-batches without padding, with prompts shared by their responses (:mod:`rlkit.model.packed`). null: if the model allows
             it, and gives the same hidden states as padded where it is loaded.
         gradient_checkpointing: activations are computed again in the backward pass: less memory, about a third more time.

@@ -14,7 +14,7 @@ import rlkit as rk
 from rlkit.cli import main
 from rlkit.cluster.groups import LearnerGroup, LocalWorkers
 from rlkit.learner.learner import Learner
-from rlkit.learner.plan import KEPT, MOST_TOKENS, micro_batch
+from rlkit.learner.plan import ENOUGH, ENOUGH_KEPT, KEPT, MOST_TOKENS, micro_batch
 from rlkit.planning import Machine, plan_here, shape
 from rlkit.planning.container import Limits
 from rlkit.planning.here import memory_limit
@@ -110,6 +110,7 @@ def test_learners_cut_what_suits_their_device_and_model(small: dict[str, Any], s
     width = shape(smollm2).width
     assert micro_batch(99, "cpu", width) == 99
     assert micro_batch(None, "cuda", width) == micro_batch(None, "cpu", 100) == MOST_TOKENS
+    assert [micro_batch(None, "cpu", w) for w in (10**4, 3 * 10**4, 10**6)] == [ENOUGH_KEPT // (8 * 10**4), ENOUGH, 256]
     assert micro_batch(None, "cpu", width) == KEPT // (8 * 30 * (576 + 2 * 192 + 576 + 2 * 1536 + 576)) == 647
     for given in (None, 99):
         run = rk.load({**small, "learner": {"max_tokens": given}})
