@@ -2,10 +2,12 @@
 
     python benchmarks/generation.py                       # a random model of SmolLM2-135M's shape
     python benchmarks/generation.py FOLDER --tokens 20    # a model of yours
+    python benchmarks/generation.py --vllm                # our vLLM engine against vLLM's own, a tiny model, 32 x 8 responses of 6 tokens
 
 All three get the same requests (12 prompts x 8 responses that all run to the end), in turns; the minimum of their CPU seconds counts. The
 products are those of the linear layers: the prompts once, then one row a response and token. Attention, sampling and everything else is what the
-engine adds to them.
+engine adds to them. With ``--vllm`` what is compared with is vLLM's engine, asked for the same requests with the same seeds in one thread, which
+does nothing with the answers: no engine on top of it can be faster.
 """
 
 from __future__ import annotations
@@ -111,11 +113,57 @@ def measure(model: str, a: argparse.Namespace) -> None:
         print(f"  {name:<24}{seconds:7.2f}   {seconds / found['products alone']:.2f} x products")
 
 
+def measure_vllm(folder: str, a: argparse.Namespace) -> None:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    from rlkit.model.tiny import make_tiny
+    from rlkit.rollout.engine import numbered, request_seed
+    from rlkit.rollout.vllm import VLLMEngine
+
+    prompts, n, tokens = 32, 8, 6
+    model = make_tiny(Path(folder) / "model", "0123456789>", hidden=64, layers=2, heads=2, kv_heads=1)
+    engine = VLLMEngine(str(model), max_model_len=64)
+    sampling, asked = Sampling(max_tokens=tokens, seed=0), [0]
+    step = [Prompt(str(i), tuple(3 + (i // 10**k) % 10 for k in range(4)), "") for i in range(prompts)]
+
+    def alone() -> None:
+        for i, p in enumerate(step):
+            params = SamplingParams(
+                n=n,
+                max_tokens=tokens,
+                stop_token_ids=sorted(engine.endings.ids),
+                detokenize=False,
+                logprobs=0,
+                seed=request_seed(numbered(sampling, i), p, engine.version),
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            asked[0] += 1
+            engine.engine.add_request(f"alone {asked[0]}", {"prompt_token_ids": list(p.token_ids)}, params)
+        while engine.engine.has_unfinished_requests():
+            engine.engine.step()
+
+    with ThreadPoolExecutor(prompts) as pool:
+
+        def rlkit() -> None:
+            list(pool.map(lambda i: engine.generate(step[i], n, numbered(sampling, i)), range(prompts)))
+
+        found = fastest({"vLLM alone": alone, "rlkit": rlkit}, 4 * a.repeats)
+    engine.close()
+    print(f"{prompts} prompts x {n} responses of {tokens} tokens, {torch.get_num_threads()} threads; CPU seconds")
+    for name, seconds in found.items():
+        print(f"  {name:<24}{seconds:7.3f}   {found['vLLM alone'] / seconds:.2f} of vLLM's speed")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", help="a model folder; without one, a random model of SmolLM2-135M's shape")
     for name, default in (("prompts", 12), ("n", 8), ("prompt", 56), ("tokens", 20), ("repeats", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--vllm", action="store_true", help="our vLLM engine against vLLM's own")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        measure(given.model or random_model(Path(folder)), given)
+        if given.vllm:
+            measure_vllm(folder, given)
+        else:
+            measure(given.model or random_model(Path(folder)), given)
