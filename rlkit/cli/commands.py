@@ -729,10 +729,9 @@ class Doctor(Command):
             return 0 if found.works else 1
         if a.out:
             require_file(a.out, "--out")
-        report = rk.gpu_check(a.model, short=a.short, say=functools.partial(print, file=sys.stderr, flush=True))
-        if a.out:
-            report.write(a.out)
-        else:
+        say = functools.partial(print, file=sys.stderr, flush=True)
+        report = rk.gpu_check(a.model, short=a.short, say=say, out=a.out)
+        if not a.out:
             print(report)
         return 0 if report.passed else 1
 

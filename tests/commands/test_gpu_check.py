@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 import rlkit as rk
 from rlkit.cli import main
 from rlkit.commands import gpu_check
+from rlkit.commands.doctor import diagnose
 from rlkit.commands.gpu_check import Given, Skipped
+from tests.commands.test_doctor import GOOD
 
 pytestmark = pytest.mark.slow
 
@@ -21,10 +26,10 @@ def test_the_short_form_passes_here_and_names_what_it_leaves_out(tmp_path: Path)
     for name in gpu_check.SHORT:
         assert f"## {name}: passed" in page
     assert "## transfer: skipped\n\nLeft out of the short form." in page and "parity " in page
-    assert "| blocks | torch.bfloat16 | 48 |" in page and "shared memory" in page
+    assert "| blocks | 3, 3 x 80 | torch.bfloat16 | 48 |" in page and "shared memory" in page
 
 
-def test_a_part_that_fails_is_told_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_fails_is_told_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def attention(given: Given) -> str:
         """It breaks."""
         raise ValueError("CUDA error: an illegal memory access")
@@ -42,7 +47,11 @@ def test_a_part_that_fails_is_told_and_the_others_go_on(monkeypatch: pytest.Monk
         return "all is well"
 
     monkeypatch.setattr(gpu_check, "PARTS", (attention, bfloat16, parity, packing))
-    report = rk.gpu_check(short=True, say=lambda text: None)
+    out = tmp_path / "report.md"
+    found = list[str]()
+    report = rk.gpu_check(short=True, say=lambda text: found.append(out.read_text() if out.exists() else ""), out=out)
+    assert found[0] == "" and "## attention: failed" in found[1] and "bfloat16" not in found[1].split("| machine |")[0]
+    assert out.read_text() == f"{report}\n"
     assert [p.verdict for p in report.parts] == ["failed", "failed", "skipped", "passed"] and not report.passed
     assert "illegal memory access" in str(report) and "Traceback" in report.parts[0].text
     assert report.parts[2].text == "It cannot.\n\nvLLM is not installed."
@@ -54,3 +63,38 @@ def test_a_part_has_a_process_of_its_own_where_it_is_not_short(monkeypatch: pyte
     monkeypatch.setattr(sys, "executable", "false")
     died = gpu_check._apart("real_model", Given())
     assert died.verdict == "failed" and "Its process ended with 1" in died.text
+
+
+def test_a_part_that_hangs_takes_its_children_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker of its own that holds its output open: nobody waits for it, and it does not keep its GPU."""
+    script, pid = tmp_path / "part", tmp_path / "pid"
+    script.write_text(f"#!/bin/sh\necho it starts\nsleep 600 &\necho $! > {pid}\nwait\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr(gpu_check, "LIMIT", 2.0)
+    hung = gpu_check._apart("transfer", Given())
+    assert hung.verdict == "failed" and "did not end within 2 s" in hung.text and "it starts" in hung.text
+    child = psutil.pid_exists(int(pid.read_text())) and psutil.Process(int(pid.read_text()))
+    assert not child or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_way_that_fails_keeps_no_other_from_being_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = list[dict[str, Any]]()
+
+    def train(settings: dict[str, Any]) -> dict[str, float]:
+        tried.append(settings)
+        if settings["cluster"].get("transfer") == "gloo":
+            raise RuntimeError("NCCL error\nunhandled cuda error")
+        return {"probe/mean": 0.0, "probe/max": 0.0}
+
+    monkeypatch.setattr(gpu_check, "_train", train)
+    monkeypatch.setattr(gpu_check, "doctor", lambda: diagnose(GOOD))
+    part = gpu_check.attempt("transfer", Given())
+    assert part.verdict == "failed" and "* gloo: **failed**: RuntimeError: NCCL error unhandled cuda error" in part.text
+    assert len(tried) == 7 and [s["cluster"].get("transfer") for s in tried][:3] == ["store", "gloo", "nccl"]
+    assert tried[5]["peft"] and tried[6]["deepspeed"] and "* turns, LoRA: parity" in part.text
+    alone = dataclasses.replace(GOOD, gpus=(), devices=0)
+    monkeypatch.setattr(gpu_check, "doctor", lambda: diagnose(alone))
+    tried.clear()
+    text = gpu_check.attempt("transfer", Given()).text
+    assert len(tried) == 3 and "* nccl: skipped" in text and "* turns, LoRA: skipped, it needs a GPU" in text
