@@ -266,8 +266,9 @@ class Planner:
         places: list[tuple[int, int, int, float, bool]] = []
         if not run.online:
             places = [(gpus, 0, 1, 0.0, gpus == 1)]
-        elif turns:
-            places = [(gpus, gpus, 1, u, False) for u in (0.9, 0.8, 0.7, 0.6, 0.45, 0.3)]
+        elif turns:  # what is free depends on what learners keep, by stage
+            free = {(self.a.capacity(self.gpu) - self.kept(gpus, stage)) / self.gpu.memory for stage in (1, 3)}
+            places = [(gpus, gpus, 1, max(0.1, math.floor(100 * u) / 100), False) for u in sorted(free, reverse=True)]
         elif gpus == 1:
             places = [(1, 1, 1, u, True) for u in (0.8, 0.6, 0.45, 0.3, 0.2, 0.1)]
         apart = run.online and not turns
@@ -380,10 +381,7 @@ class Planner:
 
     def _engine_memory(self, x: Layout) -> tuple[Budget, dict[str, float]]:
         seats, batched = speed.batch_sizes(self.gpu)  # vLLM's own
-        kept = 0.0
-        if x.turns:  # in an engine's turn the learner keeps its weights, which are sent
-            shards = x.learners if x.sharding.stage == 3 else 1
-            kept = BYTES[self.run.model.dtype] * self.shape.parameters / shards
+        kept = self.kept(x.learners, x.sharding.stage) if x.turns else 0.0
         return engine_memory(
             self.shape,
             dtype=self.run.model.dtype,
@@ -395,7 +393,14 @@ class Planner:
             batched_tokens=int(self.run.vllm.get("max_num_batched_tokens", batched)),
             mean=self.prompt + self.mean,
             longest=self.longest,
+            beside=x.turns,
         )
+
+    def kept(self, learners: int, stage: int | None) -> float:
+        """Bytes that a learner keeps in an engine's turn: its weights, which are sent, and those of models beside it."""
+        shards = learners if stage == 3 else 1
+        beside = sum(a.bytes for a in self.anchors.values() if not a.offload)
+        return BYTES[self.run.model.dtype] * self.shape.parameters / shards + beside
 
     def _engine_model(self, x: Layout, running: float) -> EngineModel:
         """How fast one engine is; ``running``: the sequences that its cache has room for."""

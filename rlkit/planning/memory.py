@@ -439,11 +439,12 @@ def engine_memory(
     mean: float,
     longest: float,
     kv_dtype_bytes: int | None = None,
+    beside: bool = False,
 ) -> tuple[Budget, dict[str, float]]:
     """One vLLM device, and what its KV cache holds: ``tokens``, sequences at the ``mean`` and at the ``longest`` total length.
 
     vLLM takes ``utilization`` of the device; what weights and one step's work leave of it is KV cache. At least one longest sequence
-    must fit.
+    must fit. ``beside`` something that keeps its part of the device, all that it takes must: ``capacity`` is what is left.
     """
     size, tp = BYTES[dtype], tensor_parallel
     per_token = s.kv_bytes(kv_dtype_bytes or size, tp)
@@ -456,7 +457,10 @@ def engine_memory(
     }
     room = utilization * device - sum(always.values())
     always["KV cache for one longest sequence"] = per_token * longest
-    budget = Budget(f"engine device (tensor_parallel {tp})", min(capacity, utilization * device), {"generate": always})
+    if beside:
+        always["the rest of the KV cache"] = max(0.0, room - per_token * longest)
+    most = capacity if beside else min(capacity, utilization * device)
+    budget = Budget(f"engine device (tensor_parallel {tp})", most, {"generate": always})
     tokens = max(0.0, room) / per_token
     fit = {
         "bytes a token": float(per_token),
