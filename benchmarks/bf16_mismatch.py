@@ -1,14 +1,16 @@
 """How far engine and learner are apart in bfloat16 on a real model, where that comes from, and what corrections make of it.
 
-    python benchmarks/bf16_mismatch.py                # continues where it stopped; --fresh starts again
+    python benchmarks/bf16_mismatch.py                # by layer and by sampler; continues where it stopped; --fresh starts again
     python benchmarks/bf16_mismatch.py --train        # also 30 steps in float32, in bfloat16, and in bfloat16 with each correction
+    python benchmarks/bf16_mismatch.py --train bfloat16 TruncatedIS --steps 10
 
-SmolLM2-135M-Instruct answers the word problems of `configs/real.yaml` with 16 prompts and 8 responses each. For each engine and type: the engine's
+SmolLM2-135M-Instruct answers the word problems of `configs/real.yaml`, 12 prompts with 6 responses of at most 24 tokens each. For each engine and type: the engine's
 log-probs of its own samples against those of the learner, in each type and with the output layer's products in float32. `kl` is the mean over
 tokens of `c - 1 - log c` with `log c = learner - engine`, an estimate of KL(engine || learner) that is never negative. By layer: the same rows
 through the same code in both types, relative differences of hidden states; and log-probs with the last hidden states of one type under the
 output layer of the other. `lora`: all linear layers have an adapter that was moved as training moves it, which the learner adds in bfloat16 and the
-engine gets merged into bfloat16 weights.
+engine gets merged into bfloat16 weights. Runs are short: LoRA, vLLM, 4 prompts with 4 responses of at most 16 tokens a step, so that they say how
+engine and learner come apart while weights change, and not which run learns more.
 """
 
 from __future__ import annotations
@@ -25,7 +27,13 @@ from typing import Any
 import report
 
 NAME = "bf16_mismatch"
-SAMPLERS = {"temperature 1": {"temperature": 1.0}, "0.6, top_p 0.95": {"temperature": 0.6, "top_p": 0.95}}
+SAMPLERS: dict[str, dict[str, Any]] = {
+    "temperature 1": {"temperature": 1.0},
+    "temperature 0.6": {"temperature": 0.6},
+    "1, top_p 0.9": {"temperature": 1.0, "top_p": 0.9},
+    "1, top_k 20": {"temperature": 1.0, "top_k": 20},
+    "0.6, top_p 0.95": {"temperature": 0.6, "top_p": 0.95},
+}
 LEARNERS = {
     "float32": {"dtype": "float32"},
     "bfloat16": {"dtype": "bfloat16"},
@@ -44,7 +52,8 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
     "K3Mask": {"type": "K3Mask"},
     "OffPolicySequenceMask": {"type": "OffPolicySequenceMask"},
 }
-PROMPTS, N, TOKENS, STEPS = 16, 8, 32, 30
+RUNS = ("float32", *(name for name in LEARNERS if name != "float32"), *CORRECTIONS)
+PROMPTS, N, TOKENS, STEPS = 12, 6, 24, 30
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 MOVED = 0.002  # standard deviation of B: A has rows of norm 1, so that a product moves weights of 0.1 by about 0.005
 
@@ -97,6 +106,14 @@ def differences(engine: Sequence[float], learner: Sequence[float]) -> dict[str, 
     }
 
 
+def correction_of(name: str) -> Any:
+    """The correction of a run; None where its name is not that of one."""
+    from rlkit.objective import corrections
+
+    given = dict(CORRECTIONS.get(name, {}))
+    return getattr(corrections, given.pop("type"))(**given) if given else None
+
+
 def weighed(rollouts: Sequence[Any], old: Any) -> list[dict[str, Any]]:
     """What each correction makes of these rows: advantages are those of random rewards, because only one of them asks."""
     import torch
@@ -107,9 +124,8 @@ def weighed(rollouts: Sequence[Any], old: Any) -> list[dict[str, Any]]:
     b = Batch.from_rollouts(rollouts).with_logp(old=old)
     b = b.replace(adv=torch.randn(b.S, generator=torch.Generator().manual_seed(0))[b.seq])
     found = []
-    for name, given in CORRECTIONS.items():
-        kind = getattr(corrections, given["type"])
-        w = corrections.weights(kind(**{k: v for k, v in given.items() if k != "type"}), b)
+    for name in CORRECTIONS:
+        w = corrections.weights(correction_of(name), b)
         found.append(
             {
                 "correction": name,
@@ -200,17 +216,26 @@ def by_layer() -> dict[str, Any]:
     }
 
 
-def train(name: str) -> dict[str, Any]:
-    """Thirty steps of `configs/real.yaml` with vLLM."""
+def train(name: str, steps: int) -> dict[str, Any]:
+    """Some steps of `configs/real.yaml` with vLLM, on small batches."""
     import rlkit as rk
 
-    dtype = "float32" if name == "float32" else "bfloat16"
-    correction = CORRECTIONS.get(name)
+    given = {"dtype": "bfloat16", **LEARNERS.get(name, {})}
     with tempfile.TemporaryDirectory() as folder:
-        run = make_run(dtype, "vllm", "0.6, top_p 0.95", lora=True, correction=correction, steps=STEPS, out=folder)
+        run = make_run(
+            engine="vllm",
+            sampler="0.6, top_p 0.95",
+            lora=True,
+            correction=correction_of(name),
+            steps=steps,
+            out=folder,
+            **given,
+        )
         run = run.replace(
+            sampling={"max_tokens": 16},
+            rollout={"prompts": 4, "n": 4},
             learner={"lr": 1e-4},
-            eval={"every": 10},
+            eval={"every": steps, "prompts": 24},
             checkpoint={"every": 0},
             log={"tensorboard": False},
             probe={"tolerance": 0.2},
@@ -279,19 +304,22 @@ def write(rows: list[report.Row]) -> None:
         ]
     runs = [r for r in rows if "train" in r]
     if runs:
-        lines += ["", f"## {STEPS} steps", ""]
+        lines += ["", "## In training", ""]
         lines += report.table(
             runs,
             [
                 ("run", lambda r: r["train"]),
-                ("held-out score by step", lambda r: ", ".join(f"{v:.2f} ({k})" for k, v in r["scores"].items())),
-                (
-                    "mismatch of the first and of the last steps",
-                    lambda r: " → ".join(f"{mean(part):.2g}" for part in ends(r, "mismatch/mean")),
-                ),
+                ("steps", lambda r: str(r["steps"])),
+                ("mismatch, mean", lambda r: change(r, "mismatch/mean")),
+                ("mismatch, largest", lambda r: change(r, "mismatch/max")),
+                ("gradient norm", lambda r: change(r, "learner/grad_norm")),
+                ("effective sample size", lambda r: change(r, "correction/ess")),
+                ("tokens masked", lambda r: change(r, "correction/masked")),
+                ("reward", lambda r: change(r, "reward/mean")),
                 ("seconds of a step", lambda r: f"{mean(r['seconds']):.1f}"),
             ],
         )
+        lines += ["", "Means of the first and of the last five steps; nats per token."]
     report.page(NAME, "Engine and learner in bfloat16", lines, rows)
 
 
@@ -299,15 +327,17 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def ends(r: report.Row, key: str) -> tuple[list[float], list[float]]:
+def change(r: report.Row, key: str) -> str:
+    """From the first steps to the last; nothing where the run does not measure it."""
     found = [x for x in r["curves"][key] if x is not None]
-    return found[:5], found[-5:]
+    return " → ".join(f"{mean(part):.2g}" for part in (found[:5], found[-5:])) if found else ""
 
 
 def main() -> None:
     p = argparse.ArgumentParser()
     p.add_argument("--fresh", action="store_true")
-    p.add_argument("--train", action="store_true")
+    p.add_argument("--train", nargs="*", choices=RUNS, help="runs (default: all of them)")
+    p.add_argument("--steps", type=int, default=STEPS)
     p.add_argument("--worker", type=json.loads)
     a = p.parse_args()
     if a.worker:
@@ -315,7 +345,7 @@ def main() -> None:
         done = (
             by_layer()
             if "by" in w
-            else train(w["train"])
+            else train(w["train"], w["steps"])
             if "train" in w
             else against(w["engine"], w["dtype"], w["lora"])
         )
@@ -325,8 +355,8 @@ def main() -> None:
     if a.fresh:
         Path(report.RESULTS / f"{NAME}.jsonl").unlink(missing_ok=True)
     cases: list[report.Row] = [{"by": "layer"}, *({"engine": e, "dtype": d, "lora": x} for e, d, x in ENGINES)]
-    if a.train:
-        cases += [{"train": name} for name in ("float32", "bfloat16", *CORRECTIONS)]
+    if a.train is not None:
+        cases += [{"train": name, "steps": a.steps} for name in a.train or RUNS]
     for case in cases:
         if not any(case.items() <= r.items() for r in report.read(NAME)):
             report.append(NAME, {**case, **report.process(__file__, "--worker", json.dumps(case))})

@@ -1,6 +1,7 @@
 """One publish of new weights (begin, gather, load, end) by model size, against copying the same bytes once.
 
     python benchmarks/weight_sync.py                # continues where it stopped; --fresh starts again
+    python benchmarks/weight_sync.py --size 500M --place "ray 1 gloo"
 
 Every row is a process of its own. The floor is torch's `copy_` of as many bytes into memory that was touched before, a bucket at a time, in turns
 with the publishes; both are the minimum over repeats after two publishes and a request that are not counted. CPU seconds are those of all
@@ -313,6 +314,8 @@ def write(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     p = argparse.ArgumentParser()
     p.add_argument("--fresh", action="store_true")
+    p.add_argument("--size", choices=SIZES, help="rows of this size alone, and no learner step")
+    p.add_argument("--place", choices=PLACES, action="append", help="rows of this place alone; may be repeated")
     p.add_argument("--worker", type=json.loads)
     a = p.parse_args()
     if a.worker:
@@ -321,7 +324,8 @@ def main() -> None:
         os._exit(0)  # vLLM's threads do not all end by themselves
     if a.fresh:
         (RESULTS / f"{NAME}.jsonl").unlink(missing_ok=True)
-    for case in [*CASES, {"step": "135M"}]:
+    wanted = [c for c in CASES if a.size in (None, c["size"]) and (not a.place or c["place"] in a.place)]
+    for case in [*wanted, *([] if a.size or a.place else [{"step": "135M"}])]:
         if not any(case.items() <= r.items() for r in read(NAME)):
             append(
                 NAME,

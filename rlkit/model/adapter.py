@@ -169,16 +169,23 @@ def probe(policy: PolicyModel) -> Tensor:
 def _moved(policy: PolicyModel) -> Iterator[None]:
     """Inside, every trained parameter is elsewhere."""
     trained = [p for p in policy.lm.parameters() if p.requires_grad]
-    own = [p.data for p in trained]
+    own, low = [p.data for p in trained], policy.output.weight.dtype != torch.float32
     noise = torch.Generator().manual_seed(0)
     try:
         for p in trained:
             size = 0.02 + 0.2 * float(p.data.float().pow(2).mean().sqrt())
+            if low:  # or what it does would drown in the rounding of a layer's output
+                size *= 4
             p.data = p.data + (size * torch.randn(p.shape, generator=noise)).to(p)
         yield
     finally:
         for p, data in zip(trained, own, strict=True):
             p.data = data
+
+
+def output_type(output: Any) -> torch.dtype:
+    """The type of a layer's numbers."""
+    return next(t.dtype for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point())
 
 
 def numbers(output: Any) -> Tensor:
@@ -205,7 +212,8 @@ def _compared(policy: PolicyModel, exports: Iterable[Export]) -> Iterator[None]:
         now, own = numbers(output), numbers(plain(*args, **kwargs))
         merged = numbers(torch.func.functional_call(plain, values, args, kwargs))
         does, lacks = float((now - own).norm()), float((now - merged).norm())
-        if not lacks <= SHARE * does + 1e-6 * float(own.norm()):
+        rounding = 1e-6 if output_type(output) == torch.float32 else torch.finfo(output_type(output)).eps
+        if not lacks <= SHARE * does + rounding * float(own.norm()):
             raise ModelError(
                 f"peft: the weights that would be exported for {name} ({type(wrapper).__name__}) lack {lacks / max(does, 1e-30):.0%} of "
                 "what the adapter does there: engines would sample another model. Leave this layer out of the adapter."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from rlkit.data.tasks import Sorting
 from rlkit.errors import ModelError
 from rlkit.learner.learner import Learner
 from rlkit.model import adapter
-from rlkit.model.export import Export
+from rlkit.model.export import Export, exported
 from rlkit.model.load import load_lm
 from rlkit.model.policy import PolicyModel
 from rlkit.model.reference import AdapterOff, OwnWeights
@@ -184,6 +185,24 @@ def test_an_export_that_lacks_what_was_trained_is_found_before_training(
         ModelError, match=r"would be exported for model.layers.0.* lack 100% of what the adapter does there"
     ):
         adapter.prove(policy, start, [stale(name) for name in right])
+
+
+def test_in_16_bits_rounding_is_no_fault_of_an_export_and_hides_none(models: dict[str, Path]) -> None:
+    """Weights are as large, beside what an adapter adds, as those of a trained model."""
+    lm = load_lm(models["untied"], torch.bfloat16)
+    with torch.no_grad():
+        for name, p in lm.named_parameters():
+            if "proj" in name:
+                p.mul_(64)
+    start = adapter.probe(PolicyModel(lm).eval())
+    policy = PolicyModel(adapter.add_adapter(lm, {**LINEAR, "r": 16}, 0))
+    exports = {e.name: e for e in exported(policy.base)}
+    assert adapter.prove(policy, start, exports.values()).base_kept
+    for layer, wrapper in adapter.wrappers(policy.base):
+        name, plain = f"{layer}.weight", wrapper.get_base_layer().weight
+        stale = dataclasses.replace(exports[name], value=lambda plain=plain: plain.detach())
+        with pytest.raises(ModelError, match="lack 100% of what the adapter does there"):
+            adapter.prove(policy, start, (exports | {name: stale}).values())
 
 
 def test_a_run_with_pissa_starts_at_its_reference_and_proves_its_export(small: dict[str, Any]) -> None:
