@@ -10,7 +10,8 @@ WORKDIR /opt/rlkit
 COPY pyproject.toml README.md LICENSE Makefile ./
 COPY scripts scripts
 COPY rlkit rlkit
-RUN make install EXTRA=${EXTRA}
+# With bytecode: a container that is removed at its end would compile vLLM and torch at every start.
+RUN UV_COMPILE_BYTECODE=1 make install EXTRA=${EXTRA}
 COPY . .
 ENV PATH=/opt/rlkit/.venv/bin:$PATH
 ENTRYPOINT ["rlkit"]
