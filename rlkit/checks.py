@@ -27,7 +27,7 @@ from rlkit.objective.full_vocab import Wasserstein, WholeVocabulary, told_apart
 from rlkit.objective.labelled import LabelTerm
 from rlkit.objective.losses import AStar
 from rlkit.objective.oracle import Finding, dishonest, examine_all, refuse_nothing
-from rlkit.record.output import require_folder
+from rlkit.record.output import require_file, require_folder
 from rlkit.rewards import RewardSpec
 from rlkit.rollout.pool import Pool
 from rlkit.rollout.vllm import VLLM, check_options
@@ -92,6 +92,10 @@ def check_configuration(run: Run, *, new: bool) -> list[Finding]:
     if new:
         with wrong:
             require_folder(run.folder, "out")
+    for section, _, spec in run.anchors:
+        if spec.kept is not None and not Path(spec.kept).exists():
+            with wrong:
+                require_file(spec.kept, f"{section}.precompute")
     if not wrong.errors:  # a term is examined once it fits the run
         found = examine_all(run.objective, run.reward_penalties)
         # To imitate responses is noise only where they are the model's own.

@@ -343,6 +343,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "prompts without rewards": ({"data": {"pairs": "x.jsonl", "test": "p.jsonl"}}, "rewards is empty"),
     "scores of which all are good": ({"data": {"labelled": [{"prompt": "1>", "response": "1", "score": x} for x in (2, 5)]}, "objective": [{"type": "KTO"}]}, r"KTO: all 2 responses of the data are good, because their labels, from 2 to 5, are above 0.5. Say which scores are good"),
     "kept log-probs of other rows": ({"objective": [{"type": "DPO"}, {"type": "FullDivergence", "on": "chosen"}], "reference": {"type": "Frozen", "precompute": "x.pt"}}, "compares all tokens, but reference.precompute keeps the log-probs of its most likely tokens"),
+    "a place for kept log-probs that is none": ({"reference": {"type": "Frozen", "precompute": "/proc/none/ref.pt"}}, r"reference\.precompute: a file cannot be written at '/proc/none/ref\.pt'"),
     "a column that rows lack": ({"objective": [{"type": "DPO"}, {"type": "AStar", "on": "chosen", "coef": 0.1}]}, "AStar reads the column 'v_star', but 40 of 40 prompts have no number there"),
 }  # fmt: skip
 

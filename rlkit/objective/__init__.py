@@ -224,6 +224,9 @@ def loss(
     """This shard's share of the loss, and what each term contributed; shares add up over micro-batches and ranks.
 
     ``parts`` receives each term's share with its coefficient, for :mod:`rlkit.objective.diagnostics`.
+
+    Raises:
+        ConfigError: a term whose cost is not one number for each of what it is a cost of.
     """
     assert b.norm is not None, "normalise() fills batch.norm before the batch is cut"
     total = new.logp.sum() * 0.0
@@ -238,6 +241,7 @@ def loss(
         assert sub.norm is not None
         part = new.rows(keep[b.seq])
         cost = term(part, sub)
+        _require_shape(term, cost, sub)
         weight_S = sub.norm[i]
         if term.pairwise:
             value = (cost * sub.halves(weight_S)[0]).sum()
@@ -253,6 +257,16 @@ def loss(
         _add_scores(stats, name, term, part, sub)
     stats.add("loss/total", float(total.detach()), "sum")
     return total, stats
+
+
+def _require_shape(term: Term, cost: Tensor, b: Batch) -> None:
+    sizes = {"pair": b.P} if term.pairwise else {"token": b.N, "sequence": b.S}
+    if cost.dim() != 1 or cost.shape[0] not in sizes.values():
+        wanted = " or ".join(f"{what} ({n} here)" for what, n in sizes.items())
+        raise ConfigError(
+            f"objective: the cost of {term.name} has the shape {list(cost.shape)}; it must be one number for each {wanted}, whose mean "
+            "`reduce` takes."
+        )
 
 
 def _add_scores(stats: Stats, name: str, term: Term, new: New, b: Batch) -> None:

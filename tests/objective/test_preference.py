@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rlkit.errors import ConfigError
-from rlkit.objective import PairTerm, Term, loss, normalise
+from rlkit.objective import On, PairTerm, Term, loss, normalise
 from rlkit.objective.losses import NLL
 from rlkit.objective.preference import DPO
 from rlkit.types import SOURCES, Batch, New
@@ -150,3 +151,34 @@ def test_what_pairs_do_not_have_is_refused(change: dict[str, str], says: str) ->
     with pytest.raises(ConfigError, match=re.escape(says)):
         DPO(**change)
     assert issubclass(DPO, PairTerm)
+
+
+def test_a_cost_of_another_shape_is_refused_and_not_broadcast() -> None:
+    """One pair and two sequences: torch would stretch a cost of either size over the other."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class OfSequences(PairTerm):
+        def __call__(self, new: New, b: Batch) -> Tensor:
+            return b.seq_sum(new.logp)
+
+    @dataclass(frozen=True, kw_only=True)
+    class OfAll(Term):
+        on: On = "dataset"
+
+        def __call__(self, new: New, b: Batch) -> Tensor:
+            return -new.logp.mean()
+
+    new, b = Padded().batch()
+    of_a_pair = b.rows(torch.arange(b.S) < 2)
+    for term, batch, says in (
+        (OfSequences(), b, "the cost of OfSequences has the shape [10]; it must be one number for each pair (5 here)"),
+        (OfSequences(), of_a_pair, "has the shape [2]; it must be one number for each pair (1 here)"),
+        (
+            OfAll(),
+            b,
+            "the cost of OfAll has the shape []; it must be one number for each token (2 here) or sequence (1 here), whose mean",
+        ),
+    ):
+        own = new if batch is b else New(new.logp[: of_a_pair.N])
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            loss([term], own, batch.replace(norm=normalise([term], batch)), [1.0])
