@@ -79,10 +79,10 @@ def random_model(folder: str, **config: Any) -> str:
         Qwen2Config(**config, tie_word_embeddings=True, bos_token_id=None, eos_token_id=2, pad_token_id=1)
     ).save_pretrained(folder)
     PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel({"a": 0, "<pad>": 1, "<eos>": 2}, unk_token="a")),
+        tokenizer_object=Tokenizer(WordLevel({"a": 0, "<pad>": 1, "<eos>": 2, "<unk>": 3}, unk_token="<unk>")),
         pad_token="<pad>",
         eos_token="<eos>",
-        unk_token="a",
+        unk_token="<unk>",
     ).save_pretrained(folder)
     return folder
 
