@@ -47,10 +47,8 @@ NAMES = {
 MORE = ("input", "context")  # what stands below an `instruction` (Alpaca, Dolly)
 # Who speaks where messages have `from` and `value`.
 SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
-TURN, THEIRS = (
-    "\n\nAssistant:",
-    "\n\nHuman:",
-)  # what stands before an answer in dialogues that are one text (HH-RLHF), and before a question
+# What stands before an answer in dialogues that are one text (HH-RLHF), and before a question.
+TURN, THEIRS = "\n\nAssistant:", "\n\nHuman:"
 DIFFERENT = "the halves answer different prompts"  # a pair is two answers to one
 FIRST = 100  # rows that say whether responses repeat their prompt
 CALLED = {"chosen": "chosen half", "rejected": "rejected half"}

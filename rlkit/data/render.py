@@ -177,9 +177,8 @@ class Renderer:
                 "prompt alone, so that nobody knows what the model would have to write. Take another template, or leave the row out."
             )
         asks = prompt.text.removeprefix(self.chat(prompt.shown, where, prompt.options, ask=False))
-        begun = (
-            asks[m.start() :] for m in re.finditer("<", asks)
-        )  # <think>, which a thought in the content begins with, too
+        # <think>, with which a thought in the content begins, too
+        begun = (asks[m.start() :] for m in re.finditer("<", asks))
         return content.removeprefix(next((tag for tag in begun if content.startswith(tag)), ""))
 
     def chat(

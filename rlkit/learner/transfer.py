@@ -85,9 +85,8 @@ class Source:
     ) -> None:
         self.buckets, self.whole = buckets, whole
         self._under_way = self._gathered()
-        self._taking = (
-            threading.Lock()
-        )  # two threads take from it when a transfer fails: the one that sends, and who drains
+        # Two threads take from it when a transfer fails: the one that sends, and who drains.
+        self._taking = threading.Lock()
 
     def metadata(self) -> list[Announced]:
         return [Announced(e.name, e.dtype, e.shape) for bucket in self.buckets for e in bucket]
@@ -169,9 +168,8 @@ class Sender:
         if told is None and done.done():
             told = f"{first_line(done.exception() or EngineError())} ({client.missing()})"
         self.close()
-        if (
-            meeting.backend != "ipc"
-        ):  # there all ranks wait for each other in every piece, and nobody knows in which one they are
+        # With ipc all ranks wait for each other in every piece, and nobody knows in which one they are.
+        if meeting.backend != "ipc":
             source.drain()
         return (
             told

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-BFLOAT16 = frozenset(
-    {"avx512_bf16", "amx_bf16", "bf16"}
-)  # what processors with bfloat16 arithmetic say of themselves (x86, Arm)
+# What processors with bfloat16 arithmetic say of themselves (x86, Arm).
+BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 WIDTH, REPEATS, SLOW = 256, 5, 1.5
 
 

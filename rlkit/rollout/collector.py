@@ -139,13 +139,11 @@ class Collector:
         self.pending: deque[Group] = deque()
         # Numbers of groups that have finished, the lowest first; kept only where groups may be overtaken.
         self._finished, self._news = list[int](), threading.Condition()
-        self.unasked: list[
-            Group
-        ] = []  # new ones, and those in flight at a resumed run's checkpoint, which has no responses of them
+        # New ones, and those in flight at a resumed run's checkpoint, which has no responses of them.
+        self.unasked: list[Group] = []
         self.taken = self.dropped = self.aborted = 0
-        self.seen = self.kept = float(
-            section.prompts
-        )  # groups of the steps so far, each step half as heavy as the next one
+        # Groups of the steps so far, each step half as heavy as the next one.
+        self.seen = self.kept = float(section.prompts)
         self.reasons: Counter[str] = Counter()
         self.versions: dict[str, float] = {}
         self.waited = 0.0

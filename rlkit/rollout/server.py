@@ -132,9 +132,8 @@ class _Connection(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = IDLE_SECONDS
     error_content_type = "application/json"
-    error_message_format = json.dumps(
-        Refused("%(message)s").body
-    )  # of the base class's own refusals, as of other methods
+    # Of the base class's own refusals, as of other methods.
+    error_message_format = json.dumps(Refused("%(message)s").body)
     server: _Listener
 
     def log_message(self, format: str, *args: Any) -> None:

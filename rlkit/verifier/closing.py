@@ -114,9 +114,8 @@ _LATER = re.compile(
 _SUBJECT = re.compile(
     r"(?i)\b(?:result|value|answer|outcome|solution|quantity|total|choice|option)\b[^.:]{0,60}(?:\b(?:is|are|be)\b|:)\s+\S+(?:\s\S+){0,2}[.!\s\x02]*$"
 )
-_WORDED = re.compile(
-    r"(?<![\\A-Za-z])[A-Za-z]{3,}|!"
-)  # words that are no commands of LaTeX, or what may end a sentence or be a factorial
+# Words that are no commands of LaTeX, or what may end a sentence or be a factorial.
+_WORDED = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}|!")
 _WORDS_ONLY = re.compile(r"[A-Za-z][A-Za-z'’-]*(?: [A-Za-z'’-]+){0,3}\.?")
 
 
