@@ -20,6 +20,19 @@ from rlkit.record.results import RunFolder, digits
 from rlkit.saving import save
 from rlkit.session import Session
 
+# Of a run folder, for people.
+KEPT = (
+    "config.yaml",
+    "metrics.jsonl",
+    "rollouts.jsonl",
+    "transcripts.txt",
+    "eval.jsonl",
+    "eval_samples.jsonl",
+    "report.html",
+    "tensorboard/",
+    "checkpoints/",
+)
+
 
 def finish(s: Session, step: int) -> RunFolder:
     """Evaluates and exports the model after ``step`` steps, and says what was learned and where everything lies."""
@@ -58,11 +71,11 @@ def finish(s: Session, step: int) -> RunFolder:
     if history:
         say(f"  learned      held-out score {digits(before)} -> {digits(score)}")
     again = "" if gap is None else f"; loaded again, it is the trained model within {gap:.1g} nats"
-    samples = "rollouts.jsonl, eval.jsonl, eval_samples.jsonl" if s.run.engine else "eval.jsonl"
+    there = ", ".join(name for name in KEPT if (folder / name).exists())
     first = s.feed.train[0] if s.feed.train else s.feed.drawn[0].draw(0, 0)[0].prompt
     say(
         f"  model        {folder.final} (Hugging Face format{f', of step {kept}' if kept != step else ''}{again})\n"
-        f"  everything   {folder}/: config.yaml, metrics.jsonl, {samples}, report.html, tensorboard/, checkpoints/\n"
+        f"  everything   {folder}/: {there}\n"
         f"  next         {program()} sample {folder.final} --prompt {first.columns.get('question', first.text)!r}"
     )
     return folder

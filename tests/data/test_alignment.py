@@ -23,11 +23,11 @@ TEXTS = (
 
 @functools.cache
 def trained(kind: str) -> Any:
-    """GPT-2's kind of tokenizer (bytes, merged) and Llama's (words with their space, unknown characters as bytes), trained on our README."""
+    """GPT-2's kind of tokenizer (bytes, merged) and Llama's (words with their space, unknown characters as bytes), trained on our license, which does not change."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    text = [(ROOT / "README.md").read_text(), (ROOT / "docs" / "guide.md").read_text()]
+    text = [(ROOT / "LICENSE").read_text()]
     if kind == "bytes":
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -363,6 +363,7 @@ def test_a_kernel_is_compiled_for_rows_of_every_length(monkeypatch: pytest.Monke
 
     counter = CompileCounterWithBackend("eager")  # type: ignore[no-untyped-call]
     monkeypatch.setattr(packed, "COMPILER", counter)
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)  # vLLM's tests set it in this process
     packed._compiled.cache_clear()
     try:
         with torch._dynamo.config.patch(disable=False), torch.no_grad():
