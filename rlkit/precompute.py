@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
-from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,13 +103,7 @@ class Kept:
     def of(
         cls, section: str, path: str, model: str, sets: Sequence[ExampleRows], temperature: float, k: int = 0
     ) -> Kept:
-        digest = hashlib.sha256()
-        for e in (e for rows in sets for row in rows.rows for e in row):
-            digest.update(
-                array("i", [len(e.prompt.token_ids), *e.prompt.token_ids, len(e.tokens)]).tobytes()
-                + e.tokens.tobytes()
-                + e.trained
-            )
+        digest = hashlib.sha256("".join(rows.digest for rows in sets).encode())
         return cls(section, Path(path), model, digest.hexdigest()[:16], temperature, k)
 
     @property

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from rlkit.config import plain
+from rlkit.errors import DataError
 from rlkit.files import reason, told
 from rlkit.looking.page import report_of
 from rlkit.record.checkpoint import Checkpoints
@@ -37,6 +38,7 @@ def remember(s: Session, step: int) -> None:
         "alarms": record.alarms.state_dict(),
         "lengths": controls.lengths.state_dict() if controls.lengths else None,
         "best": controls.best.state_dict(),
+        "rows": {rows.name: rows.digest for rows in feed.drawn},
     }
     if feed.player is not None:
         driver["episodes"] = feed.player.state_dict()
@@ -133,6 +135,12 @@ def restore(s: Session) -> int:
 def _load(s: Session, checkpoint: Path) -> None:
     feed, controls, record, learners = s.feed, s.controls, s.record, s.fleet.learners
     step, driver = Checkpoints.read(checkpoint)
+    for rows in feed.drawn:
+        if driver.get("rows", {}).get(rows.name, rows.digest) != rows.digest:
+            raise DataError(
+                f"data.{rows.name}: the rows are not those that {checkpoint} was trained on, or in another order. Start a run of "
+                "another name, or use the rows of the first run."
+            )
     record.statistics.load(checkpoint / STATISTICS)
     learners.load(str(checkpoint))
     feed.collector.sampler.load_state_dict(driver["sampler"])

@@ -118,6 +118,13 @@ def test_dpo_raises_the_margin_without_an_engine_and_goes_on_bit_by_bit(
     for step in rk.steps(run, quiet=True):
         if step.number == 4:
             break
+    file = Path(offline["data"]["pairs"]["path"])
+    first_rows = file.read_text()
+    one, two, *rest = first_rows.splitlines()
+    file.write_text("\n".join([two, one, *rest]))
+    with pytest.raises(DataError, match=r"data.pairs: the rows are not those that .* or in another order"):
+        rk.train(run, resume=True, quiet=True)
+    file.write_text(first_rows)
     same(whole, rk.train(run, resume=True, quiet=True))
     tokenizer = whole.tokenizer()
     assert whole.model().generate(**tokenizer("12>", return_tensors="pt"), max_new_tokens=2).shape == (1, 5)

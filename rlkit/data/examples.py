@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import itertools
 import json
 import math
@@ -117,11 +119,24 @@ class ExampleRows:
     known: Mapping[str, tuple[tuple[Outputs, ...], ...]] = field(default_factory=dict)
 
     @property
+    def name(self) -> str:
+        return self.spec.key
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """The same for the same tokens, labels and scores in the same order."""
+        found = hashlib.sha256()
+        for e in (e for row in self.rows for e in row):
+            found.update(array("q", [len(e.prompt.token_ids), *e.prompt.token_ids, len(e.tokens)]).tobytes())
+            found.update(e.tokens.tobytes() + e.trained + array("d", [e.reward]).tobytes())
+        return found.hexdigest()[:16]
+
+    @property
     def per_step(self) -> int:
         return self.spec.per_step
 
     def draw(self, step: int, first_group: int) -> list[Rollout]:
-        which = order(self.spec.key, self.seed, len(self.rows), step, self.per_step)
+        which = order(self.name, self.seed, len(self.rows), step, self.per_step)
         return [r for i, k in enumerate(which) for r in self._row(k, first_group + i)]
 
     def all(self, first_group: int = 0) -> list[Rollout]:

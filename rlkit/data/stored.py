@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import random
@@ -36,7 +37,16 @@ class Stored(Bounded):
 
 
 class Drawn(Protocol):
-    """Rows that were not sampled in this step and join its batch."""
+    """Rows that were not sampled in this step and join its batch.
+
+    ``name``: of their key in ``data``. ``digest``: the same for the same rows in the same order.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def digest(self) -> str: ...
 
     def draw(self, step: int, first_group: int) -> list[Rollout]:
         """Those of a step (from 0), in groups from ``first_group`` on; they depend on the step alone: a resumed run sees the same ones."""
@@ -73,6 +83,8 @@ def write_stored(path: str | Path, rollouts: Sequence[Rollout]) -> None:
 class StoredRows:
     """The rows of a file; ``draw(step, n)`` depends on the step alone, so a resumed run sees the same ones."""
 
+    name = "stored"
+
     def __init__(self, spec: Stored, tokenizer: Any, seed: int) -> None:
         """Raises DataError for a missing file, and for a malformed row with its line."""
 
@@ -83,8 +95,9 @@ class StoredRows:
                 f"data.stored: there is no file {spec.path!r}. Make it with: rlkit filter CONFIG --model MODEL --low 1 --out "
                 f"kept.jsonl --responses {spec.path}"
             )
-        size, encode = len(tokenizer), Encoder(tokenizer)
+        size, encode, digest = len(tokenizer), Encoder(tokenizer), hashlib.sha256()
         for number, line in read_lines(path):
+            digest.update(line.encode())
             where, row = f"{path}:{number}", parse(line, path, number)
             if isinstance(row, dict) and isinstance(row.get("tokens"), int) and "token_ids" not in row:
                 raise DataError(
@@ -126,6 +139,7 @@ class StoredRows:
             )
         if not self.rows:
             raise DataError(f"data.stored: {path} is empty.")
+        self.digest = digest.hexdigest()[:16]
 
     @property
     def longest(self) -> int:
@@ -133,5 +147,5 @@ class StoredRows:
 
     def draw(self, step: int, first_group: int) -> list[Rollout]:
         """The rows of a step, each a group of its own from ``first_group`` on."""
-        which = order("stored", self.seed, len(self.rows), step, self.spec.per_step)
+        which = order(self.name, self.seed, len(self.rows), step, self.spec.per_step)
         return [dataclasses.replace(self.rows[k], group=first_group + i) for i, k in enumerate(which)]
