@@ -108,7 +108,8 @@ def test_engines_have_the_learners_weights_whatever_dies_on_the_way(
             rows = engines.generate(prompts[0], 2, Sampling())
             learners.update(Batch.from_rollouts(rows), (1.0,), seed=0)
         assert sent[1] == sent[2] < sent[0]  # with an adapter, what it changes
-        assert len(said) == 1 and "engine" in said[0] and not (path / "fatal").exists()
+        lost = [line for line in said if line.startswith("warning")]  # a slow start says what it waits for, too
+        assert len(lost) == 1 and "engine" in lost[0] and not (path / "fatal").exists()
         sync.publish(4)
         while len(engines.up()) < 2:  # another has taken its place, and is up to date before it is asked
             engines._changed.acquire()
