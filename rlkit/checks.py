@@ -643,15 +643,17 @@ def check_labels(run: Run, examples: Sequence[ExampleRows]) -> Iterator[str]:
         if not isinstance(term, LabelTerm) or term.on != "labelled":
             continue
         labels = [e.reward for x in examples if _reads(term, x.spec) for row in x.rows for e in row]
+        if not labels:
+            continue
         good = sum(x > term.above for x in labels)
-        if labels and good in (0, len(labels)):
-            kind = "good" if good else "bad"
+        if good in (0, len(labels)):
+            kind, place = ("good", "above") if good else ("bad", "not above")
             raise ConfigError(
                 f"{term.name}: all {len(labels)} responses of the data are {kind}, because their labels, from {min(labels):g} to "
-                f"{max(labels):g}, are {'above' if kind == 'good' else 'not above'} {term.above:g}. Say which scores are good: "
+                f"{max(labels):g}, are {place} {term.above:g}. Say which scores are good: "
                 "data.labelled.threshold, or `above` of the term."
             )
-        advice = term.advice(good, len(labels) - good) if labels else None
+        advice = term.advice(good, len(labels) - good)
         if advice is not None:
             yield f"{term.name}: {advice}"
 

@@ -21,7 +21,7 @@ from rlkit.saving import save
 from rlkit.session import Session
 
 # Of a run folder, for people.
-KEPT = (
+FILES = (
     "config.yaml",
     "metrics.jsonl",
     "rollouts.jsonl",
@@ -71,7 +71,7 @@ def finish(s: Session, step: int) -> RunFolder:
     if history:
         say(f"  learned      held-out score {digits(before)} -> {digits(score)}")
     again = "" if gap is None else f"; loaded again, it is the trained model within {gap:.1g} nats"
-    there = ", ".join(name for name in KEPT if (folder / name).exists())
+    there = ", ".join(name for name in FILES if (folder / name).exists())
     first = s.feed.train[0] if s.feed.train else s.feed.drawn[0].draw(0, 0)[0].prompt
     say(
         f"  model        {folder.final} (Hugging Face format{f', of step {kept}' if kept != step else ''}{again})\n"

@@ -61,9 +61,8 @@ class Beside:
         return text if found is None else text[: found.start(1)] + beside(found[1], folders) + text[found.end(1) :]
 
 
-Place = Annotated[
-    str, Beside()
-]  # also a pattern of files; or a name, where there is no such file: of a model on the hub, of a data set
+# Also a pattern of files; or a name, where there is no such file: of a model on the hub, of a data set.
+Place = Annotated[str, Beside()]
 PlacedFunction = Annotated[str, Beside(r"(.+\.py):[^:]+")]
 
 

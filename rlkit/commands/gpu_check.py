@@ -279,30 +279,32 @@ def transfer(given: Given) -> str:
         raise Skipped("Ray is not installed")
     gpus, lines, good = len(machine.machine.gpus), list[str](), True
     half = {"gpus": 0.5} if gpus == 1 else {}  # engine and learner beside each other
-    ways: dict[str, dict[str, Any]] = {
-        "store": {"transfer": "store", **half},
-        "gloo": {"transfer": "gloo", **half},
-        "nccl": {"transfer": "nccl"},
-        "turns (cluster.colocate; ipc on a GPU)": {"colocate": True},
-        "turns, weights by the store": {"colocate": True, "transfer": "store"},
-        "turns, LoRA": {"colocate": True},
-        "turns, ZeRO-2 in bfloat16": {"colocate": True},
+    turns = {"colocate": True}
+    ways: dict[str, tuple[int, dict[str, Any]]] = {  # the GPUs that each needs, and its settings
+        "store": (0, {"cluster": {"transfer": "store", **half}}),
+        "gloo": (0, {"cluster": {"transfer": "gloo", **half}}),
+        "nccl": (2, {"cluster": {"transfer": "nccl"}}),
+        "turns (cluster.colocate; ipc on a GPU)": (0, {"cluster": turns}),
+        "turns, weights by the store": (1, {"cluster": {**turns, "transfer": "store"}}),
+        # Engines keep their weights asleep.
+        "turns, LoRA": (1, {"cluster": turns, "peft": {"r": 4, "target_modules": "all-linear"}}),
+        "turns, ZeRO-2 in bfloat16": (
+            1,
+            {
+                "cluster": turns,
+                "model": {**SMALL, "dtype": "bfloat16"},
+                "deepspeed": {"zero_optimization": {"stage": 2}},
+            },
+        ),
     }
-    more: dict[str, dict[str, Any]] = {
-        "turns, LoRA": {"peft": {"r": 4, "target_modules": "all-linear"}},  # engines keep their weights asleep
-        "turns, ZeRO-2 in bfloat16": {
-            "model": {**SMALL, "dtype": "bfloat16"},
-            "deepspeed": {"zero_optimization": {"stage": 2}},
-        },
-    }
-    for way, cluster in ways.items():
-        needs = "a GPU for the engine and one for the learner" if way == "nccl" else "a GPU" if "turns," in way else ""
-        if needs and gpus < (2 if way == "nccl" else 1):
-            lines.append(f"* {way}: skipped, it needs {needs}")
+    for way, (needs, own) in ways.items():
+        if gpus < needs:
+            what = "a GPU" if needs == 1 else "a GPU for the engine and one for the learner"
+            lines.append(f"* {way}: skipped, it needs {what}")
             continue
         settings = {
-            **more.get(way, {}),
-            "cluster": {"cpus": 0.5, **cluster},
+            **own,
+            "cluster": {"cpus": 0.5, **own["cluster"]},
             "rollout": {"engine": "vllm", "prompts": 8, "n": 4},
             "vllm": {"gpu_memory_utilization": 0.3} if gpus else {},
         }

@@ -114,14 +114,18 @@ def parse(text: str, path: Path, first_line: int = 1) -> Any:
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
         raise DataError(f"{where}: not readable JSON ({str(error).split(';')[0]}).") from None
     if "\\ud" in text or "\\uD" in text:  # the only way to write half a character
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"{where}: \\u{ord(error.object[error.start]):04x} is half a surrogate pair, which is no character; mend or "
-                "remove it."
-            ) from None
+        require_characters(value, where)
     return value
+
+
+def require_characters(value: Any, where: str) -> None:
+    """Raises DataError for half a surrogate pair in a value, which no tokenizer reads."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: \\u{ord(error.object[error.start]):04x} is half a surrogate pair, which is no character; mend or remove it."
+        ) from None
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:

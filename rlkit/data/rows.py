@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from rlkit.data.files import require_characters
 from rlkit.errors import DataError
 from rlkit.place import Place
 from rlkit.values import OnlyPython
@@ -40,7 +41,8 @@ class Rows(OnlyPython):
             raise DataError(f"{where}: there are no rows in it.")
         text = json.dumps(self.rows, sort_keys=True, default=str)
         if "\\ud" in text:  # a surrogate pair, or half of one
-            _require_characters(self.rows, where)
+            for i, row in enumerate(self.rows):
+                require_characters(row, f"{where}[{i}]")
         self.digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
 
     @classmethod
@@ -131,17 +133,6 @@ def _row(row: Any, where: str) -> dict[str, Any]:
     if strange is not None:
         raise DataError(f"{where}: a column is called {strange!r}; names of columns are texts.")
     return {name: _plain(value) for name, value in row.items()}
-
-
-def _require_characters(rows: Sequence[Mapping[str, Any]], where: str) -> None:
-    """Raises DataError for half a surrogate pair, which no tokenizer reads."""
-    for i, row in enumerate(rows):
-        try:
-            json.dumps(row, ensure_ascii=False, default=str).encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"{where}[{i}]: \\u{ord(error.object[error.start]):04x} is half a surrogate pair, which is no character; mend or remove it."
-            ) from None
 
 
 def _plain(value: Any) -> Any:
