@@ -22,10 +22,8 @@ benchmarks/results/distil_real.jsonl, benchmarks/distil_real.md and .svg.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -159,7 +157,7 @@ def write(rows: list[report.Row]) -> None:
     for r in rows:
         r["scores"] = {int(step): score for step, score in r["scores"].items()}
     teacher = [r for r in rows if r["run"] == "teacher"]
-    groups = [g for name in RUNS if (g := [r for r in rows if r["run"] == name])]
+    groups = report.by_run(rows, RUNS)
     if not teacher or not groups:
         return
     start = mean(r["scores"][0] for g in groups for r in g)
@@ -185,23 +183,17 @@ def write(rows: list[report.Row]) -> None:
     lines = [
         "Mean and standard error over seeds; KLs in nats per token.",
         "",
-        "| " + " | ".join(titles) + " |",
-        "|" + "---|" * len(titles),
-        *("| " + " | ".join(line(g)) + " |" for g in groups),
+        *report.grid(titles, map(line, groups)),
         "",
         f"The teacher: {report.interval([r['scores'][0] for r in teacher])} on the same problems, "
         f"{report.interval([r['kl_to_start'] for r in teacher])} nats per token from the start model.",
     ]
 
     def draw(axes: Any) -> None:
-        for color, g in enumerate(groups):
-            for k, r in enumerate(g):
-                style = {"color": f"C{color}", "linewidth": 1, "label": r["run"] if k == 0 else None}
-                axes.flat[0].plot(*zip(*sorted(r["scores"].items()), strict=True), **style)
-                axes.flat[1].plot(range(1, len(r["to_teacher"]) + 1), r["to_teacher"], **style)
+        report.lines(axes.flat[0], groups, "held-out score", lambda r: r["scores"])
+        report.lines(axes.flat[1], groups, "KL(student‖teacher), nats per token", lambda r: r["to_teacher"])
         axes.flat[0].axhline(start + gain, color="black", linestyle=":", linewidth=1, label="teacher")
-        axes.flat[0].set(title="held-out score", xlabel="step")
-        axes.flat[1].set(title="KL(student‖teacher), nats per token", xlabel="step", yscale="log")
+        axes.flat[1].set(yscale="log")
         axes.flat[0].legend(fontsize=7)
 
     report.plot("distil_real", draw, width=2)
@@ -209,14 +201,9 @@ def write(rows: list[report.Row]) -> None:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--worker", nargs=2, metavar=("RUN", "SEED"), help=argparse.SUPPRESS)
+    p = report.arguments(__doc__, RUNS)
     p.add_argument("--teacher", help="a finished run's folder or a model; left out, the teacher is trained first")
-    p.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
-    p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--steps", type=int, default=STEPS)
-    p.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    p.add_argument("--fresh", action="store_true")
     a = p.parse_args()
     if a.worker:
         name, seed = a.worker

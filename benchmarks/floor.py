@@ -210,8 +210,7 @@ def write(rows: list[report.Row]) -> None:
 
     titles = ["shape", "stage", "seconds", "of the step", "its products alone", "ratio"]
     lines = [f"* {r['run']}: {SHAPES[r['run']]['what']}; {r['threads']} threads." for r in rows]
-    lines += ["", "| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
-    lines += ["| " + " | ".join(line(r, stage)) + " |" for r in rows for stage in STAGES]
+    lines += ["", *report.grid(titles, (line(r, stage) for r in rows for stage in STAGES))]
     report.page("floor", "Where the seconds of a step go", lines, rows)
 
 

@@ -20,10 +20,8 @@ without what they share. Results: benchmarks/results/preferences.jsonl, benchmar
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
-import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -198,7 +196,7 @@ def measure(name: str, seed: int, threads: int, parts: int) -> report.Row:
 
 def write(rows: list[report.Row]) -> None:
     found = next((r for r in rows if r["run"] == "gradients"), None)
-    groups = [g for name in RUNS if (g := [r for r in rows if r["run"] == name])]
+    groups = report.by_run(rows, RUNS)
     if not groups:
         return
 
@@ -206,9 +204,9 @@ def write(rows: list[report.Row]) -> None:
         values = [v for _, v in sorted((int(step), v) for step, v in r[key].items())]
         return values[i] if values else None
 
-    def line(g: list[report.Row]) -> str:
+    def line(g: list[report.Row]) -> list[str]:
         margins = [m for r in g if (m := end(r, "margins", -1)) is not None]
-        cells = [
+        return [
             g[0]["run"],
             str(len(g)),
             report.interval([float(end(r, "scores", 0) or 0.0) for r in g]),
@@ -218,7 +216,6 @@ def write(rows: list[report.Row]) -> None:
             f"{mean(r['whole'] for r in g) / 60:.1f}",
             f"{max(r['peak_gib'] for r in g):.2f}",
         ]
-        return f"| {' | '.join(cells)} |"
 
     titles = [
         "run",
@@ -230,7 +227,7 @@ def write(rows: list[report.Row]) -> None:
         "minutes in all",
         "peak, GiB",
     ]
-    lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles), *map(line, groups)]
+    lines = report.grid(titles, map(line, groups))
     if found is not None:
         lines += [
             "",
@@ -242,11 +239,7 @@ def write(rows: list[report.Row]) -> None:
         for axis, key, title in zip(
             axes.flat, ("scores", "margins"), ("held-out score", "held-out margin"), strict=True
         ):
-            for color, group in enumerate(groups):
-                for k, r in enumerate(g for g in group if g[key]):
-                    xs, ys = zip(*sorted((int(step), v) for step, v in r[key].items()), strict=True)
-                    axis.plot(xs, ys, color=f"C{color}", linewidth=1, label=r["run"] if k == 0 else None)
-            axis.set(title=title, xlabel="step")
+            report.lines(axis, groups, title, lambda r, key=key: r[key])  # type: ignore[misc]
         axes.flat[0].legend(fontsize=7)
 
     report.plot("preferences", draw, width=2)
@@ -254,14 +247,9 @@ def write(rows: list[report.Row]) -> None:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--worker", nargs=2, metavar=("RUN", "SEED"), help=argparse.SUPPRESS)
-    p.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
-    p.add_argument("--seeds", type=int, default=3)
-    p.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    p = report.arguments(__doc__, RUNS)
     p.add_argument("--parts", type=int, default=1, help="micro-batches of TRL's step")
     p.add_argument("--gradients", action="store_true", help="compare gradients and nothing else")
-    p.add_argument("--fresh", action="store_true")
     a = p.parse_args()
     if a.worker:
         name, seed = a.worker

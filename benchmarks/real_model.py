@@ -15,7 +15,6 @@ Results: benchmarks/results/real_model.jsonl, benchmarks/real_model.md, docs/rea
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import os
@@ -141,39 +140,23 @@ def write(rows: list[report.Row]) -> None:
         "minutes in all",
         "peak, GiB",
     ]
-    groups = [g for name in RUNS if (g := [r for r in rows if r["run"] == name])]
-    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
-    lines += ["| " + " | ".join(line(g)) + " |" for g in groups]
+    groups = report.by_run(rows, RUNS)
 
     def draw(axes: Any) -> None:
-        panels = [("score", "held-out score"), ("kl", "KL to the start model, nats per token")]
-        panels += [("entropy", "entropy, nats per token"), ("length", "response length, tokens")]
-        for axis, (key, title) in zip(axes.flat, panels, strict=True):
-            for color, group in enumerate(groups):
-                for k, r in enumerate(group):
-                    xs, ys = (
-                        zip(*sorted(r["scores"].items()), strict=True)
-                        if key == "score"
-                        else (range(1, len(r["seconds"]) + 1), r.get(key))
-                    )
-                    if ys is not None:
-                        axis.plot(xs, ys, color=f"C{color}", alpha=0.8, linewidth=1, label=r["run"] if k == 0 else None)
-            axis.set(title=title, xlabel="step")
+        panels = {"scores": "held-out score", "kl": "KL to the start model, nats per token"}
+        panels |= {"entropy": "entropy, nats per token", "length": "response length, tokens"}
+        for axis, (key, title) in zip(axes.flat, panels.items(), strict=True):
+            report.lines(axis, groups, title, lambda r, key=key: r.get(key))  # type: ignore[misc]
         axes.flat[0].legend(fontsize=7)
 
     report.save(report.ROOT / "docs" / "real.svg", draw, nrows=2, ncols=2, figsize=(9.2, 6.4))
-    report.page("real_model", "A real model on CPUs", lines, rows)
+    report.page("real_model", "A real model on CPUs", report.grid(titles, map(line, groups)), rows)
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--worker", nargs=2, metavar=("RUN", "SEED"), help=argparse.SUPPRESS)
-    p.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
-    p.add_argument("--seeds", type=int, default=3)
-    p.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    p = report.arguments(__doc__, RUNS)
     p.add_argument("--steps", type=int, default=STEPS, help="of TRL")
     p.add_argument("--parts", type=int, default=1, help="micro-batches of TRL's step")
-    p.add_argument("--fresh", action="store_true")
     a = p.parse_args()
     if a.worker:
         name, seed = a.worker

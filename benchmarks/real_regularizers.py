@@ -16,9 +16,7 @@ Results: benchmarks/results/real_regularizers.jsonl, benchmarks/real_regularizer
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -152,11 +150,10 @@ def kl_of(metrics: Mapping[str, Any]) -> float | None:
 
 
 def write(rows: Sequence[report.Row]) -> None:
-    def line(name: str, when: str, r: report.Row) -> str:
+    def line(name: str, when: str, r: report.Row) -> list[str]:
         j = r[when]
         cells = [name, *(f"{j[k]:.2f}" for k in ("score", *SETS, "form", "sums")), f"{r[f'{when}_capitals']:.2f}"]
-        cells += [f"{r[f'{when}_{k}']:.3f}" for k in ("forward_kl", "reverse_kl")]
-        return "| " + " | ".join(cells) + " |"
+        return cells + [f"{r[f'{when}_{k}']:.3f}" for k in ("forward_kl", "reverse_kl")]
 
     titles = [
         "regularizer and coefficient",
@@ -168,9 +165,8 @@ def write(rows: Sequence[report.Row]) -> None:
         "forward KL there",
         "reverse KL there",
     ]
-    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
-    lines += [line("start model", "before", rows[0])]
-    lines += [line(f"{r['run']}, seed {r['seed']}, {r['steps']} steps", "after", r) for r in rows]
+    cells = [line("start model", "before", rows[0])]
+    cells += [line(f"{r['run']}, seed {r['seed']}, {r['steps']} steps", "after", r) for r in rows]
 
     def draw(axes: Any) -> None:
         for r in rows:
@@ -183,17 +179,12 @@ def write(rows: Sequence[report.Row]) -> None:
             axis.legend(fontsize=7)
 
     report.plot("real_regularizers", draw, width=2)
-    report.page("real_regularizers", "What a regularizer does to a real model", lines, list(rows))
+    report.page("real_regularizers", "What a regularizer does to a real model", report.grid(titles, cells), list(rows))
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--worker", nargs=2, metavar=("RUN", "SEED"), help=argparse.SUPPRESS)
-    p.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
-    p.add_argument("--seeds", type=int, default=1)
+    p = report.arguments(__doc__, RUNS, seeds=1)
     p.add_argument("--steps", type=int, default=32)
-    p.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    p.add_argument("--fresh", action="store_true")
     a = p.parse_args()
     if a.worker:
         print(json.dumps(work(a.worker[0], int(a.worker[1]), a.steps)))

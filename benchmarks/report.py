@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import json
 import os
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import mean
@@ -194,6 +195,17 @@ def fill(
     write(rows)
 
 
+def arguments(doc: str | None, runs: Iterable[str], seeds: int = 3) -> argparse.ArgumentParser:
+    """What programs of runs and seeds understand; ``--worker RUN SEED`` is how one starts itself for a single row."""
+    p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--worker", nargs=2, metavar=("RUN", "SEED"), help=argparse.SUPPRESS)
+    p.add_argument("--runs", nargs="+", default=list(runs), choices=list(runs))
+    p.add_argument("--seeds", type=int, default=seeds)
+    p.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    p.add_argument("--fresh", action="store_true")
+    return p
+
+
 def interval(values: Sequence[float]) -> str:
     """Mean and standard error over seeds."""
     if len(values) < 2:
@@ -221,11 +233,13 @@ def taken_on(rows: Sequence[Row]) -> str:
 
 def table(rows: Sequence[Row], columns: Sequence[tuple[str, Callable[[Row], str]]]) -> list[str]:
     """Markdown lines; a column is its title and how to print a row's value."""
-    return [
-        "| " + " | ".join(title for title, _ in columns) + " |",
-        "|" + "---|" * len(columns),
-        *("| " + " | ".join(show(r) for _, show in columns) + " |" for r in rows),
-    ]
+    return grid([title for title, _ in columns], ([show(r) for _, show in columns] for r in rows))
+
+
+def grid(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Markdown lines of cells that are text already."""
+    head, *lines = (f"| {' | '.join(cells)} |" for cells in (titles, *rows))
+    return [head, "|" + "---|" * len(titles), *lines]
 
 
 def page(name: str, title: str, lines: Sequence[str], rows: Sequence[Row]) -> None:
@@ -244,6 +258,21 @@ def save(path: Path, draw: Callable[[Any], None], **subplots: Any) -> None:
     """A picture of the axes that ``draw`` filled."""
     with picture(path, **subplots) as axes:
         draw(axes)
+
+
+def by_run(rows: Sequence[Row], runs: Iterable[str]) -> list[list[Row]]:
+    """The rows of each run that has any, in the order of ``runs``."""
+    return [group for name in runs if (group := [r for r in rows if r["run"] == name])]
+
+
+def lines(axis: Any, groups: Sequence[Sequence[Row]], title: str, ys: Callable[[Row], Any]) -> None:
+    """A line for each row over steps, a colour for each group; ``ys``: values by step, or one after each step from the first on, or None."""
+    for color, group in enumerate(groups):
+        found = [(r["run"], y) for r in group if (y := ys(r))]
+        for k, (run, y) in enumerate(found):
+            points = sorted((int(step), v) for step, v in y.items()) if isinstance(y, Mapping) else enumerate(y, 1)
+            axis.plot(*zip(*points, strict=True), color=f"C{color}", linewidth=1, label=None if k else run)
+    axis.set(title=title, xlabel="step")
 
 
 def growth(x: Sequence[float], y: Sequence[float]) -> float:
