@@ -31,7 +31,7 @@ FOREIGN = {
         "model.policy",
         "model.sharing",
     ),
-    *("planning.memory", "planning.probe", "rollout.cache", "rollout.vllm_weights"),
+    *("model.size", "planning.memory", "planning.probe", "rollout.cache", "rollout.vllm_weights"),
     *("rewards.functions", "rewards.workers"),  # a user's functions
 }
 

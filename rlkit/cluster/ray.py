@@ -36,6 +36,7 @@ from rlkit.learner.learner import Learner
 from rlkit.learner.learner import prepare as prepare_learner
 from rlkit.learner.setup import LearnerSetup
 from rlkit.place import use
+from rlkit.record.container import memory
 from rlkit.rewards.grader import Grader
 from rlkit.rewards.scoring import RewardSpec, Used
 from rlkit.rewards.workers import Answer, Call, Job, answered
@@ -164,10 +165,8 @@ def _knock(address: str) -> None:
 
 
 def _store_bytes() -> int:
-    """Room for a few copies of a small model; Ray's default takes 30 % of the machine."""
-    import psutil
-
-    return int(max(200 << 20, min(psutil.virtual_memory().total // 10, 8 << 30)))
+    """Room for a few copies of a small model; Ray's default takes 30 % of the machine, whatever its container may have."""
+    return max(200 << 20, min(memory()[0] // 10, 8 << 30))
 
 
 def transfer(cluster: Cluster, spec: EngineSpec) -> Transfer:

@@ -20,7 +20,7 @@ from typing import Literal
 
 from rlkit.errors import first_line
 from rlkit.model.precision import BFLOAT16, cpu_flags
-from rlkit.planning.container import limits
+from rlkit.record.container import limits, memory
 from rlkit.record.log import PACKAGES
 
 GIB = 2**30
@@ -109,7 +109,8 @@ class Machine:
         from huggingface_hub import constants
 
         gpus, peers, broken = _gpus()
-        container, (memory, available) = limits(), _memory()
+        container = limits()
+        most, free = memory(container)
         cache = Path(constants.HF_HUB_CACHE)
         return cls(
             python=platform.python_version(),
@@ -119,8 +120,8 @@ class Machine:
             cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
             quota=container.cpus,
             flags=cpu_flags(),
-            memory=min(memory, memory if container.memory is None else container.memory),
-            available=min(available, available if container.left is None else container.left),
+            memory=most,
+            available=free,
             shm=_room("/dev/shm"),
             files=resource.getrlimit(resource.RLIMIT_NOFILE),
             temporary=_temporary(),
@@ -196,18 +197,6 @@ def _gpus() -> tuple[tuple[GpuFound, ...], bool, str | None]:
         return found, all(torch.cuda.can_device_access_peer(i, j) for i, j in pairs), None
     except (RuntimeError, AssertionError) as error:
         return (), True, first_line(error)
-
-
-def _memory() -> tuple[int, int]:
-    """(all, free) bytes of the machine."""
-    import psutil
-
-    try:
-        found = psutil.virtual_memory()
-        return found.total, found.available
-    except (KeyError, ValueError, OSError):  # /proc/meminfo of some containers lacks lines
-        page = os.sysconf("SC_PAGE_SIZE")
-        return page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
 
 
 def _temporary() -> tuple[str, int]:

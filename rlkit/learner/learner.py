@@ -43,6 +43,7 @@ from rlkit.model.load import first_of, fit_vocabulary, load_for, load_lm, load_t
 from rlkit.model.policy import PolicyModel, ValueModel, evaluate_new, prove_logprobs
 from rlkit.model.precision import bfloat16_note, cpu_flags, slowdown
 from rlkit.model.reference import Dtype, Reference, ReferenceState
+from rlkit.model.size import outputs
 from rlkit.model.wire import pack
 from rlkit.objective import loss
 from rlkit.objective.coefficients import distinct
@@ -92,8 +93,7 @@ class Learner:
             )
         # Of ranks that work on the same rows, one tells what it measured.
         self.tells = rank % shared == 0
-        width = sum(outputs(m) for m in lm.get_decoder().modules())
-        self.max_tokens = micro_batch(section.max_tokens, self.device.type, width)
+        self.max_tokens = micro_batch(section.max_tokens, self.device.type, outputs(lm))
         self.notes = [f"note: micro-batches are {self.layout}."] if ": " in self.layout else []
         if self.device.type == "cpu" and start.dtype == "bfloat16":
             self.notes += filter(None, [bfloat16_note(cpu_flags(), slowdown())])
@@ -597,13 +597,6 @@ class Learner:
             "layout": self.layout,
             "notes": self.notes,
         }
-
-
-def outputs(module: nn.Module) -> int:
-    """How many numbers a linear layer makes of one token, in GPT-2's form too; 0 for other modules."""
-    from transformers.pytorch_utils import Conv1D
-
-    return int(module.nf) if isinstance(module, Conv1D) else module.out_features if isinstance(module, nn.Linear) else 0
 
 
 def choose_attention(start: Start, wanted: bool | None, windows: bool) -> tuple[str | None, str]:

@@ -196,34 +196,40 @@ def first_of(names: Sequence[str], what: str) -> str:
 
 def _read_config(path: str | Path, where: str) -> Any:
     """The configuration of a causal language model; refuses every other kind by what it says of itself."""
+    config = read_config(str(path), where, ModelError)
+    told = untrainable(config, path)
+    if told is not None:
+        raise ModelError(f"{where}: {told}")
+    return config
+
+
+def untrainable(config: Any, path: str | Path) -> str | None:
+    """Why rlkit does not train the model of ``path``, as its configuration has it, and what to do; None: it does."""
     from transformers import AutoModelForCausalLM
 
-    config = read_config(str(path), where, ModelError)
     kind = config.model_type
     if config.is_encoder_decoder:
-        raise ModelError(
-            f"{where}: {path} is an encoder-decoder ({kind}); rlkit trains decoder-only language models, which continue their prompt."
-        )
+        return f"{path} is an encoder-decoder ({kind}); rlkit trains decoder-only language models, which continue their prompt."
     if config.get_text_config() is not config:
-        raise ModelError(
-            f"{where}: {path} is a model of text and other inputs ({kind}); rlkit trains language models alone. Save its language "
+        return (
+            f"{path} is a model of text and other inputs ({kind}); rlkit trains language models alone. Save its language "
             "model as a folder of its own and give that."
         )
     causal: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
     if causal is None:
-        raise ModelError(f"{where}: {path} is a {kind}, which transformers knows no causal language model of.")
+        return f"{path} is a {kind}, which transformers knows no causal language model of."
     saved = config.architectures or [causal.__name__]
     if causal.__name__ not in saved:
-        raise ModelError(
-            f"{where}: {path} was saved as {saved[0]}, not as a causal language model ({causal.__name__}): its output layer is another "
+        return (
+            f"{path} was saved as {saved[0]}, not as a causal language model ({causal.__name__}): its output layer is another "
             "one. Give the language model that it was made from."
         )
     if getattr(config, "quantization_config", None) is not None:
-        raise ModelError(
-            f"{where}: {path} has quantized weights, which cannot be trained. Give the model before quantization, or dequantize it "
+        return (
+            f"{path} has quantized weights, which cannot be trained. Give the model before quantization, or dequantize it "
             "and save it."
         )
-    return config
+    return None
 
 
 def _read(path: str | Path, where: str, **options: Any) -> tuple[Any, dict[str, Any]]:

@@ -14,8 +14,7 @@ import torch
 from rlkit.cluster.section import Cluster
 from rlkit.learner.plan import micro_batch
 from rlkit.model.head import CPU_ELEMENTS
-from rlkit.planning.container import Limits, limits
-from rlkit.planning.layout import Planner, draw_memory
+from rlkit.planning.layout import Planner, draw_memory, not_measured
 from rlkit.planning.memory import (
     BYTES,
     GIB,
@@ -28,6 +27,7 @@ from rlkit.planning.memory import (
     states,
 )
 from rlkit.planning.speed import GPUS, Assumptions, forward_flops, update_flops
+from rlkit.record.container import memory
 from rlkit.record.memory import resident
 from rlkit.record.plots import Style, picture
 from rlkit.rollout.hf import MAX_ROWS
@@ -61,16 +61,7 @@ class Machine:
         """What is measured on this one, now."""
         import transformers  # noqa: F401  # for what it takes
 
-        return cls(memory_limit(), os.cpu_count() or 1, _product(), resident() * MIB)
-
-
-def memory_limit(meminfo: Path = Path("/proc/meminfo"), given: Limits | None = None) -> float:
-    """The machine's memory, or its container's share."""
-    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
-    told = next((float(line.split()[1]) * 1024 for line in lines if "MemTotal" in line), None)
-    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) if told is None else told
-    most = (limits() if given is None else given).memory
-    return total if most is None else min(total, float(most))
+        return cls(memory()[0], os.cpu_count() or 1, _product(), resident() * MIB)
 
 
 def _product(n: int = 1024) -> float:
@@ -95,6 +86,8 @@ class HerePlan:
     processes: tuple[tuple[Budget, int], ...]
     driver: float
     seconds: Mapping[str, float]
+    unfit: str | None = None  # why the model could not be trained
+    untold: str | None = None  # why lengths of prompts could not be measured
 
     @property
     def peak(self) -> float:
@@ -103,7 +96,7 @@ class HerePlan:
 
     @property
     def fits(self) -> bool:
-        return self.peak <= self.machine.memory
+        return self.unfit is None and self.peak <= self.machine.memory
 
     def plot(self, out: str | Path) -> Path:
         """Draws the memory of every kind of process at its peak (.svg, .pdf, .png).
@@ -126,6 +119,7 @@ class HerePlan:
             f"vocabulary {s.vocab}",
             f"this machine: {m.memory / GIB:.1f} GiB, {m.cores} cores, {m.flops / 1e9:.0f} GFLOP/s measured, no GPU (--gpu plans others)",
             f"{self.lengths}; {self.micro}",
+            *not_measured(self.untold),
             "",
         ]
         for budget, count in self.processes:
@@ -134,11 +128,12 @@ class HerePlan:
             out.append("    peak by stage: " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in phases.items()))
         if self.driver:
             out.append(f"driver: {self.driver / GIB:.2f} GiB")
-        verdict = "fits" if self.fits else "TOO LARGE"
+        verdict = "fits" if self.peak <= m.memory else "TOO LARGE"
         total = sum(self.seconds.values())
         return "\n".join(
             [
                 *out,
+                *([] if self.unfit is None else [f"DOES NOT START: {self.unfit}"]),
                 f"together {self.peak / GIB:.2f} of {m.memory / GIB:.2f} GiB: {verdict}",
                 f"one step about {total:.0f} s: " + ", ".join(f"{k} {v:.1f}" for k, v in self.seconds.items()),
                 "",
@@ -176,6 +171,8 @@ def plan_here(
         _processes(p, machine, tokens, tokens * n * limit / group),
         0.0 if c is None else machine.process + LIBRARIES["ray"],
         _seconds(p, machine, group),
+        p.unfit,
+        p.untold,
     )
 
 

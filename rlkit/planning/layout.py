@@ -15,8 +15,10 @@ from typing import Any
 from rlkit.cluster.section import Cluster
 from rlkit.data.examples import read_examples
 from rlkit.data.prompts import load_prompts
-from rlkit.errors import ConfigError, InputError
+from rlkit.errors import ConfigError, InputError, first_line
 from rlkit.learner.plan import micro_batch
+from rlkit.model.hub import model_config
+from rlkit.model.load import untrainable
 from rlkit.model.reference import Frozen
 from rlkit.objective.full_vocab import WholeVocabulary
 from rlkit.planning import speed
@@ -169,14 +171,18 @@ class Planner:
         self.run, self.gpu, self.per_node, self.a = run, gpu, gpus_per_node, assumptions
         need = run.needs
         own = self._own_config() if config is None else config
+        own = model_config(own, "model.path") if isinstance(own, str) else own
+        self.unfit = untrainable(own, run.model.path or type(own).__name__)
         self.shape = shape(own, run.peft, "value" in need)
         plain = self.shape if run.peft is None else shape(own)
-        given = [] if run.online else row_lengths(run)
+        given, untold = ([], None) if run.online else row_lengths(run)
         asked = run.sampling.max_tokens if run.rollout.lengths is None else run.rollout.lengths.limits[-1]
         self.limit = max((response for _, response in given), default=asked)
         self.max_tokens = micro_batch(run.learner.max_tokens, "cuda", self.shape.width)
-        found = [prompt for prompt, _ in given] or (prompt_lengths(run) if prompt_tokens is None else [])
-        self.measured = len(found) or None  # prompts
+        found = [prompt for prompt, _ in given]
+        if run.online and prompt_tokens is None:
+            found, untold = prompt_lengths(run)
+        self.measured, self.untold = len(found) or None, untold  # prompts
         self.prompt_longest = max(found, default=run.data.max_prompt_tokens)
         context = run.rollout.max_model_len or self.shape.context
         # All answers of an episode are counted as one response: they are sampled one after another, and trained on in one context.
@@ -207,13 +213,19 @@ class Planner:
             )
             for k, part in enumerate(spec.held):
                 path = next(iter(part.models), None)
-                anchor = plain if path is None else shape(path)
+                anchor = plain if path is None else self._second(path, name)
                 by_switching_off = isinstance(part, Frozen) and path is None and run.peft is not None  # the adapter
                 if not by_switching_off:
                     label = name if len(spec.held) == 1 else f"{name} {k + 1}"
                     own = part.dtype if isinstance(part, Frozen) else None
                     self.anchors[label] = SecondModel(anchor, part.offload, BYTES[own or run.model.dtype])
                 self.passes += anchor.active / self.shape.active * ((name in before) + again)
+
+    def _second(self, path: str, name: str) -> Shape:
+        """The shape of a model beside the policy."""
+        config = model_config(path, name)
+        self.unfit = self.unfit or untrainable(config, path)
+        return shape(config)
 
     def _own_config(self) -> Any:
         run = self.run
@@ -229,7 +241,9 @@ class Planner:
         """Where the length of prompts is from."""
         if prompt_tokens is not None:
             return "given"
-        return "assumed" if self.measured is None else f"measured on {self.measured} prompts"
+        if self.measured is not None:
+            return f"measured on {self.measured} prompts"
+        return f"assumed: {self.a.prompt_share:.0%} of data.max_prompt_tokens"
 
     def answers(self, turns: float | None, text: str) -> str:
         """``text`` about the length of a response, as one of all answers of an episode where there are several."""
@@ -405,7 +419,9 @@ class Planner:
     def _engine_model(self, x: Layout, running: float) -> EngineModel:
         """How fast one engine is; ``running``: the sequences that its cache has room for."""
         dtype, tp = self.run.model.dtype, x.tensor_parallel
-        base, per_sequence, per_context = speed.decode_step(self.shape, self.gpu, self.a, dtype, tp)
+        base, per_sequence, per_context = speed.decode_step(
+            self.shape, self.gpu, self.a, dtype, tp, self.prompt + self.spread / 2
+        )
         prefill = speed.prefill_seconds(self.shape, self.gpu, self.a, tp, self.prompt)
         return EngineModel(base, per_sequence, per_context, prefill, max(1, int(running)))
 
@@ -506,27 +522,32 @@ def _turns(run: Run, given: float | None, room: int) -> float:
     return max(1.0, float(room // run.sampling.max_tokens) if given is None else given)
 
 
-def prompt_lengths(run: Run) -> list[int]:
-    """Tokens of the first prompts; none where the tokenizer or the data cannot be had from here."""
+def not_measured(why: str | None) -> list[str]:
+    """The line of a report that says why lengths of prompts are assumed, where that is not the user's choice."""
+    return [] if why is None else [f"prompts could not be measured, give --prompt-tokens: {why}"]
+
+
+def prompt_lengths(run: Run) -> tuple[list[int], str | None]:
+    """Tokens of the first prompts; none, and why, where the tokenizer or the data cannot be had from here."""
     data = dataclasses.replace(run.data, size=min(run.data.size or FIRST_ROWS, FIRST_ROWS))
     try:
         tokenizer = tokenizer_of(run)
-        return [len(p.token_ids) for p in load_prompts(data, "train", tokenizer)]
-    except (InputError, OSError):
-        return []
+        return [len(p.token_ids) for p in load_prompts(data, "train", tokenizer)], None
+    except (InputError, OSError) as error:
+        return [], first_line(error)
 
 
-def row_lengths(run: Run) -> list[tuple[int, int]]:
-    """Tokens of the prompt and of the response of the first rows of data; none where the tokenizer or the data cannot be had from here."""
+def row_lengths(run: Run) -> tuple[list[tuple[int, int]], str | None]:
+    """Tokens of the prompt and of the response of the first rows of data; none, and why, where the tokenizer or the data cannot be had."""
     try:
         tokenizer, found = tokenizer_of(run), list[tuple[int, int]]()
         for spec in run.data.offline:
             few = dataclasses.replace(spec, size=min(spec.size or FIRST_ROWS, FIRST_ROWS), unusable="drop")
             rows = read_examples(run.data, few, "train", tokenizer, 0, None)
             found += [(len(e.prompt.token_ids), len(e.tokens)) for row in rows for e in row]
-    except (InputError, OSError):
-        return []
-    return found
+    except (InputError, OSError) as error:
+        return [], first_line(error)
+    return found, None
 
 
 @dataclass(frozen=True)
@@ -547,6 +568,8 @@ class Plan:
     closest: Estimate
     together: Estimate | None
     growth: tuple[tuple[int, int, float, float, float, float, str], ...]
+    unfit: str | None = None  # why the model could not be trained
+    untold: str | None = None  # why lengths of prompts could not be measured
 
     @property
     def fits(self) -> bool:
@@ -557,6 +580,8 @@ class Plan:
     def refused(self) -> str | None:
         """Why the configured layout would not even start."""
         z = self.asked.layout.sharding
+        if self.unfit is not None:
+            return self.unfit
         if self.run.model.dtype == "bfloat16" and z.stage == 0:
             return "DeepSpeed refuses bfloat16 with float32 gradient sums under ZeRO-0: set deepspeed.zero_optimization.stage to 1, 2 or 3."
         if z.offload_params and z.stage != 3:
@@ -571,6 +596,7 @@ class Plan:
             f"{run.name}: {s.parameters / 1e9:.4f} B parameters{lora}, {run.model.dtype}, {s.layers} layers, hidden {s.hidden}, "
             f"vocabulary {s.vocab}",
             f"{self.gpus} x {self.gpu.name} ({self.gpu.memory / GIB:.0f} GiB, {usable:.1f} GiB usable), {self.lengths}",
+            *not_measured(self.untold),
             "",
             f"As configured ({self.asked_gpus} GPUs): {self.asked.layout.keys()}",
         ]
@@ -813,6 +839,8 @@ def plan(
         closest,
         p.search(nodes * gpus_per_node, True)[0] if p.can_share else None,
         tuple(grow(p)) if growth and run.online else (),
+        p.unfit,
+        p.untold,
     )
 
 

@@ -17,9 +17,32 @@ from rlkit.learner.learner import BUCKET_BYTES
 from rlkit.model.adapter import add_adapter
 from rlkit.model.head import CHUNK_ELEMENTS
 from rlkit.model.hub import model_config
+from rlkit.model.size import outputs, passed_over
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Cached:
+    """What an engine keeps of a sequence: keys and values, or what they are made of.
+
+    Attributes:
+        windows: of every layer that keeps something the tokens that it attends to; 0: all of them.
+        numbers: of one token in one layer, all heads together. heads: how many devices can divide them among them, 1 for a latent vector,
+            which each of them holds.
+    """
+
+    windows: tuple[int, ...]
+    numbers: int
+    heads: int
+
+    def bytes(self, length: float, size: int, tensor_parallel: int = 1) -> float:
+        """Of a sequence of ``length`` tokens on one device: ``ceil(heads / tp) numbers / heads size`` a token and layer, in windows at most
+        as many tokens as those have; a head is never split.
+        """
+        tokens = sum(min(length, window or length) for window in self.windows)
+        return tokens * -(-self.heads // tensor_parallel) * (self.numbers // self.heads) * size
 
 
 @dataclass(frozen=True)
@@ -29,8 +52,11 @@ class Shape:
     Attributes:
         parameters: all of them, shared ones once. trainable: those with a gradient.
         active: parameters that multiply a token (experts that are not routed to, and a table that is only looked up, left out).
-        intermediate: width of the gated MLP that one token passes, all its experts together.
         largest: parameters of the largest layer.
+        width: outputs of all linear layers of the decoder for one token.
+        heads, kv_heads, head_dim: of the attention as it is computed: latent keys and values (MLA) are expanded to all heads, and
+            ``head_dim`` is the mean of what a key and a value have.
+        cached: what engines keep of a sequence.
     """
 
     parameters: int
@@ -43,70 +69,85 @@ class Shape:
     heads: int
     kv_heads: int
     head_dim: int
-    intermediate: int
+    width: int
+    cached: Cached
     qk_norm: bool
     lora: bool
     context: int
 
     @property
-    def width(self) -> int:
-        """Outputs of all linear layers of the decoder for one token."""
+    def intermediate(self) -> float:
+        """Width of the gated MLP that one token passes, all its experts together: ``(width / layers - q - 2 kv) / 2 - hidden``, which
+        is half the width of an MLP without a gate.
+        """
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return self.layers * (q + 2 * kv + 2 * self.hidden + 2 * self.intermediate)
+        return max(0.0, (self.width / self.layers - q - 2 * kv) / 2 - self.hidden)
 
     @property
     def head(self) -> int:
         """Parameters of the output layer."""
         return self.vocab * self.hidden
 
-    def kv_bytes(self, size: int, tensor_parallel: int = 1) -> int:
-        """Keys and values of one token on one device: ``2 * layers * kv_heads / tp * head_dim * size``; a head is never split."""
-        return 2 * self.layers * -(-self.kv_heads // tensor_parallel) * self.head_dim * size
+    def kv_bytes(self, size: int, tensor_parallel: int = 1, length: float = 1) -> float:
+        """Bytes of the cache on one device for each token of a sequence of ``length``."""
+        return self.cached.bytes(length, size, tensor_parallel) / length
+
+    def attended(self, length: float) -> float:
+        """Tokens that a token of a sequence of ``length`` ``L`` attends to, summed over layers, on average: ``L / 2``, or
+        ``W - W^2 / (2 L)`` in a window ``W`` that is shorter than ``L``.
+        """
+        within = (min(length, window or length) for window in self.cached.windows)
+        return sum(w - w * w / (2 * length) for w in within) if length else 0.0
 
 
 def shape(config: Any, peft: Mapping[str, Any] | None = None, value_head: bool = False) -> Shape:
     """The shape of ``config``: a ``PretrainedConfig``, or a folder or hub name of one. ``peft`` are options of a LoRA adapter.
+
+    Of a model of text and other inputs it is that of the language model; of quantized weights, that of what they stand for.
 
     Raises:
         ConfigError: not a model, or one whose configuration lacks a size that is needed.
     """
     if isinstance(config, str):
         config = model_config(config, "model.path")
-    lm, looked_up = _without_memory(config, peft)
     c = config.get_text_config()
-    missing = [
-        n
-        for n in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        if not getattr(c, n, None)
-    ]
+    needed = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    missing = [n for n in needed if not isinstance(getattr(c, n, None), int)]
     if missing:
         raise ConfigError(
-            f"model.path: the configuration of {type(config).__name__} has no {missing[0]}; rlkit plans Llama-like decoders."
+            f"model.path: the configuration of {type(config).__name__} has no {missing[0]}; rlkit plans decoders with attention."
         )
+    lm, looked_up, width = _without_memory(c, peft)
     sizes = {n: p.numel() for n, p in lm.named_parameters()}
     extra = c.hidden_size + 1 if value_head else 0
-    idle, width = _experts(c, sizes)
+    heads, kv_heads, head_dim = _heads(c)
+    cached = _cached(c, kv_heads, head_dim)
+    if not cached.windows:
+        raise ConfigError(
+            f"model.path: no layer of {type(config).__name__} has attention; rlkit plans decoders with attention."
+        )
     return Shape(
         parameters=sum(sizes.values()) + extra,
         trainable=sum(p.numel() for p in lm.parameters() if p.requires_grad) + extra,
-        active=sum(sizes.values()) + extra - looked_up - idle,
+        active=sum(sizes.values()) + extra - looked_up - passed_over(lm),
         largest=_largest_block(sizes),
         vocab=c.vocab_size,
         hidden=c.hidden_size,
         layers=c.num_hidden_layers,
-        heads=c.num_attention_heads,
-        kv_heads=getattr(c, "num_key_value_heads", None) or c.num_attention_heads,
-        head_dim=getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads,
-        intermediate=width,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        width=width,
+        cached=cached,
         qk_norm=any("q_norm" in n for n in sizes),
         lora=peft is not None,
         context=getattr(c, "max_position_embeddings", None) or 1 << 30,
     )
 
 
-def _without_memory(config: Any, peft: Mapping[str, Any] | None) -> tuple[Any, int]:
-    """The model that a configuration describes, on the meta device, and the parameters of its input table if that is not its output
-    layer, too: it multiplies no token.
+def _without_memory(config: Any, peft: Mapping[str, Any] | None) -> tuple[Any, int, int]:
+    """The model that a configuration describes, on the meta device; the parameters of its tables that are not its output layer, too, and
+    multiply no token; the outputs of its linear layers, without those of an adapter.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -118,21 +159,32 @@ def _without_memory(config: Any, peft: Mapping[str, Any] | None) -> tuple[Any, i
             raise ConfigError(
                 f"model.path: no causal language model can be made from this configuration: {first_line(error)}"
             ) from error
-        table, output = lm.get_input_embeddings().weight, lm.get_output_embeddings().weight
-        return lm if peft is None else add_adapter(lm, dict(peft), 0), 0 if table is output else table.numel()
+        output, width = lm.get_output_embeddings().weight, outputs(lm)
+        tables = {m.weight for m in lm.modules() if isinstance(m, torch.nn.Embedding)} - {output}
+        return lm if peft is None else add_adapter(lm, dict(peft), 0), sum(t.numel() for t in tables), width
 
 
-def _experts(c: Any, sizes: Mapping[str, int]) -> tuple[int, int]:
-    """Parameters of the experts that a token is not routed to, and the width of the MLP that it passes, all its experts together."""
-    experts = next(
-        (n for key in ("num_local_experts", "num_experts", "n_routed_experts") if (n := getattr(c, key, None))), 0
-    )
-    held = sum(n for name, n in sizes.items() if ".experts." in name) if experts else 0
-    if not held:
-        return 0, c.intermediate_size
-    routed = getattr(c, "num_experts_per_tok", 1)
-    width = (getattr(c, "moe_intermediate_size", None) or c.intermediate_size) * routed
-    return held * (experts - routed) // experts, width + (getattr(c, "shared_expert_intermediate_size", None) or 0)
+def _heads(c: Any) -> tuple[int, int, int]:
+    """Heads, key and value heads, and numbers of one."""
+    heads = c.num_attention_heads
+    if getattr(c, "kv_lora_rank", None):
+        return heads, heads, (c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim) // 2
+    named = (getattr(c, name, None) for name in ("num_key_value_heads", "num_kv_heads"))
+    kv_heads = 1 if getattr(c, "multi_query", False) else next((n for n in named if n), heads)
+    return heads, kv_heads, getattr(c, "head_dim", None) or c.hidden_size // heads
+
+
+def _cached(c: Any, kv_heads: int, head_dim: int) -> Cached:
+    """Windows are those of the cache that transformers makes for a model; of MLA the latent vector is kept, as vLLM does, too."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    layers = DynamicCache(config=c).layers
+    kept = [layer for layer in layers if isinstance(layer, DynamicLayer)]
+    windows = tuple(getattr(layer, "sliding_window", 0) for layer in kept)
+    if getattr(c, "kv_lora_rank", None):
+        return Cached(windows, c.kv_lora_rank + c.qk_rope_head_dim, 1)
+    return Cached(windows, 2 * kv_heads * head_dim, kv_heads)
 
 
 def _largest_block(sizes: Mapping[str, int]) -> int:
@@ -447,7 +499,8 @@ def engine_memory(
     must fit. ``beside`` something that keeps its part of the device, all that it takes must: ``capacity`` is what is left.
     """
     size, tp = BYTES[dtype], tensor_parallel
-    per_token = s.kv_bytes(kv_dtype_bytes or size, tp)
+    number = kv_dtype_bytes or size
+    one, usual = s.cached.bytes(longest, number, tp), s.cached.bytes(mean, number, tp)
     work = batched_tokens * (4 * s.hidden + 3 * s.intermediate / tp) * size
     # Logits of every running sequence in float32, their log-probs, and the sampler's sorted copy.
     always = {
@@ -456,17 +509,17 @@ def engine_memory(
         "logits and log-probs of running sequences": 3 * 4.0 * max_seqs * s.vocab,
     }
     room = utilization * device - sum(always.values())
-    always["KV cache for one longest sequence"] = per_token * longest
+    always["KV cache for one longest sequence"] = one
     if beside:
-        always["the rest of the KV cache"] = max(0.0, room - per_token * longest)
+        always["the rest of the KV cache"] = max(0.0, room - one)
     most = capacity if beside else min(capacity, utilization * device)
     budget = Budget(f"engine device (tensor_parallel {tp})", most, {"generate": always})
-    tokens = max(0.0, room) / per_token
+    room = max(0.0, room)
     fit = {
-        "bytes a token": float(per_token),
-        "tokens": tokens,
-        "room at the mean length": tokens / mean,
-        "sequences at the mean length": min(max_seqs, tokens / mean),
-        "sequences at the longest length": min(max_seqs, tokens / longest),
+        "bytes a token": usual / mean,
+        "tokens": room / usual * mean,
+        "room at the mean length": room / usual,
+        "sequences at the mean length": min(max_seqs, room / usual),
+        "sequences at the longest length": min(max_seqs, room / one),
     }
     return budget, fit

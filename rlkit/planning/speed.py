@@ -124,11 +124,12 @@ class Assumptions:
 
 
 def forward_flops(s: Shape, tokens: float, actions: float, length: float) -> float:
-    """One forward pass: ``2 (active - head)`` per token, ``2 head`` per action token, attention ``2 layers q length`` per token (causal).
+    """One forward pass: ``2 (active - head)`` per token, ``2 head`` per action token, attention ``4 q`` per token, layer and token that it
+    attends to (:meth:`Shape.attended`, half of ``length`` without a window).
 
     ``length``: tokens of the sequence that an average token is in, prompt included.
     """
-    attention = 2 * s.layers * s.heads * s.head_dim * length
+    attention = 4 * s.heads * s.head_dim * s.attended(length)
     return tokens * (2 * (s.active - s.head) + attention) + 2 * actions * s.head
 
 
@@ -142,15 +143,19 @@ def update_flops(s: Shape, tokens: float, actions: float, length: float, checkpo
     return forward * (2 if s.lora else 3) + again + body
 
 
-def decode_step(s: Shape, gpu: Gpu, a: Assumptions, dtype: str, tensor_parallel: int) -> tuple[float, float, float]:
-    """``(base, per sequence, per token of context)``: seconds of one engine step are their sum over the batch.
+def decode_step(
+    s: Shape, gpu: Gpu, a: Assumptions, dtype: str, tensor_parallel: int, length: float = 1
+) -> tuple[float, float, float]:
+    """``(base, per sequence, per token of context)``: seconds of one engine step are their sum over the batch. ``length``: of a context,
+    where windows bound what is read of it.
 
     Weights are read once, keys and values once a sequence; the FLOPs of a token come on top, so that large batches are not free.
     """
     size, tp = BYTES[dtype], tensor_parallel
     bandwidth, flops = gpu.hbm * a.hbm * tp, gpu.flops * a.mfu * tp * (a.float32 if dtype == "float32" else 1)
     latency = 2 * s.layers * a.allreduce if tp > 1 else 0.0
-    return (a.engine_step + latency + size * s.active / bandwidth, 2 * s.active / flops, s.kv_bytes(size) / bandwidth)
+    context = s.kv_bytes(size, tp, length) * tp / bandwidth
+    return (a.engine_step + latency + size * s.active / bandwidth, 2 * s.active / flops, context)
 
 
 def prefill_seconds(s: Shape, gpu: Gpu, a: Assumptions, tensor_parallel: int, prompt: float) -> float:

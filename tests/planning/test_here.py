@@ -16,8 +16,6 @@ from rlkit.cluster.groups import LearnerGroup, LocalWorkers
 from rlkit.learner.learner import Learner
 from rlkit.learner.plan import ENOUGH, ENOUGH_KEPT, KEPT, MOST_TOKENS, micro_batch
 from rlkit.planning import Machine, plan_here, shape
-from rlkit.planning.container import Limits
-from rlkit.planning.here import memory_limit
 from rlkit.planning.memory import GIB
 
 pytestmark = pytest.mark.slow
@@ -83,14 +81,6 @@ def test_processes_of_a_local_ray_are_counted_one_by_one(smollm2: str) -> None:
     assert (ranks, engines) == (2, 1) and "engine's weights" not in learner.items and "parameters" not in engine.items
     assert p.peak == pytest.approx(p.driver + 2 * learner.peak + engine.peak)
     assert not dataclasses.replace(p, machine=dataclasses.replace(LAPTOP, memory=2 * GIB)).fits
-
-
-def test_a_container_has_less_memory_than_its_machine(tmp_path: Path) -> None:
-    (meminfo := tmp_path / "meminfo").write_text("MemTotal:        1000 kB\nMemFree:  10 kB\n")
-    assert memory_limit(meminfo, Limits()) == 1000 * 1024
-    assert memory_limit(meminfo, Limits(memory=4096)) == 4096
-    (meminfo).write_text("MemFree:  10 kB\n")  # a container's own file need not have every line
-    assert memory_limit(meminfo, Limits()) > 2**30
 
 
 def test_without_a_gpu_the_command_plans_this_machine(

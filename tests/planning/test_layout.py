@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import LlamaConfig, Qwen2Config
 import rlkit as rk
 from rlkit.cli import main
 from rlkit.errors import ConfigError
-from rlkit.planning import GPUS, Assumptions, Planner, Sharding, find_gpu, plan, plan_here, shape
+from rlkit.planning import GPUS, Assumptions, Machine, Planner, Sharding, find_gpu, plan, plan_here, shape
 from rlkit.planning.probe import probe
 from rlkit.planning.speed import decode_step, forward_flops, learner_seconds, sync_seconds, update_flops
 from tests.planning.test_memory import LLAMA_8B, QWEN_7B
@@ -377,3 +378,31 @@ def test_rows_that_no_rank_has_room_for_are_shared(small: dict[str, Any]) -> Non
     assert best is not None and best.layout.sharing > 1 and best.layout.learners % best.layout.sharing == 0
     padded = plan(run.replace(learner={"packed": False}), "80GB", 1, 8, QWEN_7B, growth=False).best
     assert padded is None  # ranks share packed rows alone
+
+
+def test_a_model_that_would_be_refused_is_planned_and_called_so(small: dict[str, Any], tmp_path: Path) -> None:
+    config = LlamaConfig(num_hidden_layers=2, quantization_config={"quant_method": "fp8"})
+    config.save_pretrained(tmp_path)
+    told = "DOES NOT START: .* has quantized weights, which cannot be trained"
+    run = big(small, model={"path": str(tmp_path), "dtype": "bfloat16"})
+    p = plan(run, "H100", 1, 8, growth=False)
+    assert (
+        re.search(told, str(p))
+        and not p.fits
+        and p.shape.parameters == shape(LlamaConfig(num_hidden_layers=2)).parameters
+    )
+    # What could not be measured is said, with what is taken instead.
+    assert f"prompts of {0.25 * run.data.max_prompt_tokens:.0f} tokens (assumed: 25% of data.max_prompt_tokens)" in str(
+        p
+    )
+    assert "prompts could not be measured, give --prompt-tokens: model.path: no tokenizer could be loaded from" in str(
+        p
+    )
+    assert "prompts could not be measured" not in str(plan(run, "H100", 1, 8, prompt_tokens=9, growth=False))
+    here = plan_here(run, Machine(memory=2.0**60, cores=2, flops=1e11, process=1e8))
+    assert re.search(told, str(here)) and not here.fits and "prompts could not be measured" in str(here)
+    # A teacher's model counts as the policy's does.
+    reference = {"type": "Frozen", "path": str(tmp_path)}
+    assert re.search(
+        told, str(plan(big(small, reference=reference), "H100", 1, 8, LLAMA_8B, prompt_tokens=9, growth=False))
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import weakref
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
+from rlkit.errors import ConfigError
 from rlkit.learner.backend import TorchBackend
 from rlkit.model.adapter import add_adapter
 from rlkit.model.head import CHUNK_ELEMENTS
@@ -120,6 +124,89 @@ class Live(TorchDispatchMode):
 
     def _gone(self, key: int) -> None:
         self.now -= self.known.pop(key, 0)
+
+
+MOE: dict[str, Any] = {"num_hidden_layers": 3, "moe_intermediate_size": 128, "hidden_size": 512, "vocab_size": 900}
+LATENT: dict[str, Any] = {**MOE, "num_attention_heads": 8, "num_key_value_heads": 8, "intermediate_size": 700}
+ARCHITECTURES: dict[str, Any] = {
+    "Qwen3Moe": {**MOE, "num_experts": 32, "num_experts_per_tok": 4, "head_dim": 128, "num_key_value_heads": 4},
+    "Qwen2Moe": {**MOE, "num_experts": 16, "num_experts_per_tok": 2, "shared_expert_intermediate_size": 300},
+    "Mixtral": {"num_hidden_layers": 2, "hidden_size": 512, "intermediate_size": 640, "vocab_size": 900},
+    "GptOss": {"num_hidden_layers": 4, "num_local_experts": 8, "sliding_window": 8},
+    "Glm4Moe": {**MOE, "n_routed_experts": 16, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64},
+    "DeepseekV3": {**LATENT, "n_routed_experts": 32, "num_experts_per_tok": 4, "first_k_dense_replace": 1},
+    "Glm4MoeLite": {**LATENT, "n_routed_experts": 16},
+    "MiniCPM3": {"num_hidden_layers": 2},
+    "Llama": {"num_hidden_layers": 2, "num_key_value_heads": None, "tie_word_embeddings": True},
+    "Qwen3": {"num_hidden_layers": 2, "hidden_size": 1024, "num_attention_heads": 16, "num_key_value_heads": 8},
+    "Qwen2": {"num_hidden_layers": 4, "use_sliding_window": True, "max_window_layers": 2, "sliding_window": 8},
+    "Gemma2": {"num_hidden_layers": 4, "sliding_window": 8},
+    "Gemma3Text": {"num_hidden_layers": 7, "sliding_window": 8},
+    "Granite": {"num_hidden_layers": 2},
+    "GraniteMoe": {"num_hidden_layers": 2, "hidden_size": 512, "intermediate_size": 640},
+    "Cohere": {"num_hidden_layers": 2, "vocab_size": 9000},
+    "GPT2": {"n_embd": 768, "n_layer": 3},
+    "GPTNeoX": {"num_hidden_layers": 2},
+    "GPTBigCode": {"n_layer": 2},
+    "Falcon": {"num_hidden_layers": 2},
+    "Phi3": {"num_hidden_layers": 2},
+    "Jamba": {"num_hidden_layers": 8, "hidden_size": 512, "intermediate_size": 640, "vocab_size": 900},
+}
+
+
+def passed(lm: Any, tokens: int) -> tuple[int, Any]:
+    """FLOPs of all products of a pass over one row, as torch counts them, and the cache that it leaves."""
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as flops:
+        out = lm(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=True)
+    return flops.get_total_flops(), out.past_key_values
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_counts_are_those_of_the_models_own_pass(name: str) -> None:
+    config = getattr(transformers, f"{name}Config")(**ARCHITECTURES[name])
+    with torch.device("meta"):
+        lm: Any = AutoModelForCausalLM.from_config(config)
+    s = shape(config)
+    assert s.parameters == s.trainable == sum(p.numel() for p in lm.parameters())
+    if name != "Falcon":  # it computes its attention in one way
+        lm.set_attn_implementation("eager")  # which torch counts without a mask
+    with contextlib.suppress(ValueError):  # without experts
+        lm.set_experts_implementation(
+            "batched_mm"
+        )  # whose sizes do not depend on numbers, which the meta device has none of
+    (one, _), (two, cache) = passed(lm, 16), passed(lm, 32)
+    attention = (two - 2 * one) / (2 * 16**2)  # of FLOPs that grow with the square of the length
+    # Norms and biases multiply nothing.
+    assert s.active == pytest.approx((one - attention * 16**2) / 2 / 16, rel=2e-3)
+    if name != "Jamba":  # the scan of its other layers is no product in every version
+        assert 4 * s.heads * s.head_dim * s.layers == pytest.approx(attention, rel=1e-9)
+    kept = [x for layer in cache.layers for x in (getattr(layer, "keys", None), getattr(layer, "values", None))]
+    # transformers keeps one token less in a window.
+    held = sum(x.shape[1] * x.shape[3] * (x.shape[2] + (x.shape[2] < 32)) for x in kept if x is not None)
+    assert s.cached.bytes(32, 2) == 2 * held == 32 * s.kv_bytes(2, length=32)
+    whole = sum(x.shape[1] * x.shape[3] for x in kept if x is not None)
+    assert s.kv_bytes(2) == 2 * whole
+
+
+def test_a_latent_cache_is_whole_on_every_device_and_windows_bound_the_others() -> None:
+    s = shape(transformers.DeepseekV3Config(num_hidden_layers=3))
+    assert s.kv_bytes(2) == s.kv_bytes(2, 8) == 3 * (512 + 64) * 2
+    s = shape(transformers.Gemma2Config(num_hidden_layers=4, sliding_window=100))
+    each = 2 * s.kv_heads * s.head_dim * 2
+    assert s.cached.bytes(80, 2) == 4 * 80 * each and s.cached.bytes(1000, 2) == 2 * (1000 + 100) * each
+    assert s.cached.bytes(1000, 2, 4) == s.cached.bytes(1000, 2) / 4
+    # Tokens attended to, by enumeration.
+    exact = sum(2 * (t + min(t, 100)) for t in range(1, 1001)) / 1000
+    assert s.attended(1000) == pytest.approx(exact, rel=2e-3)
+
+
+def test_of_several_inputs_the_language_model_is_counted() -> None:
+    text = {"num_hidden_layers": 2, "vocab_size": 900}
+    assert shape(transformers.Gemma3Config(text_config=text)) == shape(transformers.Gemma3TextConfig(**text))
+    with pytest.raises(
+        ConfigError, match=r"Mamba2Config has no num_attention_heads; rlkit plans decoders with attention"
+    ):
+        shape(transformers.Mamba2Config())
 
 
 @pytest.mark.parametrize(("config", "published"), [(QWEN_7B, 7.6156e9), (LLAMA_8B, 8.0303e9), (QWEN3_4B, 4.02e9)])

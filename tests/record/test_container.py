@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlkit.planning.container import Limits, limits
+import psutil
+import pytest
+
+from rlkit.cluster.ray import _store_bytes
+from rlkit.planning import Machine
+from rlkit.record import container
+from rlkit.record.container import Limits, limits, memory
 
 
 def written(root: Path, files: dict[str, str]) -> Path:
@@ -47,3 +53,19 @@ def test_groups_of_the_first_kind(tmp_path: Path) -> None:
     assert limits(root, own) == Limits(4096, 0, 2.5)
     written(tmp_path, {"own": "4:memory:/../b\n3:cpu:/x\nnonsense"})  # a path outside of what the container sees
     assert limits(root, own) == Limits()
+
+
+def test_a_container_has_less_memory_than_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    most, free = memory(Limits())
+    assert most == psutil.virtual_memory().total >= free > 2**20
+    assert memory(Limits(memory=4096)) == (4096, pytest.approx(free, rel=0.5))
+    assert memory(Limits(memory=2**60, left=5)) == (most, 5)
+
+    def bare() -> None:
+        raise KeyError(b"MemAvailable:")  # a container's own /proc/meminfo need not have every line
+
+    monkeypatch.setattr(psutil, "virtual_memory", bare)
+    assert memory(Limits())[0] > 2**30 and memory(Limits())[1] > 2**20
+    # Plan, doctor and Ray's object store go by the same number.
+    monkeypatch.setattr(container, "limits", lambda: Limits(memory=4 << 30))
+    assert Machine.here().memory == 4 << 30 and _store_bytes() == (4 << 30) // 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,23 @@ def limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgr
         if quota > 0 and period > 0:
             cpus.append(quota / period)
     return Limits(min(memory, default=None), min(left, default=None), min(cpus, default=None))
+
+
+def memory(given: Limits | None = None) -> tuple[int, int]:
+    """(all, free) bytes that the processes of this machine may hold, or of its container, if that is less. ``given``: the container's."""
+    import psutil
+
+    container = limits() if given is None else given
+    try:
+        found = psutil.virtual_memory()
+        most, free = found.total, found.available
+    except (KeyError, ValueError, OSError):  # /proc/meminfo of some containers lacks lines
+        page = os.sysconf("SC_PAGE_SIZE")
+        most, free = page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
+    return (
+        most if container.memory is None else min(most, container.memory),
+        free if container.left is None else min(free, container.left),
+    )
 
 
 def _groups(root: Path, own: Path) -> Iterator[Path]:
