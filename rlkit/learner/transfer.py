@@ -129,6 +129,41 @@ class Source:
                 self._taking.release()
 
 
+class _Going:
+    """A client whose engines may fail: from then on it does nothing, so that the rank which asks it goes on as the others do."""
+
+    def __init__(self, client: Client, seconds: float) -> None:
+        self.client, self.seconds, self.end = client, seconds, time.monotonic() + seconds
+        self.failure: str | None = None
+
+    def _ask(self, call: Callable[..., object], *args: Any) -> None:
+        if self.failure is None and time.monotonic() > self.end:
+            self.failure = _late(self.seconds, self.client)
+        if self.failure is None:
+            try:
+                call(*args)
+            except Exception as error:  # whatever an engine makes of its weights, as a sentence
+                self.failure = self.client.failed() or f"{first_line(error)} ({self.client.missing()})"
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self._ask(self.client.init_weight_transfer_engine, init_info)
+
+    def start_weight_update(self) -> None:
+        self._ask(self.client.start_weight_update)
+
+    def update_weights(self, update_info: Any) -> None:
+        self._ask(self.client.update_weights, update_info)
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self._ask(self.client.finish_weight_update, weight_version)
+
+    def failed(self) -> str | None:
+        return self.failure
+
+    def missing(self) -> str:
+        return self.client.missing()
+
+
 class Sender:
     """One rank's part in transfers. The group of a :class:`Meeting` is kept as long as the meeting is the same."""
 
@@ -142,7 +177,9 @@ class Sender:
 
         It is not raised: this rank and its weights are as good as before.
         """
-        if self.rank and meeting.backend != "ipc":  # vLLM's trainers ask no more of it
+        if meeting.backend == "ipc":
+            return self._send_together(source, client, meeting)
+        if self.rank:  # vLLM's trainers ask no more of it
             for _ in source:
                 pass
             return None
@@ -168,13 +205,21 @@ class Sender:
         if told is None and done.done():
             told = f"{first_line(done.exception() or EngineError())} ({client.missing()})"
         self.close()
-        # With ipc all ranks wait for each other in every piece, and nobody knows in which one they are.
-        if meeting.backend != "ipc":
-            source.drain()
-        return (
-            told
-            or f"the weights had not arrived after {meeting.timeout:g} s (cluster.sync_timeout): {client.missing()}"
-        )
+        source.drain()
+        return told or _late(meeting.timeout, client)
+
+    def _send_together(self, source: Source, client: Client, meeting: Meeting) -> str | None:
+        """All ranks meet in every piece of the weights, and none of them may leave before the last: what fails is told after it.
+
+        So ranks have no time-out of their own here. They wait for each other as in every collective, and for engines rank 0's client does.
+        """
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        going = _Going(client, meeting.timeout)
+        self._send(source, going, meeting)
+        if going.failure is not None:
+            self.close()
+        return going.failure
 
     def _send(self, source: Source, client: Client, meeting: Meeting) -> None:
         if meeting != self._meeting:
@@ -189,6 +234,10 @@ class Sender:
         left, self._trainer, self._meeting = self._trainer, None, None
         if left is not None:
             left.shutdown()
+
+
+def _late(seconds: float, client: Client) -> str:
+    return f"the weights had not arrived after {seconds:g} s (cluster.sync_timeout): {client.missing()}"
 
 
 def trainer(source: Source, client: Client, meeting: Meeting, rank: int) -> Any:

@@ -228,6 +228,43 @@ class Skipped(Alarm):
 
 
 @dataclass(frozen=True)
+class Masked(Alarm):
+    """The correction gives more than ``share`` of the tokens the weight 0."""
+
+    name: ClassVar[str] = "masked"
+    reads: ClassVar[frozenset[str]] = frozenset({"correction/masked"})
+    remedy: ClassVar[str] = (
+        "Next to nothing is trained on. Compare correction/mean_difference with the correction's bounds and widen those (SequenceMask has "
+        "some for responses of thousands of tokens, over which rounding averages out), or take {type: TruncatedIS}, which masks nothing"
+    )
+    share: float = 0.9
+
+    def why(self, history: History) -> str | None:
+        now = mean(history[-SHORT:], "correction/masked")
+        return f"the correction masks {now:.0%} of the tokens" if now > self.share else None
+
+
+@dataclass(frozen=True)
+class NothingLearned(Alarm):
+    """The gradient of every one of the last steps was zero, though rewards differ."""
+
+    name: ClassVar[str] = "nothing_learned"
+    reads: ClassVar[frozenset[str]] = frozenset({"learner/grad_norm", "learner/skipped", "reward/std"})
+    remedy: ClassVar[str] = (
+        "The weights stay as they are. Look for what takes all tokens away: correction/masked, reward/equal_groups (groups without an "
+        "advantage), a clip or mask of the objective, a coefficient of 0"
+    )
+
+    def why(self, history: History) -> str | None:
+        rows = history[-SHORT:]
+        if any(row.get("learner/grad_norm", 1.0) != 0 or row.get("learner/skipped") for row in rows):
+            return None
+        if all(row.get("reward/std", 1.0) == 0 for row in rows):  # said by `equal_rewards`
+            return None
+        return f"the gradient of the last {SHORT} steps was zero: they trained on nothing"
+
+
+@dataclass(frozen=True)
 class LengthExplosion(Alarm):
     """Responses are twice as long as 20 steps ago, by at least ``least`` tokens, and no better."""
 
@@ -258,6 +295,8 @@ ALARMS: tuple[Alarm, ...] = (
     Mismatch(),
     Disagreement(),
     Skipped(),
+    Masked(),
+    NothingLearned(),
     LengthExplosion(),
 )
 

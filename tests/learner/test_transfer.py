@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ import torch
 
 from rlkit.errors import EngineError
 from rlkit.learner import transfer
+from rlkit.learner.backend import free_port
 from rlkit.learner.transfer import Meeting, Sender, Source
 from rlkit.model.export import Export
 from rlkit.model.wire import Announced
@@ -104,6 +106,85 @@ def test_a_transfer_that_fails_says_who_is_missing_and_keeps_other_ranks_going(
     assert trainer.closed == 1
     if trainer.gate is not None:
         trainer.gate.set()
+
+
+class Together:
+    """As vLLM's trainer for CUDA IPC: in every piece ranks meet before rank 0 tells the engines of it, and after."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.source, self.client = rank, None, Engines()
+        self.pieces = list[str]()
+
+    def send_weights(self) -> None:
+        assert self.source is not None
+        for name, _ in self.source:
+            found: list[Any] = [None, None]
+            torch.distributed.all_gather_object(found, name)
+            if not self.rank:
+                self.client.update_weights(found)
+            torch.distributed.barrier()
+            self.pieces += found
+
+    def shutdown(self) -> None:
+        pass
+
+
+class Engines(Client):
+    """One dies when it is given the second piece of the weights."""
+
+    asked = 0
+
+    def update_weights(self, update_info: Any) -> None:
+        self.asked += 1
+        if self.asked == 2:
+            self.told = "engine 0 could not take the weights: it died"
+            raise EngineError(self.told)
+
+
+def two_ranks(rank: int, port: int, told: Any) -> None:
+    """One of two learner ranks whose engine dies, and what both do next."""
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    made = Together(rank)
+    transfer.trainer = lambda *args: made  # type: ignore[assignment]
+    client = Engines()
+    # Nobody waits for so long: the failure is known to rank 0 alone, and the other one is not kept waiting for it.
+    meeting = Meeting("ipc", ((0, 0),), 1, 64, 1e6)
+    failed = Sender(rank).send(source([]), client, meeting)  # type: ignore[arg-type]
+    after = torch.ones(1)
+    torch.distributed.all_reduce(after)
+    told.put((rank, failed, made.pieces, client.asked, after.item()))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ranks_that_meet_in_every_piece_all_come_to_the_end_when_an_engine_fails() -> None:
+    start = multiprocessing.get_context("spawn")
+    told, port = start.Queue(), free_port()
+    ranks = [start.Process(target=two_ranks, args=(rank, port, told), daemon=True) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    try:
+        found = sorted(told.get(timeout=300) for _ in ranks)
+    finally:
+        for process in ranks:
+            process.kill()
+    every = [name for name in "abc" for _ in range(2)]
+    assert found == [
+        (0, "engine 0 could not take the weights: it died", every, 2, 2.0),
+        (1, None, every, 0, 2.0),
+    ]
+
+
+def test_engines_that_are_late_are_asked_for_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Alone(Together):
+        def send_weights(self) -> None:
+            for piece in self.source or ():
+                self.client.update_weights(piece)
+
+    monkeypatch.setattr(transfer, "trainer", lambda *args: Alone(0))
+    client, late = Engines(), Meeting("ipc", ((0, 0),), 1, 64, -1.0)
+    failed = Sender(0).send(source([]), client, late)  # type: ignore[arg-type]
+    assert failed is not None and "had not arrived" in failed and client.asked == 0
 
 
 def test_a_group_is_kept_as_long_as_the_same_engines_meet(monkeypatch: pytest.MonkeyPatch) -> None:

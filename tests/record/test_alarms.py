@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import rlkit as rk
 from rlkit.checks import stale
 from rlkit.record.alarms import ALARMS, LONG, SHORT, WINDOW, Alarms
 from rlkit.run import load as make_run
@@ -33,6 +34,8 @@ def history(steps: int, **of_step: Callable[[int], float]) -> list[Row]:
             "mismatch/mean": 0.01,
             "mismatch/expected": 0.05,
             "learner/skipped": 0.0,
+            "learner/grad_norm": 0.3,
+            "correction/masked": 0.1,
         }
         row |= {name.replace("__", "/"): f(k) for name, f in of_step.items()}
         rows.append(row)
@@ -75,6 +78,17 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"mismatch__mean": lambda k: 2e-3, "mismatch__expected": lambda k: float("nan")},  # sampled ahead
     ),
     ("skipped", {"learner__skipped": lambda k: k == 39}, {"learner__skipped": lambda k: k == 20}),
+    ("masked", {"correction__masked": lambda k: 1.0}, {"correction__masked": lambda k: 0.85}),
+    (
+        "nothing_learned",
+        {"learner__grad_norm": lambda k: 0.0},
+        {"learner__grad_norm": lambda k: 0.1 * (k % 4 == 0)},
+    ),
+    (
+        "nothing_learned",
+        {"learner__grad_norm": lambda k: 0.0},
+        {"learner__grad_norm": lambda k: 0.0, "reward__std": lambda k: 0.0},  # one alarm for one cause
+    ),
     (
         "length_explosion",
         {"length__mean": lambda k: 20.0 * 1.05**k, "reward__mean": flat},
@@ -130,3 +144,18 @@ def test_stale_samples_without_a_correction_are_said_at_the_start(small: dict[st
     assert "may be 2 steps old" in str(stale(run.replace(rollout=over)))
     for cure in ({"correction": {"type": "TruncatedIS"}}, {"objective": [{"type": "CISPO"}]}):
         assert stale(make_run({**small, "rollout": {"engine": "vllm", "max_lag": 2}, "cluster": {}, **cure})) is None
+
+
+@pytest.mark.slow
+def test_a_run_whose_correction_masks_everything_says_that_it_trains_on_nothing(
+    small: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    masked = {"type": "SequenceMask", "low": 2.0, "high": 3.0}
+    given = {**small, "steps": SHORT, "objective": [{"type": "PPOClip"}], "correction": masked, "eval": None}
+    last = rk.train(rk.load(given)).metrics()[-1]
+    assert last["alarm/masked"] == last["alarm/nothing_learned"] == 1 and last["correction/masked"] == 1
+    said = capsys.readouterr().out
+    assert "warning (masked, step 5): the correction masks 100% of the tokens." in said
+    assert (
+        "warning (nothing_learned, step 5): the gradient of the last 5 steps was zero: they trained on nothing." in said
+    )
