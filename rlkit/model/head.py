@@ -1,11 +1,13 @@
 """Token log-probabilities from hidden states, without ever holding ``[N, V]`` logits.
 
 The output layer is evaluated on action positions only, a tile of tokens and vocabulary at a time, and evaluated again in the backward
-pass. The extra memory is one tile of logits, whatever the batch.
+pass. The extra memory is one tile of logits, whatever the batch. Where the layer's weight is trained, its gradient needs memory in the
+backward pass; until then this holds as many products as fit, which are not computed again.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -43,7 +45,7 @@ class _Tiles:
     """The logits ``[N, V]`` tile by tile, each made in the same buffer.
 
     Tiles are blocks of tokens and vocabulary, so that products with large N and V stay products of large matrices; a truncated softmax
-    needs whole rows.
+    needs whole rows. Products of the first ``held`` tokens stay in ``store``, which has a row for each row of the weight.
     """
 
     def __init__(
@@ -52,7 +54,6 @@ class _Tiles:
         weight: Tensor,
         bias: Tensor | None,
         target: Tensor,
-        buffer: Tensor | None,
         temperature: float,
         top_k: int,
         top_p: float,
@@ -66,39 +67,69 @@ class _Tiles:
         tile = CPU_ELEMENTS if hidden.device.type == "cpu" and not self.truncated else CHUNK_ELEMENTS
         self.rows = max(1, min(n, tile // v if self.truncated or n * v <= tile else math.isqrt(tile) // 2))
         self.columns = v if self.truncated else min(v, max(1, tile // self.rows))
-        # One tile is all: the buffer holds every logit.
-        self.single = not self.truncated and 0 < n <= self.rows and v <= self.columns
-        self.buffer = torch.empty(self.rows * self.columns, device=hidden.device) if buffer is None else buffer
+        self.buffer = torch.empty(self.rows * self.columns, device=hidden.device)
         # Products in the model's own precision are rounded to it, as those of the engine are.
         self.low = (
             None if self.hidden.dtype == torch.float32 else torch.empty_like(self.buffer, dtype=self.hidden.dtype)
         )
+        self.store: Tensor | None = None
+        self.held = 0
+
+    def keep(self, trained: bool) -> None:
+        """From now on products are kept: in memory of the size and type of the weight's gradient, if it is ``trained``, so that a block of
+        vocabulary has all that it keeps where its own gradient will be; or else in a tile, if they all fit in one."""
+        n, v = self.shape
+        width = self.hidden.shape[1] if trained and self.hidden.dtype == self.weight.dtype else 0
+        if n > width and n <= self.rows and v <= self.columns:
+            width = n
+        self.held = min(width, self.rows)
+        if self.held:
+            self.store = torch.empty(v, width, dtype=self.hidden.dtype, device=self.hidden.device)
+
+    def recall(self, store: Tensor | None, held: int) -> None:
+        """Products are those that were kept."""
+        self.store, self.held = store, held
 
     def __iter__(self) -> Iterator[tuple[slice, slice]]:
         """(tokens, vocabulary) of each tile; all tokens of a block of vocabulary follow one another."""
         n, v = self.shape
+        first = min(self.held or self.rows, n)
+        more = -(-(n - first) // self.rows)
+        edges = [0, *(first + (n - first) * i // max(1, more) for i in range(more + 1))]
         for j in range(0, v, self.columns):
-            for i in range(0, n, self.rows):
-                yield slice(i, min(n, i + self.rows)), slice(j, min(v, j + self.columns))
+            for i, end in itertools.pairwise(edges):
+                yield slice(i, end), slice(j, min(v, j + self.columns))
 
     def block(self, columns: slice) -> Tensor:
         """``W`` of a block of vocabulary, in the precision of its products."""
         return self.weight[columns].to(self.hidden.dtype)
 
-    def logits(self, rows: slice, columns: slice) -> Tensor:
-        """One tile in float32, after the model's cap, temperature and truncation. It is overwritten by the next."""
-        h, w = self.hidden[rows], self.block(columns)
-        z = _part(self.buffer, h.shape[0], w.shape[0])
-        if self.low is None:
-            torch.mm(h, w.T, out=z)
-        else:
-            z.copy_(torch.mm(h, w.T, out=_part(self.low, *z.shape)))
+    def scratch(self, rows: int, columns: int) -> Tensor:
+        """The buffer of a tile, ``[rows, columns]`` in float32."""
+        return _part(self.buffer, rows, columns)
+
+    def logits(self, rows: slice, columns: slice, again: bool = False) -> Tensor:
+        """One tile in float32, after the model's cap, temperature and truncation; ``again``: products that were kept are there.
+
+        It is to be read only, and is overwritten by the next.
+        """
+        h = self.hidden[rows]
+        shape = (h.shape[0], columns.stop - columns.start)
+        out = self.scratch(*shape)
+        kept, product = self.store if rows.start == 0 else None, out
+        if kept is not None:
+            product = _part(kept[columns].flatten(), *shape)
+        elif self.low is not None:
+            product = _part(self.low, *shape)
+        if kept is None or not again:
+            torch.mm(h, self.block(columns).T, out=product)
+        z = product if self.low is None else out.copy_(product)
         if self.bias is not None:
-            z += self.bias[columns].float()
+            z = torch.add(z, self.bias[columns].float(), out=out)
         if self.cap is not None:
-            z.div_(self.cap).tanh_().mul_(self.cap)
+            z = torch.div(z, self.cap, out=out).tanh_().mul_(self.cap)
         if self.temperature != 1:
-            z /= self.temperature
+            z = torch.div(z, self.temperature, out=out)
         return truncate(z, self.target[rows], self.top_k, self.top_p).clamp_(min=LOWEST) if self.truncated else z
 
     def slope(self, logits: Tensor) -> Tensor | None:
@@ -120,8 +151,11 @@ def _part(buffer: Tensor, rows: int, columns: int) -> Tensor:
 class _TokenLogprob(torch.autograd.Function):
     """``log softmax(h W^T + b)[target]`` and, if asked for, the entropy ``H``.
 
-    With ``d log p_t / dz_j = 1[j = t] - p_j`` and ``dH / dz_j = -p_j (log p_j + H)``, a tile needs its logits and the row's ``logsumexp``
-    and ``H`` only. Logits are computed again in the backward pass, unless all of them fit into one tile: then it is kept.
+    A tile knows of its own block of vocabulary alone: ``log p`` within the block, by torch's softmax, which reads and writes each number
+    once. ``share [N, blocks]`` is the log of each block's part of the whole: ``log P = log p + share``, and ``H`` is the mean of
+    ``H_block - share`` over the blocks. With ``d log P_t / dz_j = 1[j = t] - P_j`` and ``dH / dz_j = -P_j (log P_j + H)``, a tile of the
+    backward pass needs its logits, ``share`` and ``H`` only. Logits are computed again there, but for those that could be kept
+    (:meth:`_Tiles.keep`).
     """
 
     @staticmethod
@@ -137,67 +171,67 @@ class _TokenLogprob(torch.autograd.Function):
         entropy: bool,
         fp32: bool,
         cap: float | None,
+        differentiated: bool,
     ) -> tuple[Tensor, Tensor]:
-        tiles = _Tiles(hidden, weight, bias, target, None, temperature, top_k, top_p, fp32, cap)
-        keep = tiles.single and any(ctx.needs_input_grad)
-        spare = torch.empty_like(tiles.buffer) if keep or entropy else tiles.buffer
-        # Relative to the largest logit so far, so that nothing is lost where p is close to 1: sums of e^z and of e^z z, and z[target].
-        top = torch.full((hidden.shape[0], 1), LOWEST, device=hidden.device)
-        total, moment, chosen = (torch.zeros_like(top) for _ in range(3))
+        tiles = _Tiles(hidden, weight, bias, target, temperature, top_k, top_p, fp32, cap)
+        if differentiated and any(ctx.needs_input_grad):
+            tiles.keep(trained=ctx.needs_input_grad[1])
+        spare = torch.empty_like(tiles.buffer if entropy else tiles.buffer[:0])
+        n, blocks = len(target), -(-len(weight) // tiles.columns)
+        # Of each block: its largest logit, by how much the log of its sum of e^z is above that, and its entropy.
+        top, above, spread = (hidden.new_zeros(n, blocks, dtype=torch.float32) for _ in range(3))
+        inside = top.new_zeros(n)
         for r, c in tiles:
-            z = tiles.logits(r, c)
+            k, z = c.start // tiles.columns, tiles.logits(r, c)
+            top[r, k] = z.amax(-1)
+            log_p = torch.log_softmax(z, -1, out=tiles.scratch(*z.shape))
+            above[r, k] = -log_p.amax(-1)
             at, found = tiles.inside(r, c)
-            chosen[r] += torch.where(found, z.gather(-1, at), 0)
-            new = torch.maximum(top[r], z.amax(-1, keepdim=True))
-            p = torch.exp(z.sub_(new), out=_part(spare, *z.shape))
-            change = top[r] - new
+            inside[r] += torch.where(found, log_p.gather(-1, at), 0)[:, 0]
             if entropy:
-                moment[r] = (moment[r] + total[r] * change) * change.exp()
-            total[r] = total[r] * change.exp() + p.sum(-1, keepdim=True)
-            if entropy:
-                moment[r] += p.mul_(z).sum(-1, keepdim=True)
-            top[r] = new
-        log_total = total.log()
-        logp = (chosen - top - log_total)[:, 0]
-        ent = (log_total - moment / total)[:, 0] if entropy else moment.new_empty(0)
-        ctx.save_for_backward(hidden, weight, bias, target, top, log_total, ent)
-        ctx.args, ctx.entropy, ctx.kept = (
-            (temperature, top_k, top_p, fp32, cap),
-            entropy,
-            tiles.buffer if keep else None,
-        )
+                spread[r, k] = -torch.exp(log_p, out=_part(spare, *z.shape)).mul_(log_p).sum(-1)
+        # Relative to the largest logit of all, so that nothing is lost where P is close to 1.
+        share = (top - top.amax(-1, keepdim=True) + above).log_softmax(-1)
+        logp = inside + share.gather(-1, target[:, None] // tiles.columns)[:, 0]
+        ent = (share.exp() * (spread - share)).sum(-1) if entropy else top.new_empty(0)
+        ctx.save_for_backward(hidden, weight, bias, target, share, ent)
+        ctx.args, ctx.entropy, ctx.kept = (temperature, top_k, top_p, fp32, cap), entropy, (tiles.store, tiles.held)
         if not entropy:
             ctx.mark_non_differentiable(ent)
         return logp, ent
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, target, top, log_total, ent = ctx.saved_tensors
+        hidden, weight, bias, target, share, ent = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        kept, ctx.kept = ctx.kept, None  # the only tile; used up here, a second pass computes it again
-        tiles = _Tiles(hidden, weight, bias, target, kept, *ctx.args)
+        kept, ctx.kept = ctx.kept, (None, 0)  # used up here; a second pass computes all of them again
+        tiles = _Tiles(hidden, weight, bias, target, *ctx.args)
+        tiles.recall(*kept)
         g = grads[0][:, None] / tiles.temperature
         if ctx.entropy:
             g_ent = grads[1][:, None] / tiles.temperature
             spare = torch.empty_like(tiles.buffer)
         # Sums over tiles are float32, whatever the model's precision.
         d_hidden = torch.zeros(hidden.shape, device=hidden.device) if wants_hidden else None
-        d_weight = torch.zeros_like(weight) if wants_weight else None
         d_bias = torch.zeros(bias.shape, device=bias.device) if wants_bias else None
+        d_weight: Tensor | None = None
+        if wants_weight:
+            like, store = (weight.shape, weight.dtype), tiles.store
+            if store is not None and (store.shape, store.dtype) == like:
+                d_weight = store
+            else:
+                d_weight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
         part: Tensor | None = None
         for r, c in tiles:
-            # Here it is log p.
-            dz = (
-                tiles.logits(r, c).sub_(top[r] + log_total[r])
-                if kept is None
-                else _part(kept, *tiles.shape).sub_(log_total[r])
-            )
-            slope = tiles.slope(dz + (top[r] + log_total[r])) if tiles.cap is not None else None
+            k, z = c.start // tiles.columns, tiles.logits(r, c, again=True)
+            slope, own = tiles.slope(z), share[r, k, None]
+            # From here on it is in the buffer: where the products were, the weight's gradient may be written.
+            dz = tiles.scratch(*z.shape)
             if ctx.entropy:
-                p = torch.exp(dz, out=_part(spare, *dz.shape))
-                dz.mul_(-g_ent[r]).sub_(g[r] + g_ent[r] * ent[r, None]).mul_(p)
+                p = torch.exp(torch.log_softmax(z, -1, out=dz), out=_part(spare, *z.shape)).mul_(own.exp())
+                dz.mul_(-g_ent[r]).sub_(g[r] + g_ent[r] * (ent[r, None] + own)).mul_(p)
             else:
-                dz.exp_().mul_(-g[r])
+                torch.softmax(z, -1, out=dz).mul_(-g[r] * own.exp())
             at, found = tiles.inside(r, c)
             dz.scatter_add_(-1, at, torch.where(found, g[r], 0))
             if slope is not None:
@@ -209,27 +243,28 @@ class _TokenLogprob(torch.autograd.Function):
             if d_hidden is not None:
                 _add_product(d_hidden[r], dz, tiles.block(c))
             if d_weight is not None:
+                direct = d_weight.dtype == torch.float32
                 if r.start == 0:
-                    part = (
-                        d_weight[c]
-                        if d_weight.dtype == torch.float32
-                        else torch.zeros(d_weight[c].shape, device=weight.device)
-                    )
+                    part = d_weight[c] if direct else torch.empty(d_weight[c].shape, device=weight.device)
                 assert part is not None
-                _add_product(part, dz.T, tiles.hidden[r])
-                if r.stop == hidden.shape[0]:
+                _add_product(part, dz.T, tiles.hidden[r], first=r.start == 0)
+                if r.stop == len(hidden) and not direct:
                     d_weight[c] = part
         return (
             None if d_hidden is None else d_hidden.to(hidden.dtype),
             d_weight,
             None if d_bias is None else d_bias.to(bias.dtype),
-            *([None] * 7),
+            *([None] * 8),
         )
 
 
-def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """``out += a b`` in float32; the product itself in the precision of its factors."""
-    if a.dtype == out.dtype:
+def _add_product(out: Tensor, a: Tensor, b: Tensor, first: bool = False) -> None:
+    """``out += a b``, or ``out = a b``, in float32; the product itself in the precision of its factors."""
+    if first and a.dtype == out.dtype:
+        torch.mm(a, b, out=out)
+    elif first:
+        out.copy_(a @ b)
+    elif a.dtype == out.dtype:
         out.addmm_(a, b)
     else:
         out += a @ b
@@ -294,7 +329,17 @@ class LMHead(nn.Linear):
         # Greedy sampling has no log-probabilities of its own: report the model's.
         hidden, weight = self.scaled(hidden), self.weight if weight is None else weight
         logp, ent = _TokenLogprob.apply(
-            hidden, weight, self.bias, target, temperature or 1.0, top_k, top_p, entropy, fp32, self.cap
+            hidden,
+            weight,
+            self.bias,
+            target,
+            temperature or 1.0,
+            top_k,
+            top_p,
+            entropy,
+            fp32,
+            self.cap,
+            torch.is_grad_enabled(),  # a function's forward cannot tell
         )
         found = {}
         for spec, anchor, expected in full:

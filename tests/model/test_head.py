@@ -193,3 +193,42 @@ def test_no_tensor_is_larger_than_a_tile_or_a_gradient(monkeypatch: pytest.Monke
     with _Largest() as largest:
         head(x, target=target, entropy=True)[0].sum().backward()
     assert largest.elements == max(V * H, N * H) < N * V
+
+
+class _Products(TorchDispatchMode):
+    """How many products of hidden states and the layer's weight are made inside, and the most elements of a tensor that is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made = self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.made += func.overloadpacket is torch.ops.aten.mm and args[0].shape[1] == args[1].shape[0] == H
+        self.elements = max(self.elements, out.numel() if isinstance(out, Tensor) else 0)
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [3, 4, N])
+def test_products_are_made_again_only_where_they_could_not_be_kept(
+    tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CPU_ELEMENTS", 64)  # tiles of 4 tokens and 16 classes, so there are 3 blocks of these
+    hidden, weight, _, target = inputs(dtype, bias=False)
+    head, x, target = layer(weight, None), hidden[:tokens].requires_grad_(), target[:tokens]
+
+    def products(frozen: bool) -> tuple[int, int]:
+        head.requires_grad_(not frozen)
+        with _Products() as forward:
+            logp = head(x, target=target)[0]
+        with _Products() as backward:
+            logp.sum().backward()
+        return forward.made, backward.made
+
+    made, again = products(frozen=False)
+    assert again == (0 if tokens <= 4 else made - 3)  # the first tile of each block is kept
+    assert products(frozen=True) == (made, made)  # an adapter's layer has no gradient whose memory could hold them
+    with torch.no_grad(), _Products() as passing:
+        head(x, target=target)
+    assert passing.elements < V * H
