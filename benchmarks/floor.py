@@ -3,10 +3,11 @@
     python benchmarks/floor.py                    # continues where it stopped; --fresh starts again
     python benchmarks/floor.py --shapes real --threads 2
 
-Each shape is run twice from the same seed, in processes of their own, with the Hugging Face engine in the learner's process: once for its
-seconds, and once under torch's profiler, which notes the shape of every matrix product. The same products are then made alone, on random
-matrices that are used again and again (the best of three goes). What a stage takes beyond that is softmax, norms, activations, sampling, the
-optimizer, copies, Python and waiting; an attention kernel counts as the products in it. All shapes: GRPO with a k2 KL to a reference.
+Each shape is run twice from the same seed, in processes of their own, with the Hugging Face engine in the learner's process: once under torch's
+profiler, which notes the shape of every matrix product, and once for its seconds, which are those of the CPU: other processes may use the
+machine. Right after that step the same process makes these products alone, on random matrices that are used again and again (the best of three
+goes). What a stage takes beyond that is softmax, norms, activations, sampling, the optimizer, copies, page faults and Python; an attention kernel
+counts as the products in it. All shapes: GRPO with a k2 KL to a reference.
 Results: benchmarks/results/floor.jsonl, benchmarks/floor.md.
 """
 
@@ -19,7 +20,7 @@ import os
 import string
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -52,7 +53,7 @@ def shape(rows: str, prompts: int, sampling: dict[str, Any], **more: Any) -> dic
         "sampling": sampling,
         "advantage": {"type": "GroupNorm"},
         "objective": [{"type": "PPOClip"}, {"type": "KL", "estimator": "k2", "coef": 0.01}],
-        "log": {"tensorboard": False, "breakdown": 0},
+        "log": {"tensorboard": False, "breakdown": 0, "drift": 0},  # the last step, too, is like any other
         "probe": {"every": 0},
         "eval": {"every": 0, "prompts": 1},
         "checkpoint": {"every": 0},
@@ -122,41 +123,47 @@ def large_model(folder: str) -> str:
 Product = tuple[tuple[int, ...], tuple[int, ...]]  # the shapes of the two factors, [n, k] [k, m] or [b, n, k] [b, k, m]
 
 
-def last_step(name: str, profiled: bool) -> report.Row:
-    """Seconds of the last step by stage; or the products of each, and how often it makes them."""
+def last_step(name: str, counted: Mapping[str, list[list[Any]]] | None) -> report.Row:
+    """The products of each stage of the last step, and how often it makes them; or, where they are known, its seconds and theirs."""
     import torch
 
     import rlkit as rk
     from rlkit import trainer
     from rlkit.report import Clock
 
+    took: dict[str, float] = defaultdict(float)
+
     class Marked(Clock):
         @contextmanager
         def __call__(self, stage: str) -> Iterator[None]:
+            start = time.process_time()
             with super().__call__(stage), torch.profiler.record_function(f"stage {stage}"):
                 yield
+            took[f"time/{stage}"] += time.process_time() - start
 
     with tempfile.TemporaryDirectory() as folder, closing(iter(rk.steps(run_of(name, folder), quiet=True))) as loop:
         for _ in range(STEPS - 1):
             next(loop)
-        if not profiled:
-            metrics = next(loop).metrics
-            return {k: metrics[k] for k in (*(f"time/{s}" for s in STAGES), "time/step", "batch/tokens")}
         trainer.Clock = Marked  # type: ignore[misc]
+        if counted is not None:
+            start = time.process_time()
+            tokens = next(loop).metrics["batch/tokens"]
+            took["time/step"] = time.process_time() - start
+            return {**took, "batch/tokens": tokens, "products": {s: seconds_of(counted[s]) for s in STAGES}}
         every_thread = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)  # the engine has one of its own
         with torch.profiler.profile(
             activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True, experimental_config=every_thread
         ) as profile:
             next(loop)
     events = profile.events()
-    spans = {e.name: e.time_range for e in events if e.name.startswith("stage ")}
-    found = {s: Counter(products(events, spans[f"stage {s}"])) for s in STAGES}
+    found = {s: Counter(products(events, [e.time_range for e in events if e.name == f"stage {s}"])) for s in STAGES}
     return {stage: [[*product, times] for product, times in counted.items()] for stage, counted in found.items()}
 
 
-def products(events: Any, span: Any) -> Iterator[Product]:
+def products(events: Any, spans: Any) -> Iterator[Product]:
+    """Those that were begun within one of the spans: a step may come to a stage more than once."""
     for e in events:
-        if not (span.start <= e.time_range.start <= span.end and e.input_shapes):
+        if not (any(span.start <= e.time_range.start <= span.end for span in spans) and e.input_shapes):
             continue
         name, shapes = e.name.removeprefix("aten::").removesuffix("_"), [tuple(s) for s in e.input_shapes]
         if name in ("mm", "bmm"):
@@ -185,21 +192,21 @@ def seconds_of(counted: list[list[Any]], goes: int = 3) -> float:
         out, some = torch.matmul(a, b), max(1, min(times, 20))
         best = float("inf")
         for _ in range(goes):
-            start = time.perf_counter()
+            start = time.process_time()
             for _ in range(some):
                 torch.matmul(a, b, out=out)
-            best = min(best, (time.perf_counter() - start) / some)
+            best = min(best, (time.process_time() - start) / some)
         total += best * times
     return total
 
 
 def measure(name: str, _seed: int, threads: int) -> report.Row:
-    timed, made = (report.process(__file__, "--worker", name, how, threads=threads) for how in ("timed", "profiled"))
+    made = report.process(__file__, "--worker", name, "profiled", threads=threads)
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(made, file)
         file.flush()
-        alone = report.process(__file__, "--worker", file.name, "alone", threads=threads)
-    return {"run": name, "seed": 0, "threads": threads, **timed, "products": alone}
+        timed = report.process(__file__, "--worker", name, file.name, threads=threads)
+    return {"run": name, "seed": 0, "threads": threads, **timed}
 
 
 def write(rows: list[report.Row]) -> None:
@@ -208,7 +215,7 @@ def write(rows: list[report.Row]) -> None:
         share = f"{took / r['time/step']:.0%}"
         return [r["run"], stage, f"{took:.3f}", share, f"{alone:.3f}", f"{took / alone:.2f}" if alone else "-"]
 
-    titles = ["shape", "stage", "seconds", "of the step", "its products alone", "ratio"]
+    titles = ["shape", "stage", "CPU seconds", "of the step", "its products alone", "ratio"]
     lines = [f"* {r['run']}: {SHAPES[r['run']]['what']}; {r['threads']} threads." for r in rows]
     lines += ["", *report.grid(titles, (line(r, stage) for r in rows for stage in STAGES))]
     report.page("floor", "Where the seconds of a step go", lines, rows)
@@ -223,11 +230,7 @@ def main() -> None:
     a = p.parse_args()
     if a.worker:
         name, how = a.worker
-        if how == "alone":
-            row = {stage: seconds_of(counted) for stage, counted in json.loads(Path(name).read_text()).items()}
-        else:
-            row = last_step(name, profiled=how == "profiled")
-        print(json.dumps(row))
+        print(json.dumps(last_step(name, None if how == "profiled" else json.loads(Path(how).read_text()))))
         return
     work = functools.partial(measure, threads=a.threads)
     report.fill("floor", [(name, 0) for name in a.shapes], work, write, fresh=a.fresh)
