@@ -63,7 +63,7 @@ class Data:
 
 
 def rlkit(d: Data) -> torch.Tensor:
-    layer = head.LMHead(1, 1, bias=False)
+    layer = head.LMHead.adopt(torch.nn.Linear(1, 1, bias=False))
     layer.weight = d.weight
     logp, entropy, _ = layer(d.hidden, target=d.target, entropy=d.case["entropy"])
     return d.loss(logp, entropy)
@@ -132,7 +132,9 @@ def times(case: dict[str, Any], repeats: int) -> dict[str, Any]:
     }
     tiles = head._Tiles(h, w, None, d.target, 1.0, 0, 1.0, False, None)
     tiles.keep(trained=True)
-    again = 1 - min(tiles.held, n) / n  # the share of the logits that is computed twice
+    again = (
+        1 - min(0 if tiles.kept is None else tiles.kept.tokens, n) / n
+    )  # the share of the logits that is computed twice
     products = {k: best.pop(k) for k in ("logits", "d_hidden", "d_weight")}
     return {
         "seconds": best,

@@ -7,10 +7,11 @@ backward pass; until then this holds as many products as fit, which are not comp
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,11 +42,19 @@ def truncate(logits: Tensor, target: Tensor, top_k: int, top_p: float) -> Tensor
     return logits
 
 
+class _Kept(NamedTuple):
+    """Products of the first ``tokens``. ``store`` has a row for each of the weight's; if not ``apart``, it becomes its gradient."""
+
+    store: Tensor
+    tokens: int
+    apart: bool
+
+
 class _Tiles:
     """The logits ``[N, V]`` tile by tile, each made in the same buffer.
 
     Tiles are blocks of tokens and vocabulary, so that products with large N and V stay products of large matrices; a truncated softmax
-    needs whole rows. Products of the first ``held`` tokens stay in ``store``, which has a row for each row of the weight.
+    needs whole rows.
     """
 
     def __init__(
@@ -67,33 +76,37 @@ class _Tiles:
         tile = CPU_ELEMENTS if hidden.device.type == "cpu" and not self.truncated else CHUNK_ELEMENTS
         self.rows = max(1, min(n, tile // v if self.truncated or n * v <= tile else math.isqrt(tile) // 2))
         self.columns = v if self.truncated else min(v, max(1, tile // self.rows))
-        self.buffer = torch.empty(self.rows * self.columns, device=hidden.device)
+        dtype, device = self.hidden.dtype, hidden.device
         # Products in the model's own precision are rounded to it, as those of the engine are.
-        self.low = (
-            None if self.hidden.dtype == torch.float32 else torch.empty_like(self.buffer, dtype=self.hidden.dtype)
-        )
-        self.store: Tensor | None = None
-        self.held = 0
+        self.low = None if dtype == torch.float32 else torch.empty(self.rows * self.columns, dtype=dtype, device=device)
+        self.kept: _Kept | None = None
+
+    @functools.cached_property
+    def buffer(self) -> Tensor:
+        """A tile in float32."""
+        return torch.empty(self.rows * self.columns, device=self.hidden.device)
 
     def keep(self, trained: bool) -> None:
         """From now on products are kept: in memory of the size and type of the weight's gradient, if it is ``trained``, so that a block of
         vocabulary has all that it keeps where its own gradient will be; or else in a tile, if they all fit in one."""
         n, v = self.shape
         width = self.hidden.shape[1] if trained and self.hidden.dtype == self.weight.dtype else 0
-        if n > width and n <= self.rows and v <= self.columns:
-            width = n
-        self.held = min(width, self.rows)
-        if self.held:
-            self.store = torch.empty(v, width, dtype=self.hidden.dtype, device=self.hidden.device)
+        apart = n > width and n <= self.rows and v <= self.columns
+        width = n if apart else width
+        if width:
+            store = torch.empty(v, width, dtype=self.hidden.dtype, device=self.hidden.device)
+            self.kept = _Kept(store, min(width, self.rows), apart)
 
-    def recall(self, store: Tensor | None, held: int) -> None:
-        """Products are those that were kept."""
-        self.store, self.held = store, held
+    def recall(self, kept: _Kept | None) -> None:
+        """Takes what was kept; where that is all and apart, it serves as the buffer, too."""
+        self.kept = kept
+        if kept is not None and kept.apart and self.low is None:
+            self.buffer = kept.store.flatten()
 
     def __iter__(self) -> Iterator[tuple[slice, slice]]:
         """(tokens, vocabulary) of each tile; all tokens of a block of vocabulary follow one another."""
         n, v = self.shape
-        first = min(self.held or self.rows, n)
+        first = min(self.rows if self.kept is None else self.kept.tokens, n)
         more = -(-(n - first) // self.rows)
         edges = [0, *(first + (n - first) * i // max(1, more) for i in range(more + 1))]
         for j in range(0, v, self.columns):
@@ -116,9 +129,9 @@ class _Tiles:
         h = self.hidden[rows]
         shape = (h.shape[0], columns.stop - columns.start)
         out = self.scratch(*shape)
-        kept, product = self.store if rows.start == 0 else None, out
+        kept, product = self.kept if rows.start == 0 else None, out
         if kept is not None:
-            product = _part(kept[columns].flatten(), *shape)
+            product = _part(kept.store[columns].flatten(), *shape)
         elif self.low is not None:
             product = _part(self.low, *shape)
         if kept is None or not again:
@@ -195,7 +208,7 @@ class _TokenLogprob(torch.autograd.Function):
         logp = inside + share.gather(-1, target[:, None] // tiles.columns)[:, 0]
         ent = (share.exp() * (spread - share)).sum(-1) if entropy else top.new_empty(0)
         ctx.save_for_backward(hidden, weight, bias, target, share, ent)
-        ctx.args, ctx.entropy, ctx.kept = (temperature, top_k, top_p, fp32, cap), entropy, (tiles.store, tiles.held)
+        ctx.args, ctx.entropy, ctx.kept = (temperature, top_k, top_p, fp32, cap), entropy, tiles.kept
         if not entropy:
             ctx.mark_non_differentiable(ent)
         return logp, ent
@@ -204,9 +217,9 @@ class _TokenLogprob(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, target, share, ent = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        kept, ctx.kept = ctx.kept, (None, 0)  # used up here; a second pass computes all of them again
+        kept, ctx.kept = ctx.kept, None  # used up here; a second pass computes all of them again
         tiles = _Tiles(hidden, weight, bias, target, *ctx.args)
-        tiles.recall(*kept)
+        tiles.recall(kept)
         g = grads[0][:, None] / tiles.temperature
         if ctx.entropy:
             g_ent = grads[1][:, None] / tiles.temperature
@@ -216,9 +229,8 @@ class _TokenLogprob(torch.autograd.Function):
         d_bias = torch.zeros(bias.shape, device=bias.device) if wants_bias else None
         d_weight: Tensor | None = None
         if wants_weight:
-            like, store = (weight.shape, weight.dtype), tiles.store
-            if store is not None and (store.shape, store.dtype) == like:
-                d_weight = store
+            if kept is not None and not kept.apart:
+                d_weight = kept.store
             else:
                 d_weight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
         part: Tensor | None = None

@@ -232,3 +232,17 @@ def test_products_are_made_again_only_where_they_could_not_be_kept(
     with torch.no_grad(), _Products() as passing:
         head(x, target=target)
     assert passing.elements < V * H
+
+
+@pytest.mark.usefixtures("tiled")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [3, H, H + 1])
+def test_products_that_were_kept_give_the_gradients_of_those_that_are_made_again(
+    tokens: int, dtype: torch.dtype
+) -> None:
+    hidden, weight, bias, target = inputs(dtype)
+    head, x = layer(weight, bias), hidden[:tokens].requires_grad_()
+    total = head(x, target=target[:tokens], temperature=0.7)[0].sum()
+    first, second = (torch.autograd.grad(total, [x, *head.parameters()], retain_graph=True) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b)
