@@ -181,8 +181,9 @@ class _Builder:
         return self.section(cls, Located(fields, at.origin), path)
 
     def section(self, cls: Any, at: Located, path: str) -> Any:
-        if issubclass(cls, Bounded) and cls.shorthand is not None:
-            at = _written_out(cls, cls.shorthand, at)
+        shorthand = cls.shorthand if issubclass(cls, Bounded) else None
+        if shorthand is not None:
+            at = _written_out(cls, shorthand, at)
         if at.value is None:
             at = Located({}, at.origin)
         if not isinstance(at.value, dict):
@@ -192,6 +193,10 @@ class _Builder:
         except Exception as error:  # names of the user's annotations that only a type checker sees
             return self.fail(at, path, f"the annotations of {cls.__name__} cannot be read: {error}.")
         fields = [f.name for f in dataclasses.fields(cls) if f.init]
+        sets = [key for key, v in at.value.items() if hasattr(type(v.value), "column_names")]
+        if any(key not in fields for key in sets):  # a `DatasetDict` in the place of a section
+            given = f"{', '.join(sets)}); give each by name, as in {{{shorthand or 'KEY'}: sets[{sets[0]!r}]}}."
+            return self.fail(at, path, f"found several data sets ({given}")
         before = len(self.errors)
         values = {}
         for key, v in at.value.items():

@@ -43,6 +43,7 @@ NAMES = {
     "messages": ("messages", "conversations", "conversation"),
     "label": ("label", "score", "reward", "rating"),
     "system": ("system", "system_prompt"),
+    "text": ("text",),
     "chosen_score": ("chosen_score", "score_chosen", "chosen_rating", "chosen-rating", "rating_chosen"),
     "rejected_score": ("rejected_score", "score_rejected", "rejected_rating", "rejected-rating", "rating_rejected"),
 }
@@ -387,12 +388,12 @@ class _Reader(ABC):
             raise DataError(f"{where}: tools is {short(value)}; it must be a list of schemas.")
         return _without_none(value)
 
-    def prompt(self, rendered: Rendered, row: Row, where: str) -> Prompt:
-        """A prompt with the row's other columns."""
+    def prompt(self, rendered: Rendered, row: Row, where: str, ids: tuple[int, ...] = ()) -> Prompt:
+        """A prompt with the row's other columns; ``ids``: its tokens, where they are known."""
         used = {name for what in NAMES for name in (self.column(row, what),) if name is not None}
         columns = {k: v for k, v in row.items() if k not in used or isinstance(v, int | float)}
         columns.setdefault("question", rendered.question)
-        ids = self.encode(rendered.text, rendered.templated)
+        ids = ids or self.encode(rendered.text, rendered.templated)
         if not ids:
             raise DataError(f"{where}: the prompt has no token; a response needs one before it.")
         identity = row.get("id", row.get("prompt_id"))
@@ -548,6 +549,35 @@ class _Labelled(_Single):
 
 
 class _Demonstrations(_Single):
+    texts = 0  # rows that are a text
+
+    def __call__(self, row: Row, where: str) -> Sequence[tuple[Example, ...]]:
+        beside = (self.column(row, what) for what in ("messages", "prompt", "response"))
+        if "text" in self.spec.columns or (self.column(row, "text") is not None and not any(beside)):
+            return [(self.whole(row, where),)]
+        return super().__call__(row, where)
+
+    def whole(self, row: Row, where: str) -> Example:
+        """A text: every token is trained that has one before it, and the one that ends it. Nothing is written around it."""
+        text = self.need(row, "text", where)
+        if not isinstance(text, str):
+            raise DataError(f"{where}: the text is {short(text)}; a chat is a column `messages`.")
+        if is_written_chat(text):
+            raise DataError(f"{where}: {written_chat(text, 'text')}")
+        ids = self.encode(text)
+        ids = ids if ids[-1] == self.end else (*ids, self.end)
+        self.texts += 1
+        first = Rendered(str(self.tokenizer.decode([ids[0]])), "")
+        return Example(self.prompt(first, row, where, ids[:1]), array("i", ids[1:]), text, self.spec.sources[0], 0.0)
+
+    def notes(self) -> Iterator[str]:
+        yield from super().notes()
+        if self.texts:
+            yield (
+                f"of {self.texts} texts every token is trained, and no template is written around them; a chat of which only answers are "
+                "trained is a column `messages`."
+            )
+
     def of_chat(self, chat: list[Message], begin: int, row: Row, where: str) -> Sequence[tuple[Example, ...]]:
         """All answers, but those to nothing and those whose ``weight`` is 0.
 

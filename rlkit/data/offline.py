@@ -99,9 +99,10 @@ class Labelled(Offline):
 @dataclass(frozen=True, kw_only=True)
 class Demonstrations(Offline):
     """Responses to imitate, for terms with ``on: dataset``. Columns: ``prompt`` and ``response``, or a chat in ``messages``, of which every
-    answer is trained that has a message of the user or of a tool before it (not those with ``weight: 0``), and nothing else.
+    answer is trained that has a message of the user or of a tool before it (not those with ``weight: 0``), and nothing else; or ``text``
+    alone, of which every token is trained.
     """
 
     key: ClassVar[str] = "demonstrations"
-    reads: ClassVar[tuple[str, ...]] = ("prompt", "response", "messages", "system")
+    reads: ClassVar[tuple[str, ...]] = ("prompt", "response", "messages", "system", "text")
     sources: ClassVar[tuple[Kind, ...]] = ("dataset",)

@@ -237,8 +237,8 @@ def _answers(given: Given, draft: Draft) -> None:
         )
     if given.get("completion_only_loss") is False:
         draft.leave(given, "completion_only_loss", "a prompt is not trained on: the loss is that of the response")
-    if given.get("dataset_text_field", "text") != "text":
-        draft.leave(given, "dataset_text_field", "a row has a prompt and a response, or messages (data.demonstrations)")
+    if (text := given.get("dataset_text_field", "text")) != "text":
+        draft.set("data.demonstrations.columns", {"text": text})
     for key in ("packing", "packing_strategy", "eval_packing"):
         given.get(key)  # rows share no attention here, and micro-batches have no padding
 

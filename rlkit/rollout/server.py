@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import socket
 import socketserver
 import sys
 import threading
@@ -31,11 +32,29 @@ OLD_KEYS = 4096  # of episodes that have ended, which are told so
 @dataclass(frozen=True, kw_only=True)
 class Serve(Bounded):
     """Where the endpoint of episodes listens (``rollout.serve``): ``host``, by default an address that only this machine's processes reach,
-    and ``port``, of which 0 is any that is free.
+    and ``port``, of which 0 is any that is free. With ``0.0.0.0`` or ``::``, every address of this machine, ``endpoint.url`` has the one
+    at which others find it.
     """
 
     host: str = "127.0.0.1"
     port: Annotated[int, Bound(at_least=0, at_most=65535)] = 0
+
+
+def reached(host: str) -> str:
+    """The address at which others find a server that listens at ``host``: where that is every address of this machine, the one that it has
+    towards other machines, or its loopback where it has none.
+    """
+    if host not in ("", "0.0.0.0", "::"):
+        return host
+    six = host == "::"
+    with socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            asking.connect(
+                ("2001:db8::1" if six else "192.0.2.1", 9)
+            )  # of documentation (RFC 3849, 5737); nothing is sent
+            return str(asking.getsockname()[0])
+        except OSError:
+            return "::1" if six else "127.0.0.1"
 
 
 class Server:
@@ -52,7 +71,8 @@ class Server:
                 f"rollout.serve: nothing can listen at {settings.host}:{settings.port} ({first_line(error)}). Name another port, or 0, "
                 "which is any that is free."
             ) from None
-        self.url = f"http://{settings.host}:{self._http.server_address[1]}/v1"
+        host = reached(settings.host)
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self._http.server_address[1]}/v1"
         threading.Thread(target=self._http.serve_forever, args=(0.1,), name="endpoint", daemon=True).start()
 
     def open(self, calls: Calls) -> str:
@@ -118,6 +138,7 @@ class _Listener(ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], server: Server) -> None:
         self.episodes = server
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, _Connection)
 
     def server_bind(self) -> None:

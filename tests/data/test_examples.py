@@ -15,6 +15,7 @@ import rlkit as rk
 from rlkit.data import Data
 from rlkit.data.examples import ExampleRows, overlap_of_rows, read_examples
 from rlkit.data.offline import Demonstrations, Labelled, Offline, Pairs
+from rlkit.data.render import Encoder
 from rlkit.errors import ConfigError, DataError
 from rlkit.types import Batch
 from tests.tokenizers import CHAT, ids, make
@@ -179,6 +180,24 @@ def test_demonstrations_as_people_store_them(name: str) -> None:
     ]
 
 
+def test_of_a_text_alone_every_token_is_trained_that_has_one_before_it() -> None:
+    """As language models are trained, and as TRL does: nothing is masked, and the text ends with the token that ends a response."""
+    said: list[str] = []
+    rows = [{"text": "a b c"}, {"text": "b<|im_end|>a<|im_end|>"}, {"text": "c"}]
+    for tokenizer, end in ((PLAIN, EOS), (CHATS, CLOSE)):
+        data = Data(demonstrations=rows)
+        found = read_examples(data, data.demonstrations, "train", tokenizer, end, None, said.append)
+        for row, (e,) in zip(rows, found, strict=True):
+            whole = Encoder(tokenizer)(row["text"])
+            assert (*e.prompt.token_ids, *e.tokens) == (whole if whole[-1] == end else (*whole, end))
+            assert len(e.prompt.token_ids) == 1 and not e.trained and e.text == row["text"]
+    assert "data.demonstrations.path: of 3 texts every token is trained" in said[0]
+    data = Data(demonstrations={"path": [{"prompt": "a", "body": "a b"}], "columns": {"text": "body"}})
+    assert data.demonstrations is not None
+    [(e,)] = read_examples(data, data.demonstrations, "train", PLAIN, EOS, None)
+    assert PLAIN.decode(e.tokens.tolist()) == PLAIN.decode([*Encoder(PLAIN)("a b")[1:], EOS])
+
+
 def test_a_chat_whose_past_the_template_writes_otherwise_becomes_several_rows() -> None:
     """As Qwen's templates do, which leave out the thoughts of earlier answers."""
     forgets = "{% for m in messages %}<|{{ m.role }}|>{{ m.content if loop.last else m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
@@ -268,7 +287,11 @@ WRONG: dict[str, tuple[Offline, str]] = {
     "a label that is none": (Labelled(path=[{"prompt": "a", "response": "b", "label": "maybe"}]), "data.labelled.path[0]: the label is 'maybe'; it must be true, false, or a number."),
     "a chat without an answer": (Demonstrations(path=[{"messages": [user("a")]}]), "the chat holds no answer of the assistant to something before it"),
     "a labelled chat that ends with a question": (Labelled(path=[{"messages": [user("a"), model("b"), user("c")], "label": 1}]), "the chat does not end with an answer of the assistant"),
-    "a text alone": (Demonstrations(path=[{"text": "a b"}]), "there is no column for the prompt; columns are text."),
+    "a text alone where a response is judged": (Labelled(path=[{"text": "a b", "label": 1}]), "there is no column for the prompt; columns are text, label."),
+    "a text beside a prompt": (Demonstrations(path=[{"prompt": "a", "text": "a b"}]), "there is no column for the response; columns are prompt, text."),
+    "an empty text": (Demonstrations(path=[{"text": " "}]), "data.demonstrations.path[0]: the text is empty."),
+    "a text that is none": (Demonstrations(path=[{"text": [user("a"), model("b")]}]), "the text is [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]; a chat is a column `messages`."),
+    "a text that is a written chat": (Demonstrations(path=[{"text": str([user("a"), model("b")])}]), "data.demonstrations.path[0]: the text is a chat that was written as one text"),
     "an empty response": (Demonstrations(path=[{"prompt": "a", "response": ""}]), "data.demonstrations.path[0]: the response is empty."),
     "a prompt that ends with an answer": (Demonstrations(path=[{"prompt": [user("a"), model("b")], "response": "c"}]), "the prompt ends with an answer of the assistant"),
     "a file that is not there": (Pairs(path="no.jsonl"), "data.pairs.path: there is no file 'no.jsonl'."),
@@ -357,6 +380,17 @@ def test_rows_and_lists_of_files_stand_for_a_section(tmp_path: Path) -> None:
         assert run.data.pairs == Pairs(path=[GOOD])
     (tmp_path / "run.yaml").write_text(json.dumps({**rest, "data": {"pairs": ["a.jsonl", "b.jsonl"]}}))
     assert rk.load(str(tmp_path / "run.yaml")).data.pairs == Pairs(path=["a.jsonl", "b.jsonl"])
+
+
+def test_a_section_is_one_data_set() -> None:
+    datasets = pytest.importorskip("datasets")
+    sets = datasets.DatasetDict({name: datasets.Dataset.from_list([GOOD]) for name in ("train", "test")})
+    rest = {"name": "x", "model": {"path": "m"}, "objective": [{"type": "DPO"}]}
+    says = "data.pairs: found several data sets (train, test); give each by name, as in {path: sets['train']}."
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        rk.load({**rest, "data": {"pairs": sets}})
+    split = {"path": sets["train"], "test": sets["test"]}
+    assert rk.load({**rest, "data": {"pairs": split}}).data.pairs == Pairs(path=[GOOD], test=[GOOD])
 
 
 def test_a_section_says_what_it_lacks() -> None:

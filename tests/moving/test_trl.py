@@ -191,6 +191,8 @@ def test_sft_is_read_from_its_keys_or_by_its_name() -> None:
     rows = run.data.demonstrations
     assert rows is not None and (rows.path, rows.test, rows.per_step, rows.unusable) == ("d", "d", 8, "drop")
     assert (run.learner.lr, run.eval.every, run.steps) == (2e-5, 5, 20)
+    texts = loaded("sft", dataset_text_field="body").data.demonstrations
+    assert texts is not None and texts.columns == {"text": "body"}
     assert loaded("sft", max_length=None).data.demonstrations.max_tokens is None  # type: ignore[union-attr]
     found = rk.convert({**ROWS, "max_length": 512}, "trl")
     assert "DPO" in str(found) and any("--method sft or kto" in note for note in found.notes)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -385,6 +387,33 @@ def test_a_port_that_is_taken() -> None:
     with pytest.raises(ConfigError, match=rf"rollout\.serve: nothing can listen at 127\.0\.0\.1:{port}"):
         servers.Server(servers.Serve(port=port))
     first.close()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "", "::", "::1", "127.0.0.1"])
+def test_the_url_is_one_that_a_client_can_call(host: str) -> None:
+    try:
+        server = servers.Server(servers.Serve(host=host))
+    except ConfigError:
+        if ":" in host:
+            pytest.skip("this machine has no IPv6")
+        raise
+    try:
+        assert urllib.parse.urlsplit(server.url).hostname not in (None, "0.0.0.0", "::")
+        with pytest.raises(urllib.error.HTTPError, match="401"):  # it answers: nobody has that key
+            urllib.request.urlopen(
+                urllib.request.Request(f"{server.url}/models", headers={"Authorization": "Bearer x"})
+            )
+    finally:
+        server.close()
+
+
+def test_a_machine_without_others_is_found_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Alone(socket.socket):
+        def connect(self, address: Any) -> None:
+            raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(socket, "socket", Alone)
+    assert servers.reached("0.0.0.0") == "127.0.0.1" and servers.reached("10.1.2.3") == "10.1.2.3"
 
 
 @pytest.mark.slow
