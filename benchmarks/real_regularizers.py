@@ -94,6 +94,8 @@ def elsewhere(start: str, model: str) -> report.Row:
 
 def work(name: str, seed: int, steps: int) -> report.Row:
     import rlkit as rk
+    from rlkit.data.prompts import load_prompts
+    from rlkit.model.load import load_tokenizer
 
     start = report.real_model()
     terms = ["{type: PPOClip, eps_low: 0.2, eps_high: 0.28, reduce: token}", RUNS[name]]
@@ -115,6 +117,7 @@ def work(name: str, seed: int, steps: int) -> report.Row:
                 "checkpoint.every=0",
             ],
         )
+        set_of = {p.id: p.columns["dataset"] for p in load_prompts(run.data, "test", load_tokenizer(start))}
         done = Path(rk.train(run, quiet=True))
         metrics = [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
         answers = [json.loads(line) for line in (done / "eval_samples.jsonl").read_text().splitlines()]
@@ -126,7 +129,7 @@ def work(name: str, seed: int, steps: int) -> report.Row:
         stated = [r for r in rows if states_a_result(r)]
         return {
             "score": mean(float(r["reward"] > 0) for r in rows),
-            **{s: mean(float(r["reward"] > 0) for r in rows if r["dataset"] == s) for s in SETS},
+            **{s: mean(float(r["reward"] > 0) for r in rows if set_of[r["prompt_id"]] == s) for s in SETS},
             "form": len(stated) / len(rows),
             "sums": mean(float(r["reward"] > 0) for r in stated) if stated else 0.0,
         }
