@@ -20,7 +20,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -254,34 +254,36 @@ def train(name: str, steps: int) -> dict[str, Any]:
 
 def write(rows: list[report.Row]) -> None:
     cases = [r for r in rows if "engine" in r]
-    flat = [{**r, **x} for r in cases for x in r["found"]]
     lines: list[str] = []
     if cases:
+        found = {(title(r), x["learner"], x["sampler"]): x for r in cases for x in r["found"]}
+        pairs = dict.fromkeys((engine, learner) for engine, learner, _ in found)
         lines += ["## Engine against learner", ""]
-        lines += report.table(
-            flat,
-            [
-                ("engine", lambda r: f"{r['engine']}, {r['dtype']}{', LoRA merged' if r['lora'] else ''}"),
-                ("sampler", lambda r: r["sampler"]),
-                ("learner", lambda r: r["learner"]),
-                ("tokens", lambda r: f"{r['tokens']:.0f}"),
-                ("mean", lambda r: f"{r['mean']:.2g}"),
-                ("99.9 %", lambda r: f"{r['p999']:.2g}"),
-                ("largest", lambda r: f"{r['max']:.2g}"),
-                ("KL", lambda r: f"{r['kl']:.2g}"),
-            ],
+        lines += ["Nats per token by sampler: mean; 99.9 %; KL.", ""]
+        lines += report.grid(
+            ["engine", "learner", *SAMPLERS],
+            (
+                [
+                    *pair,
+                    *(f"{x['mean']:.2g}; {x['p999']:.2g}; {x['kl']:.2g}" for s in SAMPLERS for x in [found[*pair, s]]),
+                ]
+                for pair in pairs
+            ),
         )
-        lines += ["", "Nats per token.", "", "## What corrections make of it", ""]
-        lines += report.table(
-            [{**r, **x} for r in cases if r["dtype"] == "bfloat16" for x in r["corrected"]],
-            [
-                ("engine", lambda r: f"{r['engine']}{', LoRA merged' if r['lora'] else ''}"),
-                ("sampler", lambda r: r["sampler"]),
-                ("correction", lambda r: r["correction"]),
-                ("tokens kept", lambda r: f"{r['kept']:.1%}"),
-                ("mean weight", lambda r: f"{r['mean_weight']:.3f}"),
-                ("effective sample size", lambda r: f"{r['ess']:.1%}"),
-            ],
+        lines += ["", "## What corrections make of it", ""]
+        lines += ["Engine and learner in bfloat16, from the least to the most over engines and samplers.", ""]
+        corrected = [x for r in cases if r["dtype"] == "bfloat16" for x in r["corrected"]]
+        lines += report.grid(
+            ["correction", "tokens kept", "mean weight", "effective sample size"],
+            (
+                [
+                    name,
+                    span((x["kept"] for x in corrected if x["correction"] == name), ".1%"),
+                    span((x["mean_weight"] for x in corrected if x["correction"] == name), ".3f"),
+                    span((x["ess"] for x in corrected if x["correction"] == name), ".1%"),
+                ]
+                for name in CORRECTIONS
+            ),
         )
     for r in (r for r in rows if "layers" in r):
         lines += [
@@ -321,6 +323,15 @@ def write(rows: list[report.Row]) -> None:
         )
         lines += ["", "Means of the first and of the last five steps; nats per token."]
     report.page(NAME, "Engine and learner in bfloat16", lines, rows)
+
+
+def title(r: report.Row) -> str:
+    return f"{r['engine']}, {r['dtype']}{', LoRA merged' if r['lora'] else ''}"
+
+
+def span(values: Iterable[float], form: str) -> str:
+    low, *_, high = sorted(values)
+    return f"{low:{form}} to {high:{form}}"
 
 
 def mean(values: Sequence[float]) -> float:
