@@ -25,7 +25,7 @@ from torch import Tensor
 from rlkit.model import packed
 from rlkit.model.endings import Endings
 from rlkit.model.export import stored
-from rlkit.model.head import CHUNK_ELEMENTS
+from rlkit.model.head import CHUNK_ELEMENTS, LMHead
 from rlkit.model.load import load_for, load_tokenizer
 from rlkit.model.policy import PolicyModel, evaluate_new
 from rlkit.objective.full_vocab import TopK
@@ -111,6 +111,7 @@ class HFEngine(Engine):
         """The model for inference; on CPUs, where it is faster, with rlkit's attention, if the model allows it."""
         packed.register()
         lm, _ = load_for(model, dtype, packed.NAME if self.device.type == "cpu" else None)
+        lm.set_output_embeddings(LMHead.adopt(lm.get_output_embeddings()))
         return lm.to(self.device).eval().requires_grad_(False)
 
     @contextlib.contextmanager

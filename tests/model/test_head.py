@@ -246,3 +246,17 @@ def test_products_that_were_kept_give_the_gradients_of_those_that_are_made_again
     first, second = (torch.autograd.grad(total, [x, *head.parameters()], retain_graph=True) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("rows", [(1,), (2,), (2, 3), (9,)])
+def test_logits_of_few_rows_are_those_of_the_layer(rows: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LARGE", 1)
+    _, weight, bias, _ = inputs()
+    hidden = torch.randn(*rows, H)
+    for b in (bias, None):
+        head = layer(weight, b)
+        with torch.no_grad():
+            found = head(hidden)
+        assert found.is_contiguous()
+        torch.testing.assert_close(found, nn.functional.linear(hidden, weight, b))
+        assert head(hidden).requires_grad
