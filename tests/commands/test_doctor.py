@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import re
 import resource
 import socket
+import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,7 +18,7 @@ import torch
 
 import rlkit as rk
 from rlkit.cli import main
-from rlkit.commands.doctor import GIB, GpuFound, Machine, diagnose
+from rlkit.commands.doctor import GIB, GpuFound, Machine, _uncompiled, diagnose
 
 GOOD = Machine(
     python="3.12.1",
@@ -98,6 +101,12 @@ def test_a_good_machine_has_nothing_that_hurts() -> None:
         ({"variables": {"NCCL_P2P_DISABLE": "1"}}, "hurts", "NCCL_P2P_DISABLE is set"),
         ({"ray": "10.0.0.1:6379"}, "note", "a Ray has been started here"),
         ({"leftovers": ("/tmp/rlkit-ray-a",)}, "note", "/tmp/rlkit-ray-a"),
+        ({"uncompiled": ("torch",)}, "hurts", "compiles torch anew .* their folder cannot be written"),
+        (
+            {"uncompiled": ("torch", "vllm"), "variables": {"PYTHONDONTWRITEBYTECODE": "1"}},
+            "hurts",
+            "compiles torch, vllm anew .* PYTHONDONTWRITEBYTECODE is set. Compile once, `python -m compileall",
+        ),
     ],
     ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
 )
@@ -107,6 +116,20 @@ def test_what_hurts_is_said_with_what_to_do(changes: dict[str, Any], level: str,
     assert finding.level == level and str(finding) in str(found)
     assert found.works == all(f.level != "stops" for f in found.findings)
     assert [f.level for f in found.findings] == sorted((f.level for f in found.findings), key="stops hurts note".index)
+
+
+def test_packages_whose_compiled_code_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path))  # where nothing is kept
+    assert {"torch", "transformers"} <= {*_uncompiled()}
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None and spec.origin is not None
+    kept = Path(importlib.util.cache_from_source(spec.origin))
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    assert "torch" not in {*_uncompiled()}
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    assert not {*_uncompiled()}  # others may not have been imported yet
 
 
 def test_what_is_no_limit_is_none() -> None:
