@@ -20,10 +20,8 @@ from rlkit.objective.full_vocab import Head, Whole, full_divergence
 
 CHUNK_ELEMENTS = 1 << 24  # logits held at once: 64 MiB in float32
 CPU_ELEMENTS = 1 << 22  # on a CPU, where larger tiles are no faster (benchmarks/logprob.py)
-FEW, LARGE = (
-    8,
-    1 << 23,
-)  # rows, and numbers of a weight that no cache holds: there W h^T is up to four times as fast on CPUs as h W^T
+# Of up to FEW rows and a weight of LARGE numbers and more, which no cache holds, W h^T is up to four times as fast on CPUs as h W^T.
+FEW, LARGE = 8, 1 << 23
 LOWEST = -1e30  # a logit outside the truncation set: e^LOWEST = 0, and 0 * LOWEST is no NaN
 
 
