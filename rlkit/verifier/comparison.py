@@ -300,9 +300,9 @@ class Comparison:
     def _ratios(self, gold: Value, found: Value) -> bool:
         if isinstance(gold, Ratio) and isinstance(found, Ratio) and self._each(gold.items, found.items):
             return True
-        if not self.permissive:
-            return False
         one, two = (_quotient(v) for v in (gold, found))
+        if not self.permissive and not (_is_fraction(gold, found) or _is_fraction(found, gold)):
+            return False
         return one is not None and two is not None and self.equal(one, two)
 
 
@@ -327,6 +327,23 @@ def _quotient(v: Value) -> Expr | None:
         quotient: Expr = v.items[0].expr / v.items[1].expr
         return quotient
     return None
+
+
+def _is_fraction(ratio: Value, fraction: Value) -> bool:
+    """Whether one may be the other as a fraction: 3:4 in lowest terms, and a fraction that is neither a decimal nor whole."""
+    if not (isinstance(ratio, Ratio) and isinstance(fraction, Scalar) and len(ratio.items) == 2):
+        return False
+    terms = [
+        x.expr.rational if isinstance(x, Scalar) and not x.unit and x.decimals is None else None for x in ratio.items
+    ]
+    q = fraction.expr.rational
+    return (
+        q is not None
+        and q.denominator > 1
+        and not fraction.unit
+        and fraction.decimals is None
+        and terms == [q.numerator, q.denominator]
+    )
 
 
 def _significant(x: Fraction, decimals: int) -> int:

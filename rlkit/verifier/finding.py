@@ -58,7 +58,7 @@ _STATES: dict[str, re.Pattern[str]] = {
             r"(?:(?:is|are|be|equals)\b|[=:：→])(?:\s*[:：])?|[*_ \t]{0,6}\|(?=[ \t]*[^\s|])|\.(?:\*\*|__)(?=\s))",
         ),
         ("option choice", rf"{_GAP}(?:is\b|:)"),
-        ("ans", r"\.?[ \t]*[:=]"),
+        ("ans", r"\.?[ \t]*(?:[:=]|[-–—](?=[ \t]))|\.(?=[ \t]+[-\d$\\(*])"),
         ("réponse reponse", rf"(?:\s+(?:finale|correcte|exacte))?{_GAP}(?:est\b|:)"),
         (
             "respuesta resposta risposta",

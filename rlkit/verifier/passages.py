@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from rlkit.verifier.algebra import MAX_TEXT
-from rlkit.verifier.units import LARGE, UNITS, unit_of
+from rlkit.verifier.units import LARGE, UNITS, continues, unit_of
 
 MAX_RUN = 400  # characters of mathematics outside of formulas
 _BRACES = re.compile(
@@ -47,6 +47,8 @@ _RUN = re.compile(
 _UNIT_WORDS = re.compile(
     r"[\s\x02]*((?:[A-Za-z]+\.?(?:\s?\^\s?\{?[23]\}?|²|³)?)(?:[ ]?(?:/|[ ])[ ]?[A-Za-z]+(?:\^\{?[23]\}?|²|³)?){0,3})"
 )
+_FIRST_UNIT = re.compile(r"\s?([A-Za-z]{1,12})\.?\s{0,2}(,|,?\s?and\b|&)?\s?")
+_SECOND_UNIT = re.compile(r"[\s\x02]{0,4}([A-Za-z]{1,12})\b")
 _END_OF_SENTENCE = re.compile(
     r"\n|\\end\{(?:align|equation|gather|multline|aligned|eqnarray)\*?\}(?=\s+[A-Z])|[.!?](?=[\s\"'”’)\x02]|$)|[。！？]"
 )
@@ -62,7 +64,8 @@ DASH = re.compile(r"(?<![\w)}\]])(?<![\d)}\]$][ ])[\u2013\u2014](?=\d|\.\d|\\[dt
 _ROW = re.compile(r"^[ \t]*\|.*\|[ \t]*$", re.MULTILINE)  # of a table
 # a parenthesis with words is beside the point
 _ASIDE = re.compile(
-    r"(?<=\S)[ ]\([^()\n\x01$\\]{0,200}?(?<![A-Za-z])(?!sqrt|sin|cos|tan|log|base)[A-Za-z]{3,30}[^()\n]{0,200}\)"
+    r"(?<=\S)[ ]\([^()\n\x01$\\]{0,200}?(?<![A-Za-z])(?!sqrt|sin|cos|tan|log|base)[A-Za-z]{3,30}(?:[^()\n]|\([^()\n]{0,40}\)){0,200}\)"
+    r"|(?<=[\d\x01)}]),[ ]or[ ](?:about|approximately|roughly)[ ][\d.,]{1,20}(?:[ ]?%)?(?![\w.]*\d)"
     r"|(?<=\d)[ ]\((?:[≈~=]\s?)?-?[\d.,]+\s?%\)"
 )
 _JOINS = re.compile(r"\s*(?:,|;|,?\s*(?:and|or|und|et|y|oder|ou|o|和|或))\s*")
@@ -169,7 +172,10 @@ class Passage:
         found.sort(key=lambda g: g.start)
         out: list[Group] = []
         for g in found:
-            if out and _JOINS.fullmatch(self.plain[out[-1].end : g.start].replace("\x02", " ")):
+            if out and (goes_on := self._goes_on(out[-1], g, end)):
+                last = out.pop()
+                g = Group(last.start, g.end, goes_on, last.formula or g.formula)
+            elif out and _JOINS.fullmatch(self.plain[out[-1].end : g.start].replace("\x02", " ")):
                 last = out.pop()
                 g = Group(last.start, g.end, f"{last.text}, {g.text}", last.formula or g.formula)
             elif out and _RANGES.fullmatch(self.plain[out[-1].end : g.start].replace("\x02", " ")):
@@ -177,6 +183,16 @@ class Passage:
                 g = Group(last.start, g.end, f"{last.text} to {g.text}", last.formula or g.formula)
             out.append(g)
         return out
+
+    def _goes_on(self, one: Group, two: Group, end: int) -> str:
+        """The text of two values that are one quantity, without its last unit (3 hours and 20), or nothing."""
+        count = re.sub(r"[\sA-Za-z]+$", "", one.text)  # of a unit of one letter: 2 m
+        between = f"{one.text[len(count) :]}{self.plain[one.end : two.start]}".replace("\x02", " ")
+        large = _FIRST_UNIT.fullmatch(between)
+        small = _SECOND_UNIT.match(self.plain, two.end, end)
+        if large is None or small is None or not re.fullmatch(r"\d[\d,]*(?:\.\d+)?", two.text):
+            return ""
+        return f"{count}{between}{two.text}" if continues(large[1], small[1], two.text, large[2] == ",") else ""
 
     def titled(self, start: int, at: int) -> bool:
         """Whether a position stands in a heading that begins at ``start``."""

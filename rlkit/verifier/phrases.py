@@ -48,6 +48,7 @@ MONTH = re.compile(
 HENCE = re.compile(r"(?i),?\s{1,4}(?:so|hence|therefore|thus)\b(?!\s+(?:that|far|on)\b)")  # a conclusion behind a comma
 ARTICLE = re.compile(r"(?i)^(?:an?|the)\s+(?=\w{2})")
 _CHOSEN = re.compile(r"(?i)(?:the\s+)?(?:option|choice|letter)\s*:?\s*\(?([A-J])\)?\W*")
+_INSTEAD_OF = re.compile(r"(?<=[\d)}$]),\s(?:and\s)?not\s(?:\$[^$]{1,40}\$|-?[\d./]{1,20})\s*\.?$")  # 5, not 6
 CHOICE = re.compile(r"\(?[A-J]\)?")
 OPTION = re.compile(
     r"(?i)\b(?:(?:option|choice|letter|answer)(?:\s+(?:is|are|must\s+be|would\s+be|will\s+be))?|choose|chose|pick|select|go\s+with|opt\s+for)\s*:?\s*$"
@@ -104,6 +105,7 @@ def value_of(phrase: str) -> str | None:
     instead = re.match(r"(?i)not\s.{1,60}?\bbut\s+(?:rather\s+|actually\s+|instead\s+)?(?=\S)", phrase)
     if instead:
         phrase = phrase[instead.end() :]
+    phrase = _INSTEAD_OF.sub("", phrase)
     aside = re.search(r"(?<=\S)\s+\([^()$\\]*[A-Za-z]{3}[^()$\\]*\)\s*$", phrase)
     if aside and not DOUBT.search(aside[0]):
         phrase = phrase[: aside.start()]

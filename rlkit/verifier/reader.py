@@ -16,7 +16,7 @@ from rlkit.verifier.regions import as_region, complement, intersection, merged
 from rlkit.verifier.spelled import NUMBER_WORDS, spelled
 from rlkit.verifier.text import clean, words
 from rlkit.verifier.tokens import CALLS, CONNECT, GREEK, PLAIN, Token, enclosed, name_of, split, tokenize
-from rlkit.verifier.units import LARGE, NO_UNIT, SINGLE_LETTERS
+from rlkit.verifier.units import LARGE, NO_UNIT, SINGLE_LETTERS, UNITS, compound
 from rlkit.verifier.values import Based, Equation, Inequality, Items, Matrix, Ratio, Region, Scalar, Text, Value
 
 _WAY = {"<": 1, "le": 1, ">": -1, "ge": -1, "ne": 0}  # where the larger side stands: 1 on the right
@@ -24,6 +24,8 @@ _RELATIONS = {"=", *_WAY}
 # 1 500 euros, the only number of a text.
 _SPACED = re.compile(r"([^\d,;]*)(\d{1,3}(?: \d{3})+)((?:\.\d+)?(?:[^\d,;./][^\d,;]*)?)\Z")
 _GROUPED = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?![\d])")
+
+_RATIO = re.compile(r"(\d{1,9})\s?(?:to|\\(?:text|mathrm|mbox)\s?\{\s?to\s?\})\s?(\d{1,9})")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,15 @@ class Reader:
         based = _based(s)
         if based is not None:
             return based
+        count, _, unit = words(s).rpartition(" ") if s[:1].isalpha() else ("", "", "")
+        if count and len(unit) > 1 and unit in UNITS and (said := spelled(count)) is not None:
+            return Scalar(number(said), unit)  # two and a half hours
+        ratio = _RATIO.fullmatch(s)
+        if ratio is not None:
+            return Ratio((Scalar(number(int(ratio[1]))), Scalar(number(int(ratio[2])))))
+        several = compound(s) if s[-1:].isalpha() or s[-1:] == "}" else None
+        if several is not None:
+            return Scalar(number(several[0]), several[1])
         if "-" in s and re.fullmatch(r"(?:\\text\s?\{)?[A-Za-z][A-Za-z -]*\}?", s):
             said = spelled(words(s))  # twenty-one
             if said is not None:

@@ -45,6 +45,43 @@ NO_UNIT = frozenset(
 )
 SINGLE_LETTERS = {"m", "s", "g", "h", "l"}
 
+_QUANTITY = r"(\d[\d,]*(?:\.\d+)?)\s?([A-Za-z]{1,12})\.?"
+_GOES_ON = rf"\s?(,|,?\s?and\b|&)?\s?{_QUANTITY}"
+_COMPOUND = re.compile(rf"(-?)\s?{_QUANTITY}(?:{_GOES_ON})(?:{_GOES_ON})?", re.IGNORECASE)
+_TEXT = re.compile(r"\\(?:text|mathrm|mbox)\s?\{([^{}]*)\}")
+
+
+def continues(large: str, small: str, count: str, comma: bool = False) -> bool:
+    """Whether ``count`` of one unit go on from another: 20 minutes behind hours, 3 inches behind feet, but not 90 minutes, nor 2 feet.
+
+    Behind a ``comma`` only of time; "3 m, 50 cm" may be two lengths.
+    """
+    one, two = UNITS.get(large.casefold()), UNITS.get(small.casefold())
+    if one is None or two is None or one[0] != two[0] or (comma and one[0] not in ("time", "months")):
+        return False
+    return two[1] < one[1] and Fraction(count.replace(",", "")) * two[1] < one[1]
+
+
+def compound(text: str) -> tuple[Fraction, str] | None:
+    """The sum and the unit of a quantity in several: 3 hours and 20 minutes are 200 minutes, 5 dollars and 25 cents 5.25 dollars."""
+    plain = " ".join(_TEXT.sub(r" \1 ", text).split()) if "\\" in text else text
+    found = _COMPOUND.fullmatch(plain)
+    if found is None:
+        return None
+    sign, *parts = found.groups()
+    quantities = [(parts[0], parts[1])]
+    for mark, count, unit in (parts[2:5], parts[5:8]):
+        if count is None:
+            continue
+        before, large = quantities[-1]
+        if "." in before or not continues(large, unit, count, mark == ","):
+            return None
+        quantities.append((count, unit))
+    total = sum((Fraction(n.replace(",", "")) * UNITS[u.casefold()][1] for n, u in quantities), Fraction(0))
+    # a price is told in dollars, all else in the smallest of its units
+    unit = (quantities[0] if UNITS[quantities[0][1].casefold()][0] == "money" else quantities[-1])[1]
+    return total / UNITS[unit.casefold()][1] * (-1 if sign else 1), unit
+
 
 def unit_of(text: str) -> tuple[str, Fraction] | None:
     """Dimension and size of a unit as written after a number ("sq. cm", "inches^2", "cubic feet"), or None if it is not known."""

@@ -17,6 +17,8 @@ What is accepted, in both modes:
 * lists and sets in any order, tuples and matrices in theirs; (1, 2] is not [1, 2);
 * 1,234 and 1 234 are one number, the first not inside brackets or where the reference is a list; ``2{,}5`` is 2.5, and so is 2,5 in
   a line that is written in a language of decimal commas ("Die Antwort ist 2,5.");
+* a quantity in several units as one in its smallest, or in dollars: 3 hours and 20 minutes is 200 minutes, 5 dollars and 25 cents 5.25;
+* a ratio of two whole numbers in lowest terms as a fraction, 3:4 and ``\frac{3}{4}``, and in words, "3 to 4";
 * numbers in words: five, twenty-one, two thirds, minus three; a time with or without a.m. and p.m., which differ from each other;
 * outside of a box, where nothing says how exact the answer is to be, nine and more digits of a value that no decimal ends:
   0.142857142857 for 1/7. ``\boxed{0.142857142857}`` is wrong.

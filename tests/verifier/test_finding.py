@@ -412,6 +412,42 @@ def test_an_answer_is_found_where_models_write_it(response: str, gold: str, righ
     assert verdict.correct == bool(right), verdict
 
 
+# a quantity in several units, ratios, and what real models write around a value
+WRITTEN = [
+    ("It took 3 hours and 20 minutes.", "3 hours and 20 minutes", 1),
+    ("It took 3 hours and 20 minutes.", "200 minutes", 1),
+    ("It took 3 hours and 20 minutes.", "3 hours", 0),
+    ("It took 3 hours and 20 minutes.", "20 minutes", 0),
+    ("It took 3 hours and 20 minutes.", "3 hours and 25 minutes", 0),
+    ("She needs $3$ hours and $20$ minutes in total.", "3 h 20 min", 1),
+    ("The plank is 2 m and 35 cm long.", "235 cm", 1),
+    ("The lengths are 3 m, 50 cm.", "350 cm", 0),
+    ("He waited 90 seconds and 5 minutes.", "5", 0),
+    ("The total is 5 dollars and 25 cents.", "$5.25", 1),
+    ("The total is 5 dollars and 25 cents.", "525", 0),
+    ("Therefore it lasts 1 day, 2 hours and 30 minutes.", "1590 minutes", 1),
+    ("Answer: two and a half hours", "2.5", 1),
+    ("The ratio of boys to girls is 3:4.", r"\frac{3}{4}", 1),
+    ("The ratio of boys to girls is 3 to 4.", "3:4", 1),
+    (r"So the ratio is $\frac{3}{4}$.", "3:4", 1),
+    (r"So the ratio is $\frac{4}{3}$.", "3:4", 0),
+    ("The answer is 3 to 4 hours.", "3:4", 0),
+    ("It is between 3 to 4", "3:4", 0),
+    ("Ans. 42", "42", 1),
+    ("Ans - 42", "42", 1),
+    ("So the answer is 5, not 6.", "5", 1),
+    ("So the answer is 5, not 6.", "6", 0),
+    ("So the answer is 5, not more than 6.", "6", 0),
+    (r"The probability is $\frac{1}{6}$, or about 16.7%.", r"\frac16", 1),
+    (r"The answer is $5$ or $6$.", "5", 0),
+]
+
+
+@pytest.mark.parametrize(("response", "gold", "right"), WRITTEN)
+def test_quantities_and_ratios_are_one_value(response: str, gold: str, right: int) -> None:
+    assert verify(response, gold).correct == bool(right)
+
+
 @pytest.mark.parametrize(("response", "gold", "right"), NEAR)
 def test_a_number_beside_the_answer_is_not_taken_for_it(response: str, gold: str, right: int) -> None:
     verdict = verify(response, gold)
