@@ -40,7 +40,7 @@ from rlkit.model.export import Export, exported, numel, stored
 from rlkit.model.generation import load_settings, settled
 from rlkit.model.head import truncate
 from rlkit.model.load import first_of, fit_vocabulary, load_for, load_lm, load_tokenizer, same_tokens
-from rlkit.model.policy import PolicyModel, ValueModel, evaluate_new, prove_logprobs
+from rlkit.model.policy import PolicyModel, ValueModel, evaluate_new, proven
 from rlkit.model.precision import bfloat16_note, cpu_flags, slowdown
 from rlkit.model.reference import Dtype, Reference, ReferenceState
 from rlkit.model.size import outputs
@@ -149,8 +149,7 @@ class Learner:
         """The model that is trained, with its adapter and critic; and that its log-probs and exported tensors are right."""
         setup, section = self.setup, self.setup.learner
         names, start, proof = stored(lm).keys(), None, None
-        plain = PolicyModel(lm, fp32_head=setup.start.fp32_head).to(self.device).eval()
-        prove_logprobs(plain, "model.path", setup.start.tolerance)
+        plain = proven(lm, "model.path", setup.start.tolerance, setup.start.fp32_head)
         if setup.peft is not None:
             start = probe(plain)
             lm = add_adapter(lm, setup.peft, setup.seed)
@@ -403,9 +402,7 @@ class Learner:
         if not other_tokens and sizes[0] != sizes[1]:
             same_tokens(where, name, self.tokenizer)
             fit_vocabulary(lm, sizes[1])
-        model = PolicyModel(lm, fp32_head=start.fp32_head).requires_grad_(False).eval()
-        prove_logprobs(model, name, start.tolerance)
-        return model
+        return proven(lm, name, start.tolerance, start.fp32_head, trained=False).requires_grad_(False)
 
     def trainable(self) -> Iterator[tuple[str, Tensor]]:
         for name, p in self._trainable().items():

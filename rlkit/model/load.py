@@ -14,7 +14,7 @@ from torch import nn
 from rlkit.errors import ModelError, first_line
 from rlkit.model import packed
 from rlkit.model.hub import OWN_CODE, read_config, said_of
-from rlkit.model.policy import gathered_by_layer, hidden_states, padded, probe_tokens
+from rlkit.model.policy import decoder_of, gathered_by_layer, hidden_states, padded, probe_tokens
 
 NEVER = -1e4  # the logit of a token that no model has
 WINDOW = 6  # of attention, while ways of computing it are compared
@@ -94,6 +94,9 @@ def load_for(
         if why is None:
             for method in packed.candidates(lm.device, dtype):
                 lm.set_attn_implementation(method)
+                if decoder_of(lm).config._attn_implementation != method:
+                    why = "this model's code takes no attention but its own"
+                    break
                 try:
                     gap = attention_gap(lm)
                 except ModelError as error:
@@ -123,10 +126,10 @@ def load_for(
 
 
 @contextlib.contextmanager
-def _short_windows(lm: Any) -> Iterator[None]:
+def short_windows(lm: Any) -> Iterator[None]:
     """Inside, windows of attention are short enough to show in a few tokens, where a model has some: its masks read them from the
     configuration, and most layers hand them on, from there or from an attribute."""
-    owners = {id(one): one for one in (lm.config, lm.get_decoder().config, *lm.modules())}.values()
+    owners = {id(one): one for one in (lm.config, decoder_of(lm).config, *lm.modules())}.values()
     found = [(one, vars(one)["sliding_window"]) for one in owners if isinstance(vars(one).get("sliding_window"), int)]
     try:
         for one, window in found:
@@ -144,9 +147,9 @@ def unheeded(lm: Any) -> str | None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    def attention(module: Any, query: Any, key: Any, value: Any, mask: Any, **asked: Any) -> Any:
+    def attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any = None, **asked: Any) -> Any:
         packed.heed({k: v for k, v in asked.items() if k != "position_bias"})
-        return sdpa_attention_forward(module, query, key, value, mask, **asked)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **asked)
 
     name = f"{packed.NAME}_heeding"
     AttentionInterface.register(name, attention)
@@ -155,7 +158,7 @@ def unheeded(lm: Any) -> str | None:
     try:
         with torch.no_grad(), gathered_by_layer(lm):
             lm.set_attn_implementation(name)
-            padded(lm.get_decoder(), ids, ids.new_tensor([len(ids)]))
+            padded(decoder_of(lm), ids, ids.new_tensor([len(ids)]))
     except ModelError as error:
         return str(error)
     finally:
@@ -171,12 +174,12 @@ def attention_gap(lm: Any) -> float:
     Raises:
         ModelError: the attention knows that it would leave something out.
     """
-    decoder, chosen = lm.get_decoder(), lm.config._attn_implementation
+    decoder, chosen = decoder_of(lm), lm.config._attn_implementation
     ids = probe_tokens(lm, 50)
     ids[17:21], ids[33:37] = ids[:4], ids[:4]  # two rows of one prompt and one of another
     length = ids.new_tensor([17, 16, 17])
     action = ids.new_tensor([*range(4, 17), *range(21, 33), *range(36, 50)])
-    with torch.no_grad(), gathered_by_layer(lm), _short_windows(lm):
+    with torch.no_grad(), gathered_by_layer(lm), short_windows(lm):
         one = hidden_states(decoder, ids, length, action, ids.new_tensor([0, 0, 1])).float()
         lm.set_attn_implementation("eager")
         two = padded(decoder, ids, length).float()

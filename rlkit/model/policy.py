@@ -27,7 +27,7 @@ Embed = Callable[[Tensor], Tensor]  # tokens to input embeddings
 
 
 def output_transform(config: Any) -> tuple[float, float | None]:
-    """What a model does to its logits after the output layer: (factor, soft cap); :func:`prove_logprobs` holds it against the model."""
+    """What a model does to its logits after the output layer: (factor, soft cap); :func:`proven` holds it against the model."""
     factor = getattr(config, "logit_scale", None) or 1.0  # Cohere
     factor *= getattr(config, "lm_head_multiplier", None) or 1.0  # Falcon-H1
     factor /= getattr(config, "logits_scaling", None) or 1.0  # Granite
@@ -43,8 +43,15 @@ def switch_off_randomness(model: nn.Module) -> None:
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
         for name, value in list(vars(module).items()):
-            if isinstance(value, float) and re.search("dropout|pdrop|layerdrop|jitter", name):
+            # Phi-MoE's `router_jitter_noise` is no noise, but how much less likely an expert may be: without it the model is another one.
+            if isinstance(value, float) and re.search("dropout|pdrop|layerdrop|(?<!router_)jitter", name):
                 setattr(module, name, 0.0)
+
+
+def decoder_of(lm: Any) -> Any:
+    """The decoder under a model's output layer. transformers' own lookup misses that of Llama 4 and gives the whole model."""
+    found = lm.get_decoder()
+    return getattr(lm, "model", lm) if found is lm else found
 
 
 class _TiedEmbedding(torch.autograd.Function):
@@ -133,7 +140,7 @@ class ValueModel(nn.Module):
 
     def __init__(self, lm: Any) -> None:
         super().__init__()
-        self.decoder = lm.get_decoder()
+        self.decoder = decoder_of(lm)
         self.out = nn.Linear(lm.config.hidden_size, 1, dtype=lm.dtype)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
@@ -220,7 +227,7 @@ class PolicyModel(nn.Module):
             return rows  # type: ignore[no-any-return]
 
         own = None if table is None else embed
-        at, mine = preceding(self.base.get_decoder(), ids, length, action, group, self.share, own)
+        at, mine = preceding(decoder_of(self.base), ids, length, action, group, self.share, own)
         logp, ent, found = self.output(
             at,
             target=ids[action] if mine is None else ids[action[mine]],
@@ -279,7 +286,7 @@ class PolicyModel(nn.Module):
 
     def hidden(self, ids: Tensor, length: Tensor, action: Tensor, group: Tensor) -> Tensor:
         """Last hidden states ``[L, H]``."""
-        return hidden_states(self.base.get_decoder(), ids, length, action, group)
+        return hidden_states(decoder_of(self.base), ids, length, action, group)
 
 
 @contextlib.contextmanager
@@ -325,30 +332,42 @@ def _release(cut: list[Any], *_: Any) -> None:
         p.data = torch.empty(0, dtype=p.dtype, device=p.device)
 
 
-def prove_logprobs(policy: PolicyModel, where: str, tolerance: float) -> None:
-    """Holds a model's log-probs against those of its own forward pass, on a row of tokens and on its first half.
+def proven(lm: Any, where: str, tolerance: float, fp32_head: bool = False, trained: bool = True) -> PolicyModel:
+    """``lm`` as rlkit evaluates it, in evaluation mode, after its log-probs were held against those of the model's own forward pass, on a
+    row of tokens and on its first half.
 
-    rlkit takes hidden states and goes its own way from there. Whatever a model's code does after them, and whatever lets a token see later
-    ones, shows here.
+    rlkit takes hidden states and goes its own way from there, and switches randomness off. Whatever a model's code does after them,
+    whatever lets a token see later ones, and what depends on more than the row in training mode (if it is to be ``trained``), shows here.
 
     Raises:
         ModelError: the mean difference is above ``tolerance`` nats.
     """
-    ids = probe_tokens(policy.base, 24)
+    ids = probe_tokens(lm, 24)
     half = ids[:12]
     b = ids.new_tensor
+    rows = (torch.cat([ids, half]), b([24, 12]), torch.cat([b(range(1, 24)), b(range(25, 36))]), b([0, 1]), Sampling())
+    with torch.no_grad(), gathered_by_layer(lm):
+        logits = lm.eval()(input_ids=ids[None], use_cache=False).logits[0].float()
+    policy = PolicyModel(lm, fp32_head=fp32_head).to(ids.device).eval()
     with torch.no_grad(), gathered_by_layer(policy):
-        logits = policy.base(input_ids=ids[None], use_cache=False).logits[0].float()
-        own, *_ = policy(
-            torch.cat([ids, half]), b([24, 12]), torch.cat([b(range(1, 24)), b(range(25, 36))]), b([0, 1]), Sampling()
-        )
+        own, *_ = policy(*rows)
+        again = policy.train()(*rows)[0] if trained else own
+        policy.eval()
     want = logits[:-1].log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
     gap = float((own - torch.cat([want, want[:11]])).abs().mean())
+    name = type(policy.base).__name__
     if not gap <= tolerance:
         raise ModelError(
-            f"{where}: rlkit's log-probabilities of {type(policy.base).__name__} differ from the model's own by {gap:.2g} nats on "
+            f"{where}: rlkit's log-probabilities of {name} differ from the model's own by {gap:.2g} nats on "
             "average: its code transforms logits in a way that rlkit does not know, or lets tokens see later ones. It cannot be trained."
         )
+    gap = float((again - own).abs().mean())
+    if not gap <= tolerance:
+        raise ModelError(
+            f"{where}: in training mode {name} gives other log-probabilities than when it is sampled, by {gap:.2g} nats on average: "
+            "its code draws random numbers there. Set what config.json has of dropout to 0; if there is none, it cannot be trained."
+        )
+    return policy
 
 
 def probe_tokens(lm: Any, count: int) -> Tensor:

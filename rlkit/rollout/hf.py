@@ -30,7 +30,7 @@ from rlkit.model.load import load_for, load_tokenizer
 from rlkit.model.policy import PolicyModel, evaluate_new
 from rlkit.objective.full_vocab import TopK
 from rlkit.record.memory import release
-from rlkit.rollout.cache import make_cache
+from rlkit.rollout.cache import argument, make_cache, prove_cache
 from rlkit.rollout.draw import sample
 from rlkit.rollout.engine import Engine, EngineSetup, EngineSpec, Pending, UpdateMode, check_length, request_seed
 from rlkit.types import Batch, Finish, Prompt, Rollout, Sampling
@@ -104,6 +104,8 @@ class HFEngine(Engine):
         self._update = _Update()
         self._pending = Pending()
         self._lock = threading.Lock()  # held while a batch runs or is scored, and during a weight update
+        with self._running():
+            prove_cache(self.lm)
         self._thread = threading.Thread(target=self._loop, name="hf-engine", daemon=True)
         self._thread.start()
 
@@ -171,13 +173,9 @@ class HFEngine(Engine):
         ids, mask = (x.to(device) for x in _left_padded([r.prompt for r in batch]))
         position = (mask.cumsum(1) - 1).clamp(min=0)
         cache = self._cache(len(batch))
+        kept = {argument(self.lm): cache}
         out = self.lm(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=position,
-            use_cache=True,
-            past_key_values=cache,
-            logits_to_keep=1,
+            input_ids=ids, attention_mask=mask, position_ids=position, use_cache=True, logits_to_keep=1, **kept
         )
         cache.batch_select_indices(owner)  # the prompt is computed once and shared by its samples
         logits, mask, position = out.logits[owner, -1], mask[owner], position[owner, -1:]
@@ -206,9 +204,7 @@ class HFEngine(Engine):
             position = position + 1
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
             token = tokens[rows, t, None]
-            out = self.lm(
-                input_ids=token, attention_mask=mask, position_ids=position, use_cache=True, past_key_values=cache
-            )
+            out = self.lm(input_ids=token, attention_mask=mask, position_ids=position, use_cache=True, **kept)
             logits = out.logits[:, -1]
             self.work.steps += 1
         self.work.tokens += int(length.sum())

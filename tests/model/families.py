@@ -32,6 +32,14 @@ GPT: dict[str, Any] = {  # families whose heads are the hidden size cut in piece
 }
 WINDOW = 8
 MIXED = ["sliding_attention", "full_attention"]
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+LINEAR = {
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "layer_types": ["linear_attention", "full_attention"],
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,7 @@ class Family:
     options: Mapping[str, Any] = field(default_factory=dict)
     base: Mapping[str, Any] = field(default_factory=lambda: BASE)
     lora: Mapping[str, Any] = field(default_factory=lambda: {"target_modules": "all-linear"})
+    tested: bool = True  # by the test of the table, which has no time for all of them
 
 
 FAMILIES = (
@@ -161,6 +170,98 @@ FAMILIES = (
             "qk_nope_head_dim": 32,
             "v_head_dim": 32,
         },
+    ),
+    Family("Qwen3.5", "Qwen3_5TextConfig", True, LINEAR, tested=False),
+    Family(
+        "Qwen3-Next",
+        "Qwen3NextConfig",
+        False,
+        {**LINEAR, **EXPERTS, "shared_expert_intermediate_size": 64},
+        tested=False,
+    ),
+    Family(
+        "LFM2",
+        "Lfm2Config",
+        True,
+        {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+        tested=False,
+    ),
+    Family(
+        "Falcon-H1",
+        "FalconH1Config",
+        False,
+        {
+            "mamba_d_ssm": 64,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 16,
+            "mamba_d_state": 16,
+            "mamba_chunk_size": 8,
+            "lm_head_multiplier": 0.5,
+            "embedding_multiplier": 2.0,
+            "mlp_multipliers": [0.7, 1.3],
+            "key_multiplier": 0.8,
+            "attention_out_multiplier": 0.9,
+            "ssm_multipliers": [0.5, 1.1, 0.9, 1.2, 0.7],
+            "ssm_in_multiplier": 1.2,
+            "ssm_out_multiplier": 0.6,
+        },
+        base=GPT,
+        tested=False,
+    ),
+    Family(
+        "Granite 4 hybrid",
+        "GraniteMoeHybridConfig",
+        True,
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 64,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 64,
+            "mamba_n_groups": 1,
+            "mamba_d_state": 16,
+            "mamba_chunk_size": 8,
+            "layer_types": ["linear_attention", "full_attention"],
+            "logits_scaling": 4.0,
+            "attention_multiplier": HEAD**-0.5,
+            "embedding_multiplier": 3.0,
+        },
+        base=GPT,
+        tested=False,
+    ),
+    Family(
+        "Gemma 3n",
+        "Gemma3nTextConfig",
+        True,
+        {
+            "sliding_window": WINDOW,
+            "num_hidden_layers": 4,
+            "layer_types": MIXED * 2,
+            "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": 18,
+            "laurel_rank": 8,
+            "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0],
+            "final_logit_softcapping": 2.0,
+            "altup_num_inputs": 2,
+        },
+        tested=False,
+    ),
+    Family(
+        "Llama 4",
+        "Llama4TextConfig",
+        False,
+        {
+            "intermediate_size_mlp": 128,
+            "num_experts_per_tok": 1,
+            "num_local_experts": 4,
+            "interleave_moe_layer_step": 2,
+            "attention_chunk_size": WINDOW,
+            "no_rope_layers": [1, 0],
+            "layer_types": ["chunked_attention", "full_attention"],
+            "floor_scale": 4,
+        },
+        tested=False,
     ),
 )
 

@@ -19,9 +19,9 @@ from rlkit.errors import ModelError
 from rlkit.learner.learner import Learner
 from rlkit.model import packed
 from rlkit.model.load import examine, load_for, load_lm
-from rlkit.model.policy import PolicyModel, prove_logprobs
+from rlkit.model.policy import proven
 from rlkit.model.tiny import make_tiny, make_tokenizer
-from tests.model.families import FAMILIES, make
+from tests.model.families import FAMILIES, GPT, Family, make
 
 pytestmark = pytest.mark.slow
 
@@ -192,8 +192,8 @@ def test_a_teacher_with_another_tokenizer_of_the_same_size_is_refused(
 
 
 def test_a_model_whose_code_does_more_to_its_logits_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proven(load_lm(tiny), "model.path", 1e-3)
     lm = load_lm(tiny)
-    prove_logprobs(PolicyModel(lm), "model.path", 1e-3)
     forward = type(lm).forward
 
     def doubled(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -205,7 +205,7 @@ def test_a_model_whose_code_does_more_to_its_logits_is_refused(tiny: Path, monke
     with pytest.raises(
         ModelError, match=r"log-probabilities of Qwen2ForCausalLM differ from the model's own by .* transforms logits"
     ):
-        prove_logprobs(PolicyModel(lm), "model.path", 1e-3)
+        proven(lm, "model.path", 1e-3)
 
 
 def test_a_model_that_sees_later_tokens_is_refused(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_model_that_sees_later_tokens_is_refused(tmp_path: Path) -> None:
     )
     transformers.BertLMHeadModel(config).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="lets tokens see later ones"):
-        prove_logprobs(PolicyModel(load_lm(tmp_path)), "model.path", 1e-6)
+        proven(load_lm(tmp_path), "model.path", 1e-6)
 
 
 def test_an_attention_that_leaves_out_what_the_model_needs_is_replaced_or_refused(
@@ -260,3 +260,46 @@ def test_only_models_of_one_shape_make_a_soup(small: dict[str, Any], tiny: Path,
                 str(tiny), frozenset({"ref"})
             )
         )
+
+
+def test_randomness_that_only_the_configuration_holds_is_refused_before_training(tmp_path: Path) -> None:
+    """Falcon's layers read their dropout from there at each pass: two passes over one row differed by 2 nats."""
+    falcon = Family(
+        "Falcon",
+        "FalconConfig",
+        True,
+        {"hidden_dropout": 0.1},
+        base={"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+    )
+    path = make(falcon, tmp_path)
+    with pytest.raises(ModelError, match=r"in training mode FalconForCausalLM gives other .*dropout to 0"):
+        proven(load_lm(path), "model.path", 1e-3)
+    proven(load_lm(path), "teacher.path", 1e-3, trained=False)
+
+
+def test_a_routers_threshold_is_not_switched_off_as_noise(tmp_path: Path) -> None:
+    """Phi-MoE's `router_jitter_noise` says which experts count, without training, too; in training mode they are drawn."""
+    phi = Family("Phi-MoE", "PhimoeConfig", False, {"num_local_experts": 4, "num_experts_per_tok": 2}, base=GPT)
+    path = make(phi, tmp_path)
+    proven(load_lm(path), "teacher.path", 1e-4, trained=False)  # it was another model, by 0.5 nats
+    with pytest.raises(ModelError, match="if there is none, it cannot be trained"):
+        proven(load_lm(path), "model.path", 1e-3)
+
+
+def test_a_decoder_that_transformers_does_not_find_is_found(tmp_path: Path) -> None:
+    proven(load_lm(make(next(f for f in FAMILIES if f.name == "Llama 4"), tmp_path)), "model.path", 1e-4)
+
+
+def test_attention_that_names_its_mask_is_asked_too(tmp_path: Path) -> None:
+    """Doge hands its mask over by name: the question what torch's attention would pass over ended in a TypeError."""
+    _, why = load_for(make(Family("Doge", "DogeConfig", False), tmp_path), torch.float32, None)
+    assert why is None or "its own code" in why
+
+
+def test_a_model_that_keeps_its_own_attention_is_not_called_packed(tmp_path: Path) -> None:
+    packed.register()
+    rwkv = Family(
+        "RWKV", "RwkvConfig", False, {"hidden_size": 64, "num_hidden_layers": 2, "context_length": 64}, base={}
+    )
+    _, why = load_for(make(rwkv, tmp_path), torch.float32, packed.NAME)
+    assert why == "this model's code takes no attention but its own"
