@@ -206,6 +206,9 @@ FAMILIES = (
             "ssm_out_multiplier": 0.6,
         },
         base=GPT,
+        lora={  # PEFT refuses the others of such a model: out_proj and conv1d
+            "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "gate_proj", "up_proj", "down_proj"]
+        },
         tested=False,
     ),
     Family(
@@ -263,6 +266,45 @@ FAMILIES = (
         },
         tested=False,
     ),
+    Family(
+        "Gemma 4",
+        "Gemma4TextConfig",
+        True,
+        {
+            "sliding_window": WINDOW,
+            "num_hidden_layers": 4,
+            "layer_types": MIXED * 2,
+            "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": 18,
+            "final_logit_softcapping": 2.0,
+            "per_layer_config": {},
+        },
+        tested=False,
+    ),
+    Family(
+        "GLM-4.5",
+        "Glm4MoeConfig",
+        False,
+        {
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 64,
+            "n_shared_experts": 1,
+            "use_qk_norm": True,
+            "routed_scaling_factor": 2.5,
+            "first_k_dense_replace": 1,
+        },
+        tested=False,
+    ),
+    Family("Ernie 4.5", "Ernie4_5Config", True, tested=False),
+    Family("EXAONE 4", "Exaone4Config", False, {"sliding_window": WINDOW, "layer_types": MIXED}, tested=False),
+    Family("Seed-OSS", "SeedOssConfig", False, {"attention_bias": True, "residual_dropout": 0.1}, tested=False),
+    Family("Hunyuan", "HunYuanDenseV1Config", True, tested=False),
+    Family("OLMo 3", "Olmo3Config", False, {"sliding_window": WINDOW, "layer_types": MIXED}, base=GPT, tested=False),
+    Family("Nemotron", "NemotronConfig", False, base=GPT, tested=False),
+    Family("Apertus", "ApertusConfig", False, tested=False),
+    Family("Phi-2", "PhiConfig", False, {"resid_pdrop": 0.1, "num_key_value_heads": 4}, base=GPT, tested=False),
 )
 
 
