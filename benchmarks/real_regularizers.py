@@ -1,10 +1,11 @@
-"""What a regularizer does to a real model: KL strengths and divergences on harder word problems, and what is forgotten elsewhere.
+"""What a regularizer does to a real model: KL strengths and divergences on word problems, and what is forgotten elsewhere.
 
     python benchmarks/real_regularizers.py                       # continues where it stopped; --fresh starts again
-    python benchmarks/real_regularizers.py --runs "none" "reverse 0.05" --steps 24
+    python benchmarks/real_regularizers.py --runs "none" "reverse 0.05" --seeds 3
 
-SmolLM2-135M-Instruct, `configs/real.yaml` with problems of one and two steps and numbers up to 99. Held out are 150 problems that no training row
-has: 50 like those of training, 50 in wordings that no training row has, 50 with numbers ten times as large. Columns:
+SmolLM2-135M-Instruct, `configs/real.yaml` without its KL. Held out are 150 problems that no training row has: 50 like those of training, 50 in
+wordings that no training row has, 50 with numbers ten times as large. (This model solves none of 70 problems with numbers up to 99 and one of
+150 with two steps: there is nothing to reinforce, and twelve steps changed nothing.) Columns:
 
 * form: share of responses that state a result (their last number is not one of the problem's, or is right); sums: how many of those are right.
 * capitals: share of responses that name the capital of a country, 40 countries, 4 responses each: what the run did not train.
@@ -107,11 +108,10 @@ def work(name: str, seed: int, steps: int) -> report.Row:
                 f"out={folder}",
                 f"seed={seed}",
                 f"steps={steps}",
-                "data.task={type: WordProblems, levels: [2, 3], transfer: true}",
+                "data.task={type: WordProblems, transfer: true}",
                 "data.test_size=150",
                 "data.refill=false",
                 f"objective=[{', '.join(t for t in terms if t)}]",
-                "sampling.max_tokens=32",
                 f"eval={{every: {steps}, prompts: 150}}",
                 "log={tensorboard: false, rollouts: 150}",
                 "checkpoint.every=0",
@@ -187,7 +187,7 @@ def write(rows: Sequence[report.Row]) -> None:
 
 def main() -> None:
     p = report.arguments(__doc__, RUNS, seeds=1)
-    p.add_argument("--steps", type=int, default=32)
+    p.add_argument("--steps", type=int, default=12)
     a = p.parse_args()
     if a.worker:
         print(json.dumps(work(a.worker[0], int(a.worker[1]), a.steps)))
