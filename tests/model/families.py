@@ -52,7 +52,7 @@ class Family:
     options: Mapping[str, Any] = field(default_factory=dict)
     base: Mapping[str, Any] = field(default_factory=lambda: BASE)
     lora: Mapping[str, Any] = field(default_factory=lambda: {"target_modules": "all-linear"})
-    tested: bool = True  # by the test of the table, which has no time for all of them
+    tested: bool = True  # by tests of all families, which have no time for more
 
 
 FAMILIES = (
