@@ -38,7 +38,7 @@ COMMANDS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_example(name: str, tmp_path: Path) -> None:
     done = subprocess.run([*COMMANDS[name], f"out={tmp_path}"], capture_output=True, text=True, timeout=200)

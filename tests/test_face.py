@@ -61,7 +61,7 @@ def test_importing_it_imports_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
 
 
-@pytest.mark.slow
+@pytest.mark.slow(70)
 def test_a_type_checker_knows_what_comes_back(tmp_path: Path) -> None:
     (tmp_path / "use.py").write_text(USE)
     said, problems, _ = api.run(
