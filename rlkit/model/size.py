@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rlkit.model.export import numel
+from rlkit.model.policy import decoder_of
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 ROUTED = ("num_experts_per_tok", "top_k_experts", "moe_top_k", "moe_topk", "num_experts_per_token")
@@ -15,7 +16,7 @@ ROUTED = ("num_experts_per_tok", "top_k_experts", "moe_top_k", "moe_topk", "num_
 
 def outputs(lm: Any) -> int:
     """Numbers that the linear layers of the decoder make of one token: of experts, those that it is routed to."""
-    config, decoder = lm.config.get_text_config(), lm.get_decoder()
+    config, decoder = lm.config.get_text_config(), decoder_of(lm)
     experts, routed = routing(config)
     total = 0.0
     for name, module in decoder.named_modules():

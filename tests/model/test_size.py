@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DeepseekV3Config, GPT2Config, LlamaConfig, MixtralConfig, Qwen3MoeConfig
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    GPT2Config,
+    Llama4TextConfig,
+    LlamaConfig,
+    MixtralConfig,
+    Qwen3MoeConfig,
+)
 
 from rlkit.model.size import outputs, passed_over, routing
 
@@ -30,6 +38,13 @@ def test_a_plain_and_a_gated_mlp() -> None:
     gated = on_meta(LlamaConfig(**SMALL, intermediate_size=96))
     assert outputs(gated) == 3 * (64 + 2 * 32 + 64 + 2 * 96 + 64)
     assert routing(gated.config) == (1, 1)
+
+
+def test_the_output_layer_is_not_counted_wherever_the_decoder_is() -> None:
+    """transformers gives the whole model as Llama 4's decoder."""
+    some = {"intermediate_size": 32, "intermediate_size_mlp": 96, "num_local_experts": 4, "head_dim": 16}
+    counted = [outputs(on_meta(Llama4TextConfig(**{**SMALL, "vocab_size": v}, **some))) for v in (50, 500)]
+    assert counted[0] == counted[1]
 
 
 def test_of_experts_a_token_passes_some() -> None:
