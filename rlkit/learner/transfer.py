@@ -177,12 +177,14 @@ class Sender:
 
         It is not raised: this rank and its weights are as good as before.
         """
-        if meeting.backend == "ipc":
-            return self._send_together(source, client, meeting)
-        if self.rank:  # vLLM's trainers ask no more of it
+        if self.rank and meeting.backend != "ipc":  # vLLM's trainers ask no more of it
             for _ in source:
                 pass
             return None
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # what sends has streams of its own, which do not wait for the update before
+        if meeting.backend == "ipc":
+            return self._send_together(source, client, meeting)
         done: Future[None] = Future()
 
         def work() -> None:
@@ -192,8 +194,6 @@ class Sender:
             except BaseException as error:  # as a sentence for whoever waits
                 done.set_exception(error)
 
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # what sends has streams of its own, which do not wait for the update before
         # A thread, because NCCL waits for ever for a device that is gone.
         threading.Thread(target=work, name="send-weights", daemon=True).start()
         end = time.monotonic() + meeting.timeout
@@ -213,8 +213,6 @@ class Sender:
 
         So ranks have no time-out of their own here. They wait for each other as in every collective, and for engines rank 0's client does.
         """
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
         going = _Going(client, meeting.timeout)
         self._send(source, going, meeting)
         if going.failure is not None:

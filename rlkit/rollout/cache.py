@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,16 @@ def argument(lm: Any) -> str:
     return "cache_params" if "cache_params" in inspect.signature(base.forward).parameters else "past_key_values"
 
 
+def left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Tokens and attention mask, ``[rows, longest]``, padded on the left: all rows continue at the same place."""
+    width = max(map(len, rows))
+    ids, mask = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(2))
+    for i, row in enumerate(rows):
+        ids[i, width - len(row) :] = torch.tensor(row)
+        mask[i, width - len(row) :] = 1
+    return ids, mask
+
+
 def prove_cache(lm: Any, make: Callable[[Any], Any] = make_cache) -> None:
     """Reads two rows of different lengths side by side, lets rows come and go, reads on token by token, and holds it all against single
     passes over each row. Windows of attention are short meanwhile.
@@ -52,12 +62,6 @@ def prove_cache(lm: Any, make: Callable[[Any], Any] = make_cache) -> None:
     ids, name = probe_tokens(lm, 16).tolist(), type(lm).__name__
     rows, gaps = [ids[:3], ids[3:11]], list[float]()
 
-    def on(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-        width = max(map(len, rows))
-        padded = [[0] * (width - len(row)) + row for row in rows]
-        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-        return torch.tensor(padded, device=lm.device), torch.tensor(mask, device=lm.device)
-
     def compare(logits: Tensor) -> None:
         for row, one in zip(rows, logits[:, -1].float().log_softmax(-1), strict=True):
             whole = lm(input_ids=torch.tensor([row], device=lm.device), use_cache=False).logits[0, -1].float()
@@ -67,14 +71,14 @@ def prove_cache(lm: Any, make: Callable[[Any], Any] = make_cache) -> None:
     with torch.no_grad(), short_windows(lm):
         cache, key = make(lm.config), argument(lm)
         try:
-            tokens, mask = on(rows)
+            tokens, mask = (x.to(lm.device) for x in left_padded(rows))
             position = (mask.cumsum(1) - 1).clamp(min=0)
             out = lm(input_ids=tokens, attention_mask=mask, position_ids=position, use_cache=True, **{key: cache})
             compare(out.logits)
             for kept, new in (([1, 0, 1], ids[11:14]), ([0, 2], ids[14:16]), ([1, 0], ids[:2])):
                 cache.batch_select_indices(torch.tensor(kept, device=lm.device))
                 rows = [[*rows[k], token] for k, token in zip(kept, new, strict=True)]
-                tokens, mask = on(rows)
+                tokens, mask = (x.to(lm.device) for x in left_padded(rows))
                 position = mask.sum(1, keepdim=True) - 1
                 out = lm(
                     input_ids=tokens[:, -1:], attention_mask=mask, position_ids=position, use_cache=True, **{key: cache}

@@ -30,7 +30,7 @@ from rlkit.model.load import load_for, load_tokenizer
 from rlkit.model.policy import PolicyModel, evaluate_new
 from rlkit.objective.full_vocab import TopK
 from rlkit.record.memory import release
-from rlkit.rollout.cache import argument, make_cache, prove_cache
+from rlkit.rollout.cache import argument, left_padded, make_cache, prove_cache
 from rlkit.rollout.draw import sample
 from rlkit.rollout.engine import Engine, EngineSetup, EngineSpec, Pending, UpdateMode, check_length, request_seed
 from rlkit.types import Batch, Finish, Prompt, Rollout, Sampling
@@ -73,16 +73,6 @@ def _batches(requests: Sequence[_Request]) -> list[list[_Request]]:
         out[-1].append(r)
         rows, last = rows + r.n, kind
     return out
-
-
-def _left_padded(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-    """Tokens and attention mask, ``[prompts, longest]``, padded on the left: all rows continue at the same place."""
-    width = max(len(p.token_ids) for p in prompts)
-    ids, mask = (torch.zeros(len(prompts), width, dtype=torch.long) for _ in range(2))
-    for i, p in enumerate(prompts):
-        ids[i, width - len(p.token_ids) :] = torch.tensor(p.token_ids)
-        mask[i, width - len(p.token_ids) :] = 1
-    return ids, mask
 
 
 class HFEngine(Engine):
@@ -170,7 +160,7 @@ class HFEngine(Engine):
         sampling, version, device = batch[0].sampling, self.version, self.device
         owner = torch.tensor([i for i, r in enumerate(batch) for _ in range(r.n)], device=device)
         chance = self._chances(batch).to(device)  # [R, max_tokens]
-        ids, mask = (x.to(device) for x in _left_padded([r.prompt for r in batch]))
+        ids, mask = (x.to(device) for x in left_padded([r.prompt.token_ids for r in batch]))
         position = (mask.cumsum(1) - 1).clamp(min=0)
         cache = self._cache(len(batch))
         kept = {argument(self.lm): cache}

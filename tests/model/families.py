@@ -40,6 +40,14 @@ LINEAR = {
     "linear_num_value_heads": 4,
     "layer_types": ["linear_attention", "full_attention"],
 }
+PER_LAYER = {  # embeddings of each layer's own, and layers that share keys and values
+    "sliding_window": WINDOW,
+    "num_hidden_layers": 4,
+    "layer_types": MIXED * 2,
+    "num_kv_shared_layers": 2,
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": 18,
+}
 
 
 @dataclass(frozen=True)
@@ -237,12 +245,7 @@ FAMILIES = (
         "Gemma3nTextConfig",
         True,
         {
-            "sliding_window": WINDOW,
-            "num_hidden_layers": 4,
-            "layer_types": MIXED * 2,
-            "num_kv_shared_layers": 2,
-            "hidden_size_per_layer_input": 16,
-            "vocab_size_per_layer_input": 18,
+            **PER_LAYER,
             "laurel_rank": 8,
             "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0],
             "final_logit_softcapping": 2.0,
@@ -271,12 +274,7 @@ FAMILIES = (
         "Gemma4TextConfig",
         True,
         {
-            "sliding_window": WINDOW,
-            "num_hidden_layers": 4,
-            "layer_types": MIXED * 2,
-            "num_kv_shared_layers": 2,
-            "hidden_size_per_layer_input": 16,
-            "vocab_size_per_layer_input": 18,
+            **PER_LAYER,
             "final_logit_softcapping": 2.0,
             "per_layer_config": {},
         },
