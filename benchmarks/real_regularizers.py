@@ -3,9 +3,9 @@
     python benchmarks/real_regularizers.py                       # continues where it stopped; --fresh starts again
     python benchmarks/real_regularizers.py --runs "none" "reverse 0.05" --seeds 3
 
-SmolLM2-135M-Instruct, `configs/real.yaml` without its KL. Held out are 150 problems that no training row has: 50 like those of training, 50 in
-wordings that no training row has, 50 with numbers ten times as large. (This model solves none of 70 problems with numbers up to 99 and one of
-150 with two steps: there is nothing to reinforce, and twelve steps changed nothing.) Columns:
+SmolLM2-135M-Instruct, `configs/real.yaml` without its KL and with `data.refill: false`. Held out are 150 problems that no training row has: 50 like those of training, 50 in
+wordings that no training row has, 50 with numbers ten times as large. (Of 70 problems of level 2, numbers up to 99 and more, this model solves
+none, and of 150 of levels 2 and 3 one: there is nothing to reinforce, and twelve steps changed nothing.) Columns:
 
 * form: share of responses that state a result (their last number is not one of the problem's, or is right); sums: how many of those are right.
 * capitals: share of responses that name the capital of a country, 40 countries, 4 responses each: what the run did not train.
